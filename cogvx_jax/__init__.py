@@ -1,0 +1,1 @@
+"""cogvx_jax: CogVideoX in JAX and Flax."""

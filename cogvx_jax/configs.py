@@ -1,0 +1,137 @@
+"""Frozen configurations of the model's parts. The defaults are CogVideoX-2B."""
+
+import dataclasses
+from typing import Literal
+
+Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
+Kind = Literal["t2v", "i2v"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes and options of the expert transformer. Lengths are in latent units unless said."""
+
+    layers: int = 30
+    heads: int = 30  # A
+    head_dim: int = 64  # K
+    in_channels: int = 16  # 32 where image latents are concatenated
+    out_channels: int = 16  # C
+    patch: int = 2  # in height and width
+    patch_t: int | None = None  # in time; None: per frame, as a convolution in the checkpoint
+    text_dim: int = 4096  # width of the text encoder
+    text_length: int = 226  # L
+    time_dim: int = 512
+    ofs_dim: int | None = None  # width of the `ofs` embedding of 1.5-I2V
+    position: Position = "sincos"
+    sample_height: int = 60  # native size; the position tables are anchored to it
+    sample_width: int = 90
+    sample_frames: int = 49  # pixel frames
+    temporal_compression: int = 4
+    spatial_interpolation: float = 1.875  # sincos only
+    temporal_interpolation: float = 1.0
+    norm_eps: float = 1e-5  # q/k norms have their own, 1e-6
+    dtype: str = "float32"  # of activations; norms, softmax and the time embedding stay float32
+    remat: bool = False  # recompute each block in the backward pass
+
+    @property
+    def width(self) -> int:  # D
+        return self.heads * self.head_dim
+
+    @property
+    def mlp(self) -> int:  # M
+        return 4 * self.width
+
+    @property
+    def sample_latent_frames(self) -> int:
+        return (self.sample_frames - 1) // self.temporal_compression + 1
+
+    @property
+    def conditions_on_image(self) -> bool:
+        return self.in_channels == 2 * self.out_channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Sizes of the 3D causal VAE: 8x8 in space for four levels, `temporal_compression` in time."""
+
+    channels: tuple[int, ...] = (128, 256, 256, 512)  # encoder levels, finest first
+    layers: int = 3  # resnets per encoder level; the decoder has one more
+    latent_channels: int = 16
+    groups: int = 32
+    norm_eps: float = 1e-6
+    temporal_compression: int = 4
+    scaling_factor: float = 1.15258426  # model latents = posterior sample * scaling_factor
+    invert_scale_latents: bool = False  # 1.5-I2V divides its image latents instead
+    sample_height: int = 480  # pixels; tiles are half of it
+    sample_width: int = 720
+    # The norms take their statistics over one frame batch, so these two change the result: they
+    # are semantics, not memory knobs. None is the whole clip at once.
+    encode_frames: int | None = 8  # pixel frames per batch, the remainder joins the first
+    decode_frames: int | None = 2  # latent frames per batch
+    dtype: str = "float32"
+
+    @property
+    def spatial_compression(self) -> int:
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def time_levels(self) -> int:
+        """How many of the levels halve (encoder) or double (decoder) time: the first ones."""
+        return self.temporal_compression.bit_length() - 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """Sizes of the T5 v1.1 encoder. The defaults are T5-XXL."""
+
+    layers: int = 24
+    width: int = 4096
+    heads: int = 64
+    head_dim: int = 64
+    mlp: int = 10240
+    vocab: int = 32128
+    buckets: int = 32
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The noise schedule. All five models share these numbers but for `snr_shift`."""
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    snr_shift: float = 3.0  # 2B; 1.0 for the others
+    zero_terminal_snr: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """What `generate` uses where the caller says nothing. Sizes are pixels."""
+
+    height: int = 480
+    width: int = 720
+    num_frames: int = 49
+    fps: int = 8
+    num_inference_steps: int = 50
+    guidance_scale: float = 6.0
+    sampler: Literal["ddim", "dpm"] = "ddim"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Everything about a model but its numbers: a variant is a value of this class."""
+
+    name: str = "CogVideoX-2b"
+    transformer: TransformerConfig = TransformerConfig()
+    vae: VAEConfig = VAEConfig()
+    text_encoder: T5Config = T5Config()
+    schedule: ScheduleConfig = ScheduleConfig()
+    defaults: GenerationDefaults = GenerationDefaults()
+    trained_dtype: str = "float16"
+
+    @property
+    def kind(self) -> Kind:
+        return "i2v" if self.transformer.conditions_on_image else "t2v"

@@ -1,0 +1,203 @@
+"""The 3D causal VAE: pixels (B, F, H, W, 3) in [-1, 1] <-> latents (B, T, h, w, 16).
+
+A clip is worked through in frame batches, first to last. Every causal convolution hands the last
+frames it saw to the next batch, so the cut is invisible to it; the norms take their statistics over
+one batch, so the cut is part of the model (`VAEConfig.encode_frames`, `decode_frames`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cogvx_jax.configs import VAEConfig
+from cogvx_jax.nn.conv import CausalConv, FrameConv, Pointwise
+from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
+
+Cache = dict[str, Any]  # a tree of arrays, one leaf (B, 2, h, w, C) per causal convolution
+
+
+class VAE(nn.Module):
+    """Encoder and decoder of one frame batch; `encode` and `decode` below work through a clip."""
+
+    cfg: VAEConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.cfg)
+        self.decoder = Decoder(self.cfg)
+
+    def encode_batch(self, pixels: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+        """(B, F, H, W, 3) -> posterior mean and log variance (B, T, h, w, 2 * 16), and the cache."""
+        return self.encoder(pixels, cache)
+
+    def decode_batch(self, latents: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+        """(B, T, h, w, 16) -> pixels (B, F, H, W, 3), not clipped, and the cache."""
+        return self.decoder(latents, cache)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Reconstruction from the posterior's mode, in one batch: for `init`."""
+        moments, _ = self.encode_batch(pixels)
+        return self.decode_batch(mode(moments))[0]
+
+
+def encode(vae: VAE, params: Any, pixels: jax.Array, *, encode_batch: Callable | None = None) -> jax.Array:
+    """The posterior of a clip.
+
+    Args:
+      pixels: (B, F, H, W, 3) in [-1, 1]; H and W divisible by 8.
+      encode_batch: (params, pixels, cache) -> (moments, cache), to use instead of the uncompiled one.
+    Returns: mean and log variance along the last axis, (B, T, h, w, 32), float32; see `mode`, `sample`.
+    """
+    run = encode_batch or (lambda p, x, c: vae.apply({"params": p}, x, c, method="encode_batch"))
+    moments, cache = [], None
+    for start, stop in frame_batches(pixels.shape[1], vae.cfg.encode_frames):
+        part, cache = run(params, pixels[:, start:stop], cache)
+        moments.append(part)
+    return jnp.concatenate(moments, axis=1)
+
+
+def decode(vae: VAE, params: Any, latents: jax.Array, *, decode_batch: Callable | None = None) -> jax.Array:
+    """(B, T, h, w, 16), divided by the scaling factor -> pixels (B, F, H, W, 3), not clipped.
+
+    An odd T gives 4T - 3 frames, an even one 4T: the first frame is alone only in an odd count.
+    """
+    return jnp.concatenate(list(decode_stream(vae, params, latents, decode_batch=decode_batch)), axis=1)
+
+
+def decode_stream(
+    vae: VAE, params: Any, latents: jax.Array, *, decode_batch: Callable | None = None
+) -> Iterator[jax.Array]:
+    """Like `decode`, a frame batch of pixels at a time: memory does not grow with the clip."""
+    run = decode_batch or (lambda p, z, c: vae.apply({"params": p}, z, c, method="decode_batch"))
+    cache = None
+    for start, stop in frame_batches(latents.shape[1], vae.cfg.decode_frames):
+        pixels, cache = run(params, latents[:, start:stop], cache)
+        yield pixels
+
+
+def frame_batches(frames: int, size: int | None) -> list[tuple[int, int]]:
+    """(start, stop) of each batch: `size` frames, the remainder added to the first batch."""
+    if size is None:
+        return [(0, frames)]
+    count = max(frames // size, 1)
+    first = frames - (count - 1) * size
+    return [(0, first)] + [(first + i * size, first + (i + 1) * size) for i in range(count - 1)]
+
+
+def mode(moments: jax.Array) -> jax.Array:
+    """The posterior's most likely latents, (..., 32) -> (..., 16)."""
+    return jnp.split(moments, 2, axis=-1)[0]
+
+
+def sample(moments: jax.Array, noise: jax.Array) -> jax.Array:
+    """Latents drawn from the posterior with standard normal `noise`, (..., 32) -> (..., 16)."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    return mean + jnp.exp(0.5 * jnp.clip(logvar, -30, 20)) * noise
+
+
+def kl(moments: jax.Array) -> jax.Array:
+    """KL divergence of the posterior from a standard normal, per element, (..., 32) -> (..., 16)."""
+    mean, logvar = jnp.split(moments, 2, axis=-1)
+    logvar = jnp.clip(logvar, -30, 20)
+    return 0.5 * (jnp.square(mean) + jnp.exp(logvar) - 1 - logvar)
+
+
+class Encoder(nn.Module):
+    """(B, F, H, W, 3) -> (B, T, h, w, 32), coarser by 8x8 in space and 4 in time."""
+
+    cfg: VAEConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+        cfg, caches = self.cfg, _Caches(cache)
+        x = caches.run(CausalConv(cfg.channels[0], cfg.dtype, name="conv_in"), x)
+        for level, channels in enumerate(cfg.channels):
+            for i in range(cfg.layers):
+                x = caches.run(Resnet(cfg, channels, name=f"down_{level}_resnet_{i}"), x)
+            if level < len(cfg.channels) - 1:
+                if level < cfg.time_levels:
+                    x = halve_time(x)
+                x = FrameConv(channels, stride=2, dtype=cfg.dtype, name=f"down_{level}_downsample")(x)
+        for i in range(2):
+            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x)
+        x = nn.silu(GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x))
+        x = caches.run(CausalConv(2 * cfg.latent_channels, cfg.dtype, name="conv_out"), x)
+        return x.astype(jnp.float32), caches.new
+
+
+class Decoder(nn.Module):
+    """(B, T, h, w, 16) -> (B, F, H, W, 3), finer by 8x8 in space and 4 in time."""
+
+    cfg: VAEConfig
+
+    @nn.compact
+    def __call__(self, latents: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+        cfg, caches = self.cfg, _Caches(cache)
+        latents = latents.astype(cfg.dtype)
+        x = caches.run(CausalConv(cfg.channels[-1], cfg.dtype, name="conv_in"), latents)
+        for i in range(2):
+            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x, latents)
+        for level, channels in enumerate(reversed(cfg.channels)):
+            for i in range(cfg.layers + 1):
+                x = caches.run(Resnet(cfg, channels, name=f"up_{level}_resnet_{i}"), x, latents)
+            if level < len(cfg.channels) - 1:
+                # The convolution works frame by frame, so frames are doubled after it, not before.
+                x = FrameConv(channels, upsample=True, dtype=cfg.dtype, name=f"up_{level}_upsample")(x)
+                if level < cfg.time_levels:
+                    x = double_time(x)
+        x = nn.silu(SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x, latents))
+        x = caches.run(CausalConv(3, cfg.dtype, name="conv_out"), x)
+        return x.astype(jnp.float32), caches.new
+
+
+class Resnet(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input; with latents, the norms are spatial."""
+
+    cfg: VAEConfig
+    channels: int
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, latents: jax.Array | None = None, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache]:
+        cfg, caches = self.cfg, _Caches(cache)
+        shortcut = x
+        if x.shape[-1] != self.channels:
+            shortcut = Pointwise(self.channels, cfg.dtype, name="shortcut")(x)
+        for i in (1, 2):
+            if latents is None:
+                x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x)
+            else:
+                x = SpatialNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x, latents)
+            x = caches.run(CausalConv(self.channels, cfg.dtype, name=f"conv{i}"), nn.silu(x))
+        return x + shortcut, caches.new
+
+
+def halve_time(x: jax.Array) -> jax.Array:
+    """Averages pairs of frames; of an odd count the first frame stays alone."""
+    if x.shape[1] == 1:
+        return x
+    first, rest = x[:, : x.shape[1] % 2], x[:, x.shape[1] % 2 :]
+    pairs = rest.reshape(rest.shape[0], -1, 2, *rest.shape[2:])
+    return jnp.concatenate([first, jnp.mean(pairs, axis=2)], axis=1)
+
+
+def double_time(x: jax.Array) -> jax.Array:
+    """Repeats every frame; of an odd count the first frame stays alone."""
+    if x.shape[1] == 1:
+        return x
+    odd = x.shape[1] % 2
+    return jnp.concatenate([x[:, :odd], jnp.repeat(x[:, odd:], 2, axis=1)], axis=1)
+
+
+class _Caches:
+    """Hands each causal part its old cache by name and collects the new ones."""
+
+    def __init__(self, old: Cache | None):
+        self.old, self.new = old, {}
+
+    def run(self, part: nn.Module, *inputs: jax.Array) -> jax.Array:
+        y, self.new[part.name] = part(*inputs, cache=None if self.old is None else self.old[part.name])
+        return y

@@ -1,0 +1,52 @@
+"""Which formulation of an operation runs where: the one place that looks at the platform.
+
+`docs/performance.md` holds the measurements behind the choices. All formulations of one operation
+are equal up to rounding, which `tests/test_formulations.py` checks.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Formulations:
+    """One choice per operation; see `nn.attention` and `nn.conv` for what the names mean."""
+
+    attention: Literal["plain", "chunked"] = "chunked"
+    causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
+    upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
+    spatial_norm: Literal["full", "latent", "by_size"] = "full"
+
+
+PLAIN = Formulations(attention="plain")  # the definitions, for reference
+BY_PLATFORM = {
+    "cpu": Formulations(causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent"),
+    "tpu": Formulations(causal_conv="by_size", upsample_conv="dilated", spatial_norm="by_size"),
+    "gpu": Formulations(spatial_norm="latent"),
+}
+
+_override: contextvars.ContextVar[Formulations | None] = contextvars.ContextVar("formulations", default=None)
+
+
+def formulations() -> Formulations:
+    """The choices for the platform that jax computes on, or those of `using`."""
+    chosen = _override.get()
+    return chosen if chosen is not None else BY_PLATFORM.get(jax.default_backend(), BY_PLATFORM["gpu"])
+
+
+@contextlib.contextmanager
+def using(choice: Formulations) -> Iterator[None]:
+    """Fixes the choices inside the block: for tests, benchmarks, compiling for another platform.
+
+    Functions that are already compiled keep what they were compiled with.
+    """
+    token = _override.set(choice)
+    try:
+        yield
+    finally:
+        _override.reset(token)

@@ -1,0 +1,156 @@
+"""Convolutions of the video VAE, channels-last, each with its equal but faster rewrites.
+
+Shapes: B batch, F frames, H W pixels, C channels. Kernels are (t, h, w, in, out) or (h, w, in, out).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from cogvx_jax.axes import constrain
+from cogvx_jax.nn.backend import formulations
+
+# torch draws convolution weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); this has that variance.
+kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# Above this many pixels a frame, XLA's 3-D convolution loses to three 2-D ones on TPUs.
+TPU_CONV3D_PIXELS = 120 * 180
+
+
+class CausalConv(nn.Module):
+    """3x3x3 convolution that sees no later frame: (B, F, H, W, Ci) -> (B, F, H, W, C).
+
+    Space is padded with zeros. Two earlier frames come from `cache`, or are copies of the first
+    frame. Returns the result and the cache for the frames that follow: the last two frames seen.
+    """
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cache: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(kernel_init, (None, None, None, "conv_in", "conv_out")),
+            (3, 3, 3, x.shape[-1], self.features),
+        )
+        bias = _bias(self, self.features)
+        x = x.astype(self.dtype)
+        before = jnp.repeat(x[:, :1], 2, axis=1) if cache is None else cache.astype(self.dtype)
+        x = jnp.concatenate([before, x], axis=1)
+        y = causal_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return constrain(y, "batch", "frames", "height", "width", None), x[:, -2:]
+
+
+class FrameConv(nn.Module):
+    """3x3 convolution of each frame: (B, F, H, W, Ci) -> (B, F, H', W', C).
+
+    With `stride` 2 one row of zeros is added below and one column to the right, as the reference
+    does; otherwise one on every side. With `upsample` each pixel is first repeated twice each way.
+    """
+
+    features: int
+    stride: int = 1
+    upsample: bool = False
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(kernel_init, (None, None, "conv_in", "conv_out")),
+            (3, 3, x.shape[-1], self.features),
+        )
+        bias = _bias(self, self.features)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.upsample:
+            y = upsample_conv(x, kernel)
+        else:
+            y = per_frame(x, kernel, strides=self.stride, padding=(0 if self.stride == 2 else 1, 1))
+        return constrain(y + bias.astype(self.dtype), "batch", "frames", "height", "width", None)
+
+
+class Pointwise(nn.Module):
+    """1x1x1 convolution: (..., Ci) -> (..., C)."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(kernel_init, ("conv_in", "conv_out")),
+            (x.shape[-1], self.features),
+        )
+        bias = _bias(self, self.features)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """(B, F + 2, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), zeros around each frame."""
+    choice = formulations().causal_conv
+    if choice == "by_size":
+        choice = "conv3d" if x.shape[2] * x.shape[3] <= TPU_CONV3D_PIXELS else "conv2d"
+    if choice == "conv3d":
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+        )
+    frames = x.shape[1] - 2
+    taps = (per_frame(x[:, t : t + frames], kernel[t], padding=(1, 1)) for t in range(3))
+    return functools.reduce(jnp.add, taps)
+
+
+def per_frame(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: tuple[int, int], **dilation) -> jax.Array:
+    """2-D convolution of every frame; `padding` is (before, after) for both height and width."""
+    y = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]),
+        kernel,
+        (strides, strides),
+        (padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        **dilation,
+    )
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Nearest x2 in height and width, then a 3x3 convolution: (B, F, H, W, C) -> (B, F, 2H, 2W, C).
+
+    A repeated pixel meets the sum of the taps that cover it, so the same result comes from smaller
+    convolutions at low resolution: "phase" computes each of the four positions in a 2x2 block with
+    its own 2x2 kernel, "dilated" spreads the input with zeros under one 4x4 kernel.
+    """
+    choice = formulations().upsample_conv
+    if choice == "repeat":
+        return per_frame(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), kernel, padding=(1, 1))
+    if choice == "dilated":
+        # Each input pixel reaches a 2x2 block, then 3x3 around it: a 4x4 kernel, the box of ones
+        # convolved with the taps.
+        flipped = sum(
+            jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in range(2) for j in range(2)
+        )
+        return per_frame(x, flipped, padding=(2, 2), lhs_dilation=(2, 2))
+    # "phase": rows of output 2i + p read input rows i + p - 1 and i + p.
+    rows = [jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])]
+    padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[2:4]
+    phases = []
+    for p in range(2):
+        for q in range(2):
+            taps = rows[p]
+            columns = [jnp.stack([taps[:, 0], taps[:, 1] + taps[:, 2]], axis=1),
+                       jnp.stack([taps[:, 0] + taps[:, 1], taps[:, 2]], axis=1)][q]
+            window = padded[:, :, p : p + height + 1, q : q + width + 1]
+            phases.append(per_frame(window, columns, padding=(0, 0)))
+    y = jnp.stack(phases, axis=-2).reshape(*x.shape[:4], 2, 2, kernel.shape[-1])  # (B, F, H, W, 2, 2, C)
+    return y.transpose(0, 1, 2, 4, 3, 5, 6).reshape(*x.shape[:2], 2 * height, 2 * width, -1)
+
+
+def _bias(module: nn.Module, features: int) -> jax.Array:
+    return module.param(
+        "bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("conv_out",)), (features,)
+    )
