@@ -1,1 +1,16 @@
-"""cogvx_jax: CogVideoX in JAX and Flax."""
+"""cogvx_jax: CogVideoX in JAX and Flax.
+
+    import cogvx_jax as cx
+    model = cx.load("tiny")
+    cx.generate(model, "a red circle moves right on a white background").save("out.mp4")
+
+Below this layer everything is functions on arrays and Flax modules: `cogvx_jax.models`,
+`cogvx_jax.diffusion`, `cogvx_jax.convert`.
+"""
+
+from cogvx_jax.data.video import Video
+from cogvx_jax.pipelines.generate import generate
+from cogvx_jax.pipelines.model import Model, load, load_spec
+
+__version__ = "0.1.0"
+__all__ = ["Model", "Video", "generate", "load", "load_spec"]

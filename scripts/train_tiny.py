@@ -1,25 +1,83 @@
-"""Trains the `tiny` model from nothing: first the VAE, then text encoder and transformer together."""
+"""Trains the `tiny` model from nothing: the VAE, then text encoder and transformer together.
 
+    python -m cogvx_jax.scripts.train_tiny --folder runs/tiny
+
+Every stage resumes from its newest checkpoint; a finished stage is skipped. The result is written
+to FOLDER/model in the published layout, with the model card.
+"""
+
+import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import linen as nn
 
-from cogvx_jax.configs import VAEConfig
+from cogvx_jax.configs import (
+    GenerationDefaults,
+    ModelSpec,
+    ScheduleConfig,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
 from cogvx_jax.data import shapes
+from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
 from cogvx_jax.train import optim
 from cogvx_jax.train.loop import fit
 
 VAE = VAEConfig(channels=(16, 24, 32, 64), layers=1, groups=8, sample_height=64, sample_width=64)
 # Random crops first, four times cheaper a clip, then whole clips, whose norms see the real statistics.
 VAE_STAGES = ((2600, 4, 32), (500, 2, 64))  # updates, clips, pixels
+VAE_RATE = 2e-3
+
+TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
+TRANSFORMER = TransformerConfig(
+    layers=6,
+    heads=6,
+    head_dim=32,
+    text_dim=TEXT.width,
+    time_dim=128,
+    position="rope",
+    sample_height=8,
+    sample_width=8,
+    sample_frames=shapes.FRAMES,
+)
+SCHEDULE = ScheduleConfig(snr_shift=1.0)
+CLIPS = 6048  # four of every training scene
+BATCH = 32
+STEPS = 7000
+RATE = 1e-3
+TEXT_DROPOUT = 0.1  # of captions replaced by the empty one: what guidance steers away from
+# Captions have at most 24 tokens, the model 226: most updates see the short form, at a third of the
+# cost, and enough see the long one to learn that padding says nothing.
+SHORT, LONG_EVERY, LONG_TAIL = 24, 8, 400
+
+
+def main(folder: Path = Path("runs/tiny"), steps: int = STEPS) -> None:
+    """Trains what is not yet trained below `folder` and writes the model.
+
+    Args:
+      folder: where checkpoints, logs, cached latents and the result go.
+      steps: updates of the text encoder and transformer.
+    """
+    vae_params = train_vae(folder / "vae")
+    latents, scale = encode_clips(folder, vae_params)
+    build_tokenizer(folder / "tokenizer", TRANSFORMER.text_length)
+    params = train_transformer(folder / "transformer", latents, folder / "tokenizer", steps)
+    write_model(folder, params | {"vae": vae_params}, scale, steps)
 
 
 def train_vae(folder: Path):
+    """The VAE's averaged parameters."""
     vae = vaes.VAE(VAE)
     params = nn.unbox(vae.init(jax.random.key(0), jnp.zeros((1, 9, 32, 32, 3))))["params"]
     scenes, _ = shapes.split()
@@ -30,10 +88,9 @@ def train_vae(folder: Path):
         _, count, size = VAE_STAGES[0] if step < VAE_STAGES[0][0] else VAE_STAGES[1]
         return np.stack([crop(shapes.draw(scenes[rng.integers(len(scenes))], rng), size, rng) for _ in range(count)])
 
-    state = fit(
-        params, batches, functools.partial(vae_loss, vae), optim.adamw(2e-3, total), steps=total, folder=folder, seed=0, decay=0.99
-    )
-    return state.average
+    loss = functools.partial(vae_loss, vae)
+    tx = optim.adamw(VAE_RATE, total)
+    return fit(params, batches, loss, tx, steps=total, folder=folder, seed=0, decay=0.99).average
 
 
 def vae_loss(vae: vaes.VAE, params, pixels: jax.Array, key: jax.Array) -> jax.Array:
@@ -51,5 +108,101 @@ def crop(clip: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     return clip[:, top : top + size, left : left + size]
 
 
+def encode_clips(folder: Path, vae_params) -> tuple[np.ndarray, float]:
+    """Posteriors of CLIPS drawn clips, clip i showing training scene i mod their number.
+
+    Returns: (CLIPS, T, h, w, 32), and the scaling factor that gives samples a standard deviation of 1.
+    """
+    cache = folder / "latents.npy"
+    if not cache.exists():
+        vae = vaes.VAE(VAE)
+        encode = jax.jit(lambda p, x: vaes.encode(vae, p, x.astype(jnp.float32) / 127.5 - 1))
+        scenes, _ = shapes.split()
+        moments = []
+        for start in range(0, CLIPS, 16):
+            clips = [shapes.draw(scenes[i % len(scenes)], np.random.default_rng((2, i))) for i in range(start, start + 16)]
+            moments.append(np.asarray(encode(vae_params, np.stack(clips))))
+        np.save(cache.with_suffix(".part.npy"), np.concatenate(moments))
+        cache.with_suffix(".part.npy").rename(cache)
+    moments = np.load(cache)
+    mean, logvar = np.split(moments, 2, axis=-1)
+    return moments, float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))
+
+
+def train_transformer(folder: Path, moments: np.ndarray, tokenizer_folder: Path, steps: int):
+    """Text encoder and transformer, trained together: {"text_encoder": ..., "transformer": ...}."""
+    from transformers import T5Tokenizer
+
+    tokenizer = T5Tokenizer.from_pretrained(tokenizer_folder)
+    mean, logvar = np.split(moments, 2, axis=-1)
+    scale = 1 / np.sqrt(mean.var() + np.exp(logvar).mean())
+    scenes, _ = shapes.split()
+    text_encoder, transformer = T5Encoder(TEXT), Transformer(TRANSFORMER)
+    keys = jax.random.split(jax.random.key(3))
+    ids = jnp.zeros((1, SHORT), jnp.int32)
+    text = jnp.zeros((1, SHORT, TEXT.width))
+    params = {
+        "text_encoder": nn.unbox(text_encoder.init(keys[0], ids))["params"],
+        "transformer": nn.unbox(transformer.init(keys[1], jnp.zeros((1, *mean.shape[1:])), text, jnp.zeros(1)))["params"],
+    }
+
+    def batches(step):
+        rng = np.random.default_rng((4, step))
+        chosen = rng.integers(len(mean), size=BATCH)
+        captions = [
+            "" if rng.random() < TEXT_DROPOUT else shapes.caption(scenes[i % len(scenes)], rng) for i in chosen
+        ]
+        long = step % LONG_EVERY == 0 or step >= steps - LONG_TAIL
+        length = TRANSFORMER.text_length if long else SHORT
+        ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True).input_ids
+        draws = rng.standard_normal((BATCH, *mean.shape[1:]), np.float32)
+        x0 = scale * (mean[chosen] + np.exp(0.5 * logvar[chosen]) * draws)
+        return {"ids": np.asarray(ids, np.int32), "x0": x0.astype(np.float32)}
+
+    alphas_bar = jnp.asarray(schedule.alphas_bar(SCHEDULE), jnp.float32)
+
+    def loss(params, batch, key):
+        noise_key, time_key = jax.random.split(key)
+        x0 = batch["x0"]
+        noise = jax.random.normal(noise_key, x0.shape)
+        # One timestep per stratum of the range, so that each batch sees all of it evenly.
+        strata = jnp.arange(BATCH) + jax.random.uniform(time_key, (BATCH,))
+        t = jnp.floor(strata / BATCH * SCHEDULE.steps).astype(jnp.int32)
+        text = text_encoder.apply({"params": params["text_encoder"]}, batch["ids"])
+        noisy = objective.add_noise(x0, noise, alphas_bar[t])
+        prediction = transformer.apply({"params": params["transformer"]}, noisy, text, t)
+        return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
+
+    tx = optim.adamw(RATE, steps, warmup=200)
+    return fit(params, batches, loss, tx, steps=steps, folder=folder, seed=5).average
+
+
+def write_model(folder: Path, params, scale: float, steps: int) -> None:
+    """FOLDER/model: the published layout, and a card with the curves' summary."""
+    from transformers import T5Tokenizer
+
+    from cogvx_jax.convert import export
+
+    spec = ModelSpec(
+        name="tiny",
+        transformer=TRANSFORMER,
+        vae=dataclasses.replace(VAE, scaling_factor=scale),
+        text_encoder=TEXT,
+        schedule=SCHEDULE,
+        defaults=GenerationDefaults(
+            height=shapes.SIZE,
+            width=shapes.SIZE,
+            num_frames=shapes.FRAMES,
+            fps=shapes.FPS,
+            num_inference_steps=20,
+            guidance_scale=4.0,
+            sampler="ddim",
+        ),
+        trained_dtype="float32",
+    )
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    export(folder / "model", spec, params, tokenizer=tokenizer)
+
+
 if __name__ == "__main__":
-    train_vae(Path("runs/tiny/vae"))
+    tyro.cli(main)

@@ -1,0 +1,272 @@
+"""The command `cogvx`: its verbs are the functions below, their options the functions' arguments."""
+
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cogvx_jax import presets
+from cogvx_jax.configs import ModelSpec
+
+Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
+
+
+def generate(
+    prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None,
+    /,
+    *,
+    out: Path = Path("out.mp4"),
+    model: str = "tiny",
+    prompts_file: Path | None = None,
+    negative_prompt: str = "",
+    image: Path | None = None,
+    video: Path | None = None,
+    strength: float = 0.8,
+    size: Size = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    use_dynamic_cfg: bool = False,
+    sampler: Literal["ddim", "dpm"] | None = None,
+    seed: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    progress: bool = True,
+) -> None:
+    """Makes a video from a prompt, an image or a video. What is None is the model's own.
+
+    Args:
+      prompt: what the video shows.
+      out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
+      model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
+      prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of these
+        options ("out" too); the model is loaded once.
+      negative_prompt: what to steer away from.
+      image: the first frame, for image-to-video models.
+      video: what to start from, for video-to-video.
+      strength: how much of the video is redrawn, above 0 and at most 1.
+      size: height and width in pixels, such as 480x720.
+      frames: 8N+1, for 1.5 models 16N+1.
+      steps: sampling steps.
+      guidance_scale: weight of the prompt; at most 1 turns guidance off.
+      use_dynamic_cfg: vary that weight over the steps, as the authors' demo does.
+      sampler: ddim, or the stochastic dpm.
+      seed: the same seed gives the same video.
+      dtype: to compute in.
+      progress: show a progress bar.
+    """
+    options = {
+        "negative_prompt": negative_prompt,
+        "image": image,
+        "video": video,
+        "strength": strength,
+        "size": size,
+        "frames": frames,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "use_dynamic_cfg": use_dynamic_cfg,
+        "sampler": sampler,
+        "seed": seed,
+    }
+    # What jax and flax need seconds to import comes after the arguments are known to be sound.
+    jobs = read_jobs(prompt, prompts_file, out, options)
+    from cogvx_jax.data.video import check_writable, read_image, read_video
+    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.request import check_request
+
+    spec = load_spec(model)
+    for job in jobs:  # all of them, before the first is begun
+        check_writable(job.out)
+        arguments = job.arguments()
+        del arguments["seed"]
+        if job.image is not None:
+            arguments["image"] = read_image(job.image)
+        if job.video is not None:
+            arguments["video"] = read_video(job.video)[0]
+        check_request(spec, job.prompt, **arguments)
+    loaded = load(model, dtype=dtype)
+    for job in jobs:
+        _run(loaded, job, progress)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make: a line of a prompts file, or the command line itself."""
+
+    prompt: str
+    out: Path
+    negative_prompt: str = ""
+    image: Path | None = None
+    video: Path | None = None
+    strength: float = 0.8
+    size: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    use_dynamic_cfg: bool = False
+    sampler: str | None = None
+    seed: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `cogvx_jax.generate`."""
+        height, width = parse_size(self.size)
+        return {
+            "negative_prompt": self.negative_prompt,
+            "image": self.image,
+            "video": self.video,
+            "strength": self.strength,
+            "height": height,
+            "width": width,
+            "num_frames": self.frames,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "use_dynamic_cfg": self.use_dynamic_cfg,
+            "sampler": self.sampler,
+            "seed": self.seed,
+        }
+
+
+def read_jobs(prompt: str | None, file: Path | None, out: Path, options: dict[str, Any]) -> list[Job]:
+    """The videos to make: one for `prompt`, or one per line of `file`.
+
+    Raises: ValueError naming the line for what cannot be read.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError("give either a prompt or --prompts-file")
+    if file is None:
+        return [Job(prompt=prompt, out=out, **options)]
+    lines = [line.strip() for line in file.read_text().splitlines()]
+    jobs = []
+    known = {field.name for field in dataclasses.fields(Job)}
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        own: dict[str, Any] = {"prompt": line}
+        if line.startswith("{"):
+            try:
+                own = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
+            if "prompt" not in own or not own.keys() <= known:
+                spare = ", ".join(sorted(own.keys() - known)) or "no prompt"
+                raise ValueError(f"{file}, line {number}: {spare}; a line has a prompt and any of {', '.join(sorted(known))}")
+        target = out.with_stem(f"{out.stem}-{len(jobs)}")
+        paths = {k: Path(own[k]) for k in ("out", "image", "video") if own.get(k)}
+        jobs.append(Job(**({"out": target} | options | own | paths)))
+    if not jobs:
+        raise ValueError(f"{file} holds no prompt")
+    return jobs
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Height and width of "480x720"."""
+    if size is None:
+        return None, None
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(p.isdecimal() for p in parts):
+        raise ValueError(f"size must be HEIGHTxWIDTH in pixels, such as 480x720, got {size!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _run(model, job: Job, progress: bool) -> None:
+    """Samples one video, then writes its frames to the file as they are decoded."""
+    from cogvx_jax.data.video import VideoWriter
+    from cogvx_jax.pipelines.generate import generate as sample
+    from cogvx_jax.pipelines.latents import decode_frames
+    from cogvx_jax.pipelines.request import check_request, latent_frames
+
+    began = time.monotonic()
+    arguments = job.arguments()
+    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress)
+    del arguments["seed"]
+    fps = model.spec.defaults.fps
+    if job.video is not None:
+        from cogvx_jax.data.video import read_video
+
+        arguments["video"], source_fps = read_video(job.video)
+        fps = source_fps or fps
+    request = check_request(model.spec, job.prompt, **arguments)
+    padding = latents.shape[1] - latent_frames(model.spec, request.frames)
+    count = 0
+    with VideoWriter(job.out, fps=fps) as writer:
+        for pixels in decode_frames(model, latents, padding):
+            writer.write(pixels)
+            count += len(pixels)
+    size = f"{count} frames of {request.height}x{request.width} at {fps:g} fps"
+    print(f"{job.out}: {size} in {time.monotonic() - began:.1f} s")
+
+
+def info(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "tiny",
+    /,
+    *,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Prints a model's kind, sizes, parameters, memory and native shapes, without loading weights.
+
+    Args:
+      model: as for `generate`.
+      as_json: print JSON.
+    """
+    from cogvx_jax.pipelines.model import load_spec
+
+    facts = describe(load_spec(model))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+
+
+def describe(spec: ModelSpec) -> dict[str, Any]:
+    """What `info` prints; sizes of arrays come from shapes alone."""
+    import math
+
+    from cogvx_jax.convert import expected_shapes
+    from cogvx_jax.pipelines.request import padded_latent_frames
+
+    own, cfg = spec.defaults, spec.transformer
+    counts = {}
+    for component in ("transformer", "vae", "text_encoder"):
+        counts[component] = sum(math.prod(shape) for shape in expected_shapes(spec, component).values())
+    latent = (padded_latent_frames(spec, own.num_frames), own.height // 8, own.width // 8, cfg.out_channels)
+    tokens = math.prod(latent[:3]) // (cfg.patch**2 * (cfg.patch_t or 1))
+    half = counts["transformer"] * 2 + counts["text_encoder"] * 2 + counts["vae"] * 4
+    return {
+        "model": spec.name,
+        "kind": {"t2v": "text to video (and video to video)", "i2v": "image to video"}[spec.kind],
+        "native size": f"{own.height}x{own.width}, {own.num_frames} frames at {own.fps} fps",
+        "sampling": f"{own.num_inference_steps} steps, {own.sampler}, guidance {own.guidance_scale:g}",
+        "latents": "x".join(map(str, latent)),
+        "tokens": f"{tokens:,} video + {cfg.text_length} text",
+        "transformer": f"{cfg.layers} layers, {cfg.heads} heads of {cfg.head_dim}, width {cfg.width}, {cfg.position}",
+        **{f"{name} parameters": f"{count:,}" for name, count in counts.items()},
+        "weights in 16 bit": f"{half / 1e9:.2f} GB (VAE in 32 bit)",
+        "weights in 32 bit": f"{sum(counts.values()) * 4 / 1e9:.2f} GB",
+        "trained in": spec.trained_dtype,
+        "licence": presets.LICENCES.get(spec.name, "see the model's own"),
+    }
+
+
+def main() -> None:
+    """Runs the command line; an error in the input is one sentence on stderr and exit status 2."""
+    warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"generate": generate, "info": info}, prog="cogvx", description="CogVideoX in JAX and Flax."
+        )
+    except (ValueError, OSError) as error:
+        print(f"cogvx: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("cogvx: interrupted; nothing was written", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Images and videos to model latents, and sampled latents back to pixels, a video at a time."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogvx_jax.configs import ModelSpec, VAEConfig
+from cogvx_jax.data.video import to_uint8
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.noise import NoiseSource
+
+
+def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource) -> jax.Array:
+    """Posterior samples of clips (B, F, H, W, 3) in [-1, 1]: (B, T, h, w, 16), not scaled.
+
+    One clip is encoded at a time, so memory does not grow with the batch.
+    """
+    run, params = _encode_batch(model.spec.vae), model.params["vae"]
+    moments = [vaes.encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
+    moments = jnp.concatenate(moments)
+    return vaes.sample(moments, noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels)))
+
+
+def image_condition(
+    model: Model, images: np.ndarray, shape: tuple[int, ...], noise: NoiseSource, scale: float | None = None
+) -> jax.Array:
+    """What an image-to-video model sees beside the noisy latents: the image's latents, then zeros.
+
+    Args:
+      images: (B, H, W, 3) in [-1, 1].
+      shape: of the sampled latents (B, T, h, w, 16). The image stands at latent frame 0, which for
+        1.5 is the padding frame: so was it trained.
+      scale: of the image latents; None is `image_scale` of the model.
+    """
+    scale = image_scale(model.spec) if scale is None else scale
+    first = encode_pixels(model, images[:, None], noise) * scale
+    return jnp.pad(first, ((0, 0), (0, shape[1] - 1), (0, 0), (0, 0), (0, 0)))
+
+
+def image_scale(spec: ModelSpec) -> float:
+    """The factor of image latents as diffusers has it: 1.5-I2V divides by the scaling factor.
+
+    The authors' own sampling script uses 1.0 there, their trainer the scaling factor.
+    """
+    factor = spec.vae.scaling_factor
+    return 1 / factor if spec.vae.invert_scale_latents else factor
+
+
+def video_latents(model: Model, pixels: np.ndarray, frames: int, noise: NoiseSource) -> jax.Array:
+    """Scaled latents of clips (B, F, H, W, 3) in [-1, 1], (B, `frames`, h, w, 16).
+
+    Where patches of two frames need one more, the first is repeated at the front, as in training.
+    """
+    latents = encode_pixels(model, pixels, noise) * model.spec.vae.scaling_factor
+    extra = frames - latents.shape[1]
+    return jnp.concatenate([jnp.repeat(latents[:, :1], extra, axis=1), latents], axis=1)
+
+
+def decode_frames(model: Model, latents: jax.Array, padding: int = 0) -> Iterator[np.ndarray]:
+    """Pixel frames of one video, (F', H, W, 3) uint8 at a time, first to last.
+
+    Memory does not grow with the clip's length.
+
+    Args:
+      latents: (1, T, h, w, 16) as sampled.
+      padding: latent frames to drop from the front.
+    """
+    run, params = _decode_batch(model.spec.vae), model.params["vae"]
+    latents = jnp.asarray(latents)[:, padding:] / model.spec.vae.scaling_factor
+    for pixels in vaes.decode_stream(model.vae, params, latents, decode_batch=run):
+        yield to_uint8(np.asarray(pixels[0]))
+
+
+@functools.lru_cache
+def _encode_batch(cfg: VAEConfig):
+    vae = vaes.VAE(cfg)
+    return jax.jit(lambda p, x, cache: vae.apply({"params": p}, x, cache, method="encode_batch"))
+
+
+@functools.lru_cache
+def _decode_batch(cfg: VAEConfig):
+    vae = vaes.VAE(cfg)
+    return jax.jit(lambda p, z, cache: vae.apply({"params": p}, z, cache, method="decode_batch"), donate_argnums=2)

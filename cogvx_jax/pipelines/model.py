@@ -1,0 +1,156 @@
+"""A model ready to use: its spec, its parameters and its tokenizer; and how to load one."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cogvx_jax import presets
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert import load_params, read_spec
+from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.models.vae import VAE
+from cogvx_jax.cache import enable_compilation_cache
+from cogvx_jax.sharding import place
+
+COMPONENTS = ("transformer", "vae", "text_encoder")
+DTYPES = ("float32", "bfloat16", "float16")
+TINY = Path(__file__).parents[1] / "assets" / "tiny"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """What `load` gives and `generate` takes.
+
+    spec: frozen configurations, their `dtype` the one to compute in.
+    params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays.
+    tokenizer: a `transformers` tokenizer for the text encoder.
+    """
+
+    spec: ModelSpec
+    params: dict[str, Any]
+    tokenizer: Any
+
+    @property
+    def transformer(self) -> Transformer:
+        return Transformer(self.spec.transformer)
+
+    @property
+    def vae(self) -> VAE:
+        return VAE(self.spec.vae)
+
+    @property
+    def text_encoder(self) -> T5Encoder:
+        return T5Encoder(self.spec.text_encoder)
+
+    def __repr__(self) -> str:
+        return f"Model({self.spec.name!r}, {self.spec.kind}, {self.spec.transformer.dtype})"
+
+
+def load(source: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Model:
+    """Loads a model.
+
+    Args:
+      source: "tiny", which ships with the package; a folder in the published (diffusers) layout; a
+        hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
+      mesh: where to put the parameters, by the rules of `cogvx_jax.sharding`; None is the default device.
+      dtype: of parameters and activations. None is the one the checkpoint was trained in on an
+        accelerator and float32 on CPU. The VAE's parameters stay float32.
+    Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
+      does not fit (every problem listed); FileNotFoundError for missing files.
+    """
+    enable_compilation_cache()
+    folder = resolve(source)
+    spec = with_dtype(read_spec(folder), dtype)
+    params = {name: load_params(folder, spec, name, parameter_dtype(spec, name)) for name in COMPONENTS}
+    return Model(spec=spec, params=place(params, mesh), tokenizer=load_tokenizer(folder, spec))
+
+
+def load_spec(source: str | os.PathLike) -> ModelSpec:
+    """The spec alone: no weights are read or fetched, and presets need no files at all."""
+    name = str(source)
+    preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
+    return presets.PRESETS[preset] if preset in presets.PRESETS else read_spec(resolve(source, weights=False))
+
+
+def with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
+    """`spec` computing in `dtype`; see `load`."""
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else spec.trained_dtype
+    dtype = str(np.dtype(dtype)) if dtype in ("float", "single", "half") else str(getattr(dtype, "__name__", dtype))
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; the known ones are {', '.join(DTYPES)}")
+    if dtype == "float16" and spec.trained_dtype == "bfloat16":
+        raise ValueError(f"{spec.name} was trained in bfloat16 and overflows in float16; use bfloat16 or float32")
+    return dataclasses.replace(
+        spec,
+        transformer=dataclasses.replace(spec.transformer, dtype=dtype),
+        vae=dataclasses.replace(spec.vae, dtype=dtype),
+        # T5 overflows in float16, so its states are computed in float32 there.
+        text_encoder=dataclasses.replace(spec.text_encoder, dtype="float32" if dtype == "float16" else dtype),
+    )
+
+
+def parameter_dtype(spec: ModelSpec, component: str) -> str:
+    """What a component's parameters are held in: the compute type, but float32 for the VAE."""
+    return "float32" if component == "vae" else getattr(spec, component).dtype
+
+
+def resolve(source: str | os.PathLike, *, weights: bool = True) -> Path:
+    """The folder a source stands for; a hub id is fetched into the hub's cache, needed files only.
+
+    Raises: ValueError for a name that is neither a folder nor known; FileNotFoundError for a
+      path without a model; OSError where the hub cannot give the files.
+    """
+    name = os.fspath(source)
+    if name == "tiny":
+        return TINY
+    if Path(name).is_dir():
+        if not (Path(name) / "model_index.json").is_file():
+            raise FileNotFoundError(f"{name} has no model_index.json: it is not a folder in the published layout")
+        return Path(name)
+    hub = presets.HUB.get(name, name)
+    looks_local = name.startswith((".", "/", "~")) or name.endswith(os.sep)
+    if looks_local:
+        raise FileNotFoundError(f"there is no folder {name}")
+    if hub.count("/") != 1:
+        known = ", ".join(["tiny", *presets.PRESETS])
+        raise ValueError(f"unknown model {name!r}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b")
+    return _fetch(hub, weights)
+
+
+def load_tokenizer(folder: Path, spec: ModelSpec):
+    """The tokenizer of a checkpoint, from `tokenizer.json` or the published `spiece.model`."""
+    # Imported late, as the import takes seconds; its advice about torch is not for us.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import T5Tokenizer
+
+    path = folder / "tokenizer"
+    if not any((path / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise FileNotFoundError(f"{path} has neither tokenizer.json nor spiece.model")
+    tokenizer = T5Tokenizer.from_pretrained(path)
+    if len(tokenizer) > spec.text_encoder.vocab:
+        raise ValueError(
+            f"{path} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "
+            "they are not of one model"
+        )
+    return tokenizer
+
+
+def _fetch(hub: str, weights: bool) -> Path:
+    import huggingface_hub
+
+    patterns = ["model_index.json", "generation.json", "*/*.json"]
+    if weights:
+        patterns += [f"{c}/*.safetensors" for c in COMPONENTS] + ["tokenizer/*"]
+    try:
+        return Path(huggingface_hub.snapshot_download(hub, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds, httpx's among them
+        raise OSError(
+            f"could not get {hub} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "check the name and the connection, or give a folder"
+        ) from error

@@ -1,0 +1,41 @@
+"""Prompts to text states: tokenizer, then the T5 encoder, padded to the model's text length."""
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogvx_jax.configs import T5Config
+from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.pipelines.model import Model
+
+
+def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
+    """Token ids (B, L) int32, padded or cut to the model's text length; warns of what is cut."""
+    length = model.spec.transformer.text_length
+    ids = model.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True).input_ids
+    whole = model.tokenizer(list(prompts)).input_ids
+    for prompt, tokens in zip(prompts, whole, strict=True):
+        if len(tokens) > length:
+            # The end token keeps its place, so one word piece more than the surplus is lost.
+            cut = model.tokenizer.decode(tokens[length - 1 : -1])
+            warnings.warn(
+                f"the prompt has {len(tokens)} tokens, {model.spec.name} reads {length}; "
+                f"cut from {prompt[:40]!r}...: {cut!r}",
+                stacklevel=3,
+            )
+    return np.asarray(ids, np.int32)
+
+
+def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
+    """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
+    ids = tokenize(model, prompts)
+    return _encode(model.spec.text_encoder)(model.params["text_encoder"], jnp.asarray(ids))
+
+
+@functools.lru_cache
+def _encode(cfg: T5Config):
+    return jax.jit(lambda params, ids: T5Encoder(cfg).apply({"params": params}, ids))

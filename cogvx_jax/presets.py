@@ -1,0 +1,50 @@
+"""The five published models as values. `HUB` says where their weights are, `LICENCES` on what terms."""
+
+from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, TransformerConfig, VAEConfig
+
+_ROPE = TransformerConfig(layers=42, heads=48, position="rope")
+_ROPE_IMAGE = TransformerConfig(layers=42, heads=48, position="rope+learned", in_channels=32)
+# Its sizes are the limits of the positions, not a native size: 2400x2400 pixels.
+_SLICE = dict(layers=42, heads=48, position="rope_slice", patch_t=2, sample_height=300, sample_width=300)
+_SLICE |= dict(sample_frames=81)
+_LARGE = GenerationDefaults(height=768, width=1360, num_frames=81, fps=16, sampler="dpm")
+_NO_SHIFT = ScheduleConfig(snr_shift=1.0)
+
+PRESETS = {
+    "2b": ModelSpec(),
+    "5b": ModelSpec(
+        name="CogVideoX-5b",
+        transformer=_ROPE,
+        vae=VAEConfig(scaling_factor=0.7),
+        schedule=_NO_SHIFT,
+        defaults=GenerationDefaults(sampler="dpm"),
+        trained_dtype="bfloat16",
+    ),
+    "5b-i2v": ModelSpec(
+        name="CogVideoX-5b-I2V",
+        transformer=_ROPE_IMAGE,
+        vae=VAEConfig(scaling_factor=0.7),
+        schedule=_NO_SHIFT,
+        defaults=GenerationDefaults(sampler="dpm"),
+        trained_dtype="bfloat16",
+    ),
+    "1.5-5b": ModelSpec(
+        name="CogVideoX1.5-5B",
+        transformer=TransformerConfig(**_SLICE),
+        vae=VAEConfig(scaling_factor=0.7, invert_scale_latents=True),
+        schedule=_NO_SHIFT,
+        defaults=_LARGE,
+        trained_dtype="bfloat16",
+    ),
+    "1.5-5b-i2v": ModelSpec(
+        name="CogVideoX1.5-5B-I2V",
+        transformer=TransformerConfig(**_SLICE, in_channels=32, ofs_dim=512),
+        vae=VAEConfig(scaling_factor=0.7, invert_scale_latents=True),
+        schedule=_NO_SHIFT,
+        defaults=_LARGE,
+        trained_dtype="bfloat16",
+    ),
+}
+
+HUB = {preset: f"zai-org/{spec.name}" for preset, spec in PRESETS.items()}
+LICENCES = {preset: "Apache-2.0" if preset == "2b" else "CogVideoX LICENSE" for preset in PRESETS}

@@ -1,0 +1,218 @@
+"""Published weights to parameter trees. Every tensor is checked by the headers before any is read."""
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.tables import ALIASES, Parameter, resolve, table
+from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.models.vae import VAE
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+def load_params(
+    folder: str | Path, spec: ModelSpec, component: str, dtype: str | np.dtype = "float32"
+) -> dict[str, Any]:
+    """Reads a component's parameters from a folder of the published layout.
+
+    Stacked blocks are allocated once and filled tensor by tensor from the mapped files, so the host
+    holds one copy of the parameters and one tensor.
+
+    Args:
+      folder: of the model; the weights are in `folder/component`.
+      component: "transformer", "vae" or "text_encoder".
+      dtype: of the result: "float32", "bfloat16", "float16".
+    Returns: nested dict of numpy arrays, what the module's `apply` takes as "params".
+    Raises: ConversionError listing every missing or damaged file, else every missing, spare or
+      misshapen tensor.
+    """
+    parameters = component_parameters(spec, component)
+    checkpoint = Checkpoint(Path(folder) / component)
+    problems = _compare(parameters, checkpoint, ALIASES.get(component, {}))
+    if problems:
+        raise ConversionError(f"{checkpoint.folder} does not hold the {component} of {spec.name}", problems)
+    flat = {}
+    for parameter in parameters:
+        out = np.empty(parameter.shape, dtype)
+        slots = out if parameter.stacked else out[None]
+        for i, key in enumerate(parameter.keys):
+            slots[i] = parameter.change.read(checkpoint.read(key))
+        flat[parameter.path] = out
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
+    """Every parameter of a component with the tensors it is made of."""
+    return resolve(table(spec, component), expected_shapes(spec, component))
+
+
+def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a component's parameters by path, "blocks/mlp/up/kernel"; nothing is computed."""
+    if component == "transformer":
+        cfg = spec.transformer
+        # The smallest input there is: parameters depend on its size only where positions are learned.
+        frames, height, width = cfg.patch_t or 1, cfg.patch, cfg.patch
+        if cfg.position == "rope+learned":
+            frames, height, width = cfg.sample_latent_frames, cfg.sample_height, cfg.sample_width
+        latents, text = (1, frames, height, width, cfg.in_channels), (1, cfg.text_length, cfg.text_dim)
+        module, inputs = Transformer(cfg), [np.broadcast_to(np.float32(0), s) for s in (latents, text, (1,))]
+    elif component == "vae":
+        pixels = (1, 1, spec.vae.spatial_compression, spec.vae.spatial_compression, 3)
+        module, inputs = VAE(spec.vae), [np.zeros(pixels, np.float32)]
+    elif component == "text_encoder":
+        module, inputs = T5Encoder(spec.text_encoder), [np.zeros((1, 1), np.int32)]
+    else:
+        table(spec, component)  # raises
+    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    params = traverse_util.flatten_dict(nn.unbox(variables)["params"], sep="/")
+    return {path: leaf.shape for path, leaf in params.items()}
+
+
+def _compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases: Mapping[str, str]) -> list[str]:
+    problems, known = [], set()
+    wanted = {key: parameter for parameter in parameters for key in parameter.keys}
+    for key, parameter in wanted.items():
+        known.add(key)
+        if key not in found:
+            problems.append(f"missing: {key} {parameter.their_shape}")
+    for key, stored in found.items():
+        parameter = wanted.get(aliases.get(key, key))
+        if parameter is None:
+            problems.append(f"spare: {key} {stored.shape}")
+        elif stored.shape != parameter.their_shape:
+            problems.append(f"misshapen: {key} is {stored.shape}, not {parameter.their_shape}")
+    return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path
+    start: int  # bytes from the start of the file
+
+
+class Checkpoint(collections.abc.Mapping):
+    """The tensors in a component's folder, by key; only `read` touches their numbers.
+
+    Raises: ConversionError listing every missing, truncated or corrupt file.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._tensors: dict[str, Stored] = {}
+        self._maps: dict[Path, np.ndarray] = {}
+        problems: list[str] = []
+        index = self._find_index(problems)
+        for name in dict.fromkeys(index.values()):
+            try:
+                self._tensors |= read_header(self.folder / name)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+                continue
+        if not problems:  # else the tensors of damaged files would all be listed
+            for key, name in index.items():
+                if key is not None and (key not in self._tensors or self._tensors[key].file.name != name):
+                    problems.append(f"{name}: does not hold {key}, which the index says it does")
+            if None not in index:
+                spare = [key for key in self._tensors if key not in index]
+                problems += [f"{self._tensors[key].file.name}: holds {key}, which the index lacks" for key in spare]
+        if problems:
+            raise ConversionError(f"cannot read the weights in {self.folder}", problems)
+
+    def _find_index(self, problems: list[str]) -> dict[str | None, str]:
+        """Key -> file name; one file without an index stands under None."""
+        if not self.folder.is_dir():
+            problems.append("no such folder")
+            return {}
+        for stem in dict.fromkeys(STEMS.values()):
+            path = self.folder / f"{stem}.safetensors.index.json"
+            if path.exists():
+                try:
+                    return dict(json.loads(path.read_text())["weight_map"])
+                except (ValueError, KeyError, TypeError):
+                    problems.append(f"{path.name}: not a JSON object with a weight_map")
+                    return {}
+            path = self.folder / f"{stem}.safetensors"
+            if path.exists():
+                return {None: path.name}
+        names = sorted(p.name for p in self.folder.iterdir())
+        looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
+        problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")
+        return {}
+
+    def __getitem__(self, key: str) -> Stored:
+        return self._tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def read(self, key: str) -> np.ndarray:
+        """The tensor as it is in the file: read-only, mapped, not copied."""
+        stored = self._tensors[key]
+        if stored.file not in self._maps:
+            self._maps[stored.file] = np.memmap(stored.file, np.uint8, "r")
+        stop = stored.start + math.prod(stored.shape) * stored.dtype.itemsize
+        return self._maps[stored.file][stored.start : stop].view(stored.dtype).reshape(stored.shape)
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """What a safetensors file holds.
+
+    The library would do, but tells neither how much of a file is missing nor which tensor is odd.
+
+    Raises: ValueError if the file is missing, truncated or corrupt, or holds an unsupported type.
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    if not path.is_file():
+        raise ValueError("missing")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > MAX_HEADER:
+            raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
+        if 8 + length > size:
+            raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
+            shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
+            types = {key: str(value["dtype"]) for key, value in header.items()}
+            end = 8 + length + max((stop for _, stop in spans.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"corrupt header: {error!r}") from None
+    if size < end:
+        raise ValueError(f"truncated: {size} of {end} bytes")
+    if size > end:
+        raise ValueError(f"corrupt: {size} bytes where the header says {end}")
+    stored = {}
+    for key, (start, stop) in spans.items():
+        if types[key] not in DTYPES:
+            raise ValueError(f"{key} is of type {types[key]}, not one of {', '.join(DTYPES)}")
+        dtype = np.dtype(DTYPES[types[key]])
+        if start < 0 or stop - start != math.prod(shapes[key]) * dtype.itemsize:
+            raise ValueError(f"corrupt header: {key} {types[key]} {shapes[key]} does not take {stop - start} bytes")
+        stored[key] = Stored(shapes[key], dtype, path, 8 + length + start)
+    return stored

@@ -1,0 +1,394 @@
+"""The published configuration files and ModelSpec, both ways."""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cogvx_jax.configs import (
+    GenerationDefaults,
+    ModelSpec,
+    Position,
+    ScheduleConfig,
+    T5Config,
+    TransformerConfig,
+    VAEConfig,
+)
+from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.presets import PRESETS
+
+Json = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+    """One configuration file and the part of ModelSpec it describes."""
+
+    path: str
+    part: str  # field of ModelSpec
+    config: type
+    classes: tuple[str, ...] = ()  # what `_class_name` may be; the first is written
+    fields: Mapping[str, str]  # theirs -> ours
+    fixed: Mapping[str, Any]  # the only value that is supported
+    # What the reference takes for an absent field, where that is neither our default nor `fixed`.
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unread: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # written; of no effect here
+
+
+DOCUMENTS = (
+    Document(
+        path="transformer/config.json",
+        part="transformer",
+        config=TransformerConfig,
+        classes=("CogVideoXTransformer3DModel",),
+        fields={
+            "num_layers": "layers",
+            "num_attention_heads": "heads",
+            "attention_head_dim": "head_dim",
+            "in_channels": "in_channels",
+            "out_channels": "out_channels",
+            "patch_size": "patch",
+            "patch_size_t": "patch_t",
+            "text_embed_dim": "text_dim",
+            "max_text_seq_length": "text_length",
+            "time_embed_dim": "time_dim",
+            "ofs_embed_dim": "ofs_dim",
+            "sample_height": "sample_height",
+            "sample_width": "sample_width",
+            "sample_frames": "sample_frames",
+            "temporal_compression_ratio": "temporal_compression",
+            "spatial_interpolation_scale": "spatial_interpolation",
+            "temporal_interpolation_scale": "temporal_interpolation",
+            "norm_eps": "norm_eps",
+        },
+        fixed={
+            "activation_fn": "gelu-approximate",
+            "attention_bias": True,
+            "dropout": 0.0,
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "norm_elementwise_affine": True,
+            "timestep_activation_fn": "silu",
+        },
+    ),
+    Document(
+        path="vae/config.json",
+        part="vae",
+        config=VAEConfig,
+        classes=("AutoencoderKLCogVideoX",),
+        fields={
+            "block_out_channels": "channels",
+            "layers_per_block": "layers",
+            "latent_channels": "latent_channels",
+            "norm_num_groups": "groups",
+            "norm_eps": "norm_eps",
+            "temporal_compression_ratio": "temporal_compression",
+            "scaling_factor": "scaling_factor",
+            "invert_scale_latents": "invert_scale_latents",
+            "sample_height": "sample_height",
+            "sample_width": "sample_width",
+        },
+        fixed={
+            "act_fn": "silu",
+            "in_channels": 3,
+            "out_channels": 3,
+            "latents_mean": None,
+            "latents_std": None,
+            "shift_factor": None,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
+        unread={"force_upcast": True},
+    ),
+    Document(
+        path="text_encoder/config.json",
+        part="text_encoder",
+        config=T5Config,
+        fields={
+            "num_layers": "layers",
+            "d_model": "width",
+            "num_heads": "heads",
+            "d_kv": "head_dim",
+            "d_ff": "mlp",
+            "vocab_size": "vocab",
+            "relative_attention_num_buckets": "buckets",
+            "relative_attention_max_distance": "max_distance",
+            "layer_norm_epsilon": "norm_eps",
+        },
+        fixed={"model_type": "t5", "feed_forward_proj": "gated-gelu"},
+        absent={"num_layers": 6, "d_model": 512, "num_heads": 8, "d_ff": 2048, "feed_forward_proj": "relu"},
+        unread={
+            "architectures": ["T5EncoderModel"],
+            "classifier_dropout": 0.0,
+            "decoder_start_token_id": 0,
+            "dense_act_fn": "gelu_new",
+            "dropout_rate": 0.1,
+            "eos_token_id": 1,
+            "initializer_factor": 1.0,
+            "is_encoder_decoder": True,
+            "is_gated_act": True,
+            "output_past": True,
+            "pad_token_id": 0,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+        },
+    ),
+    Document(
+        path="scheduler/scheduler_config.json",
+        part="schedule",
+        config=ScheduleConfig,
+        classes=("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
+        fields={
+            "num_train_timesteps": "steps",
+            "beta_start": "beta_start",
+            "beta_end": "beta_end",
+            "snr_shift_scale": "snr_shift",
+            "rescale_betas_zero_snr": "zero_terminal_snr",
+        },
+        fixed={
+            "beta_schedule": "scaled_linear",
+            "prediction_type": "v_prediction",
+            "set_alpha_to_one": True,
+            "timestep_spacing": "trailing",
+            "trained_betas": None,
+        },
+        absent={"prediction_type": "epsilon", "timestep_spacing": "leading", "rescale_betas_zero_snr": False},
+        # The reference accepts and ignores clipping; trailing timesteps have no offset.
+        unread={"clip_sample": False, "clip_sample_range": 1.0, "sample_max_value": 1.0, "steps_offset": 0},
+    ),
+)
+
+# rotary positions, learned table, patches in time -> ours
+POSITIONS: dict[tuple[bool, bool, bool], Position] = {
+    (False, False, False): "sincos",
+    (True, False, False): "rope",
+    (True, True, False): "rope+learned",
+    (True, False, True): "rope_slice",
+}
+PIPELINES = {"t2v": "CogVideoXPipeline", "i2v": "CogVideoXImageToVideoPipeline"}
+GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype
+TYPES = ("float32", "bfloat16", "float16")
+
+
+def read_spec(folder: str | Path) -> ModelSpec:
+    """The spec of a published model's folder, with float32 activations.
+
+    What no published file says, how to generate, comes from `generation.json`, else from the preset
+    with the same transformer, else from the sample sizes.
+
+    Raises: ConversionError listing every missing file and every value that is not supported.
+    """
+    folder = Path(folder)
+    documents, problems = {}, []
+    if not folder.is_dir():
+        raise ConversionError(f"cannot read {folder}", ["no such folder"])
+    for path in ("model_index.json", *(d.path for d in DOCUMENTS), GENERATION):
+        try:
+            documents[path] = json.loads((folder / path).read_text())
+            if not isinstance(documents[path], dict):
+                problems.append(f"{path}: not a JSON object")
+                del documents[path]
+        except FileNotFoundError:
+            if path != GENERATION:
+                problems.append(f"{path}: missing")
+        except ValueError as error:
+            problems.append(f"{path}: not JSON, {error}")
+    spec = _parse(documents, folder.absolute().name, problems)
+    if problems:
+        raise ConversionError(f"{folder} is not a model that is supported", problems)
+    return spec
+
+
+def write_configs(spec: ModelSpec, folder: str | Path) -> None:
+    """Writes every configuration file of the published layout, and `generation.json`.
+
+    Raises: ConversionError if the files cannot express the spec: frame batches other than the
+      reference's, a combination of positions and patches that it does not have. Of `dtype` and
+      `remat`, which say how to run and not what, nothing is written.
+    """
+    documents, problems = _documents(spec), []
+    back = _parse(documents, spec.name, problems)
+    for part in ("transformer", "vae", "text_encoder", "schedule", "defaults"):
+        ours, theirs = getattr(spec, part), getattr(back, part)
+        for field in dataclasses.fields(ours):
+            a, b = getattr(ours, field.name), getattr(theirs, field.name)
+            if a != b and field.name not in ("dtype", "remat"):
+                problems.append(f"{part}.{field.name}: {a!r} would be read as {b!r}")
+    if problems:
+        raise ConversionError("the published files cannot express this model", problems)
+    for path, document in documents.items():
+        path = Path(folder) / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
+def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> ModelSpec:
+    """The spec of whatever files there are; what is wrong with them is added to `problems`."""
+    parts = {}
+    for document in DOCUMENTS:
+        if document.path not in documents:
+            continue
+        found, values = documents[document.path], {}
+        if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
+            problems.append(f"{document.path}: _class_name {found['_class_name']!r} is not supported")
+        for theirs, ours in document.fields.items():
+            if theirs not in found and theirs not in document.absent:
+                continue
+            value = found.get(theirs, document.absent.get(theirs))
+            try:
+                values[ours] = _typed(value, document.config.__dataclass_fields__[ours].type)
+            except TypeError:
+                problems.append(f"{document.path}: {theirs} {value!r} is not supported")
+        for theirs, only in document.fixed.items():
+            value = found.get(theirs, document.absent.get(theirs, only))
+            if value != only:
+                problems.append(f"{document.path}: {theirs} {value!r} is not supported, only {only!r} is")
+        if document.part == "transformer":
+            _position(found, values, problems)
+        parts[document.part] = document.config(**values)
+
+    if "vae/config.json" in documents:
+        for side in ("Down", "Up"):
+            kinds = documents["vae/config.json"].get(f"{side.lower()}_block_types")
+            only = [f"CogVideoX{side}Block3D"] * len(parts["vae"].channels)
+            if kinds is not None and kinds != only:
+                problems.append(
+                    f"vae/config.json: {side.lower()}_block_types {kinds!r} is not supported, only {only!r}"
+                )
+    spec = ModelSpec(name=name, **parts)
+    _check_parts(spec, documents, problems)
+    return _generation(spec, documents.get(GENERATION, {}), problems)
+
+
+def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
+    flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
+    options = [found.get(flag) for flag in flags]
+    position = POSITIONS.get(tuple(map(bool, options)))
+    if position is None:
+        problems.append(
+            "transformer/config.json: "
+            + ", ".join(f"{f} {o!r}" for f, o in zip(flags, options, strict=True))
+            + " together are not supported"
+        )
+    else:
+        values["position"] = position
+
+
+def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[str]) -> None:
+    """The parts must fit each other."""
+    cfg = spec.transformer
+    if cfg.in_channels not in (cfg.out_channels, 2 * cfg.out_channels):
+        problems.append(
+            f"transformer/config.json: in_channels {cfg.in_channels} is not supported, "
+            f"only {cfg.out_channels} (text) and {2 * cfg.out_channels} (text and image) are"
+        )
+    pairs = (
+        ("out_channels", cfg.out_channels, "vae", "latent_channels", spec.vae.latent_channels),
+        (
+            "temporal_compression_ratio",
+            cfg.temporal_compression,
+            "vae",
+            "temporal_compression_ratio",
+            spec.vae.temporal_compression,
+        ),
+        ("text_embed_dim", cfg.text_dim, "text_encoder", "d_model", spec.text_encoder.width),
+    )
+    for ours, a, part, theirs, b in pairs:
+        if a != b and {"transformer/config.json", f"{part}/config.json"} <= documents.keys():
+            problems.append(f"transformer/config.json: {ours} {a} does not fit {theirs} {b} of {part}/config.json")
+    pipeline = documents.get("model_index.json", {}).get("_class_name")
+    if "transformer/config.json" in documents and pipeline not in (None, PIPELINES[spec.kind]):
+        # Pipelines for video input share the text-to-video weights.
+        if (spec.kind, pipeline) != ("t2v", "CogVideoXVideoToVideoPipeline"):
+            problems.append(f"model_index.json: _class_name {pipeline!r} does not fit a transformer for {spec.kind}")
+
+
+def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
+    presets = [p for p in PRESETS.values() if p.transformer == spec.transformer]
+    if presets:
+        name, trained, defaults = presets[0].name, presets[0].trained_dtype, presets[0].defaults
+    else:
+        cfg, scale = spec.transformer, spec.vae.spatial_compression
+        name, trained = spec.name, "float32"
+        defaults = GenerationDefaults(
+            height=cfg.sample_height * scale,
+            width=cfg.sample_width * scale,
+            num_frames=cfg.sample_frames,
+            fps=8 if cfg.patch_t is None else 16,
+            sampler="ddim" if cfg.position == "sincos" else "dpm",
+        )
+    values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained}
+    hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
+    hints |= {"name": str, "trained_dtype": typing.Literal[TYPES]}
+    for field, value in found.items():
+        try:
+            values[field] = _typed(value, hints[field])
+        except KeyError:
+            problems.append(f"{GENERATION}: unknown field {field!r}")
+        except TypeError:
+            problems.append(f"{GENERATION}: {field} {value!r} is not supported")
+    values = {field: values[field] for field in hints}
+    name, trained = values.pop("name"), values.pop("trained_dtype")
+    return dataclasses.replace(spec, name=name, trained_dtype=trained, defaults=GenerationDefaults(**values))
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """`value`, out of JSON, as a field of type `hint`. Raises: TypeError if it is none."""
+    if typing.get_origin(hint) is typing.Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif hint == int | None:
+        return None if value is None else _typed(value, int)
+    elif hint == tuple[int, ...]:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(v, int) for v in value)
+    elif isinstance(value, bool):
+        if hint is bool:
+            return value
+    elif hint in (int, float) and isinstance(value, int | float):
+        if hint(value) == value:
+            return hint(value)
+    elif isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _documents(spec: ModelSpec) -> dict[str, Json]:
+    """Every file of the published layout but weights and tokenizer."""
+    documents = {}
+    for document in DOCUMENTS:
+        config = getattr(spec, document.part)
+        content = {theirs: getattr(config, ours) for theirs, ours in document.fields.items()}
+        content |= document.fixed | document.unread
+        if document.classes:
+            content["_class_name"] = document.classes[0]
+        documents[document.path] = content
+
+    cfg = spec.transformer
+    rotary, learned, _ = {position: flags for flags, position in POSITIONS.items()}[cfg.position]
+    documents["transformer/config.json"] |= {
+        "use_rotary_positional_embeddings": rotary,
+        "use_learned_positional_embeddings": learned,
+        # What 1.5 says, though it has the bias; without patches in time the reference obeys it.
+        "patch_bias": cfg.patch_t is None,
+    }
+    levels = len(spec.vae.channels)
+    documents["vae/config.json"] |= {
+        "block_out_channels": list(spec.vae.channels),
+        "down_block_types": ["CogVideoXDownBlock3D"] * levels,
+        "up_block_types": ["CogVideoXUpBlock3D"] * levels,
+    }
+    documents["text_encoder/config.json"]["num_decoder_layers"] = spec.text_encoder.layers
+    documents["model_index.json"] = {
+        "_class_name": PIPELINES[spec.kind],
+        "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+    }
+    own = {"name": spec.name, "trained_dtype": spec.trained_dtype}
+    documents[GENERATION] = dataclasses.asdict(spec.defaults) | own
+    return documents

@@ -1,0 +1,211 @@
+import base64
+import os
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cogvx_jax.data import video
+
+
+def clip(frames=9, height=48, width=64, seed=0):
+    """A moving colour gradient, (F, H, W, 3) uint8: smooth, as codecs like it."""
+    f, y, x = np.mgrid[:frames, :height, :width].astype(np.float32)
+    waves = [np.sin((x + 2 * f) / 9 + seed), np.cos((y - f) / 8), np.sin((x + y + f) / 11)]
+    return video.to_uint8(np.stack(waves, -1) * 0.9)
+
+
+@pytest.mark.parametrize("fps", [8, 16, 29.97])
+def test_mp4_round_trip(tmp_path, fps):
+    frames = clip()
+    with video.VideoWriter(tmp_path / "out.mp4", fps) as writer:
+        for chunk in np.split(frames, [1, 5]):  # chunks of different lengths
+            writer.write(chunk)
+            assert not (tmp_path / "out.mp4").exists()
+    back, rate = video.read_video(str(tmp_path / "out.mp4"))
+    assert back.shape == frames.shape and back.dtype == np.uint8 and rate == fps
+    assert np.abs(back.astype(int) - frames).mean() < 2.5
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_mp4_keeps_flat_colours(tmp_path):
+    """Catches a matrix that is written but not tagged, which shifts saturated colours by tens."""
+    for colour in [(215, 35, 40), (35, 165, 70), (40, 75, 220), (248, 248, 248)]:
+        frames = np.broadcast_to(np.uint8(colour), (1, 3, 32, 32, 3))
+        [path] = video.Video(frames, 8).save(tmp_path / "flat.mp4")
+        back, _ = video.read_video(path)
+        assert np.abs(back.astype(int) - colour).max() <= 3
+
+
+def test_mp4_starts_fast(tmp_path):
+    [path] = video.Video(clip()[None], 8).save(tmp_path / "out.mp4")
+    data = path.read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+def test_gif_round_trip(tmp_path):
+    frames = clip(frames=16, height=33, width=47)
+    [path] = video.Video(frames[None], 10).save(tmp_path / "out.gif")
+    back, rate = video.read_video(path)
+    assert back.shape == frames.shape and rate == 10
+    assert np.abs(back.astype(int) - frames).mean() < 8
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_writer_leaves_what_was_there(tmp_path, error):
+    (tmp_path / "out.mp4").write_text("before")
+    with pytest.raises(error), video.VideoWriter(tmp_path / "out.mp4", 8) as writer:
+        writer.write(clip())
+        raise error
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_text() == "before"
+
+
+def test_writer_errors_leave_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "out.mp4"
+    with pytest.raises(ValueError, match="no frames"), video.VideoWriter(target, 8):
+        pass
+    with pytest.raises(ValueError, match="even height and width, got 33x64"), video.VideoWriter(target, 8) as writer:
+        writer.write(clip(height=33))
+    with pytest.raises(ValueError, match="must be 48x64, got 48x32"), video.VideoWriter(target, 8) as writer:
+        writer.write(clip())
+        writer.write(clip(width=32))
+    with pytest.raises(ValueError, match="uint8"), video.VideoWriter(target, 8) as writer:
+        writer.write(clip() / 255)
+    with pytest.raises(ValueError, match="fps"):
+        video.VideoWriter(target, 0)
+    monkeypatch.setitem(video.ENCODERS, ".mp4", "-c:v no_such_encoder -f mp4")
+    with pytest.raises(OSError, match="no_such_encoder"), video.VideoWriter(target, 8) as writer:
+        for _ in range(200):  # more than a pipe holds
+            writer.write(clip())
+    with pytest.raises(OSError, match="no_such_encoder"), video.VideoWriter(target, 8) as writer:
+        writer.write(clip(frames=1, height=2, width=2))  # seen only at the end
+    assert os.listdir(tmp_path) == []
+
+
+def test_check_writable(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    for name, error, match in [
+        ("out.avi", ValueError, r"\.mp4, \.gif"),
+        ("out", ValueError, r"\.mp4, \.gif"),
+        ("missing/out.mp4", FileNotFoundError, "does not exist"),
+        ("file/out.mp4", NotADirectoryError, "is a file"),
+        ("file/deeper/out.mp4", OSError, "file/deeper"),
+        ("folder.mp4", IsADirectoryError, "is a folder"),
+        ("x" * 300 + ".mp4", OSError, "name"),
+    ]:
+        with pytest.raises(error, match=match):
+            video.check_writable(tmp_path / name)
+    video.check_writable(tmp_path / "OUT.MP4")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder not even root can write to")
+def test_check_writable_where_nobody_can_write():
+    with pytest.raises(PermissionError, match="cannot be written"):
+        video.check_writable("/proc/self/out.mp4")
+
+
+def test_read_image_converts(tmp_path):
+    rgb = clip()[0]
+    PIL.Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    np.testing.assert_array_equal(video.read_image(tmp_path / "rgb.png"), rgb)
+    np.testing.assert_array_equal(video.read_image(rgb), rgb)
+    rgba = np.concatenate([rgb, rgb[..., :1]], -1)
+    for source in (rgba, PIL.Image.fromarray(rgba)):
+        np.testing.assert_array_equal(video.read_image(source), rgb)
+    grey = rgb[..., 0]
+    for source in (grey, grey[..., None], PIL.Image.fromarray(grey), PIL.Image.fromarray(grey.astype(np.uint16) * 257)):
+        np.testing.assert_array_equal(video.read_image(source), np.stack([grey] * 3, -1))
+
+
+def test_read_image_turns_upright(tmp_path):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # stored on its left side
+    PIL.Image.fromarray(clip()[0]).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(video.read_image(str(tmp_path / "turned.png")), np.rot90(clip()[0], -1))
+
+
+@pytest.mark.parametrize("read", [video.read_image, video.read_video])
+def test_read_errors(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read(tmp_path / "missing.mp4")
+    with pytest.raises(ValueError, match="is not a file"):
+        read(tmp_path)
+    for content in (b"", b"not a picture" * 50):
+        (tmp_path / "bad.mp4").write_bytes(content)
+        with pytest.raises(ValueError, match="cannot be read as a"):
+            read(str(tmp_path / "bad.mp4"))
+    for array in (clip() / 255, np.zeros((0, 8, 8, 3), np.uint8), np.zeros((8, 8, 2), np.uint8)):
+        with pytest.raises(ValueError, match="uint8"):
+            read(array)
+
+
+def test_read_image_cut_short(tmp_path):
+    PIL.Image.fromarray(clip()[0]).save(tmp_path / "cut.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        video.read_image(tmp_path / "cut.png")
+
+
+def test_read_video_takes_frames_and_odd_names(tmp_path, monkeypatch):
+    frames, fps = video.read_video(list(clip()))
+    np.testing.assert_array_equal(frames, clip())
+    assert fps is None
+    monkeypatch.chdir(tmp_path)
+    [path] = video.Video(clip()[None], 8).save("-a:b %d é.mp4")
+    assert video.read_video(path)[0].shape == clip().shape
+
+
+def test_fit_keeps_leading_axes_and_range():
+    frames = clip()
+    assert video.fit(frames[0], 16, 32).shape == (16, 32, 3)
+    out = video.fit(frames[None], 48, 64)
+    assert out.shape == (1, *frames.shape) and out.dtype == np.float32 and np.abs(out).max() <= 1
+    np.testing.assert_array_equal(video.to_uint8(out)[0], frames)
+
+
+def test_to_uint8_rounds_and_clips():
+    pixels = np.float32([-9, -1, -1 + 0.9 / 255, -1 + 1.1 / 255, 0, 1, 9])
+    np.testing.assert_array_equal(video.to_uint8(pixels), np.uint8([0, 0, 0, 1, 128, 255, 255]))
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(video.to_uint8(levels / np.float32(255) * 2 - 1), levels)
+
+
+def test_video_saves_one_file_per_clip(tmp_path):
+    frames = np.stack([clip(seed=i) for i in range(3)])
+    paths = video.Video(frames, 8).save(str(tmp_path / "out.mp4"))
+    assert [p.name for p in paths] == sorted(os.listdir(tmp_path)) == ["out-0.mp4", "out-1.mp4", "out-2.mp4"]
+    for path, wanted in zip(paths, frames, strict=True):
+        assert np.abs(video.read_video(path)[0].astype(int) - wanted).mean() < 2.5
+
+
+def test_video_in_a_notebook(tmp_path):
+    shown = video.Video(np.stack([clip(), clip(seed=1)]), 8)
+    assert repr(shown) == "Video(2 x 9 frames of 48x64, 8 fps, 1.1 s)"
+    encoded = re.findall(
+        r'<video controls loop autoplay muted[^>]* src="data:video/mp4;base64,([^"]+)"', shown._repr_html_()
+    )
+    assert len(encoded) == 2
+    for data, wanted in zip(encoded, shown.frames, strict=True):
+        (tmp_path / "clip.mp4").write_bytes(base64.b64decode(data))
+        back, fps = video.read_video(tmp_path / "clip.mp4")
+        assert fps == 8 and np.abs(back.astype(int) - wanted).mean() < 2.5
+
+
+def test_contact_sheet():
+    frames = np.stack([clip(), clip(seed=1)])
+    sheet = np.asarray(video.Video(frames, 8).contact_sheet(columns=3))
+    assert sheet.shape == (2 * 48, 3 * 64, 3)
+    np.testing.assert_array_equal(sheet[48:, 64:128], frames[1, 4])
+    assert video.Video(frames, 8).contact_sheet().size == (8 * 64, 2 * 48)
+    with pytest.raises(ValueError, match="columns"):
+        video.Video(frames, 8).contact_sheet(columns=10)
+
+
+def test_video_checks_its_frames():
+    with pytest.raises(ValueError, match=r"uint8 \(B, F, H, W, 3\)"):
+        video.Video(clip(), 8)
