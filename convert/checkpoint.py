@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -14,9 +15,9 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.tables import ALIASES, Parameter, resolve, table
+from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
@@ -63,22 +64,28 @@ def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
 
 
 def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of a component's parameters by path, "blocks/mlp/up/kernel"; nothing is computed."""
-    if component == "transformer":
-        cfg = spec.transformer
+    """Shapes of a component's parameters by path, "blocks/mlp/up/kernel"; nothing is computed.
+
+    Raises: ValueError for an unknown component.
+    """
+    check_component(component)
+    return dict(_shapes(getattr(spec, component)))
+
+
+@functools.cache  # tracing the VAE takes seconds
+def _shapes(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[str, tuple[int, ...]]:
+    if isinstance(cfg, TransformerConfig):
         # The smallest input there is: parameters depend on its size only where positions are learned.
         frames, height, width = cfg.patch_t or 1, cfg.patch, cfg.patch
         if cfg.position == "rope+learned":
             frames, height, width = cfg.sample_latent_frames, cfg.sample_height, cfg.sample_width
         latents, text = (1, frames, height, width, cfg.in_channels), (1, cfg.text_length, cfg.text_dim)
-        module, inputs = Transformer(cfg), [np.broadcast_to(np.float32(0), s) for s in (latents, text, (1,))]
-    elif component == "vae":
-        pixels = (1, 1, spec.vae.spatial_compression, spec.vae.spatial_compression, 3)
-        module, inputs = VAE(spec.vae), [np.zeros(pixels, np.float32)]
-    elif component == "text_encoder":
-        module, inputs = T5Encoder(spec.text_encoder), [np.zeros((1, 1), np.int32)]
+        module, inputs = Transformer(cfg), [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
+    elif isinstance(cfg, VAEConfig):
+        pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
+        module, inputs = VAE(cfg), [jax.ShapeDtypeStruct(pixels, "float32")]
     else:
-        table(spec, component)  # raises
+        module, inputs = T5Encoder(cfg), [jax.ShapeDtypeStruct((1, 1), "int32")]
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     params = traverse_util.flatten_dict(nn.unbox(variables)["params"], sep="/")
     return {path: leaf.shape for path, leaf in params.items()}
@@ -122,19 +129,21 @@ class Checkpoint(collections.abc.Mapping):
         self._maps: dict[Path, np.ndarray] = {}
         problems: list[str] = []
         index = self._find_index(problems)
+        headers: dict[str, dict[str, Stored]] = {}
         for name in dict.fromkeys(index.values()):
             try:
-                self._tensors |= read_header(self.folder / name)
+                headers[name] = read_header(self.folder / name)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
-                continue
-        if not problems:  # else the tensors of damaged files would all be listed
-            for key, name in index.items():
-                if key is not None and (key not in self._tensors or self._tensors[key].file.name != name):
-                    problems.append(f"{name}: does not hold {key}, which the index says it does")
-            if None not in index:
-                spare = [key for key in self._tensors if key not in index]
-                problems += [f"{self._tensors[key].file.name}: holds {key}, which the index lacks" for key in spare]
+        for name, header in headers.items():
+            self._tensors |= {key: header[key] for key in header if index.get(key, name) == name}
+            if None in index:
+                continue  # a single file needs no index
+            indexed = {key for key in index if index[key] == name}
+            problems += [
+                f"{name}: lacks {key}, which the index says it holds" for key in sorted(indexed - header.keys())
+            ]
+            problems += [f"{name}: holds {key}, which the index lacks" for key in sorted(header.keys() - indexed)]
         if problems:
             raise ConversionError(f"cannot read the weights in {self.folder}", problems)
 
@@ -147,8 +156,8 @@ class Checkpoint(collections.abc.Mapping):
             path = self.folder / f"{stem}.safetensors.index.json"
             if path.exists():
                 try:
-                    return dict(json.loads(path.read_text())["weight_map"])
-                except (ValueError, KeyError, TypeError):
+                    return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+                except (ValueError, KeyError, TypeError, AttributeError):
                     problems.append(f"{path.name}: not a JSON object with a weight_map")
                     return {}
             path = self.folder / f"{stem}.safetensors"

@@ -249,14 +249,11 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
             _position(found, values, problems)
         parts[document.part] = document.config(**values)
 
-    if "vae/config.json" in documents:
-        for side in ("Down", "Up"):
-            kinds = documents["vae/config.json"].get(f"{side.lower()}_block_types")
-            only = [f"CogVideoX{side}Block3D"] * len(parts["vae"].channels)
-            if kinds is not None and kinds != only:
-                problems.append(
-                    f"vae/config.json: {side.lower()}_block_types {kinds!r} is not supported, only {only!r}"
-                )
+    for side in ("Down", "Up"):
+        key = f"{side.lower()}_block_types"
+        kinds = documents.get("vae/config.json", {}).get(key)
+        if kinds is not None and set(kinds) != {only := f"CogVideoX{side}Block3D"}:
+            problems.append(f"vae/config.json: {key} {kinds!r} is not supported, only {only!r} is")
     spec = ModelSpec(name=name, **parts)
     _check_parts(spec, documents, problems)
     return _generation(spec, documents.get(GENERATION, {}), problems)
@@ -264,14 +261,11 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
 
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
     flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
-    options = [found.get(flag) for flag in flags]
-    position = POSITIONS.get(tuple(map(bool, options)))
+    options = {flag: found.get(flag) for flag in flags}
+    position = POSITIONS.get(tuple(map(bool, options.values())))
     if position is None:
-        problems.append(
-            "transformer/config.json: "
-            + ", ".join(f"{f} {o!r}" for f, o in zip(flags, options, strict=True))
-            + " together are not supported"
-        )
+        said = ", ".join(f"{flag} {option!r}" for flag, option in options.items())
+        problems.append(f"transformer/config.json: {said} together are not supported")
     else:
         values["position"] = position
 
@@ -286,18 +280,14 @@ def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[
         )
     pairs = (
         ("out_channels", cfg.out_channels, "vae", "latent_channels", spec.vae.latent_channels),
-        (
-            "temporal_compression_ratio",
-            cfg.temporal_compression,
-            "vae",
-            "temporal_compression_ratio",
-            spec.vae.temporal_compression,
-        ),
         ("text_embed_dim", cfg.text_dim, "text_encoder", "d_model", spec.text_encoder.width),
     )
     for ours, a, part, theirs, b in pairs:
         if a != b and {"transformer/config.json", f"{part}/config.json"} <= documents.keys():
             problems.append(f"transformer/config.json: {ours} {a} does not fit {theirs} {b} of {part}/config.json")
+    a, b = cfg.temporal_compression, spec.vae.temporal_compression
+    if a != b and {"transformer/config.json", "vae/config.json"} <= documents.keys():
+        problems.append(f"temporal_compression_ratio is {a} in transformer/config.json, {b} in vae/config.json")
     pipeline = documents.get("model_index.json", {}).get("_class_name")
     if "transformer/config.json" in documents and pipeline not in (None, PIPELINES[spec.kind]):
         # Pipelines for video input share the text-to-video weights.
@@ -347,9 +337,11 @@ def _typed(value: Any, hint: Any) -> Any:
     elif isinstance(value, bool):
         if hint is bool:
             return value
-    elif hint in (int, float) and isinstance(value, int | float):
-        if hint(value) == value:
-            return hint(value)
+    elif hint is float and isinstance(value, int | float):
+        return float(value)
+    elif hint is int and isinstance(value, float):
+        if value.is_integer():
+            return int(value)
     elif isinstance(value, hint):
         return value
     raise TypeError

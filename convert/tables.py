@@ -132,13 +132,13 @@ SPATIAL_NORM = (
     *under("conv_y.conv", "gain", POINTWISE),
     *under("conv_b.conv", "offset", POINTWISE),
 )
-RESNET = (*under("conv{n}", "conv{n}", CONV), *under("conv_shortcut", "shortcut", POINTWISE))
-ENCODER_RESNET = (*RESNET, *under("norm{n}", "norm{n}", GROUP_NORM))
-DECODER_RESNET = (*RESNET, *under("norm{n}", "norm{n}", SPATIAL_NORM))
+ENCODER_RESNET = (*under("norm{n}", "norm{n}", GROUP_NORM), *under("conv{n}", "conv{n}", CONV))
+DECODER_RESNET = (*under("norm{n}", "norm{n}", SPATIAL_NORM), *under("conv{n}", "conv{n}", CONV))
 
 VAE = (
     *under("encoder.conv_in", "encoder/conv_in", CONV),
     *under("encoder.down_blocks.{l}.resnets.{j}", "encoder/down_{l}_resnet_{j}", ENCODER_RESNET),
+    *under("encoder.down_blocks.{l}.resnets.{j}.conv_shortcut", "encoder/down_{l}_resnet_{j}/shortcut", POINTWISE),
     *under("encoder.down_blocks.{l}.downsamplers.0", "encoder/down_{l}_downsample", FRAME_CONV),
     *under("encoder.mid_block.resnets.{j}", "encoder/mid_resnet_{j}", ENCODER_RESNET),
     *under("encoder.norm_out", "encoder/norm_out", GROUP_NORM),
@@ -146,6 +146,7 @@ VAE = (
     *under("decoder.conv_in", "decoder/conv_in", CONV),
     *under("decoder.mid_block.resnets.{j}", "decoder/mid_resnet_{j}", DECODER_RESNET),
     *under("decoder.up_blocks.{l}.resnets.{j}", "decoder/up_{l}_resnet_{j}", DECODER_RESNET),
+    *under("decoder.up_blocks.{l}.resnets.{j}.conv_shortcut", "decoder/up_{l}_resnet_{j}/shortcut", POINTWISE),
     *under("decoder.up_blocks.{l}.upsamplers.0", "decoder/up_{l}_upsample", FRAME_CONV),
     *under("decoder.norm_out", "decoder/norm_out", SPATIAL_NORM),
     *under("decoder.conv_out", "decoder/conv_out", CONV),
@@ -158,8 +159,7 @@ ALIASES = {"text_encoder": {"encoder.embed_tokens.weight": "shared.weight"}}
 
 def table(spec: ModelSpec, component: str) -> tuple[Row, ...]:
     """The rows of one of COMPONENTS. Raises: ValueError for another name."""
-    if component not in COMPONENTS:
-        raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {component!r}")
+    check_component(component)
     if component == "vae":
         return VAE
     if component == "text_encoder":
@@ -167,6 +167,12 @@ def table(spec: ModelSpec, component: str) -> tuple[Row, ...]:
     cfg = spec.transformer
     change = patch_conv(cfg.patch) if cfg.patch_t is None else TRANSPOSE
     return (Row("patch_embed.proj.weight", "patch/kernel", change), *TRANSFORMER)
+
+
+def check_component(name: str) -> None:
+    """Raises ValueError if `name` is not one of COMPONENTS."""
+    if name not in COMPONENTS:
+        raise ValueError(f"component must be one of {', '.join(COMPONENTS)}, got {name!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from flax import linen as nn
 
@@ -35,9 +36,28 @@ from cogvx_jax.train import optim
 from cogvx_jax.train.loop import fit
 
 VAE = VAEConfig(channels=(16, 24, 32, 64), layers=1, groups=8, sample_height=64, sample_width=64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of the VAE's training. Each starts from the averaged parameters of the one before."""
+
+    steps: int
+    tx: optax.GradientTransformation
+    clips: int  # a batch
+    size: int  # pixels: a random crop of the clip, or all of it
+    edge: float = shapes.EDGE
+    decoder_only: bool = False  # the latents no longer change
+
+
 # Random crops first, four times cheaper a clip, then whole clips, whose norms see the real statistics.
-VAE_STAGES = ((2600, 4, 32), (500, 2, 64))  # updates, clips, pixels
-VAE_RATE = 2e-3
+VAE_STAGES = (
+    Stage(1600, optim.adamw(2e-3, 3100), clips=4, size=32, edge=1.0),
+    Stage(1300, optim.muon(3e-3, 1500), clips=4, size=32),
+    Stage(300, optim.muon(1e-3, 400), clips=1, size=64),
+)
+# While the transformer trains on the latents, the decoder learns to make more of them.
+DECODER_STAGE = Stage(2400, optim.muon(2e-3, 2400), clips=1, size=64, decoder_only=True)
 
 TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
 TRANSFORMER = TransformerConfig(
@@ -69,28 +89,44 @@ def main(folder: Path = Path("runs/tiny"), steps: int = STEPS) -> None:
       folder: where checkpoints, logs, cached latents and the result go.
       steps: updates of the text encoder and transformer.
     """
-    vae_params = train_vae(folder / "vae")
+    vae_params = train_vae(folder)
     latents, scale = encode_clips(folder, vae_params)
     build_tokenizer(folder / "tokenizer", TRANSFORMER.text_length)
     params = train_transformer(folder / "transformer", latents, folder / "tokenizer", steps)
-    write_model(folder, params | {"vae": vae_params}, scale, steps)
+    write_model(folder, params | {"vae": train_decoder(folder, vae_params)}, scale, steps)
 
 
 def train_vae(folder: Path):
-    """The VAE's averaged parameters."""
+    """The VAE's averaged parameters after VAE_STAGES."""
     vae = vaes.VAE(VAE)
     params = nn.unbox(vae.init(jax.random.key(0), jnp.zeros((1, 9, 32, 32, 3))))["params"]
+    for number, stage in enumerate(VAE_STAGES):
+        params = train_vae_stage(folder / f"vae_{number}", params, stage, number)
+    return params
+
+
+def train_decoder(folder: Path, params):
+    """`params` with a decoder trained further on the posterior the encoder gives now."""
+    trained = train_vae_stage(folder / "vae_decoder", params["decoder"], DECODER_STAGE, len(VAE_STAGES), params["encoder"])
+    return {"encoder": params["encoder"], "decoder": trained}
+
+
+def train_vae_stage(folder: Path, params, stage: Stage, number: int, encoder=None):
+    """The averaged parameters after one stage; with `encoder`, `params` are the decoder's alone."""
+    vae = vaes.VAE(VAE)
     scenes, _ = shapes.split()
-    total = sum(steps for steps, _, _ in VAE_STAGES)
 
     def batches(step):
-        rng = np.random.default_rng((1, step))
-        _, count, size = VAE_STAGES[0] if step < VAE_STAGES[0][0] else VAE_STAGES[1]
-        return np.stack([crop(shapes.draw(scenes[rng.integers(len(scenes))], rng), size, rng) for _ in range(count)])
+        rng = np.random.default_rng((1, number, step))
+        clips = (shapes.draw(scenes[rng.integers(len(scenes))], rng, edge=stage.edge) for _ in range(stage.clips))
+        return np.stack([crop(clip, stage.size, rng) for clip in clips])
 
-    loss = functools.partial(vae_loss, vae)
-    tx = optim.adamw(VAE_RATE, total)
-    return fit(params, batches, loss, tx, steps=total, folder=folder, seed=0, decay=0.99).average
+    def loss(params, pixels, key):
+        whole = {"encoder": jax.lax.stop_gradient(encoder), "decoder": params} if stage.decoder_only else params
+        return vae_loss(vae, whole, pixels, key)
+
+    state = fit(params, batches, loss, stage.tx, steps=stage.steps, folder=folder, seed=number, decay=0.99)
+    return state.average
 
 
 def vae_loss(vae: vaes.VAE, params, pixels: jax.Array, key: jax.Array) -> jax.Array:

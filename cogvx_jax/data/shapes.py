@@ -25,6 +25,7 @@ MOTIONS = (*MOVES, "grows", "shrinks", "spins", "stays still")
 CORNERS = {"square": 4, "triangle": 3, "star": 5}
 STAR_INNER = 0.45  # inner over outer radius
 SIZE, FRAMES, FPS = 64, 17, 8
+EDGE = 2.0  # pixels over which an edge goes from background to colour
 HELD_OUT = 224  # combinations that no training clip shows
 
 
@@ -78,7 +79,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return text + "." if rng.random() < 0.25 else text
 
 
-def draw(scene: Scene, rng: np.random.Generator, *, size: int = SIZE, frames: int = FRAMES) -> np.ndarray:
+def draw(
+    scene: Scene, rng: np.random.Generator, *, size: int = SIZE, frames: int = FRAMES, edge: float = EDGE
+) -> np.ndarray:
     """One clip of the scene, its size, place and pace random: (F, H, W, 3) uint8."""
     time = np.linspace(0, 1, frames)
     unit = size / 64
@@ -96,12 +99,14 @@ def draw(scene: Scene, rng: np.random.Generator, *, size: int = SIZE, frames: in
     elif scene.motion == "spins":
         angle = angle + time * rng.uniform(1.6, 2.2)  # clockwise, radians
     colour, background = (np.array(PALETTE[c], np.float32) for c in (scene.colour, scene.background))
-    cover = coverage(scene.shape, centre, radius, angle, size)[..., None]
+    cover = coverage(scene.shape, centre, radius, angle, size, edge)[..., None]
     return np.round(background + cover * (colour - background)).astype(np.uint8)
 
 
-def coverage(shape: str, centre: np.ndarray, radius: np.ndarray, angle: np.ndarray, size: int) -> np.ndarray:
-    """How much of each pixel the shape covers, (F, size, size) in [0, 1], edges one pixel soft.
+def coverage(
+    shape: str, centre: np.ndarray, radius: np.ndarray, angle: np.ndarray, size: int, edge: float = 1.0
+) -> np.ndarray:
+    """How much of each pixel the shape covers, (F, size, size) in [0, 1], edges `edge` pixels soft.
 
     centre: (F, 2) row and column; radius: (F,) to the farthest point; angle: (F,) clockwise.
     """
@@ -110,7 +115,7 @@ def coverage(shape: str, centre: np.ndarray, radius: np.ndarray, angle: np.ndarr
     x = grid[None, None, :] - centre[:, 1, None, None]
     r, angle = radius[:, None, None], angle[:, None, None]
     if shape == "circle":
-        return np.clip(r - np.hypot(x, y) + 0.5, 0, 1)
+        return np.clip((r - np.hypot(x, y)) / edge + 0.5, 0, 1)
     # Fold the plane into one sector between two corners; its edge is then a single line.
     corners = CORNERS[shape]
     start = np.pi / 4 if shape == "square" else np.pi / 2
@@ -123,4 +128,4 @@ def coverage(shape: str, centre: np.ndarray, radius: np.ndarray, angle: np.ndarr
     ex, ey = inner * np.cos(half) - 1, inner * np.sin(half)  # the edge, from the corner (1, 0), times r
     length = np.hypot(ex, ey)
     signed = (ex * py - ey * (px - r)) / length  # positive inside
-    return np.clip(signed + 0.5, 0, 1)
+    return np.clip(signed / edge + 0.5, 0, 1)

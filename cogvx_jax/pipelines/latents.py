@@ -19,7 +19,7 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource) -> jax.A
 
     One clip is encoded at a time, so memory does not grow with the batch.
     """
-    run, params = _encode_batch(model.spec.vae), model.params["vae"]
+    run, params = encode_batch(model.spec.vae), model.params["vae"]
     moments = [vaes.encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(moments)
     return vaes.sample(moments, noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels)))
@@ -69,19 +69,19 @@ def decode_frames(model: Model, latents: jax.Array, padding: int = 0) -> Iterato
       latents: (1, T, h, w, 16) as sampled.
       padding: latent frames to drop from the front.
     """
-    run, params = _decode_batch(model.spec.vae), model.params["vae"]
+    run, params = decode_batch(model.spec.vae), model.params["vae"]
     latents = jnp.asarray(latents)[:, padding:] / model.spec.vae.scaling_factor
     for pixels in vaes.decode_stream(model.vae, params, latents, decode_batch=run):
         yield to_uint8(np.asarray(pixels[0]))
 
 
 @functools.lru_cache
-def _encode_batch(cfg: VAEConfig):
+def encode_batch(cfg: VAEConfig):
     vae = vaes.VAE(cfg)
     return jax.jit(lambda p, x, cache: vae.apply({"params": p}, x, cache, method="encode_batch"))
 
 
 @functools.lru_cache
-def _decode_batch(cfg: VAEConfig):
+def decode_batch(cfg: VAEConfig):
     vae = vaes.VAE(cfg)
     return jax.jit(lambda p, z, cache: vae.apply({"params": p}, z, cache, method="decode_batch"), donate_argnums=2)

@@ -1,6 +1,13 @@
-"""The optimizer: AdamW with the paper's betas, a warm-up, a cosine decay and a clipped gradient."""
+"""Optimizers: AdamW with the paper's betas, and Muon, which reaches the same loss in fewer updates.
 
+Both warm up, decay by a cosine and clip the gradient's norm to 1.
+"""
+
+from typing import Any
+
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers
 
 
 def adamw(peak: float, steps: int, *, warmup: int = 100, weight_decay: float = 1e-4) -> optax.GradientTransformation:
@@ -12,3 +19,33 @@ def adamw(peak: float, steps: int, *, warmup: int = 100, weight_decay: float = 1
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay)
     )
+
+
+def muon(peak: float, steps: int, *, warmup: int = 50, weight_decay: float = 1e-4) -> optax.GradientTransformation:
+    """The same schedule with orthogonalised updates for kernels; the rest takes AdamW's.
+
+    A kernel is a matrix from all its input axes to its last one; in a scanned stack (a path through
+    "blocks"), each layer is a matrix of its own.
+    Source: Jordan et al. 2024, "Muon"; updates scaled to AdamW's size as in arXiv:2502.16982.
+    """
+    rate = optax.warmup_cosine_decay_schedule(0, peak, warmup, steps, peak / 100)
+    update = optax.contrib.muon(
+        rate,
+        muon_weight_dimension_numbers=_matrices,
+        consistent_rms=0.2,
+        weight_decay=weight_decay,
+        adam_b1=0.9,
+        adam_b2=0.95,
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), update)
+
+
+def _matrices(params: Any) -> Any:
+    def one(path, x):
+        names = [str(getattr(p, "key", p)) for p in path]
+        first = 1 if "blocks" in names else 0
+        if names[-1] != "kernel" or x.ndim - first < 2:
+            return None
+        return MuonDimensionNumbers(tuple(range(first, x.ndim - 1)), (x.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(one, params)
