@@ -34,6 +34,7 @@ def generate(
     use_dynamic_cfg: bool = False,
     sampler: Literal["ddim", "dpm"] | None = None,
     seed: int = 0,
+    tiling: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     progress: bool = True,
 ) -> None:
@@ -56,6 +57,7 @@ def generate(
       use_dynamic_cfg: vary that weight over the steps, as the authors' demo does.
       sampler: ddim, or the stochastic dpm.
       seed: the same seed gives the same video.
+      tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
       progress: show a progress bar.
     """
@@ -71,6 +73,7 @@ def generate(
         "use_dynamic_cfg": use_dynamic_cfg,
         "sampler": sampler,
         "seed": seed,
+        "tiling": tiling,
     }
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, options)
@@ -82,7 +85,7 @@ def generate(
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
         arguments = job.arguments()
-        del arguments["seed"]
+        del arguments["seed"], arguments["tiling"]
         if job.image is not None:
             arguments["image"] = read_image(job.image)
         if job.video is not None:
@@ -110,6 +113,7 @@ class Job:
     use_dynamic_cfg: bool = False
     sampler: str | None = None
     seed: int = 0
+    tiling: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `cogvx_jax.generate`."""
@@ -127,6 +131,7 @@ class Job:
             "use_dynamic_cfg": self.use_dynamic_cfg,
             "sampler": self.sampler,
             "seed": self.seed,
+            "tiling": self.tiling,
         }
 
 
@@ -153,7 +158,9 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: dict[st
                 raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
             if "prompt" not in own or not own.keys() <= known:
                 spare = ", ".join(sorted(own.keys() - known)) or "no prompt"
-                raise ValueError(f"{file}, line {number}: {spare}; a line has a prompt and any of {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"{file}, line {number}: {spare}; a line has a prompt and any of {', '.join(sorted(known))}"
+                )
         target = out.with_stem(f"{out.stem}-{len(jobs)}")
         paths = {k: Path(own[k]) for k in ("out", "image", "video") if own.get(k)}
         jobs.append(Job(**({"out": target} | options | own | paths)))
@@ -182,7 +189,7 @@ def _run(model, job: Job, progress: bool) -> None:
     began = time.monotonic()
     arguments = job.arguments()
     latents = sample(model, job.prompt, **arguments, output="latents", progress=progress)
-    del arguments["seed"]
+    del arguments["seed"], arguments["tiling"]
     fps = model.spec.defaults.fps
     if job.video is not None:
         from cogvx_jax.data.video import read_video
@@ -193,7 +200,7 @@ def _run(model, job: Job, progress: bool) -> None:
     padding = latents.shape[1] - latent_frames(model.spec, request.frames)
     count = 0
     with VideoWriter(job.out, fps=fps) as writer:
-        for pixels in decode_frames(model, latents, padding):
+        for pixels in decode_frames(model, latents, padding, tiling=job.tiling):
             writer.write(pixels)
             count += len(pixels)
     size = f"{count} frames of {request.height}x{request.width} at {fps:g} fps"
@@ -231,6 +238,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
     from cogvx_jax.pipelines.request import padded_latent_frames
 
     own, cfg = spec.defaults, spec.transformer
+    licences = {presets.PRESETS[preset].name: licence for preset, licence in presets.LICENCES.items()}
     counts = {}
     for component in ("transformer", "vae", "text_encoder"):
         counts[component] = sum(math.prod(shape) for shape in expected_shapes(spec, component).values())
@@ -249,7 +257,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "weights in 16 bit": f"{half / 1e9:.2f} GB (VAE in 32 bit)",
         "weights in 32 bit": f"{sum(counts.values()) * 4 / 1e9:.2f} GB",
         "trained in": spec.trained_dtype,
-        "licence": presets.LICENCES.get(spec.name, "see the model's own"),
+        "licence": licences.get(spec.name, "Apache-2.0" if spec.name == "tiny" else "see the model's own"),
     }
 
 

@@ -1,8 +1,8 @@
 """Published checkpoints (the layout of diffusers and transformers) to and from our parameters."""
 
-from cogvx_jax.convert.checkpoint import load_params
+from cogvx_jax.convert.checkpoint import expected_shapes, load_params
 from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import export
 
-__all__ = ["ConversionError", "export", "load_params", "read_spec", "write_configs"]
+__all__ = ["ConversionError", "expected_shapes", "export", "load_params", "read_spec", "write_configs"]

@@ -1,6 +1,6 @@
 """Scores the `tiny` model: 200 held-out prompts, judged on colour, shape, motion and background.
 
-    python -m cogvx_jax.scripts.eval_tiny
+python -m cogvx_jax.scripts.eval_tiny
 """
 
 import json

@@ -27,9 +27,7 @@ class Transformer(nn.Module):
     cfg: TransformerConfig
 
     @nn.compact
-    def __call__(
-        self, latents: jax.Array, text: jax.Array, t: jax.Array, ofs: jax.Array | float = OFS
-    ) -> jax.Array:
+    def __call__(self, latents: jax.Array, text: jax.Array, t: jax.Array, ofs: jax.Array | float = OFS) -> jax.Array:
         """Predicts v.
 
         Args:

@@ -8,9 +8,7 @@ from cogvx_jax.nn.backend import formulations
 CHUNK = 1024  # queries at a time; the score matrix then stays in the cache of a CPU
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, bias: jax.Array | None = None
-) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, bias: jax.Array | None = None) -> jax.Array:
     """softmax(scale * q k^T + bias) v; logits and softmax in float32.
 
     Args:

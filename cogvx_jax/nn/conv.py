@@ -130,9 +130,7 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if choice == "dilated":
         # Each input pixel reaches a 2x2 block, then 3x3 around it: a 4x4 kernel, the box of ones
         # convolved with the taps.
-        flipped = sum(
-            jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in range(2) for j in range(2)
-        )
+        flipped = sum(jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in range(2) for j in range(2))
         return per_frame(x, flipped, padding=(2, 2), lhs_dilation=(2, 2))
     # "phase": rows of output 2i + p read input rows i + p - 1 and i + p.
     rows = [jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])]
@@ -142,8 +140,10 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for p in range(2):
         for q in range(2):
             taps = rows[p]
-            columns = [jnp.stack([taps[:, 0], taps[:, 1] + taps[:, 2]], axis=1),
-                       jnp.stack([taps[:, 0] + taps[:, 1], taps[:, 2]], axis=1)][q]
+            columns = [
+                jnp.stack([taps[:, 0], taps[:, 1] + taps[:, 2]], axis=1),
+                jnp.stack([taps[:, 0] + taps[:, 1], taps[:, 2]], axis=1),
+            ][q]
             window = padded[:, :, p : p + height + 1, q : q + width + 1]
             phases.append(per_frame(window, columns, padding=(0, 0)))
     y = jnp.stack(phases, axis=-2).reshape(*x.shape[:4], 2, 2, kernel.shape[-1])  # (B, F, H, W, 2, 2, C)
@@ -151,6 +151,4 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _bias(module: nn.Module, features: int) -> jax.Array:
-    return module.param(
-        "bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("conv_out",)), (features,)
-    )
+    return module.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("conv_out",)), (features,))

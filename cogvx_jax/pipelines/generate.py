@@ -40,6 +40,7 @@ def generate(
     output: Literal["video", "latents"] = "video",
     progress: bool = True,
     image_scale: float | None = None,
+    tiling: bool = False,
     noise: NoiseSource | None = None,
 ) -> Video | np.ndarray:
     """Makes one video per prompt. What is omitted is the model's own.
@@ -62,6 +63,8 @@ def generate(
       output: "latents" returns the sampled latents, (B, T, h, w, 16) float32, padding included.
       progress: show a bar.
       image_scale: factor of the image's latents; see `latents.image_scale`.
+      tiling: run the VAE in tiles where a whole frame does not fit into memory. Lossy: the result
+        differs, by design of the reference; see `cogvx_jax.models.tiling`.
       noise: the source of all random numbers, in place of `seed`.
     Raises: ValueError or OSError for what cannot be done, before any of it is.
     """
@@ -91,11 +94,11 @@ def generate(
 
     condition = start = None
     if images is not None:
-        condition = image_condition(model, images, shape, noise, image_scale)
+        condition = image_condition(model, images, shape, noise, image_scale, tiling=tiling)
     if frames is not None:
         clip = fit(frames[: request.frames], request.height, request.width)
         clips = np.broadcast_to(clip, (shape[0], *clip.shape))
-        start = video_latents(model, clips, shape[1], noise)
+        start = video_latents(model, clips, shape[1], noise, tiling=tiling)
     x = jnp.asarray(noise.latents(shape) if latents is None else latents, jnp.float32)
     if start is not None and latents is None:
         level = schedule.alphas_bar(model.spec.schedule)[plan.timesteps[0]]
@@ -106,7 +109,7 @@ def generate(
     if output == "latents":
         return np.asarray(x)
     padding = shape[1] - latent_frames(model.spec, request.frames)
-    clips = [np.concatenate(list(decode_frames(model, x[i : i + 1], padding))) for i in range(shape[0])]
+    clips = [np.concatenate(list(decode_frames(model, x[i : i + 1], padding, tiling=tiling))) for i in range(shape[0])]
     return Video(frames=np.stack(clips), fps=round(fps) if fps else model.spec.defaults.fps)
 
 

@@ -9,24 +9,33 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec, VAEConfig
 from cogvx_jax.data.video import to_uint8
+from cogvx_jax.models import tiling as tiles
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
 
 
-def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource) -> jax.Array:
+def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tiling: bool = False) -> jax.Array:
     """Posterior samples of clips (B, F, H, W, 3) in [-1, 1]: (B, T, h, w, 16), not scaled.
 
-    One clip is encoded at a time, so memory does not grow with the batch.
+    One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
+    tiles, which is lossy; see `models.tiling`.
     """
     run, params = encode_batch(model.spec.vae), model.params["vae"]
-    moments = [vaes.encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
+    encode = tiles.encode_tiled if tiling else vaes.encode
+    moments = [encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(moments)
     return vaes.sample(moments, noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels)))
 
 
 def image_condition(
-    model: Model, images: np.ndarray, shape: tuple[int, ...], noise: NoiseSource, scale: float | None = None
+    model: Model,
+    images: np.ndarray,
+    shape: tuple[int, ...],
+    noise: NoiseSource,
+    scale: float | None = None,
+    *,
+    tiling: bool = False,
 ) -> jax.Array:
     """What an image-to-video model sees beside the noisy latents: the image's latents, then zeros.
 
@@ -35,9 +44,10 @@ def image_condition(
       shape: of the sampled latents (B, T, h, w, 16). The image stands at latent frame 0, which for
         1.5 is the padding frame: so was it trained.
       scale: of the image latents; None is `image_scale` of the model.
+      tiling: as for `encode_pixels`.
     """
     scale = image_scale(model.spec) if scale is None else scale
-    first = encode_pixels(model, images[:, None], noise) * scale
+    first = encode_pixels(model, images[:, None], noise, tiling=tiling) * scale
     return jnp.pad(first, ((0, 0), (0, shape[1] - 1), (0, 0), (0, 0), (0, 0)))
 
 
@@ -50,28 +60,35 @@ def image_scale(spec: ModelSpec) -> float:
     return 1 / factor if spec.vae.invert_scale_latents else factor
 
 
-def video_latents(model: Model, pixels: np.ndarray, frames: int, noise: NoiseSource) -> jax.Array:
+def video_latents(
+    model: Model, pixels: np.ndarray, frames: int, noise: NoiseSource, *, tiling: bool = False
+) -> jax.Array:
     """Scaled latents of clips (B, F, H, W, 3) in [-1, 1], (B, `frames`, h, w, 16).
 
     Where patches of two frames need one more, the first is repeated at the front, as in training.
     """
-    latents = encode_pixels(model, pixels, noise) * model.spec.vae.scaling_factor
+    latents = encode_pixels(model, pixels, noise, tiling=tiling) * model.spec.vae.scaling_factor
     extra = frames - latents.shape[1]
     return jnp.concatenate([jnp.repeat(latents[:, :1], extra, axis=1), latents], axis=1)
 
 
-def decode_frames(model: Model, latents: jax.Array, padding: int = 0) -> Iterator[np.ndarray]:
+def decode_frames(model: Model, latents: jax.Array, padding: int = 0, *, tiling: bool = False) -> Iterator[np.ndarray]:
     """Pixel frames of one video, (F', H, W, 3) uint8 at a time, first to last.
 
-    Memory does not grow with the clip's length.
+    Memory does not grow with the clip's length, but for the pixels themselves with `tiling`.
 
     Args:
       latents: (1, T, h, w, 16) as sampled.
       padding: latent frames to drop from the front.
+      tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
     """
     run, params = decode_batch(model.spec.vae), model.params["vae"]
     latents = jnp.asarray(latents)[:, padding:] / model.spec.vae.scaling_factor
-    for pixels in vaes.decode_stream(model.vae, params, latents, decode_batch=run):
+    if tiling:
+        batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
+    else:
+        batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)
+    for pixels in batches:
         yield to_uint8(np.asarray(pixels[0]))
 
 

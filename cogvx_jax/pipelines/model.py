@@ -119,7 +119,9 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> Path:
         raise FileNotFoundError(f"there is no folder {name}")
     if hub.count("/") != 1:
         known = ", ".join(["tiny", *presets.PRESETS])
-        raise ValueError(f"unknown model {name!r}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b")
+        raise ValueError(
+            f"unknown model {name!r}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b"
+        )
     return _fetch(hub, weights)
 
 

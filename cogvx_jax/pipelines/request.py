@@ -144,9 +144,7 @@ def _check_size(spec: ModelSpec, request: Request) -> None:
     for name, value in (("height", request.height), ("width", request.width)):
         if value < cell or value % cell:
             near = sorted({max(value // cell, 1) * cell, -(-max(value, 1) // cell) * cell})
-            raise ValueError(
-                f"{name} must be a positive multiple of {cell}, got {value}; nearest: {_words(near)}"
-            )
+            raise ValueError(f"{name} must be a positive multiple of {cell}, got {value}; nearest: {_words(near)}")
     if spec.transformer.position == "rope+learned":
         native = spec.defaults
         if (request.height, request.width) != (native.height, native.width):

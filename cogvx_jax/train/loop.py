@@ -4,10 +4,12 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -36,7 +38,8 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints")
-    state = checkpoints.restore(update.init(params, tx))
+    # Its own copy, since the state is donated to every step.
+    state = checkpoints.restore(update.init(jax.tree.map(jnp.copy, params), tx))
     step = jax.jit(functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay), donate_argnums=0)
     key, losses, since = jax.random.key(seed), [], time.monotonic()
     try:
@@ -60,8 +63,6 @@ def fit(
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """Draws the next batch in a thread while the current one is used."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(batches, start) if start < stop else None
         for i in range(start, stop):

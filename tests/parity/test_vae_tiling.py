@@ -29,7 +29,7 @@ def pair(tmp_path_factory):
         sample_width=CFG.sample_width,
     ).eval()
     with torch.no_grad():
-        for name, tensor in theirs.named_parameters():
+        for tensor in theirs.parameters():
             if tensor.ndim == 1:  # biases and norms, which are 0 and 1 at first
                 tensor.add_(0.2 * torch.randn_like(tensor))
     folder = tmp_path_factory.mktemp("model")
@@ -59,7 +59,11 @@ def test_tiled_is_the_references(pair, frames, height, width):
 @pytest.mark.parametrize("size", [(480, 720), (96, 160), (192, 320), (288, 80)])
 def test_geometry_is_the_references(size):
     theirs = diffusers.AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, sample_height=size[0], sample_width=size[1]
+        block_out_channels=(8, 8, 8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_height=size[0],
+        sample_width=size[1],
     )
     ours = tiling.Tiling.of(VAEConfig(sample_height=size[0], sample_width=size[1]))
     assert ours.tile == (theirs.tile_latent_min_height, theirs.tile_latent_min_width)

@@ -1,0 +1,184 @@
+"""Every formulation of an operation equals the plain one, and so do its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cogvx_jax.configs import VAEConfig
+from cogvx_jax.models.vae import VAE, double_time
+from cogvx_jax.nn.attention import CHUNK, attention
+from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN, Formulations, formulations, using
+from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
+from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
+
+ATOL = 1e-5  # float32, of results near 1
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def under(choice, function, *args):
+    """Compiled anew: what is compiled already keeps its formulation."""
+    with using(choice):
+        return jax.jit(lambda *a: function(*a))(*args)
+
+
+def assert_close(a, b, atol=ATOL):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), a, b)
+
+
+def value_and_gradients(function):
+    """The result, and the gradients of its product with fixed numbers, so that no two cancel."""
+
+    def run(*args):
+        y, pull = jax.vjp(function, *args)
+        return y, pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+
+    return run
+
+
+# --- convolutions ---
+
+
+@pytest.mark.parametrize("choice", ["conv2d", "by_size"])
+@pytest.mark.parametrize("shape, features", [((1, 5, 7, 6, 3), 4), ((2, 3, 1, 4, 8), 2), ((1, 4, 5, 5, 1), 1)])
+def test_causal_conv(choice, shape, features):
+    x, kernel = normal(0, *shape), normal(1, 3, 3, 3, shape[-1], features) / 8
+    run = value_and_gradients(causal_conv)
+    plain, other = (under(Formulations(causal_conv=c), run, x, kernel) for c in ("conv3d", choice))
+    assert plain[0].shape == (shape[0], shape[1] - 2, *shape[2:4], features)
+    assert_close(other, plain, atol=3e-5)
+
+
+def test_causal_conv_by_size_switches(monkeypatch):
+    x, kernel = normal(0, 1, 4, 6, 6, 2), normal(1, 3, 3, 3, 2, 2)
+
+    def convolutions():
+        with using(Formulations(causal_conv="by_size")):
+            return str(jax.make_jaxpr(lambda *a: causal_conv(*a))(x, kernel)).count("conv_general_dilated[")
+
+    assert convolutions() == 1
+    monkeypatch.setattr("cogvx_jax.nn.conv.TPU_CONV3D_PIXELS", 35)
+    assert convolutions() == 3
+
+
+@pytest.mark.parametrize("choice", ["phase", "dilated"])
+@pytest.mark.parametrize(
+    "shape, features",
+    [((1, 2, 5, 7, 3), 4), ((2, 1, 4, 4, 1), 8), ((1, 3, 1, 1, 2), 2), ((1, 1, 1, 6, 5), 1), ((1, 2, 3, 2, 16), 8)],
+)
+def test_upsample_conv(choice, shape, features):
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], features) / 4
+    run = value_and_gradients(upsample_conv)
+    plain, other = (under(Formulations(upsample_conv=c), run, x, kernel) for c in ("repeat", choice))
+    assert plain[0].shape == (*shape[:2], 2 * shape[2], 2 * shape[3], features)
+    assert_close(other, plain, atol=3e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+def test_frames_are_doubled_after_the_convolution_as_well_as_before(frames, random_params):
+    module, x = FrameConv(4, upsample=True), normal(0, 1, frames, 3, 5, 2)
+    params = random_params(module, x)
+    after = double_time(module.apply({"params": params}, x))
+    before = module.apply({"params": params}, double_time(x))
+    assert after.shape[1] == {1: 1, 2: 4, 3: 5, 4: 8}[frames]
+    assert_close(after, before)
+
+
+# --- norms ---
+
+
+@pytest.mark.parametrize("choice", ["latent", "by_size"])
+@pytest.mark.parametrize("frames, latent_frames", [(1, 1), (2, 2), (3, 3), (5, 3), (9, 3), (8, 2), (4, 1)])
+def test_spatial_norm(choice, frames, latent_frames, random_params):
+    module = SpatialNorm(groups=2, eps=1e-6)
+    x, z = normal(0, 2, frames, 4, 6, 8), normal(1, 2, latent_frames, 2, 3, 5)
+    params = random_params(module, x, z)
+    run = value_and_gradients(lambda p, x, z: module.apply({"params": p}, x, z))
+    plain, other = (under(Formulations(spatial_norm=c), run, params, x, z) for c in ("full", choice))
+    assert_close(other[0], plain[0])
+    # Gradients of weights are sums over all pixels.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other[1], plain[1])
+
+
+# One pass loses what is left of float32 below (mean / deviation)^2 * 2^-24; two passes would not.
+@pytest.mark.parametrize("mean, atol", [(0, 1e-5), (3, 1e-5), (30, 1e-3), (100, 1e-2)])
+def test_group_norm_is_the_two_pass_definition(mean, atol, random_params):
+    module = GroupNorm(groups=4, eps=1e-6)
+    x = normal(0, 2, 3, 8, 8, 16) + mean * np.sign(np.cos(np.arange(16) // 4 * 2.0)).astype(np.float32)
+    params = random_params(module, x)
+    groups = np.float64(x).reshape(2, -1, 4, 4)
+    centred = groups - groups.mean(axis=(1, 3), keepdims=True)
+    y = centred / np.sqrt(np.square(centred).mean(axis=(1, 3), keepdims=True) + 1e-6)
+    expected = y.reshape(x.shape) * params["scale"] + params["bias"]
+    assert_close(module.apply({"params": params}, x), expected, atol)
+
+
+def test_group_norm_of_a_constant_is_finite(random_params):
+    module, x = GroupNorm(groups=2, eps=1e-6), jnp.full((1, 2, 4, 4, 4), 123.456)
+    params = random_params(module, x)
+    y, gradients = value_and_gradients(lambda p, x: module.apply({"params": p}, x))(params, x)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, gradients)))
+
+
+# --- attention ---
+
+
+def definition(q, k, v, scale, bias=None):
+    """softmax(scale * q k^T + bias) v in float64."""
+    q, k, v = (np.float64(a) for a in (q, k, v))
+    logits = scale * q @ np.swapaxes(k, -1, -2) + (0 if bias is None else np.float64(bias))
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ v
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("tokens", [5, CHUNK, 2 * CHUNK, 2 * CHUNK + 37])
+def test_attention(tokens, biased):
+    q, k, v = (normal(i, 1, 2, tokens, 4) for i in range(3))
+    bias = normal(3, 2, tokens, tokens) if biased else None
+
+    def plain_and_gradients(choice):
+        def function(q, k, v, bias=None):
+            return attention(q, k, v, scale=0.5, bias=bias)
+
+        args = (q, k, v) if bias is None else (q, k, v, bias)
+        return under(Formulations(attention=choice), value_and_gradients(function), *args)
+
+    plain, chunked = plain_and_gradients("plain"), plain_and_gradients("chunked")
+    assert_close(chunked, plain)
+    assert_close(plain[0], definition(q, k, v, 0.5, bias))
+
+
+@pytest.mark.parametrize("choice", ["plain", "chunked"])
+def test_attention_survives_large_logits(choice):
+    q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))
+    y = under(Formulations(attention=choice), lambda *a: attention(*a, scale=1000.0), q, k, v)
+    assert_close(y, definition(q, k, v, 1000.0), atol=5e-3)  # logits near 1e4, so 1e-3 of them is rounding
+
+
+# --- the choice itself ---
+
+
+def test_using_is_undone():
+    default, outer, inner = formulations(), Formulations(spatial_norm="full"), Formulations(upsample_conv="phase")
+    with using(outer):
+        with pytest.raises(KeyError), using(inner):
+            assert formulations() is inner
+            raise KeyError
+        assert formulations() is outer
+    assert formulations() is default is BY_PLATFORM[jax.default_backend()]
+
+
+@pytest.mark.parametrize("platform", BY_PLATFORM)
+def test_vae_is_the_same_by_the_choices_of_every_platform(platform, random_params):
+    vae = VAE(VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2))
+    pixels = normal(0, 1, 5, 8, 12, 3)
+    params = random_params(vae, pixels)
+    plain, chosen = (
+        under(choice, lambda p, x: vae.apply({"params": p}, x), params, pixels)
+        for choice in (PLAIN, BY_PLATFORM[platform])
+    )
+    assert_close(chosen, plain, atol=5e-5 * float(jnp.abs(plain).max()))

@@ -1,0 +1,288 @@
+"""The VAE on its own: frame batches and caches, shapes, the posterior, padding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cogvx_jax.configs import VAEConfig
+from cogvx_jax.models import tiling
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.nn.conv import CausalConv, FrameConv
+
+CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2)  # 4x4 in space
+WHOLE = VAEConfig(**{**CFG.__dict__, "encode_frames": None, "decode_frames": None})
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def params(random_params):
+    return random_params(vaes.VAE(CFG), normal(0, 1, 1, 4, 4, 3))
+
+
+def compiled(vae, method):
+    return jax.jit(lambda p, x, cache: vae.apply({"params": p}, x, cache, method=method))
+
+
+@functools.cache
+def encoder(cfg):
+    vae = vaes.VAE(cfg)
+    return functools.partial(vaes.encode, vae, encode_batch=compiled(vae, "encode_batch"))
+
+
+@functools.cache
+def decoder(cfg):
+    vae = vaes.VAE(cfg)
+    return functools.partial(vaes.decode, vae, decode_batch=compiled(vae, "decode_batch"))
+
+
+# --- frame batches ---
+
+
+@pytest.mark.parametrize(
+    "frames, size, expected",
+    [
+        (49, 8, [9] + [8] * 5),
+        (81, 8, [9] + [8] * 9),
+        (85, 8, [13] + [8] * 9),
+        (48, 8, [8] * 6),
+        (13, 2, [3] + [2] * 5),
+        (21, 2, [3] + [2] * 9),
+        (12, 2, [2] * 6),
+        (1, 8, [1]),
+        (1, 2, [1]),
+        (7, 8, [7]),
+        (49, None, [49]),
+    ],
+)
+def test_frame_batches(frames, size, expected):
+    batches = vaes.frame_batches(frames, size)
+    assert [stop - start for start, stop in batches] == expected
+    assert batches[0][0] == 0 and batches[-1][1] == frames
+    assert all(a[1] == b[0] for a, b in zip(batches, batches[1:], strict=False))
+
+
+PIXELS_TO_LATENTS = {1: 1, 2: 1, 3: 1, 4: 1, 5: 2, 7: 2, 8: 2, 9: 3, 10: 3, 11: 3, 12: 3, 13: 4, 15: 4, 16: 4}
+PIXELS_TO_LATENTS |= {17: 5, 25: 7, 33: 9, 48: 12, 49: 13, 53: 14, 81: 21, 85: 22, 161: 41}
+LATENTS_TO_PIXELS = {1: 1, 2: 8, 3: 9, 4: 16, 5: 17, 10: 40, 12: 48, 13: 49, 20: 80, 21: 81, 22: 88, 41: 161, 42: 168}
+
+
+def test_frame_counts_of_latents(params):
+    counts = {}
+    for frames in PIXELS_TO_LATENTS:
+        shape = jax.eval_shape(encoder(CFG), params, jax.ShapeDtypeStruct((2, frames, 8, 12, 3), jnp.float32)).shape
+        assert (shape[0], *shape[2:]) == (2, 2, 3, 4)
+        counts[frames] = shape[1]
+    assert counts == PIXELS_TO_LATENTS
+
+
+def test_frame_counts_of_pixels(params):
+    counts = {}
+    for frames in LATENTS_TO_PIXELS:
+        shape = jax.eval_shape(decoder(CFG), params, jax.ShapeDtypeStruct((2, frames, 2, 3, 2), jnp.float32)).shape
+        assert (shape[0], *shape[2:]) == (2, 8, 12, 3)
+        counts[frames] = shape[1]
+    assert counts == LATENTS_TO_PIXELS
+
+
+@pytest.mark.parametrize(
+    "count, halved, doubled", [(1, [0], [0]), (2, [0.5], [0, 0, 1, 1]), (3, [0, 1.5], [0, 1, 1, 2, 2])]
+)
+def test_time_is_halved_and_doubled(count, halved, doubled):
+    x = jnp.arange(count, dtype=jnp.float32).reshape(1, -1, 1, 1, 1)
+    assert vaes.halve_time(x).ravel().tolist() == halved
+    assert vaes.double_time(x).ravel().tolist() == doubled
+
+
+def test_output_is_float32_and_halves_stay_in_space():
+    cfg = VAEConfig(**{**CFG.__dict__, "dtype": "bfloat16"})
+    shapes = jax.eval_shape(lambda: vaes.VAE(cfg).init_with_output(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))[0])
+    # Five frames become two latents, an even count, which stands for eight.
+    assert (shapes.shape, shapes.dtype) == ((1, 8, 8, 8, 3), jnp.float32)
+
+
+# --- caches ---
+
+
+def test_what_stands_still_stays_still(params):
+    still = jnp.repeat(normal(1, 1, 1, 8, 8, 3), 17, axis=1)
+    moments = encoder(CFG)(params, still)
+    assert moments.shape[1] == 5
+    np.testing.assert_allclose(moments, jnp.repeat(moments[:, :1], 5, axis=1), rtol=0, atol=2e-5)
+    pixels = decoder(CFG)(params, jnp.repeat(normal(2, 1, 1, 2, 2, 2), 5, axis=1))
+    assert pixels.shape[1] == 17
+    np.testing.assert_allclose(pixels, jnp.repeat(pixels[:, :1], 17, axis=1), rtol=0, atol=2e-5)
+
+
+def identity(x, scale, bias, *, groups, eps):
+    ones = jnp.ones((x.shape[0], 1, 1, 1, x.shape[-1]))
+    return ones, 0 * ones
+
+
+def batched_and_whole(params):
+    """Both directions: worked through in frame batches, and at once."""
+    pairs = []
+    for make, method, x in (
+        (vaes.encode, "encode_batch", normal(1, 1, 17, 8, 8, 3)),
+        (vaes.decode, "decode_batch", normal(2, 1, 7, 2, 2, 2)),
+        (vaes.decode, "decode_batch", normal(3, 1, 4, 2, 2, 2)),
+    ):
+        pairs.append(
+            [make(vae, params, x, **{method: compiled(vae, method)}) for vae in (vaes.VAE(CFG), vaes.VAE(WHOLE))]
+        )
+    return pairs
+
+
+def test_the_cut_shows_in_the_norms_alone(params, monkeypatch):
+    for batched, whole in batched_and_whole(params):
+        assert batched.shape == whole.shape
+        assert np.abs(batched - whole).max() > 0.05
+    monkeypatch.setattr("cogvx_jax.nn.norms.group_affine", identity)
+    for batched, whole in batched_and_whole(params):
+        np.testing.assert_allclose(batched, whole, rtol=0, atol=2e-5 * float(np.abs(whole).max()))
+
+
+def test_causal_conv_in_pieces_is_the_whole(random_params):
+    conv, x = CausalConv(3), normal(0, 2, 6, 3, 4, 2)
+    params = {"params": random_params(conv, x)}
+    whole, end = conv.apply(params, x)
+    pieces, cache = [], None
+    for start, stop in ((0, 1), (1, 2), (2, 5), (5, 6)):
+        y, cache = conv.apply(params, x[:, start:stop], cache)
+        pieces.append(y)
+        # The last two frames of what went in, the padding of the first batch among them.
+        seen = jnp.concatenate([x[:, :1], x[:, :1], x[:, :stop]], axis=1)
+        np.testing.assert_array_equal(cache, seen[:, -2:])
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), whole, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(cache, end)
+
+
+def test_causal_conv_sees_no_later_frame(random_params):
+    conv, x = CausalConv(3), normal(0, 1, 5, 3, 4, 2)
+    params = {"params": random_params(conv, x)}
+    difference = np.abs(conv.apply(params, x)[0] - conv.apply(params, x.at[:, 3].add(1))[0]).max(axis=(0, 2, 3, 4))
+    assert (difference[:3] == 0).all() and (difference[3:] > 0).all()
+
+
+def test_decode_stream(params):
+    vae, latents = vaes.VAE(CFG), normal(2, 1, 7, 2, 2, 2)
+    run = compiled(vae, "decode_batch")
+    parts = list(vaes.decode_stream(vae, params, latents, decode_batch=run))
+    assert [p.shape[1] for p in parts] == [9, 8, 8]
+    np.testing.assert_array_equal(jnp.concatenate(parts, axis=1), vaes.decode(vae, params, latents, decode_batch=run))
+
+
+def test_decode_stream_is_lazy(params):
+    calls = []
+
+    def run(params, latents, cache):
+        calls.append((latents.shape[1], cache))
+        return latents, len(calls)
+
+    stream = vaes.decode_stream(vaes.VAE(CFG), params, normal(2, 1, 5, 2, 2, 2), decode_batch=run)
+    assert not calls
+    next(stream)
+    assert calls == [(3, None)]
+    assert len(list(stream)) == 1
+    assert calls == [(3, None), (2, 1)]
+
+
+def test_a_batch_is_its_clips(params):
+    pixels, latents = normal(1, 2, 5, 8, 8, 3), normal(2, 2, 3, 2, 2, 2)
+    for run, x in ((encoder(CFG), pixels), (decoder(CFG), latents)):
+        apart = jnp.concatenate([run(params, x[i : i + 1]) for i in range(2)])
+        np.testing.assert_allclose(run(params, x), apart, rtol=0, atol=1e-5)
+
+
+# --- padding in space ---
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_the_downsampler_is_padded_right_and_below(size):
+    conv, x = FrameConv(1, stride=2), normal(0, 1, 1, size, size, 1)
+
+    def tap(row, column):
+        kernel = np.zeros((3, 3, 1, 1), np.float32)
+        kernel[row, column] = 1
+        return np.asarray(conv.apply({"params": {"kernel": kernel, "bias": np.zeros(1, np.float32)}}, x))[0, 0, :, :, 0]
+
+    padded = np.pad(np.asarray(x)[0, 0, :, :, 0], ((0, 1), (0, 1)))
+    for row in range(3):
+        for column in range(3):
+            np.testing.assert_array_equal(
+                tap(row, column), padded[row : size + row - 1 : 2, column : size + column - 1 : 2]
+            )
+    if size == 4:
+        assert (tap(2, 2)[-1] == 0).all() and (tap(2, 2)[:, -1] == 0).all()
+        assert (tap(0, 0) != 0).all()
+
+
+# --- the posterior ---
+
+
+def test_posterior():
+    moments = normal(0, 2, 3, 2, 2, 8)
+    mean, logvar = moments[..., :4], moments[..., 4:]
+    noise = normal(1, *mean.shape)
+    np.testing.assert_array_equal(vaes.mode(moments), mean)
+    np.testing.assert_allclose(vaes.sample(moments, noise), mean + np.exp(logvar / 2) * noise, rtol=1e-6)
+    np.testing.assert_array_equal(vaes.sample(moments, jnp.zeros_like(noise)), mean)
+    expected = (np.square(mean) + np.exp(logvar) - 1 - logvar) / 2
+    np.testing.assert_allclose(vaes.kl(moments), expected, rtol=1e-5, atol=1e-6)
+    assert (vaes.kl(moments) >= 0).all()
+    assert (vaes.kl(jnp.zeros(8)) == 0).all()
+
+
+@pytest.mark.parametrize("logvar, bound", [(1000.0, 20.0), (-1000.0, -30.0)])
+def test_log_variance_is_clipped(logvar, bound):
+    moments = jnp.asarray([0.0, logvar])
+    assert vaes.sample(moments, jnp.ones(1)) == pytest.approx(np.exp(bound / 2))
+    assert vaes.kl(moments) == pytest.approx((np.exp(bound) - 1 - bound) / 2)
+
+
+# --- tiling ---
+
+
+def test_tiles_of_the_published_size():
+    expected = tiling.Tiling(tile=(30, 45), stride=(25, 36), scale=8)
+    assert tiling.Tiling.of(VAEConfig()) == expected
+
+
+@pytest.mark.parametrize("size", [(64, 64), (480, 720), (8, 8), (100, 52)])
+@pytest.mark.parametrize("frame", [(64, 64), (96, 40), (8, 200), (24, 24)])
+def test_tiles_cover_the_frame(size, frame):
+    cfg = VAEConfig(sample_height=size[0], sample_width=size[1])
+    latents = normal(0, 1, 2, frame[0] // 8, frame[1] // 8, 1)
+
+    def enlarge(params, z, cache):  # a decoder without any context: then tiling changes nothing
+        return jnp.repeat(jnp.repeat(z, 8, axis=2), 8, axis=3), None
+
+    def shrink(params, x, cache):
+        return x[:, :, ::8, ::8], None
+
+    pixels = tiling.decode_tiled(vaes.VAE(cfg), None, latents, decode_batch=enlarge)
+    np.testing.assert_allclose(pixels, enlarge(None, latents, None)[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        tiling.encode_tiled(vaes.VAE(cfg), None, pixels, encode_batch=shrink), latents, rtol=0, atol=1e-6
+    )
+
+
+def test_blend_is_a_ramp():
+    before, after = jnp.zeros((1, 1, 6, 2, 1)), jnp.ones((1, 1, 5, 2, 1))
+    assert tiling.blend(before, after, 4, axis=2)[0, 0, :, 0, 0].tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert tiling.blend(after, before, 4, axis=2)[0, 0, :, 1, 0].tolist() == [1, 0.75, 0.5, 0.25, 0, 0]
+    np.testing.assert_array_equal(tiling.blend(before, after, 0, axis=2), after)
+
+
+def test_a_frame_no_larger_than_a_tile_is_not_tiled(params):
+    cfg = VAEConfig(**{**CFG.__dict__, "sample_height": 16, "sample_width": 16})
+    run = compiled(vaes.VAE(cfg), "decode_batch")
+    latents = normal(0, 1, 3, 2, 2, 2)
+    np.testing.assert_array_equal(
+        tiling.decode_tiled(vaes.VAE(cfg), params, latents, decode_batch=run), decoder(CFG)(params, latents)
+    )
