@@ -8,7 +8,7 @@ import jax
 
 def enable_compilation_cache() -> None:
     """Turns jax's persistent cache on, in the user's cache folder, unless the user has set it up."""
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cogvx_jax" / "xla"
     try:

@@ -142,10 +142,11 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: dict[st
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either a prompt or --prompts-file")
-    if file is None:
+    if prompt is not None or file is None:
+        assert prompt is not None
         return [Job(prompt=prompt, out=out, **options)]
     lines = [line.strip() for line in file.read_text().splitlines()]
-    jobs = []
+    jobs: list[Job] = []
     known = {field.name for field in dataclasses.fields(Job)}
     for number, line in enumerate(lines, 1):
         if not line:

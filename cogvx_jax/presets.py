@@ -1,12 +1,15 @@
 """The five published models as values. `HUB` says where their weights are, `LICENCES` on what terms."""
 
+import dataclasses
+
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, TransformerConfig, VAEConfig
 
 _ROPE = TransformerConfig(layers=42, heads=48, position="rope")
 _ROPE_IMAGE = TransformerConfig(layers=42, heads=48, position="rope+learned", in_channels=32)
 # Its sizes are the limits of the positions, not a native size: 2400x2400 pixels.
-_SLICE = dict(layers=42, heads=48, position="rope_slice", patch_t=2, sample_height=300, sample_width=300)
-_SLICE |= dict(sample_frames=81)
+_SLICE = TransformerConfig(
+    layers=42, heads=48, position="rope_slice", patch_t=2, sample_height=300, sample_width=300, sample_frames=81
+)
 _LARGE = GenerationDefaults(height=768, width=1360, num_frames=81, fps=16, sampler="dpm")
 _NO_SHIFT = ScheduleConfig(snr_shift=1.0)
 
@@ -30,7 +33,7 @@ PRESETS = {
     ),
     "1.5-5b": ModelSpec(
         name="CogVideoX1.5-5B",
-        transformer=TransformerConfig(**_SLICE),
+        transformer=_SLICE,
         vae=VAEConfig(scaling_factor=0.7, invert_scale_latents=True),
         schedule=_NO_SHIFT,
         defaults=_LARGE,
@@ -38,7 +41,7 @@ PRESETS = {
     ),
     "1.5-5b-i2v": ModelSpec(
         name="CogVideoX1.5-5B-I2V",
-        transformer=TransformerConfig(**_SLICE, in_channels=32, ofs_dim=512),
+        transformer=dataclasses.replace(_SLICE, in_channels=32, ofs_dim=512),
         vae=VAEConfig(scaling_factor=0.7, invert_scale_latents=True),
         schedule=_NO_SHIFT,
         defaults=_LARGE,

@@ -80,12 +80,15 @@ def _shapes(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[str, tuple
         if cfg.position == "rope+learned":
             frames, height, width = cfg.sample_latent_frames, cfg.sample_height, cfg.sample_width
         latents, text = (1, frames, height, width, cfg.in_channels), (1, cfg.text_length, cfg.text_dim)
-        module, inputs = Transformer(cfg), [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
+        module: nn.Module = Transformer(cfg)
+        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
     elif isinstance(cfg, VAEConfig):
         pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
-        module, inputs = VAE(cfg), [jax.ShapeDtypeStruct(pixels, "float32")]
+        module = VAE(cfg)
+        inputs = [jax.ShapeDtypeStruct(pixels, "float32")]
     else:
-        module, inputs = T5Encoder(cfg), [jax.ShapeDtypeStruct((1, 1), "int32")]
+        module = T5Encoder(cfg)
+        inputs = [jax.ShapeDtypeStruct((1, 1), "int32")]
     variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     params = traverse_util.flatten_dict(nn.unbox(variables)["params"], sep="/")
     return {path: leaf.shape for path, leaf in params.items()}
@@ -99,11 +102,11 @@ def _compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases
         if key not in found:
             problems.append(f"missing: {key} {parameter.their_shape}")
     for key, stored in found.items():
-        parameter = wanted.get(aliases.get(key, key))
-        if parameter is None:
+        match = wanted.get(aliases.get(key, key))
+        if match is None:
             problems.append(f"spare: {key} {stored.shape}")
-        elif stored.shape != parameter.their_shape:
-            problems.append(f"misshapen: {key} is {stored.shape}, not {parameter.their_shape}")
+        elif stored.shape != match.their_shape:
+            problems.append(f"misshapen: {key} is {stored.shape}, not {match.their_shape}")
     return problems
 
 
@@ -137,7 +140,7 @@ class Checkpoint(collections.abc.Mapping):
                 problems.append(f"{name}: {error}")
         for name, header in headers.items():
             self._tensors |= {key: header[key] for key in header if index.get(key, name) == name}
-            if None in index:
+            if "" in index:
                 continue  # a single file needs no index
             indexed = {key for key in index if index[key] == name}
             problems += [
@@ -147,8 +150,8 @@ class Checkpoint(collections.abc.Mapping):
         if problems:
             raise ConversionError(f"cannot read the weights in {self.folder}", problems)
 
-    def _find_index(self, problems: list[str]) -> dict[str | None, str]:
-        """Key -> file name; one file without an index stands under None."""
+    def _find_index(self, problems: list[str]) -> dict[str, str]:
+        """Key -> file name; one file without an index stands under ""."""
         if not self.folder.is_dir():
             problems.append("no such folder")
             return {}
@@ -162,7 +165,7 @@ class Checkpoint(collections.abc.Mapping):
                     return {}
             path = self.folder / f"{stem}.safetensors"
             if path.exists():
-                return {None: path.name}
+                return {"": path.name}
         names = sorted(p.name for p in self.folder.iterdir())
         looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
         problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")

@@ -208,7 +208,8 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
       reference's, a combination of positions and patches that it does not have. Of `dtype` and
       `remat`, which say how to run and not what, nothing is written.
     """
-    documents, problems = _documents(spec), []
+    documents = _documents(spec)
+    problems: list[str] = []
     back = _parse(documents, spec.name, problems)
     for part in ("transformer", "vae", "text_encoder", "schedule", "defaults"):
         ours, theirs = getattr(spec, part), getattr(back, part)
@@ -218,8 +219,8 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
                 problems.append(f"{part}.{field.name}: {a!r} would be read as {b!r}")
     if problems:
         raise ConversionError("the published files cannot express this model", problems)
-    for path, document in documents.items():
-        path = Path(folder) / path
+    for name, document in documents.items():
+        path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 
@@ -231,6 +232,7 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
         if document.path not in documents:
             continue
         found, values = documents[document.path], {}
+        hints = {field.name: field.type for field in dataclasses.fields(document.config)}
         if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
             problems.append(f"{document.path}: _class_name {found['_class_name']!r} is not supported")
         for theirs, ours in document.fields.items():
@@ -238,7 +240,7 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
                 continue
             value = found.get(theirs, document.absent.get(theirs))
             try:
-                values[ours] = _typed(value, document.config.__dataclass_fields__[ours].type)
+                values[ours] = _typed(value, hints[ours])
             except TypeError:
                 problems.append(f"{document.path}: {theirs} {value!r} is not supported")
         for theirs, only in document.fixed.items():
@@ -262,7 +264,7 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
     flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
     options = {flag: found.get(flag) for flag in flags}
-    position = POSITIONS.get(tuple(map(bool, options.values())))
+    position = dict[tuple[bool, ...], Any](POSITIONS).get(tuple(map(bool, options.values())))
     if position is None:
         said = ", ".join(f"{flag} {option!r}" for flag, option in options.items())
         problems.append(f"transformer/config.json: {said} together are not supported")
@@ -353,7 +355,7 @@ def _documents(spec: ModelSpec) -> dict[str, Json]:
     for document in DOCUMENTS:
         config = getattr(spec, document.part)
         content = {theirs: getattr(config, ours) for theirs, ours in document.fields.items()}
-        content |= document.fixed | document.unread
+        content |= dict(document.fixed) | dict(document.unread)
         if document.classes:
             content["_class_name"] = document.classes[0]
         documents[document.path] = content

@@ -1,6 +1,7 @@
 """Parameter trees to a folder of the published layout, which diffusers and transformers open."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -74,7 +75,8 @@ class _Tensor:
 
 
 def _tensors(spec: ModelSpec, params: Mapping[str, Any], dtype) -> dict[str, list[_Tensor]]:
-    tensors, problems = {}, []
+    tensors: dict[str, list[_Tensor]] = {}
+    problems: list[str] = []
     problems += [f"missing: {c}" for c in COMPONENTS if c not in params]
     problems += [f"spare: {c}" for c in params if c not in COMPONENTS]
     for component in [c for c in COMPONENTS if c in params]:
@@ -104,11 +106,12 @@ def _split(parameter: Parameter, leaf: Any, dtype: np.dtype) -> list[_Tensor]:
         return np.ascontiguousarray(parameter.change.write(part).astype(dtype))
 
     shape = parameter.their_shape
-    return [_Tensor(key, shape, dtype, lambda i=i: make(i)) for i, key in enumerate(parameter.keys)]
+    return [_Tensor(key, shape, dtype, functools.partial(make, i)) for i, key in enumerate(parameter.keys)]
 
 
 def _write_weights(folder: Path, stem: str, tensors: list[_Tensor], max_shard_bytes: int) -> None:
-    shards, room = [], 0
+    shards: list[list[_Tensor]] = []
+    room = 0
     for tensor in sorted(tensors, key=lambda t: t.key):
         if not shards or tensor.bytes > room:
             shards.append([])
@@ -117,7 +120,7 @@ def _write_weights(folder: Path, stem: str, tensors: list[_Tensor], max_shard_by
         room -= tensor.bytes
     if len(shards) == 1:
         return _write_file(folder / f"{stem}.safetensors", shards[0])
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, start=1):
         name = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / name, shard)
@@ -129,7 +132,8 @@ def _write_weights(folder: Path, stem: str, tensors: list[_Tensor], max_shard_by
 def _write_file(path: Path, tensors: list[_Tensor]) -> None:
     """Writes a safetensors file tensor by tensor; the library would want all of them at once."""
     tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.key))  # each is aligned to its type
-    header, start = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
     for t in tensors:
         offsets = [start, start + t.bytes]
         header[t.key] = {"dtype": NAMES[t.dtype], "shape": t.shape, "data_offsets": offsets}

@@ -6,6 +6,7 @@ python -m cogvx_jax.scripts.eval_tiny
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import imageio.v3 as iio
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def main(
     batch: int = 20,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    sampler: str | None = None,
+    sampler: Literal["ddim", "dpm"] | None = None,
     seed: int = 0,
     sheet: Path | None = None,
     out: Path | None = None,
@@ -45,7 +46,8 @@ def main(
     _, held_out = shapes.split()
     rng = np.random.default_rng(seed)
     chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]
-    right, wrong, rows = Counter(), [], []
+    right: Counter[str] = Counter()
+    wrong, rows = [], []
     for start in range(0, len(chosen), batch):
         scenes = chosen[start : start + batch]
         captions = [shapes.caption(scene, rng) for scene in scenes]

@@ -16,7 +16,7 @@ def build_tokenizer(folder: Path, length: int) -> None:
     import string
 
     import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
+    from sentencepiece import sentencepiece_model_pb2 as messages
     from transformers import T5Tokenizer
 
     captions = [str(scene) for scene in shapes.scenes()]
@@ -36,7 +36,7 @@ def build_tokenizer(folder: Path, length: int) -> None:
         bos_id=-1,
         minloglevel=2,
     )
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
+    proto = messages.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]  # made at import
     del proto.pieces[3:]
     letters = ["▁", *string.ascii_lowercase, *string.digits, *".,;:!?'\"-()"]
     for piece, score in [(f"▁{w}", WORD) for w in words] + [(c, LETTER) for c in letters]:

@@ -164,8 +164,9 @@ def encode_clips(folder: Path, vae_params) -> tuple[np.ndarray, float]:
         scenes, _ = shapes.split()
         moments = []
         for start in range(0, CLIPS, 24):
-            drawn = (shapes.draw(scenes[i % len(scenes)], np.random.default_rng((2, i))) for i in range(start, start + 24))
-            moments.append(np.asarray(encode(vae_params, np.stack(list(drawn)))))
+            numbers = range(start, start + 24)
+            clips = [shapes.draw(scenes[i % len(scenes)], np.random.default_rng((2, i))) for i in numbers]
+            moments.append(np.asarray(encode(vae_params, np.stack(clips))))
         np.save(cache.with_suffix(".part.npy"), np.concatenate(moments))
         cache.with_suffix(".part.npy").rename(cache)
     moments = np.load(cache)
@@ -262,7 +263,8 @@ def card(folder: Path) -> str:
         parts = ", ".join(f"{name} {found[name]:.1%}" for name in ("colour", "shape", "motion", "background"))
         measured = (
             f"`python -m cogvx_jax.scripts.eval_tiny`: of {found['prompts']} held-out prompts, "
-            f"{found['all']:.1%} are right in all four parts ({parts}). VAE on held-out clips: {found['psnr']:.1f} dB PSNR."
+            f"{found['all']:.1%} are right in all four parts ({parts}). "
+            f"VAE on held-out clips: {found['psnr']:.1f} dB PSNR."
         )
     return CARD.format(curves="\n".join(rows), measured=measured)
 

@@ -42,47 +42,34 @@ def value_and_gradients(function):
 # --- convolutions ---
 
 
-@pytest.mark.parametrize("choice", ["conv2d", "by_size"])
 @pytest.mark.parametrize("shape, features", [((1, 5, 7, 6, 3), 4), ((2, 3, 1, 4, 8), 2), ((1, 4, 5, 5, 1), 1)])
-def test_causal_conv(choice, shape, features):
+def test_causal_conv(shape, features):
     x, kernel = normal(0, *shape), normal(1, 3, 3, 3, shape[-1], features) / 8
     run = value_and_gradients(causal_conv)
-    plain, other = (under(Formulations(causal_conv=c), run, x, kernel) for c in ("conv3d", choice))
+    plain, other = (under(Formulations(causal_conv=c), run, x, kernel) for c in ("conv3d", "conv2d"))
     assert plain[0].shape == (shape[0], shape[1] - 2, *shape[2:4], features)
     assert_close(other, plain, atol=3e-5)
 
 
-def test_causal_conv_by_size_switches(monkeypatch):
-    x, kernel = normal(0, 1, 4, 6, 6, 2), normal(1, 3, 3, 3, 2, 2)
-
-    def convolutions():
-        with using(Formulations(causal_conv="by_size")):
-            return str(jax.make_jaxpr(lambda *a: causal_conv(*a))(x, kernel)).count("conv_general_dilated[")
-
-    assert convolutions() == 1
-    monkeypatch.setattr("cogvx_jax.nn.conv.TPU_CONV3D_PIXELS", 35)
-    assert convolutions() == 3
-
-
-@pytest.mark.parametrize("choice", ["phase", "dilated"])
 @pytest.mark.parametrize(
     "shape, features",
     [((1, 2, 5, 7, 3), 4), ((2, 1, 4, 4, 1), 8), ((1, 3, 1, 1, 2), 2), ((1, 1, 1, 6, 5), 1), ((1, 2, 3, 2, 16), 8)],
 )
-def test_upsample_conv(choice, shape, features):
+def test_upsample_conv(shape, features):
     x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], features) / 4
     run = value_and_gradients(upsample_conv)
-    plain, other = (under(Formulations(upsample_conv=c), run, x, kernel) for c in ("repeat", choice))
+    plain, *others = (under(Formulations(upsample_conv=c), run, x, kernel) for c in ("repeat", "phase", "dilated"))
     assert plain[0].shape == (*shape[:2], 2 * shape[2], 2 * shape[3], features)
-    assert_close(other, plain, atol=3e-5)
+    for other in others:
+        assert_close(other, plain, atol=3e-5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])
 def test_frames_are_doubled_after_the_convolution_as_well_as_before(frames, random_params):
     module, x = FrameConv(4, upsample=True), normal(0, 1, frames, 3, 5, 2)
     params = random_params(module, x)
-    after = double_time(module.apply({"params": params}, x))
-    before = module.apply({"params": params}, double_time(x))
+    conv = jax.jit(lambda x: module.apply({"params": params}, x))
+    after, before = double_time(conv(x)), conv(double_time(x))
     assert after.shape[1] == {1: 1, 2: 4, 3: 5, 4: 8}[frames]
     assert_close(after, before)
 
@@ -90,17 +77,16 @@ def test_frames_are_doubled_after_the_convolution_as_well_as_before(frames, rand
 # --- norms ---
 
 
-@pytest.mark.parametrize("choice", ["latent", "by_size"])
-@pytest.mark.parametrize("frames, latent_frames", [(1, 1), (2, 2), (3, 3), (5, 3), (9, 3), (8, 2), (4, 1)])
-def test_spatial_norm(choice, frames, latent_frames, random_params):
+@pytest.mark.parametrize("frames, latent_frames", [(1, 1), (3, 3), (5, 3), (9, 3), (8, 2)])
+def test_spatial_norm(frames, latent_frames, random_params):
     module = SpatialNorm(groups=2, eps=1e-6)
     x, z = normal(0, 2, frames, 4, 6, 8), normal(1, 2, latent_frames, 2, 3, 5)
     params = random_params(module, x, z)
-    run = value_and_gradients(lambda p, x, z: module.apply({"params": p}, x, z))
-    plain, other = (under(Formulations(spatial_norm=c), run, params, x, z) for c in ("full", choice))
-    assert_close(other[0], plain[0])
-    # Gradients of weights are sums over all pixels.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), other[1], plain[1])
+    full, latent = (
+        under(Formulations(spatial_norm=c), lambda x, z: module.apply({"params": params}, x, z), x, z)
+        for c in ("full", "latent")
+    )
+    assert_close(latent, full)
 
 
 # One pass loses what is left of float32 below (mean / deviation)^2 * 2^-24; two passes would not.
@@ -135,31 +121,50 @@ def definition(q, k, v, scale, bias=None):
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("tokens", [5, CHUNK, 2 * CHUNK, 2 * CHUNK + 37])
-def test_attention(tokens, biased):
-    q, k, v = (normal(i, 1, 2, tokens, 4) for i in range(3))
-    bias = normal(3, 2, tokens, tokens) if biased else None
+@pytest.mark.parametrize("chunk, tokens", [(CHUNK, 2 * CHUNK + 37), (8, 5), (8, 16), (8, 17)])
+def test_attention(chunk, tokens, biased, monkeypatch):
+    monkeypatch.setattr("cogvx_jax.nn.attention.CHUNK", chunk)
+    args = [normal(i, 1, 2, tokens, 4) for i in range(3)] + [normal(3, 2, tokens, tokens)] * biased
 
-    def plain_and_gradients(choice):
-        def function(q, k, v, bias=None):
-            return attention(q, k, v, scale=0.5, bias=bias)
+    def function(q, k, v, bias=None):
+        return attention(q, k, v, scale=0.5, bias=bias)
 
-        args = (q, k, v) if bias is None else (q, k, v, bias)
-        return under(Formulations(attention=choice), value_and_gradients(function), *args)
-
-    plain, chunked = plain_and_gradients("plain"), plain_and_gradients("chunked")
+    run = value_and_gradients(function)
+    plain, chunked = (under(Formulations(attention=c), run, *args) for c in ("plain", "chunked"))
     assert_close(chunked, plain)
-    assert_close(plain[0], definition(q, k, v, 0.5, bias))
+    assert_close(plain[0], definition(*args[:3], 0.5, *args[3:]))
 
 
 @pytest.mark.parametrize("choice", ["plain", "chunked"])
 def test_attention_survives_large_logits(choice):
-    q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))
+    q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))  # the last chunk has three tokens
     y = under(Formulations(attention=choice), lambda *a: attention(*a, scale=1000.0), q, k, v)
     assert_close(y, definition(q, k, v, 1000.0), atol=5e-3)  # logits near 1e4, so 1e-3 of them is rounding
 
 
 # --- the choice itself ---
+
+
+@pytest.mark.parametrize(
+    "operation, small, large, limit",
+    [
+        ("causal_conv", "conv3d", "conv2d", "cogvx_jax.nn.conv.TPU_CONV3D_PIXELS"),
+        ("spatial_norm", "full", "latent", "cogvx_jax.nn.norms.TPU_LATENT_NORM_PIXELS"),
+    ],
+)
+def test_by_size(operation, small, large, limit, monkeypatch, random_params):
+    norm, x, z = SpatialNorm(groups=2, eps=1e-6), normal(0, 1, 3, 4, 6, 4), normal(1, 1, 3, 2, 3, 5)
+    params, kernel = random_params(norm, x, z), normal(2, 3, 3, 3, 4, 2)
+
+    def program(choice):
+        with using(Formulations(**{operation: choice})):
+            return str(jax.make_jaxpr(lambda: (norm.apply({"params": params}, x, z), causal_conv(x, kernel)))())
+
+    assert program(small) != program(large)
+    monkeypatch.setattr(limit, 24)
+    assert program("by_size") == program(small)
+    monkeypatch.setattr(limit, 23)
+    assert program("by_size") == program(large)
 
 
 def test_using_is_undone():

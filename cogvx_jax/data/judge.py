@@ -78,8 +78,8 @@ def _foreground(video: np.ndarray, back: np.ndarray) -> np.ndarray:
     """The median colour, (3,), of the pixels farthest from the background."""
     height, width = video.shape[1:3]
     # A mean over 3 x 3 pixels, as otherwise noise decides which pixels are farthest.
-    rows = sum(video[:, i : height - 2 + i] for i in range(3))
-    smooth = (sum(rows[:, :, i : width - 2 + i] for i in range(3)) / 9).reshape(-1, 3)
+    rows = sum((video[:, i : height - 2 + i] for i in range(3)), np.zeros(()))
+    smooth = (sum((rows[:, :, i : width - 2 + i] for i in range(3)), np.zeros(())) / 9).reshape(-1, 3)
     away = smooth - back
     distance = np.sqrt(np.einsum("nc,nc->n", away, away))  # much faster than norm over so short an axis
     return np.median(smooth[distance >= 0.8 * np.quantile(distance, 0.998)], axis=0)
@@ -129,7 +129,7 @@ def _templates() -> dict[str, float]:
 def _shape(area: np.ndarray, waves: np.ndarray) -> str:
     strength = _strength(area, waves)
     relative = {shape: strength[CORNERS[shape] - 3] / full for shape, full in _templates().items()}
-    best = max(relative, key=relative.get)
+    best = max(relative, key=lambda name: relative[name])
     return best if relative[best] >= CORNERED else "circle"
 
 
@@ -151,5 +151,5 @@ def _motion(drift: np.ndarray, growth: float, turn: float) -> str:
     """The motion that is farthest past its threshold, if any is."""
     past = {name: float(drift @ direction) / DRIFT for name, direction in MOVES.items()}
     past |= {"grows": growth / GROWTH, "shrinks": -growth / GROWTH, "spins": turn / TURN}
-    best = max(past, key=past.get)
+    best = max(past, key=lambda name: past[name])
     return best if past[best] >= 1 else "stays still"

@@ -39,7 +39,8 @@ class Scene:
     background: str
 
     def __str__(self) -> str:
-        return f"{article(self.colour)} {self.colour} {self.shape} {self.motion} on {article(self.background)} {self.background} background"
+        what = f"{article(self.colour)} {self.colour} {self.shape} {self.motion}"
+        return f"{what} on {article(self.background)} {self.background} background"
 
 
 def article(word: str) -> str:

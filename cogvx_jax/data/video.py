@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import tempfile
 import uuid
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -103,14 +104,14 @@ def read_image(source) -> np.ndarray:
             raise ValueError(f"{str(source)!r} cannot be read as a picture; give a PNG, JPEG or WebP file") from e
     if isinstance(source, PIL.Image.Image):
         return _rgb(source)
-    image = np.asarray(source)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3, 4) or not image.size:
+    pixels = np.asarray(source)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
         raise ValueError(
-            f"a picture must be a path, a PIL image or a uint8 array (H, W, 3), got {image.dtype} {image.shape}"
+            f"a picture must be a path, a PIL image or a uint8 array (H, W, 3), got {pixels.dtype} {pixels.shape}"
         )
-    return image[..., :3].copy() if image.shape[-1] > 1 else image.repeat(3, axis=-1)
+    return pixels[..., :3].copy() if pixels.shape[-1] > 1 else pixels.repeat(3, axis=-1)
 
 
 def read_video(source) -> tuple[np.ndarray, float | None]:
@@ -151,7 +152,7 @@ def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     flat = frames.reshape(-1, *frames.shape[-3:])
     out = np.empty((len(flat), height, width, 3), np.float32)
     for i, frame in enumerate(flat):
-        out[i] = PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.LANCZOS)
+        out[i] = np.asarray(PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.LANCZOS))
     return (out / 255.0 * 2.0 - 1.0).reshape(*frames.shape[:-3], height, width, 3)
 
 
@@ -180,7 +181,9 @@ class VideoWriter:
         self.path, self.fps = pathlib.Path(path), _positive(fps)
         # In the same folder, so that the final rename stays within one file system.
         self._temporary = self.path.with_name(f".cogvx-{uuid.uuid4().hex[:12]}{self.path.suffix}")
-        self._size = self._process = self._log = None
+        self._size: tuple[int, int] | None = None
+        self._process: Any = None  # ffmpeg, once the first frames say how large they are
+        self._log: Any = None
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -192,9 +195,8 @@ class VideoWriter:
         if self._process is None:
             self._start(*size)
         if size != self._size:
-            raise ValueError(
-                f"all frames of {str(self.path)!r} must be {self._size[0]}x{self._size[1]}, got {size[0]}x{size[1]}"
-            )
+            first = "x".join(map(str, self._size or ()))
+            raise ValueError(f"all frames of {str(self.path)!r} must be {first}, got {size[0]}x{size[1]}")
         try:
             for frame in frames:
                 self._process.stdin.write(np.ascontiguousarray(frame))

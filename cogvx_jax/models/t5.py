@@ -16,6 +16,7 @@ from cogvx_jax.configs import T5Config
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import RMSNorm
+from cogvx_jax.nn.parameters import parameter
 
 
 class T5Encoder(nn.Module):
@@ -26,10 +27,11 @@ class T5Encoder(nn.Module):
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         cfg = self.cfg
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
-        x = self.param("embedding", init, (cfg.vocab, cfg.width))[ids].astype(cfg.dtype)  # (B, L, D)
-        init = nn.with_logical_partitioning(nn.initializers.normal(cfg.width**-0.5), (None, "heads"))
-        table = self.param("position_bias", init, (cfg.buckets, cfg.heads)).astype(jnp.float32)
+        init = nn.initializers.normal(1.0)
+        words = parameter(self, "embedding", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
+        x = words[ids].astype(cfg.dtype)  # (B, L, D)
+        init = nn.initializers.normal(cfg.width**-0.5)
+        table = parameter(self, "position_bias", init, (None, "heads"), (cfg.buckets, cfg.heads)).astype(jnp.float32)
         bias = jnp.moveaxis(table[buckets(ids.shape[1], cfg)], -1, 0)  # (A, L, L)
         blocks = nn.scan(
             Block,
@@ -57,7 +59,7 @@ class Block(nn.Module):
             return nn.initializers.normal(fan**-0.5)
 
         def heads(name, scale):
-            y = dense(inner, axes=("embed", "heads"), init=init(scale), name=name)(y_in)
+            y = dense(inner, axes=("embed", "heads"), kernel_init=init(scale), name=name)(y_in)
             return jnp.swapaxes(y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim), 1, 2)
 
         inner = cfg.heads * cfg.head_dim
@@ -65,12 +67,14 @@ class Block(nn.Module):
         q, k, v = heads("q", cfg.width * cfg.head_dim), heads("k", cfg.width), heads("v", cfg.width)
         y = attention(q, k, v, scale=1.0, bias=bias)
         y = jnp.swapaxes(y, 1, 2).reshape(*x.shape[:2], inner)
-        x = x + dense(cfg.width, axes=("heads", "embed"), init=init(inner), name="out")(y)
+        x = x + dense(cfg.width, axes=("heads", "embed"), kernel_init=init(inner), name="out")(y)
 
         y = RMSNorm(cfg.norm_eps, name="norm2")(x)
-        gate = nn.gelu(dense(cfg.mlp, axes=("embed", "mlp"), init=init(cfg.width), name="gate")(y), approximate=True)
-        y = gate * dense(cfg.mlp, axes=("embed", "mlp"), init=init(cfg.width), name="up")(y)
-        x = x + dense(cfg.width, axes=("mlp", "embed"), init=init(cfg.mlp), name="down")(y)
+        gate = nn.gelu(
+            dense(cfg.mlp, axes=("embed", "mlp"), kernel_init=init(cfg.width), name="gate")(y), approximate=True
+        )
+        y = gate * dense(cfg.mlp, axes=("embed", "mlp"), kernel_init=init(cfg.width), name="up")(y)
+        x = x + dense(cfg.width, axes=("mlp", "embed"), kernel_init=init(cfg.mlp), name="down")(y)
         return constrain(x, "batch", "seq", "embed"), None
 
 

@@ -88,7 +88,8 @@ def _tiled(
     if height <= tile[0] and width <= tile[1]:
         return run(x)
     extent = (tile_out[0] - stride_out[0], tile_out[1] - stride_out[1])
-    above, strips = [], []
+    above: list[jax.Array] = []
+    strips = []
     for top in range(0, height, stride[0]):
         row = [run(x[:, :, top : top + tile[0], j : j + tile[1]]) for j in range(0, width, stride[1])]
         # As in the reference, the neighbours that a tile fades from are already blended themselves.

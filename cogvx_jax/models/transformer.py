@@ -16,6 +16,7 @@ from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import patchify, rope_tables, rotate, sincos_table, sinusoid, unpatchify
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import LayerNorm
+from cogvx_jax.nn.parameters import parameter
 
 OFS = 2.0  # what every user of 1.5-I2V feeds its `ofs` embedding
 QK_NORM_EPS = 1e-6
@@ -58,8 +59,8 @@ class Transformer(nn.Module):
             table = np.pad(sincos_table(cfg, *grid), ((length, 0), (0, 0)))
             x = x + jnp.asarray(table, x.dtype)
         elif cfg.position == "rope+learned":
-            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), ("seq", "embed"))
-            x = x + self.param("position", init, (x.shape[1], cfg.width)).astype(x.dtype)
+            zeros = nn.initializers.zeros_init()
+            x = x + parameter(self, "position", zeros, ("seq", "embed"), (x.shape[1], cfg.width)).astype(x.dtype)
         rope = None if cfg.position == "sincos" else rope_tables(cfg, *grid)
         x = constrain(x, "batch", "seq", "embed")
 
@@ -78,8 +79,8 @@ class Transformer(nn.Module):
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
         shift, scale = jnp.split(modulation(nn.silu(time))[:, None], 2, axis=-1)
         video = LayerNorm(cfg.norm_eps, name="norm_out")(video) * (1 + scale) + shift
-        features = cfg.patch**2 * (cfg.patch_t or 1) * cfg.out_channels
-        return unpatchify(dense(features, axes=("embed", "patch"), name="out")(video), cfg, (frames, height, width))
+        patch = cfg.patch**2 * (cfg.patch_t or 1) * cfg.out_channels
+        return unpatchify(dense(patch, axes=("embed", "patch"), name="out")(video), cfg, (frames, height, width))
 
 
 class Block(nn.Module):

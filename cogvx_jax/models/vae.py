@@ -196,8 +196,10 @@ class _Caches:
     """Hands each causal part its old cache by name and collects the new ones."""
 
     def __init__(self, old: Cache | None):
-        self.old, self.new = old, {}
+        self.old: Cache | None = old
+        self.new: Cache = {}
 
     def run(self, part: nn.Module, *inputs: jax.Array) -> jax.Array:
-        y, self.new[part.name] = part(*inputs, cache=None if self.old is None else self.old[part.name])
+        name = str(part.name)
+        y, self.new[name] = part(*inputs, cache=None if self.old is None else self.old[name])
         return y

@@ -12,6 +12,7 @@ from jax import lax
 
 from cogvx_jax.axes import constrain
 from cogvx_jax.nn.backend import formulations
+from cogvx_jax.nn.parameters import parameter
 
 # torch draws convolution weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); this has that variance.
 kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -32,9 +33,11 @@ class CausalConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        kernel = self.param(
+        kernel = parameter(
+            self,
             "kernel",
-            nn.with_logical_partitioning(kernel_init, (None, None, None, "conv_in", "conv_out")),
+            kernel_init,
+            (None, None, None, "conv_in", "conv_out"),
             (3, 3, 3, x.shape[-1], self.features),
         )
         bias = _bias(self, self.features)
@@ -59,10 +62,8 @@ class FrameConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(kernel_init, (None, None, "conv_in", "conv_out")),
-            (3, 3, x.shape[-1], self.features),
+        kernel = parameter(
+            self, "kernel", kernel_init, (None, None, "conv_in", "conv_out"), (3, 3, x.shape[-1], self.features)
         )
         bias = _bias(self, self.features)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -81,11 +82,7 @@ class Pointwise(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(kernel_init, ("conv_in", "conv_out")),
-            (x.shape[-1], self.features),
-        )
+        kernel = parameter(self, "kernel", kernel_init, ("conv_in", "conv_out"), (x.shape[-1], self.features))
         bias = _bias(self, self.features)
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
@@ -130,8 +127,9 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     if choice == "dilated":
         # Each input pixel reaches a 2x2 block, then 3x3 around it: a 4x4 kernel, the box of ones
         # convolved with the taps.
-        flipped = sum(jnp.pad(kernel, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in range(2) for j in range(2))
-        return per_frame(x, flipped, padding=(2, 2), lhs_dilation=(2, 2))
+        shifts = (((i, 1 - i), (j, 1 - j), (0, 0), (0, 0)) for i in range(2) for j in range(2))
+        spread = functools.reduce(jnp.add, (jnp.pad(kernel, shift) for shift in shifts))
+        return per_frame(x, spread, padding=(2, 2), lhs_dilation=(2, 2))
     # "phase": rows of output 2i + p read input rows i + p - 1 and i + p.
     rows = [jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])]
     padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
@@ -151,4 +149,4 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _bias(module: nn.Module, features: int) -> jax.Array:
-    return module.param("bias", nn.with_logical_partitioning(nn.initializers.zeros_init(), ("conv_out",)), (features,))
+    return parameter(module, "bias", nn.initializers.zeros_init(), ("conv_out",), (features,))

@@ -73,7 +73,7 @@ def crop_box(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, i
     return (top, left), (top + height, left + width)
 
 
-def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+def rotate(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
     """Rotates neighbouring pairs of the last axis: x (B, A, N, K), cos and sin (N, K); in float32."""
     y = x.astype(jnp.float32)
     pairs = y.reshape(*y.shape[:-1], -1, 2)

@@ -3,8 +3,10 @@
 import jax
 from flax import linen as nn
 
+from cogvx_jax.nn.parameters import Init, parameter
+
 # torch draws Linear weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); this has that variance.
-kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_linear = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Dense(nn.Module):
@@ -14,13 +16,13 @@ class Dense(nn.Module):
     axes: tuple[str | None, str | None]
     dtype: str = "float32"
     bias: bool = True
-    init: nn.initializers.Initializer = kernel_init
+    kernel_init: Init = torch_linear
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.with_logical_partitioning(self.init, self.axes), (x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if not self.bias:
             return y
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros_init(), self.axes[1:])
-        return y + self.param("bias", zeros, (self.features,)).astype(self.dtype)
+        zeros = nn.initializers.zeros_init()
+        return y + parameter(self, "bias", zeros, self.axes[1:], (self.features,)).astype(self.dtype)

@@ -6,6 +6,7 @@ from flax import linen as nn
 
 from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.conv import Pointwise
+from cogvx_jax.nn.parameters import parameter
 
 # Above this many pixels a frame the coarse form of SpatialNorm wins on TPUs.
 TPU_LATENT_NORM_PIXELS = 240 * 360
@@ -34,7 +35,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", _partitioned(nn.initializers.ones_init()), (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones_init(), ("norm",), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         return (y * scale).astype(x.dtype)
@@ -114,11 +115,7 @@ def stretch(latents: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate([z[:, :1], rest], axis=1)
 
 
-def _partitioned(init):
-    return nn.with_logical_partitioning(init, ("norm",))
-
-
 def _affine(module: nn.Module, features: int) -> tuple[jax.Array, jax.Array]:
-    scale = module.param("scale", _partitioned(nn.initializers.ones_init()), (features,))
-    bias = module.param("bias", _partitioned(nn.initializers.zeros_init()), (features,))
+    scale = parameter(module, "scale", nn.initializers.ones_init(), ("norm",), (features,))
+    bias = parameter(module, "bias", nn.initializers.zeros_init(), ("norm",), (features,))
     return scale, bias

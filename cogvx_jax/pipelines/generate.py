@@ -42,7 +42,7 @@ def generate(
     image_scale: float | None = None,
     tiling: bool = False,
     noise: NoiseSource | None = None,
-) -> Video | np.ndarray:
+) -> Any:
     """Makes one video per prompt. What is omitted is the model's own.
 
     Args:
@@ -59,13 +59,14 @@ def generate(
       use_dynamic_cfg: vary the weight over the steps as the authors' demo does.
       sampler: "ddim", or "dpm" for the stochastic DPM-Solver++ (2M).
       seed: video i of the batch is a function of (seed, i) alone.
-      latents: the noise to start from, (B, T, h, w, 16) float32.
+      latents: the noise to start from, (B, T, h, w, 16) float32; with `video`, the noise it gets.
       output: "latents" returns the sampled latents, (B, T, h, w, 16) float32, padding included.
       progress: show a bar.
       image_scale: factor of the image's latents; see `latents.image_scale`.
       tiling: run the VAE in tiles where a whole frame does not fit into memory. Lossy: the result
         differs, by design of the reference; see `cogvx_jax.models.tiling`.
       noise: the source of all random numbers, in place of `seed`.
+    Returns: `Video`, or the latents as an array.
     Raises: ValueError or OSError for what cannot be done, before any of it is.
     """
     frames, fps = (None, None) if video is None else read_video(video)
@@ -100,7 +101,7 @@ def generate(
         clips = np.broadcast_to(clip, (shape[0], *clip.shape))
         start = video_latents(model, clips, shape[1], noise, tiling=tiling)
     x = jnp.asarray(noise.latents(shape) if latents is None else latents, jnp.float32)
-    if start is not None and latents is None:
+    if start is not None:
         level = schedule.alphas_bar(model.spec.schedule)[plan.timesteps[0]]
         x = objective.add_noise(start, x, jnp.full((shape[0],), level, jnp.float32))
 
@@ -109,8 +110,11 @@ def generate(
     if output == "latents":
         return np.asarray(x)
     padding = shape[1] - latent_frames(model.spec, request.frames)
-    clips = [np.concatenate(list(decode_frames(model, x[i : i + 1], padding, tiling=tiling))) for i in range(shape[0])]
-    return Video(frames=np.stack(clips), fps=round(fps) if fps else model.spec.defaults.fps)
+    streams = [decode_frames(model, x[i : i + 1], padding, tiling=tiling) for i in range(shape[0])]
+    return Video(
+        frames=np.stack([np.concatenate(list(stream)) for stream in streams]),
+        fps=round(fps) if fps else model.spec.defaults.fps,
+    )
 
 
 def denoise(
@@ -137,7 +141,7 @@ def denoise(
     step = _step(model.spec.transformer, negative is not None)
     states = text if negative is None else jnp.concatenate([negative, text])
     state = samplers.init(jnp.array(latents))
-    rows, weights = np.float32(sampler.table), np.float32(weights)
+    rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
     bar = tqdm(range(len(sampler.timesteps)), disable=not progress, unit="step", desc="sampling")

@@ -23,8 +23,8 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     """
     run, params = encode_batch(model.spec.vae), model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
-    moments = [encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
-    moments = jnp.concatenate(moments)
+    each = [encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
+    moments = jnp.concatenate(each)
     return vaes.sample(moments, noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels)))
 
 
@@ -72,7 +72,9 @@ def video_latents(
     return jnp.concatenate([jnp.repeat(latents[:, :1], extra, axis=1), latents], axis=1)
 
 
-def decode_frames(model: Model, latents: jax.Array, padding: int = 0, *, tiling: bool = False) -> Iterator[np.ndarray]:
+def decode_frames(
+    model: Model, latents: jax.Array | np.ndarray, padding: int = 0, *, tiling: bool = False
+) -> Iterator[np.ndarray]:
     """Pixel frames of one video, (F', H, W, 3) uint8 at a time, first to last.
 
     Memory does not grow with the clip's length, but for the pixels themselves with `tiling`.

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from cogvx_jax import presets
+from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
-from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.sharding import place
 
 COMPONENTS = ("transformer", "vae", "text_encoder")

@@ -157,7 +157,8 @@ def _check_size(spec: ModelSpec, request: Request) -> None:
 def _check_frames(spec: ModelSpec, request: Request) -> None:
     unit, frames = frame_unit(spec), request.frames
     # The reference takes videos only where no padding is needed; we take those, too.
-    whole = request.task == "v2v" and unit > 8 and latent_frames(spec, frames) % spec.transformer.patch_t == 0
+    patch = spec.transformer.patch_t or 1
+    whole = request.task == "v2v" and patch > 1 and latent_frames(spec, frames) % patch == 0
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1
         raise ValueError(

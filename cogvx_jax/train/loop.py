@@ -64,9 +64,8 @@ def fit(
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:
     """Draws the next batch in a thread while the current one is used."""
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(batches, start) if start < stop else None
+        following = pool.submit(batches, start)
         for i in range(start, stop):
             batch = following.result()
-            if i + 1 < stop:
-                following = pool.submit(batches, i + 1)
+            following = pool.submit(batches, i + 1)
             yield i, batch
