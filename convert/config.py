@@ -161,7 +161,7 @@ DOCUMENTS = (
 )
 
 # rotary positions, learned table, patches in time -> ours
-POSITIONS: dict[tuple[bool, bool, bool], Position] = {
+POSITIONS: dict[tuple[bool, ...], Position] = {
     (False, False, False): "sincos",
     (True, False, False): "rope",
     (True, True, False): "rope+learned",
@@ -264,7 +264,7 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
     flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
     options = {flag: found.get(flag) for flag in flags}
-    position = dict[tuple[bool, ...], Any](POSITIONS).get(tuple(map(bool, options.values())))
+    position = POSITIONS.get(tuple(map(bool, options.values())))
     if position is None:
         said = ", ".join(f"{flag} {option!r}" for flag, option in options.items())
         problems.append(f"transformer/config.json: {said} together are not supported")

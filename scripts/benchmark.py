@@ -379,7 +379,7 @@ WORKLOADS = {
         title="transformer",
         ours=our_transformer,
         theirs=their_transformer,
-        alternatives=(("attention", "plain"), ("attention", "chunked")),
+        alternatives=(("attention", "plain"), ("attention", "chunked"), ("attention", "by_head")),
     ),
     "b": Workload(
         title="VAE decode",

@@ -76,12 +76,12 @@ TRANSFORMER = TransformerConfig(
 SCHEDULE = ScheduleConfig(snr_shift=1.0)
 CLIPS = 4536  # three of every training scene
 BATCH = 24
-STEPS = 9600
+STEPS = 2500
 RATE = 2e-3
 TEXT_DROPOUT = 0.1  # of captions replaced by the empty one: what guidance steers away from
 # Captions have at most 24 tokens, the model 226: most updates see the short form, at a third of the
 # cost, and enough see the long one to learn that padding says nothing.
-SHORT, LONG_EVERY, LONG_TAIL = 24, 12, 300
+SHORT, LONG_EVERY, LONG_TAIL = 24, 24, 200
 
 
 def main(folder: Path = Path("runs/tiny"), only: Literal["all", "decoder", "transformer"] = "all") -> None:

@@ -55,8 +55,10 @@ def activate(mesh: Mesh | None) -> Iterator[None]:
         yield
         return
 
+    auto = _auto(mesh)
+
     def put(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, mesh, x.shape)))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(auto, spec(names, auto, x.shape)))
 
     with axes.constraining(put):
         yield
@@ -64,5 +66,10 @@ def activate(mesh: Mesh | None) -> Iterator[None]:
 
 def place(params: Any, mesh: Mesh | None) -> Any:
     """Parameters on the default device, or a copy of them on every device of `mesh`."""
-    target = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    target = None if mesh is None else NamedSharding(_auto(mesh), PartitionSpec())
     return jax.tree.map(lambda x: jax.device_put(x, target), params)
+
+
+def _auto(mesh: Mesh) -> Mesh:
+    """The same devices with axes that the compiler may use freely, as `constrain` only hints."""
+    return Mesh(mesh.devices, mesh.axis_names)

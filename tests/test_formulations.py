@@ -42,7 +42,7 @@ def value_and_gradients(function):
 # --- convolutions ---
 
 
-@pytest.mark.parametrize("shape, features", [((1, 5, 7, 6, 3), 4), ((2, 3, 1, 4, 8), 2), ((1, 4, 5, 5, 1), 1)])
+@pytest.mark.parametrize("shape, features", [((1, 5, 7, 6, 3), 4), ((2, 3, 1, 4, 8), 2)])
 def test_causal_conv(shape, features):
     x, kernel = normal(0, *shape), normal(1, 3, 3, 3, shape[-1], features) / 8
     run = value_and_gradients(causal_conv)
@@ -53,7 +53,7 @@ def test_causal_conv(shape, features):
 
 @pytest.mark.parametrize(
     "shape, features",
-    [((1, 2, 5, 7, 3), 4), ((2, 1, 4, 4, 1), 8), ((1, 3, 1, 1, 2), 2), ((1, 1, 1, 6, 5), 1), ((1, 2, 3, 2, 16), 8)],
+    [((1, 2, 5, 7, 3), 4), ((2, 1, 1, 4, 1), 8), ((1, 3, 1, 1, 16), 2)],
 )
 def test_upsample_conv(shape, features):
     x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], features) / 4
@@ -124,18 +124,19 @@ def definition(q, k, v, scale, bias=None):
 @pytest.mark.parametrize("chunk, tokens", [(CHUNK, 2 * CHUNK + 37), (8, 5), (8, 16), (8, 17)])
 def test_attention(chunk, tokens, biased, monkeypatch):
     monkeypatch.setattr("cogvx_jax.nn.attention.CHUNK", chunk)
-    args = [normal(i, 1, 2, tokens, 4) for i in range(3)] + [normal(3, 2, tokens, tokens)] * biased
+    args = [normal(i, 2, 2, tokens, 4) for i in range(3)] + [normal(3, 2, tokens, tokens)] * biased
 
     def function(q, k, v, bias=None):
         return attention(q, k, v, scale=0.5, bias=bias)
 
     run = value_and_gradients(function)
-    plain, chunked = (under(Formulations(attention=c), run, *args) for c in ("plain", "chunked"))
-    assert_close(chunked, plain)
+    plain, *others = (under(Formulations(attention=c), run, *args) for c in ("plain", "chunked", "by_head"))
+    for other in others:
+        assert_close(other, plain)
     assert_close(plain[0], definition(*args[:3], 0.5, *args[3:]))
 
 
-@pytest.mark.parametrize("choice", ["plain", "chunked"])
+@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head"])
 def test_attention_survives_large_logits(choice):
     q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))  # the last chunk has three tokens
     y = under(Formulations(attention=choice), lambda *a: attention(*a, scale=1000.0), q, k, v)
@@ -177,13 +178,13 @@ def test_using_is_undone():
     assert formulations() is default is BY_PLATFORM[jax.default_backend()]
 
 
-@pytest.mark.parametrize("platform", BY_PLATFORM)
-def test_vae_is_the_same_by_the_choices_of_every_platform(platform, random_params):
-    vae = VAE(VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2))
-    pixels = normal(0, 1, 5, 8, 12, 3)
+def test_vae_is_the_same_by_the_choices_of_every_platform(random_params):
+    vae = VAE(VAEConfig(channels=(4, 8), layers=1, groups=2, latent_channels=2, temporal_compression=2))
+    pixels = normal(0, 1, 3, 4, 6, 3)
     params = random_params(vae, pixels)
-    plain, chosen = (
+    plain, *others = (
         under(choice, lambda p, x: vae.apply({"params": p}, x), params, pixels)
-        for choice in (PLAIN, BY_PLATFORM[platform])
+        for choice in (PLAIN, *BY_PLATFORM.values())
     )
-    assert_close(chosen, plain, atol=5e-5 * float(jnp.abs(plain).max()))
+    for other in others:
+        assert_close(other, plain, atol=5e-5 * float(jnp.abs(plain).max()))

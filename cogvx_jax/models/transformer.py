@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         elif cfg.position == "rope+learned":
             zeros = nn.initializers.zeros_init()
             x = x + parameter(self, "position", zeros, ("seq", "embed"), (x.shape[1], cfg.width)).astype(x.dtype)
-        rope = None if cfg.position == "sincos" else rope_tables(cfg, *grid)
+        rope = None if cfg.position == "sincos" else joint_rope(cfg, length, grid)
         x = constrain(x, "batch", "seq", "embed")
 
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
@@ -93,7 +93,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, time: jax.Array, rope) -> tuple[jax.Array, None]:
         cfg = self.cfg
         y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time)
-        x = x + gate * Attention(cfg, self.text_length, name="attention")(y, rope)
+        x = x + gate * Attention(cfg, name="attention")(y, rope)
         y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time)
         x = x + gate * FeedForward(cfg, name="mlp")(y)
         return constrain(x, "batch", "seq", "embed"), None
@@ -122,10 +122,9 @@ class ExpertNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with normed queries and keys, rotary positions on the video; (B, S, D)."""
+    """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None."""
 
     cfg: TransformerConfig
-    text_length: int
 
     @nn.compact
     def __call__(self, x: jax.Array, rope) -> jax.Array:
@@ -139,10 +138,7 @@ class Attention(nn.Module):
         k = LayerNorm(QK_NORM_EPS, name="norm_k")(project("k"))
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
-            # Text does not move: angle 0.
-            still = ((self.text_length, 0), (0, 0))
-            cos, sin = np.pad(rope[0], still, constant_values=1), np.pad(rope[1], still)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = rotate(q, *rope), rotate(k, *rope)
         y = attention(q, k, v, scale=cfg.head_dim**-0.5)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y)
@@ -170,6 +166,13 @@ class TimeEmbedding(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.silu(Dense(self.width, ("time", None), name="up")(x))
         return Dense(self.width, (None, "time"), name="down")(x)
+
+
+def joint_rope(cfg: TransformerConfig, length: int, grid: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """`rope_tables` with `length` text tokens in front, which do not move: angle 0; (S, K) each."""
+    cos, sin = rope_tables(cfg, *grid)
+    text = ((length, 0), (0, 0))
+    return np.pad(cos, text, constant_values=1), np.pad(sin, text)
 
 
 def check_shapes(cfg: TransformerConfig, latents: tuple[int, ...], text: tuple[int, ...]) -> None:

@@ -110,7 +110,7 @@ def build(kind: str, folder: Path) -> diffusers.DiffusionPipeline:
 @torch.no_grad()
 def randomise(module: torch.nn.Module) -> None:
     """Moves what a fresh model leaves trivial: norms, biases, positions; and keeps pixels within range."""
-    for name, x in [*module.named_parameters(), *module.named_buffers()]:
+    for name, x in module.state_dict().items():  # learned positions are a buffer; fixed ones are not in the state
         if name.endswith(("relative_attention_bias.weight", "pos_embedding")):
             x.normal_()
         elif x.ndim == 1:

@@ -14,7 +14,7 @@ from cogvx_jax.convert import load_params  # noqa: E402
 from cogvx_jax.models import tiling  # noqa: E402
 from cogvx_jax.models import vae as vaes  # noqa: E402
 
-CFG = VAEConfig(channels=(8, 8, 16), layers=1, groups=4, latent_channels=4, sample_height=96, sample_width=160)
+CFG = VAEConfig(channels=(8, 8, 8, 16), layers=1, groups=4, latent_channels=4, sample_height=96, sample_width=160)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_tiled_is_the_references(pair, frames, height, width):
     theirs.enable_tiling()
     rng = np.random.default_rng(frames)
     pixels = np.float32(rng.uniform(-1, 1, (1, frames, height, width, 3)))
-    z = np.float32(rng.normal(size=(1, (frames - 1) // 4 + 1, height // 4, width // 4, CFG.latent_channels)))
+    z = np.float32(rng.normal(size=(1, (frames - 1) // 4 + 1, height // 8, width // 8, CFG.latent_channels)))
     with torch.no_grad():
         posterior = theirs.encode(torch.from_numpy(np.moveaxis(pixels, -1, 1))).latent_dist
         expected = np.moveaxis(theirs.decode(torch.from_numpy(np.moveaxis(z, -1, 1))).sample.numpy(), 1, -1)

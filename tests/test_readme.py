@@ -1,0 +1,52 @@
+"""Every command and every Python block of the README runs, but for those that fetch from the hub."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.S)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = [
+    line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line.startswith("cogvx ")
+]
+
+
+def test_the_two_lines_stand_in_the_readme_and_in_ci():
+    ci = (README.parent / ".ci" / "run").read_text()
+    text = README.read_text()
+    assert 'pip install -e . && cogvx generate "a red circle moves right on a white background" --out out.mp4' in text
+    assert "pip install -e '.[test]' && pytest" in text
+    assert 'cogvx generate "a red circle moves right on a white background" --out out.mp4' in ci
+    assert "pip install --quiet -e '.[test]' && pytest" in ci
+
+
+def test_the_commands_run(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star grows on a white background\n")
+    assert COMMANDS
+    for command in COMMANDS:
+        arguments = [sys.executable, "-m", "cogvx_jax.cli", *shlex.split(command)[1:]]
+        if arguments[3] == "generate":
+            arguments.append("--no-progress")
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+def test_the_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = [code for code in PYTHON if "zai-org" not in code]
+    assert len(here) >= 3
+    names: dict = {}
+    for code in here:
+        exec(compile(code, "README.md", "exec"), names)
+    assert {"star.mp4", "green.mp4"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("cogvx") is None, reason="the package is not installed, only its checkout is used")
+def test_the_command_is_installed():
+    assert subprocess.run(["cogvx", "--help"], capture_output=True).returncode == 0
