@@ -1,5 +1,8 @@
 """Every formulation of an operation equals the plain one, and so do its gradients."""
 
+import dataclasses
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +108,7 @@ def test_group_norm_is_the_two_pass_definition(mean, atol, random_params):
 def test_group_norm_of_a_constant_is_finite(random_params):
     module, x = GroupNorm(groups=2, eps=1e-6), jnp.full((1, 2, 4, 4, 4), 123.456)
     params = random_params(module, x)
-    y, gradients = value_and_gradients(lambda p, x: module.apply({"params": p}, x))(params, x)
+    y, gradients = jax.jit(value_and_gradients(lambda p, x: module.apply({"params": p}, x)))(params, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, gradients)))
 
 
@@ -138,7 +141,7 @@ def test_attention(chunk, tokens, biased, monkeypatch):
 
 @pytest.mark.parametrize("choice", ["plain", "chunked", "by_head"])
 def test_attention_survives_large_logits(choice):
-    q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))  # the last chunk has three tokens
+    q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))
     y = under(Formulations(attention=choice), lambda *a: attention(*a, scale=1000.0), q, k, v)
     assert_close(y, definition(q, k, v, 1000.0), atol=5e-3)  # logits near 1e4, so 1e-3 of them is rounding
 
@@ -166,6 +169,16 @@ def test_by_size(operation, small, large, limit, monkeypatch, random_params):
     assert program("by_size") == program(small)
     monkeypatch.setattr(limit, 23)
     assert program("by_size") == program(large)
+
+
+def test_every_choice_is_tested_here():
+    """A new name needs a test above, then a place here."""
+    assert {field.name: set(get_args(field.type)) for field in dataclasses.fields(Formulations)} == {
+        "attention": {"plain", "chunked", "by_head"},
+        "causal_conv": {"conv3d", "conv2d", "by_size"},
+        "upsample_conv": {"repeat", "phase", "dilated"},
+        "spatial_norm": {"full", "latent", "by_size"},
+    }
 
 
 def test_using_is_undone():

@@ -61,7 +61,7 @@ def compare(pipe, model, prompt, size, *, sampler, make=None, theirs, ours, text
     prompts = prompt if isinstance(prompt, list) else [prompt]
     with record.recorded_noise() as noise:
         frames = record.switch(pipe, sampler, make)(
-            prompt,
+            prompt=prompt,
             generator=torch.Generator().manual_seed(1),
             max_sequence_length=text_length,
             callback_on_step_end=keep,

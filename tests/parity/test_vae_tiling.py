@@ -38,8 +38,8 @@ def pair(tmp_path_factory):
     return theirs, vaes.VAE(CFG), load_params(folder, ModelSpec(vae=CFG), "vae")
 
 
-# Three by three tiles, their last ones cut; one row of tiles; a size that is one tile.
-@pytest.mark.parametrize("frames, height, width", [(9, 96, 160), (1, 48, 144), (1, 48, 80)])
+# Three by three tiles, their last ones cut; a size that is one tile.
+@pytest.mark.parametrize("frames, height, width", [(9, 96, 160), (1, 48, 80)])
 def test_tiled_is_the_references(pair, frames, height, width):
     theirs, vae, params = pair
     theirs.enable_tiling()
