@@ -28,7 +28,7 @@ def part(kind, component):
 
 
 def assert_close(ours, theirs, tolerance):
-    """Largest difference, relative to the largest number."""
+    """Largest difference, relative to the largest number. A norm with a wrong epsilon is 7e-6 off."""
     ours = np.asarray(ours)
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
@@ -40,7 +40,7 @@ def assert_close(ours, theirs, tolerance):
 def test_transformer(kind):
     golden, (cfg, params) = arrays(kind), part(kind, "transformer")
     v = jax.jit(Transformer(cfg).apply)({"params": params}, golden["latents"], golden["text"], golden["t"])
-    assert_close(v, golden["v"], 2e-5)
+    assert_close(v, golden["v"], 5e-6)
 
 
 def test_vae_encodes_17_frames():
@@ -62,7 +62,7 @@ def test_vae_decodes_5_latents():
 def test_text_encoder():
     golden, (cfg, params) = arrays("2b"), part("2b", "text_encoder")
     states = jax.jit(T5Encoder(cfg).apply)({"params": params}, golden["text/ids"])
-    assert_close(states, golden["text/states"], 2e-5)
+    assert_close(states, golden["text/states"], 5e-6)
 
 
 class Noise:
