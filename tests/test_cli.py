@@ -93,7 +93,7 @@ def test_help_shows_defaults():
     shown = subprocess.run(
         [sys.executable, "-m", "cogvx_jax.cli", "generate", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for part in ("--prompts-file", "--strength", "(default: 0.8)", "--size HxW", "(default: tiny)"):
+    for part in ("--prompts-file", "--strength", "(default: 0.8)", "--size HxW", "(default: out.mp4)"):
         assert part in " ".join(shown.split())
 
 
