@@ -69,15 +69,31 @@ TRANSFORMER = TransformerConfig(
     sample_width=8,
     sample_frames=shapes.FRAMES,
 )
-SCHEDULE = ScheduleConfig(snr_shift=1.0)
+SCHEDULE = ScheduleConfig(snr_shift=3.0)
 CLIPS = 4536  # three of every training scene
 BATCH = 24
-STEPS = 2500
-RATE = 2e-3
 TEXT_DROPOUT = 0.1  # of captions replaced by the empty one: what guidance steers away from
 # Captions have at most 24 tokens, the model 226: most updates see the short form, at a third of the
 # cost, and enough see the long one to learn that padding says nothing.
-SHORT, LONG_EVERY, LONG_TAIL = 24, 24, 200
+SHORT, LONG_EVERY, LONG_TAIL = 24, 24, 60
+
+
+@dataclasses.dataclass(frozen=True)
+class TextStage:
+    """A part of the training of text encoder and transformer, from the averages of the one before."""
+
+    steps: int
+    tx: optax.GradientTransformation
+    schedule: ScheduleConfig = SCHEDULE
+    # Timesteps of every other clip come from this one on. A plain background can be read off latents that are
+    # nearly all noise, so the text is needed, and learnt, near the end of the range only.
+    focus: int = 0
+
+
+TEXT_STAGES = (
+    TextStage(2500, optim.muon(2e-3, 2500, warmup=200), ScheduleConfig(snr_shift=1.0)),
+    TextStage(2000, optim.muon(2e-3, 2000, warmup=100), focus=800),
+)
 
 
 def main(folder: Path = Path("runs/tiny")) -> None:
@@ -89,7 +105,7 @@ def main(folder: Path = Path("runs/tiny")) -> None:
     vae_params = train_vae(folder)
     moments, scale = encode_clips(folder, vae_params)
     build_tokenizer(folder / "tokenizer", TRANSFORMER.text_length)
-    params = train_transformer(folder / "transformer", moments, scale, folder / "tokenizer")
+    params = train_transformer(folder, moments, scale)
     write_model(folder, params | {"vae": vae_params}, scale)
 
 
@@ -154,51 +170,55 @@ def encode_clips(folder: Path, vae_params) -> tuple[np.ndarray, float]:
     return moments, float(1 / np.sqrt(mean.var() + np.exp(logvar).mean()))
 
 
-def train_transformer(folder: Path, moments: np.ndarray, scale: float, tokenizer_folder: Path):
+def train_transformer(folder: Path, moments: np.ndarray, scale: float):
     """Text encoder and transformer, trained together: {"text_encoder": ..., "transformer": ...}."""
+    keys = jax.random.split(jax.random.key(3))
+    latents, text = jnp.zeros((1, *moments.shape[1:-1], VAE.latent_channels)), jnp.zeros((1, SHORT, TEXT.width))
+    params = {
+        "text_encoder": nn.unbox(T5Encoder(TEXT).init(keys[0], jnp.zeros((1, SHORT), jnp.int32)))["params"],
+        "transformer": nn.unbox(Transformer(TRANSFORMER).init(keys[1], latents, text, jnp.zeros(1)))["params"],
+    }
+    for number, stage in enumerate(TEXT_STAGES):
+        params = train_text_stage(folder, params, stage, number, moments, scale)
+    return params
+
+
+def train_text_stage(folder: Path, params, stage: TextStage, number: int, moments: np.ndarray, scale: float):
+    """The averaged parameters after one stage."""
     from transformers import T5Tokenizer
 
-    tokenizer = T5Tokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
     mean, logvar = np.split(moments, 2, axis=-1)
     scenes, _ = shapes.split()
     text_encoder, transformer = T5Encoder(TEXT), Transformer(TRANSFORMER)
-    keys = jax.random.split(jax.random.key(3))
-    ids = jnp.zeros((1, SHORT), jnp.int32)
-    text = jnp.zeros((1, SHORT, TEXT.width))
-    params = {
-        "text_encoder": nn.unbox(text_encoder.init(keys[0], ids))["params"],
-        "transformer": nn.unbox(transformer.init(keys[1], jnp.zeros((1, *mean.shape[1:])), text, jnp.zeros(1)))[
-            "params"
-        ],
-    }
+    alphas_bar = jnp.asarray(schedule.alphas_bar(stage.schedule), jnp.float32)
 
     def batches(step):
-        rng = np.random.default_rng((4, step))
+        rng = np.random.default_rng((4, number, step))
         chosen = rng.integers(len(mean), size=BATCH)
         captions = ["" if rng.random() < TEXT_DROPOUT else shapes.caption(scenes[i % len(scenes)], rng) for i in chosen]
-        long = step % LONG_EVERY == 0 or step >= STEPS - LONG_TAIL
+        long = step % LONG_EVERY == 0 or step >= stage.steps - LONG_TAIL
         length = TRANSFORMER.text_length if long else SHORT
         ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True).input_ids
         draws = rng.standard_normal((BATCH, *mean.shape[1:]), np.float32)
         x0 = scale * (mean[chosen] + np.exp(0.5 * logvar[chosen]) * draws)
         return {"ids": np.asarray(ids, np.int32), "x0": x0.astype(np.float32)}
 
-    alphas_bar = jnp.asarray(schedule.alphas_bar(SCHEDULE), jnp.float32)
-
     def loss(params, batch, key):
         noise_key, time_key = jax.random.split(key)
         x0 = batch["x0"]
         noise = jax.random.normal(noise_key, x0.shape)
         # One timestep per stratum of the range, so that each batch sees all of it evenly.
-        strata = jnp.arange(BATCH) + jax.random.uniform(time_key, (BATCH,))
-        t = jnp.floor(strata / BATCH * SCHEDULE.steps).astype(jnp.int32)
+        part = (jnp.arange(BATCH) + jax.random.uniform(time_key, (BATCH,))) / BATCH
+        first = jnp.where(jnp.arange(BATCH) % 2, stage.focus, 0)
+        t = jnp.floor(first + part * (stage.schedule.steps - first)).astype(jnp.int32)
         text = text_encoder.apply({"params": params["text_encoder"]}, batch["ids"])
         noisy = objective.add_noise(x0, noise, alphas_bar[t])
         prediction = transformer.apply({"params": params["transformer"]}, noisy, text, t)
         return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
 
-    tx = optim.muon(RATE, STEPS, warmup=200)
-    return fit(params, batches, loss, tx, steps=STEPS, folder=folder, seed=5).average
+    name = f"transformer_{number}"
+    return fit(params, batches, loss, stage.tx, steps=stage.steps, folder=folder / name, seed=5 + number).average
 
 
 def write_model(folder: Path, params, scale: float) -> None:
