@@ -11,6 +11,7 @@ Below this layer everything is functions on arrays and Flax modules: `cogvx_jax.
 from cogvx_jax.data.video import Video
 from cogvx_jax.pipelines.generate import generate
 from cogvx_jax.pipelines.model import Model, load, load_spec
+from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Video", "generate", "load", "load_spec"]
+__all__ = ["Model", "Video", "generate", "load", "load_spec", "make_mesh"]

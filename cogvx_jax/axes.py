@@ -1,13 +1,14 @@
 """The words for what an array's axes mean, and the hook by which a mesh gives them places.
 
-Modules say `constrain(x, "batch", "seq", "embed")`: they know what an axis means, never which chips
-hold it. `cogvx_jax.sharding` installs the function that turns names into places; without one,
-`constrain` checks the names and returns its argument.
+Modules say `constrain(x, "batch", "seq", None)`: they know what an axis means, never which chips
+hold it. `cogvx_jax.sharding` installs a `Layout` that turns names into places; without one, these
+functions check the names and compute on one device.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import jax
 
@@ -20,9 +21,10 @@ AXES = frozenset(
         "width",
         "seq",  # S: text and video tokens together
         # of parameters and activations
-        "embed",  # D: the model's width
         "heads",  # A * K: attention features, head-major
         "mlp",  # M
+        # of parameters; activations keep these whole
+        "embed",  # D: the model's width
         "time",  # features of the timestep embedding
         "modulation",  # shift, scale and gate features
         "text",  # features of the text encoder
@@ -36,23 +38,62 @@ AXES = frozenset(
     }
 )
 
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-_active: contextvars.ContextVar[Constrain | None] = contextvars.ContextVar("constrain", default=None)
+Names = tuple[str | None, ...]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q, k, v (B, A, S, K) -> (B, A, S, K)
+
+
+class Layout(Protocol):
+    """What a mesh does for a model; `cogvx_jax.sharding.activate` installs one."""
+
+    def constrain(self, x: jax.Array, names: Names) -> jax.Array:
+        """`x`, held where its axes belong."""
+
+    def whole(self, x: jax.Array, names: Names) -> jax.Array:
+        """A parameter, gathered along the axes that only spread its storage."""
+
+    def padded(self, batch: int, tokens: int) -> int:
+        """How many tokens a sequence of `tokens` gets, so that every device holds as many."""
+
+    def attend(self, attention: Attend, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
+        """`attention` over the first `tokens` keys, whatever device holds them."""
+
+
+_active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """States what the axes of `x` mean; None leaves an axis to the compiler.
+    """States what the axes of `x` mean; None is an axis that stays whole.
 
     Raises: ValueError for an unknown name or the wrong number of names.
     """
     check_names(names)
     if len(names) != x.ndim:
         raise ValueError(f"{len(names)} axis names {names} for an array of shape {x.shape}")
-    place = _active.get()
-    return x if place is None else place(x, names)
+    layout = _active.get()
+    return x if layout is None else layout.constrain(x, names)
 
 
-def check_names(names: tuple[str | None, ...]) -> None:
+def whole(x: jax.Array, names: Names) -> jax.Array:
+    """A parameter ready to compute with: gathered where a mesh spreads it over devices for storage."""
+    layout = _active.get()
+    return x if layout is None else layout.whole(x, names)
+
+
+def padded(batch: int, tokens: int) -> int:
+    """The length to pad a (B, S) sequence to at its end; `attend` keeps queries from seeing the padding."""
+    layout = _active.get()
+    return tokens if layout is None else layout.padded(batch, tokens)
+
+
+def attend(attention: Attend, q: jax.Array, k: jax.Array, v: jax.Array, *, tokens: int) -> jax.Array:
+    """`attention(q, k, v)`, (B, A, S, K) each, over the first `tokens` keys: the others are padding."""
+    layout = _active.get()
+    if layout is not None:
+        return layout.attend(attention, q, k, v, tokens)
+    return attention(q, k[:, :, :tokens], v[:, :, :tokens])
+
+
+def check_names(names: Names) -> None:
     """Raises ValueError if a name is not one of AXES."""
     unknown = [n for n in names if n is not None and n not in AXES]
     if unknown:
@@ -60,9 +101,9 @@ def check_names(names: tuple[str | None, ...]) -> None:
 
 
 @contextlib.contextmanager
-def constraining(place: Constrain) -> Iterator[None]:
-    """Makes `constrain` call `place(x, names)` inside the block."""
-    token = _active.set(place)
+def using(layout: Layout) -> Iterator[None]:
+    """Installs `layout` inside the block."""
+    token = _active.set(layout)
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """The command `cogvx`: its verbs are the functions below, their options the functions' arguments."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -36,9 +37,14 @@ def generate(
     seed: int = 0,
     tiling: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    distributed: bool = False,
     progress: bool = True,
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
+
+    The sampled latents are kept beside the video until it is whole, so that `cogvx decode` can finish a
+    run whose decoding failed.
 
     Args:
       prompt: what the video shows.
@@ -59,6 +65,9 @@ def generate(
       seed: the same seed gives the same video.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
+      mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. None is one device.
+      distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
+        connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       progress: show a progress bar.
     """
     options = {
@@ -80,8 +89,11 @@ def generate(
     from cogvx_jax.data.video import check_writable, read_image, read_video
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
+    from cogvx_jax.sharding import initialize, parse_mesh
 
-    spec = load_spec(model)
+    if distributed:
+        initialize()
+    spec, devices = load_spec(model), None if mesh is None else parse_mesh(mesh)
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
         arguments = job.arguments()
@@ -91,9 +103,9 @@ def generate(
         if job.video is not None:
             arguments["video"] = read_video(job.video)[0]
         check_request(spec, job.prompt, **arguments)
-    loaded = load(model, dtype=dtype)
+    loaded = load(model, dtype=dtype, mesh=devices)
     for job in jobs:
-        _run(loaded, job, progress)
+        _run(loaded, model, job, progress and first_process())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,32 +192,90 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(parts[0]), int(parts[1])
 
 
-def _run(model, job: Job, progress: bool) -> None:
+def _run(model, source: str, job: Job, progress: bool) -> None:
     """Samples one video, then writes its frames to the file as they are decoded."""
-    from cogvx_jax.data.video import VideoWriter
+    from cogvx_jax.data.video import read_video
     from cogvx_jax.pipelines.generate import generate as sample
-    from cogvx_jax.pipelines.latents import decode_frames
     from cogvx_jax.pipelines.request import check_request, latent_frames
+    from cogvx_jax.pipelines.saved import SavedLatents, save_latents
 
     began = time.monotonic()
     arguments = job.arguments()
     latents = sample(model, job.prompt, **arguments, output="latents", progress=progress)
     del arguments["seed"], arguments["tiling"]
-    fps = model.spec.defaults.fps
+    fps: float = model.spec.defaults.fps
     if job.video is not None:
-        from cogvx_jax.data.video import read_video
-
         arguments["video"], source_fps = read_video(job.video)
         fps = source_fps or fps
     request = check_request(model.spec, job.prompt, **arguments)
     padding = latents.shape[1] - latent_frames(model.spec, request.frames)
-    count = 0
-    with VideoWriter(job.out, fps=fps) as writer:
-        for pixels in decode_frames(model, latents, padding, tiling=job.tiling):
-            writer.write(pixels)
-            count += len(pixels)
-    size = f"{count} frames of {request.height}x{request.width} at {fps:g} fps"
-    print(f"{job.out}: {size} in {time.monotonic() - began:.1f} s")
+    source = str(Path(source).absolute()) if Path(source).is_dir() else source
+    saved = SavedLatents(latents=latents, padding=padding, fps=fps, model=source, prompt=job.prompt)
+    kept = job.out.with_suffix(".latents.safetensors")
+    if first_process():
+        save_latents(kept, saved)
+    try:
+        count, height, width = _decode(model, saved, job.out, job.tiling)
+    except BaseException:
+        print(f"cogvx: the sampled latents are kept: `cogvx decode {kept}` makes the video", file=sys.stderr)
+        raise
+    if first_process():
+        kept.unlink()
+        print(f"{job.out}: {count} frames of {height}x{width} at {fps:g} fps in {time.monotonic() - began:.1f} s")
+
+
+def _decode(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
+    """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
+    from cogvx_jax.data.video import VideoWriter
+    from cogvx_jax.pipelines.latents import decode_frames
+
+    count, shape = 0, (0, 0, 0, 3)
+    with VideoWriter(out, fps=saved.fps) if first_process() else contextlib.nullcontext() as writer:
+        for pixels in decode_frames(model, saved.latents, saved.padding, tiling=tiling):
+            if writer is not None:
+                writer.write(pixels)
+            count, shape = count + len(pixels), pixels.shape
+    return count, shape[1], shape[2]
+
+
+def first_process() -> bool:
+    """Whether this is the one of several hosts that writes files."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def decode(
+    latents: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LATENTS")],
+    /,
+    *,
+    out: Path = Path("out.mp4"),
+    model: str | None = None,
+    tiling: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+) -> None:
+    """Makes the video of latents that `cogvx generate` sampled and could not decode.
+
+    Args:
+      latents: the file that it kept, NAME.latents.safetensors.
+      out: an .mp4 or .gif file.
+      model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
+      tiling: run the VAE in tiles, to save memory; lossy, the result differs.
+      dtype: to compute in.
+      mesh: as for `generate`.
+    """
+    from cogvx_jax.data.video import check_writable
+    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.pipelines.saved import read_latents
+    from cogvx_jax.sharding import parse_mesh
+
+    began, saved = time.monotonic(), read_latents(latents)
+    check_writable(out)
+    devices = None if mesh is None else parse_mesh(mesh)
+    loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",))
+    count, height, width = _decode(loaded, saved, out, tiling)
+    print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")
 
 
 def info(
@@ -267,13 +337,15 @@ def main() -> None:
     warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"generate": generate, "info": info}, prog="cogvx", description="CogVideoX in JAX and Flax."
+            {"generate": generate, "decode": decode, "info": info},
+            prog="cogvx",
+            description="CogVideoX in JAX and Flax.",
         )
     except (ValueError, OSError) as error:
         print(f"cogvx: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("cogvx: interrupted; nothing was written", file=sys.stderr)
+        print("cogvx: interrupted; no video was written", file=sys.stderr)
         sys.exit(130)
 
 

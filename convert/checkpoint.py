@@ -5,41 +5,54 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping
+import mmap
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
 import ml_dtypes
 import numpy as np
-from flax import linen as nn
 from flax import traverse_util
 
-from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
-from cogvx_jax.models.t5 import T5Encoder
-from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.models.vae import VAE
+from cogvx_jax.models.abstract import abstract_params
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
+class Part(Protocol):
+    """Reads a block of a parameter, and of its file no more than that block; see `load_params`."""
+
+    def __call__(self, index: tuple[slice, ...]) -> np.ndarray: ...
+
+
+# (path, shape, dtype, part) -> the array to keep
+Put = Callable[[str, tuple[int, ...], np.dtype, Part], Any]
+
+
 def load_params(
-    folder: str | Path, spec: ModelSpec, component: str, dtype: str | np.dtype = "float32"
+    folder: str | Path,
+    spec: ModelSpec,
+    component: str,
+    dtype: str | np.dtype = "float32",
+    *,
+    put: Put | None = None,
 ) -> dict[str, Any]:
     """Reads a component's parameters from a folder of the published layout.
 
-    Stacked blocks are allocated once and filled tensor by tensor from the mapped files, so the host
-    holds one copy of the parameters and one tensor.
+    One parameter is read at a time, from the mapped files; what was read of them is let go after it.
 
     Args:
       folder: of the model; the weights are in `folder/component`.
       component: "transformer", "vae" or "text_encoder".
       dtype: of the result: "float32", "bfloat16", "float16".
-    Returns: nested dict of numpy arrays, what the module's `apply` takes as "params".
+      put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
+        calls `part(index)` for the blocks it needs. None keeps numpy arrays.
+    Returns: nested dict of arrays, what the module's `apply` takes as "params".
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
@@ -50,12 +63,25 @@ def load_params(
         raise ConversionError(f"{checkpoint.folder} does not hold the {component} of {spec.name}", problems)
     flat = {}
     for parameter in parameters:
-        out = np.empty(parameter.shape, dtype)
-        slots = out if parameter.stacked else out[None]
-        for i, key in enumerate(parameter.keys):
-            slots[i] = parameter.change.read(checkpoint.read(key))
-        flat[parameter.path] = out
+        part = functools.partial(_read, checkpoint, parameter, np.dtype(dtype))
+        if put is None:
+            flat[parameter.path] = part(tuple(slice(n) for n in parameter.shape))
+        else:
+            flat[parameter.path] = put(parameter.path, parameter.shape, np.dtype(dtype), part)
+        checkpoint.release()
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _read(checkpoint: "Checkpoint", parameter: Parameter, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+    """A copy of a block of a parameter."""
+    if not parameter.stacked:
+        return np.array(parameter.change.read(checkpoint.read(parameter.keys[0]))[index], dtype)
+    keys, inner = parameter.keys[index[0]], index[1:]
+    shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
+    out = np.empty((len(keys), *shape), dtype)
+    for slot, key in zip(out, keys, strict=True):
+        slot[...] = parameter.change.read(checkpoint.read(key))[inner]
+    return out
 
 
 def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
@@ -69,29 +95,7 @@ def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...
     Raises: ValueError for an unknown component.
     """
     check_component(component)
-    return dict(_shapes(getattr(spec, component)))
-
-
-@functools.cache  # tracing the VAE takes seconds
-def _shapes(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[str, tuple[int, ...]]:
-    if isinstance(cfg, TransformerConfig):
-        # The smallest input there is: parameters depend on its size only where positions are learned.
-        frames, height, width = cfg.patch_t or 1, cfg.patch, cfg.patch
-        if cfg.position == "rope+learned":
-            frames, height, width = cfg.sample_latent_frames, cfg.sample_height, cfg.sample_width
-        latents, text = (1, frames, height, width, cfg.in_channels), (1, cfg.text_length, cfg.text_dim)
-        module: nn.Module = Transformer(cfg)
-        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
-    elif isinstance(cfg, VAEConfig):
-        pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
-        module = VAE(cfg)
-        inputs = [jax.ShapeDtypeStruct(pixels, "float32")]
-    else:
-        module = T5Encoder(cfg)
-        inputs = [jax.ShapeDtypeStruct((1, 1), "int32")]
-    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
-    params = traverse_util.flatten_dict(nn.unbox(variables)["params"], sep="/")
-    return {path: leaf.shape for path, leaf in params.items()}
+    return {path: parameter.shape for path, parameter in abstract_params(getattr(spec, component)).items()}
 
 
 def _compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases: Mapping[str, str]) -> list[str]:
@@ -129,7 +133,7 @@ class Checkpoint(collections.abc.Mapping):
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._tensors: dict[str, Stored] = {}
-        self._maps: dict[Path, np.ndarray] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
         problems: list[str] = []
         index = self._find_index(problems)
         headers: dict[str, dict[str, Stored]] = {}
@@ -184,9 +188,18 @@ class Checkpoint(collections.abc.Mapping):
         """The tensor as it is in the file: read-only, mapped, not copied."""
         stored = self._tensors[key]
         if stored.file not in self._maps:
-            self._maps[stored.file] = np.memmap(stored.file, np.uint8, "r")
-        stop = stored.start + math.prod(stored.shape) * stored.dtype.itemsize
-        return self._maps[stored.file][stored.start : stop].view(stored.dtype).reshape(stored.shape)
+            with stored.file.open("rb") as file:
+                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        raw = np.frombuffer(
+            self._maps[stored.file], np.uint8, math.prod(stored.shape) * stored.dtype.itemsize, stored.start
+        )
+        return raw.view(stored.dtype).reshape(stored.shape)
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far; tensors read remain valid."""
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_header(path: Path) -> dict[str, Stored]:

@@ -56,6 +56,7 @@ VAE_STAGES = (
     Stage(1600, optim.adamw(2e-3, 3100), clips=4, size=32, edge=1.0),
     Stage(1300, optim.muon(3e-3, 1500), clips=4, size=32),
     Stage(300, optim.muon(1e-3, 400), clips=1, size=64),
+    Stage(1500, optim.muon(6e-4, 1500), clips=1, size=64),
 )
 TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
 TRANSFORMER = TransformerConfig(
@@ -85,14 +86,17 @@ class TextStage:
     steps: int
     tx: optax.GradientTransformation
     schedule: ScheduleConfig = SCHEDULE
-    # Timesteps of every other clip come from this one on. A plain background can be read off latents that are
-    # nearly all noise, so the text is needed, and learnt, near the end of the range only.
-    focus: int = 0
+    # Timesteps of every other clip come from this range. A plain background can be read off latents that are
+    # nearly all noise, so the text is needed, and learnt, near the end of the range only; outlines are
+    # drawn near its beginning.
+    focus: tuple[int, int] = (0, 1000)
 
 
 TEXT_STAGES = (
     TextStage(2500, optim.muon(2e-3, 2500, warmup=200), ScheduleConfig(snr_shift=1.0)),
-    TextStage(2000, optim.muon(2e-3, 2000, warmup=100), focus=800),
+    TextStage(1400, optim.muon(2e-3, 2000, warmup=100), focus=(800, 1000)),
+    TextStage(3000, optim.muon(2e-3, 8000, warmup=100), focus=(800, 1000)),
+    TextStage(5000, optim.muon(2e-3, 5000), focus=(0, 500)),
 )
 
 
@@ -210,8 +214,9 @@ def train_text_stage(folder: Path, params, stage: TextStage, number: int, moment
         noise = jax.random.normal(noise_key, x0.shape)
         # One timestep per stratum of the range, so that each batch sees all of it evenly.
         part = (jnp.arange(BATCH) + jax.random.uniform(time_key, (BATCH,))) / BATCH
-        first = jnp.where(jnp.arange(BATCH) % 2, stage.focus, 0)
-        t = jnp.floor(first + part * (stage.schedule.steps - first)).astype(jnp.int32)
+        focused = jnp.arange(BATCH) % 2 == 1
+        first, last = jnp.where(focused, stage.focus[0], 0), jnp.where(focused, stage.focus[1], stage.schedule.steps)
+        t = jnp.floor(first + part * (last - first)).astype(jnp.int32)
         text = text_encoder.apply({"params": params["text_encoder"]}, batch["ids"])
         noisy = objective.add_noise(x0, noise, alphas_bar[t])
         prediction = transformer.apply({"params": params["transformer"]}, noisy, text, t)

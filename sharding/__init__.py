@@ -1,5 +1,22 @@
-"""Where arrays live: one table from the names of axes to the axes of a mesh."""
+"""Where arrays live: one table from the meaning of axes to the axes of a mesh, and what follows from it."""
 
-from cogvx_jax.sharding.rules import RULES, activate, place, spec
+from cogvx_jax.sharding.layout import activate
+from cogvx_jax.sharding.mesh import MESH_AXES, auto, make_mesh, parse_mesh
+from cogvx_jax.sharding.placement import everywhere, put, replicate, shardings
+from cogvx_jax.sharding.processes import initialize
+from cogvx_jax.sharding.rules import RULES, spec
 
-__all__ = ["RULES", "activate", "place", "spec"]
+__all__ = [
+    "MESH_AXES",
+    "RULES",
+    "activate",
+    "auto",
+    "everywhere",
+    "initialize",
+    "make_mesh",
+    "parse_mesh",
+    "put",
+    "replicate",
+    "shardings",
+    "spec",
+]

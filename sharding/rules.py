@@ -1,25 +1,22 @@
-"""One table from logical axis names to mesh axes; placement of parameters and activations by it."""
+"""One table from the meaning of axes to the axes of a mesh: the only place that joins the two."""
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+import math
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from cogvx_jax import axes
 
-RULES: dict[str, tuple[str, ...]] = {  # logical axis -> mesh axes; () is replicated
-    "batch": ("data",),
+RULES: dict[str, tuple[str, ...]] = {  # meaning -> mesh axes; () stays whole
+    "batch": ("cfg", "data", "fsdp"),  # cfg first: the rows are all negative branches, then all positive ones
     "frames": (),
-    "height": (),
-    "width": (),
-    "seq": (),
-    "embed": (),
+    "seq": ("context", "fsdp", "sp"),  # sp last: its neighbours hold neighbouring tokens
+    "height": ("sp", "tensor"),
+    "width": ("cfg", "context", "fsdp", "data"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
-    "time": (),
-    "modulation": (),
+    "embed": ("fsdp",),
+    "time": ("fsdp",),
+    "modulation": (),  # never: shift, scale and gate would have to be gathered in every layer
     "text": (),
     "patch": (),
     "vocab": (),
@@ -29,47 +26,53 @@ RULES: dict[str, tuple[str, ...]] = {  # logical axis -> mesh axes; () is replic
     "latent": (),
     "norm": (),
 }
+# These take of their mesh axes what earlier axes of the array have left; others never share one.
+LEFTOVERS = frozenset({"seq", "height", "width"})
+# Where no earlier place is free, an uneven split is better than none: the last device holds less.
+UNEVEN = frozenset({"height", "width"})
+STORAGE = frozenset({"fsdp"})  # mesh axes over which parameters are only stored
 
 
-def spec(names: tuple[str | None, ...], mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
-    """The partition of an array whose axes are `names`; mesh axes that are absent count as size 1.
+def spec(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+    """The partition of an array whose axes are `names`; see `places`."""
+    return PartitionSpec(*(place or None for place in places(names, mesh, shape)))
 
-    An axis that its mesh axes do not divide stays whole.
-    Raises: ValueError for an unknown name.
+
+def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+    """The mesh axes that each axis of an array lies on; those absent from the mesh count as size 1.
+
+    An axis takes those of its mesh axes that divide it and stays whole over the others.
+    Raises: ValueError for an unknown name, or two names that need the same mesh axis.
     """
     axes.check_names(names)
-    parts = []
+    used: dict[str, str] = {}
+    found: list[tuple[str, ...]] = []
     for name, size in zip(names, shape, strict=True):
-        on = tuple(a for a in RULES[name] if a in mesh.shape) if name is not None else ()
-        count = 1
-        for a in on:
-            count *= mesh.shape[a]
-        parts.append(on if on and size % count == 0 else None)
-    return PartitionSpec(*parts)
+        taken: list[str] = []
+        for axis in RULES[name] if name is not None else ():
+            count = mesh.shape.get(axis, 1)
+            if count == 1:
+                continue
+            if axis in used:
+                if name in LEFTOVERS and used[axis] != name:
+                    continue
+                raise ValueError(f"{used[axis]!r} and {name!r} of one array both lie on the mesh axis {axis!r}")
+            if size % (count * math.prod(mesh.shape[a] for a in taken)) and name not in UNEVEN:
+                continue
+            taken.append(axis)
+            used[axis] = str(name)
+        found.append(tuple(taken))
+    return found
 
 
-@contextlib.contextmanager
-def activate(mesh: Mesh | None) -> Iterator[None]:
-    """Inside, `constrain` places activations on `mesh`; None leaves them to the compiler."""
-    if mesh is None:
-        yield
-        return
+def spread(shape: tuple[int, ...], mesh: Mesh, names: axes.Names) -> PartitionSpec:
+    """A partition over all devices for storage alone: of the largest axis, not the layers, that they divide.
 
-    auto = _auto(mesh)
-
-    def put(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, NamedSharding(auto, spec(names, auto, x.shape)))
-
-    with axes.constraining(put):
-        yield
-
-
-def place(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters on the default device, or a copy of them on every device of `mesh`."""
-    target = None if mesh is None else NamedSharding(_auto(mesh), PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, target), params)
-
-
-def _auto(mesh: Mesh) -> Mesh:
-    """The same devices with axes that the compiler may use freely, as `constrain` only hints."""
-    return Mesh(mesh.devices, mesh.axis_names)
+    For parameters that are used once a video, such as the text encoder's. Where no axis divides, it stays whole.
+    """
+    count = math.prod(mesh.shape.values())
+    fits = [i for i, (n, name) in enumerate(zip(shape, names, strict=True)) if name != "layers" and n % count == 0]
+    if not fits or count == 1:
+        return PartitionSpec()
+    best = max(fits, key=lambda i: shape[i])
+    return PartitionSpec(*(tuple(mesh.axis_names) if i == best else None for i in range(len(shape))))

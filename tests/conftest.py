@@ -2,8 +2,17 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import cogvx_jax as cx
+from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.convert import export
+from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+
+# Before the first computation: the tests of meshes need several devices. The others use the first.
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(scope="session")
@@ -25,5 +34,64 @@ def random_params():
             return np.float32((name == "scale") + 0.3 * rng.normal(size=leaf.shape))
 
         return jax.tree_util.tree_map_with_path(draw, shapes)
+
+    return make
+
+
+KINDS = {
+    "2b": dict(position="sincos"),
+    "5b": dict(position="rope"),
+    "5b-i2v": dict(position="rope+learned", in_channels=8),
+    "1.5-5b": dict(position="rope_slice", patch_t=2),
+    "1.5-5b-i2v": dict(position="rope_slice", patch_t=2, in_channels=8, ofs_dim=16),
+}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """kind -> a loaded random model that makes 32x48 videos of 9 (1.5: 17) frames in 4 steps."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            frames = 17 if kind.startswith("1.5") else 9
+            spec = ModelSpec(
+                name=f"small-{kind}",
+                transformer=TransformerConfig(
+                    layers=1,
+                    heads=3,
+                    head_dim=16,
+                    out_channels=4,
+                    text_dim=16,
+                    text_length=24,
+                    time_dim=16,
+                    sample_height=4,
+                    sample_width=6,
+                    sample_frames=frames,
+                    **({"in_channels": 4} | KINDS[kind]),
+                ),
+                vae=VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7),
+                text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
+                schedule=ScheduleConfig(snr_shift=1.0),
+                defaults=GenerationDefaults(height=32, width=48, num_frames=frames, num_inference_steps=4),
+                trained_dtype="bfloat16",
+            )
+            folder = tmp_path_factory.mktemp("models") / kind
+            cfg = spec.transformer
+            shape = (1, cfg.sample_latent_frames + (-cfg.sample_latent_frames) % (cfg.patch_t or 1), 4, 6)
+            model = cx.Model(spec=spec, params={}, tokenizer=None)
+            inputs = {
+                "transformer": (jnp.zeros((*shape, cfg.in_channels)), jnp.zeros((1, 24, 16)), jnp.zeros(1)),
+                "vae": (jnp.zeros((1, 1, 16, 16, 3)),),
+                "text_encoder": (jnp.zeros((1, 24), jnp.int32),),
+            }
+            params = {
+                name: nn.unbox(jax.jit(getattr(model, name).init)(jax.random.key(0), *args))["params"]
+                for name, args in inputs.items()
+            }
+            export(folder, spec, params)
+            build_tokenizer(folder / "tokenizer", 24)
+            made[kind] = folder, cx.load(folder)
+        return made[kind]
 
     return make

@@ -66,18 +66,41 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, cap
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.png", "prompts.jsonl"]
 
 
-def test_an_interrupted_run_leaves_nothing_under_the_final_name(tmp_path, monkeypatch):
+def test_an_interrupted_decode_keeps_the_latents(tmp_path, monkeypatch, capsys):
     from cogvx_jax.pipelines import latents
 
     def broken(*args, **options):
         yield from ()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(latents, "decode_frames", broken)
-    with pytest.raises(SystemExit) as stopped:
-        run("generate", "x", "--out", tmp_path / "out.mp4", *TINY, monkeypatch=monkeypatch)
+    out = tmp_path / "out.mp4"
+    with monkeypatch.context() as broken_decode:
+        broken_decode.setattr(latents, "decode_frames", broken)
+        with pytest.raises(SystemExit) as stopped:
+            run("generate", "a red circle", "--out", out, *TINY, monkeypatch=monkeypatch)
     assert stopped.value.code == 130
-    assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "out.latents.safetensors"
+    assert list(tmp_path.iterdir()) == [kept] and f"cogvx decode {kept}" in capsys.readouterr().err
+    run("decode", kept, "--out", out, monkeypatch=monkeypatch)
+    whole = tmp_path / "whole.mp4"
+    run("generate", "a red circle", "--out", whole, *TINY, monkeypatch=monkeypatch)
+    assert (read_video(out)[0] == read_video(whole)[0]).all()
+    assert sorted(tmp_path.iterdir()) == [kept, out, whole]
+
+
+def test_decode_refuses_what_is_not_latents(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "x.latents.safetensors"
+    assert "there is no file" in fails("decode", file, monkeypatch=monkeypatch, capsys=capsys)
+    file.write_bytes(b"nonsense" * 9)
+    assert "is damaged" in fails("decode", file, monkeypatch=monkeypatch, capsys=capsys)
+
+
+def test_generate_on_a_mesh(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.mp4"
+    run("generate", "a red circle", "--mesh", "cfg=2,context=4", "--out", out, *TINY, monkeypatch=monkeypatch)
+    assert len(read_video(out)[0]) == 17
+    for mesh, said in (("cfg=2", "is for 2 devices, there are 8"), ("rows=8", "not a mesh such as")):
+        assert said in fails("generate", "x", "--mesh", mesh, "--out", out, monkeypatch=monkeypatch, capsys=capsys)
 
 
 def test_info_needs_no_weights(monkeypatch, capsys):

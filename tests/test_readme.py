@@ -1,5 +1,6 @@
 """Every command and every Python block of the README runs, but for those that fetch from the hub."""
 
+import os
 import re
 import shlex
 import shutil
@@ -12,9 +13,8 @@ import pytest
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.S)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [
-    line for language, code in BLOCKS if language == "bash" for line in code.splitlines() if line.startswith("cogvx ")
-]
+LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+COMMANDS = [line for line in LINES if re.match(r"(\w+=\w+ )*cogvx ", line)]  # variables may come first
 
 
 def test_the_two_lines_stand_in_the_readme_and_in_ci():
@@ -30,10 +30,13 @@ def test_the_commands_run(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star grows on a white background\n")
     assert COMMANDS
     for command in COMMANDS:
-        arguments = [sys.executable, "-m", "cogvx_jax.cli", *shlex.split(command)[1:]]
+        words = shlex.split(command)
+        at = words.index("cogvx")
+        arguments = [sys.executable, "-m", "cogvx_jax.cli", *words[at + 1 :]]
         if arguments[3] == "generate":
             arguments.append("--no-progress")
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
+        variables = dict(word.split("=") for word in words[:at])
+        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=os.environ | variables)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 

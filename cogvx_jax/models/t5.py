@@ -75,7 +75,7 @@ class Block(nn.Module):
         )
         y = gate * dense(cfg.mlp, axes=("embed", "mlp"), kernel_init=init(cfg.width), name="up")(y)
         x = x + dense(cfg.width, axes=("mlp", "embed"), kernel_init=init(cfg.mlp), name="down")(y)
-        return constrain(x, "batch", "seq", "embed"), None
+        return constrain(x, "batch", None, None), None
 
 
 def buckets(length: int, cfg: T5Config) -> np.ndarray:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cogvx_jax.axes import constrain
+from cogvx_jax import axes
+from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import patchify, rope_tables, rotate, sincos_table, sinusoid, unpatchify
@@ -59,10 +60,12 @@ class Transformer(nn.Module):
             table = np.pad(sincos_table(cfg, *grid), ((length, 0), (0, 0)))
             x = x + jnp.asarray(table, x.dtype)
         elif cfg.position == "rope+learned":
-            zeros = nn.initializers.zeros_init()
-            x = x + parameter(self, "position", zeros, ("seq", "embed"), (x.shape[1], cfg.width)).astype(x.dtype)
+            zeros, names = nn.initializers.zeros_init(), (None, "embed")
+            x = x + axes.whole(parameter(self, "position", zeros, names, x.shape[1:]).astype(x.dtype), names)
         rope = None if cfg.position == "sincos" else joint_rope(cfg, length, grid)
-        x = constrain(x, "batch", "seq", "embed")
+        tokens = x.shape[1]
+        x, rope = pad_tokens(x, rope)
+        x = constrain(x, "batch", "seq", None)
 
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         blocks = nn.scan(
@@ -73,9 +76,9 @@ class Transformer(nn.Module):
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(cfg, length, name="blocks")(x, time, rope)
+        x, _ = blocks(cfg, length, tokens, name="blocks")(x, time, rope)
 
-        video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:])
+        video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
         shift, scale = jnp.split(modulation(nn.silu(time))[:, None], 2, axis=-1)
         video = LayerNorm(cfg.norm_eps, name="norm_out")(video) * (1 + scale) + shift
@@ -84,19 +87,23 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D)."""
+    """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D).
+
+    `tokens` is S without what `pad_tokens` added.
+    """
 
     cfg: TransformerConfig
     text_length: int
+    tokens: int
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, rope) -> tuple[jax.Array, None]:
         cfg = self.cfg
         y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time)
-        x = x + gate * Attention(cfg, name="attention")(y, rope)
+        x = x + gate * Attention(cfg, self.tokens, name="attention")(y, rope)
         y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time)
         x = x + gate * FeedForward(cfg, name="mlp")(y)
-        return constrain(x, "batch", "seq", "embed"), None
+        return constrain(x, "batch", "seq", None), None
 
 
 class ExpertNorm(nn.Module):
@@ -122,9 +129,13 @@ class ExpertNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None."""
+    """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None.
+
+    Only the first `tokens` can be seen; what stands at the others does not matter.
+    """
 
     cfg: TransformerConfig
+    tokens: int
 
     @nn.compact
     def __call__(self, x: jax.Array, rope) -> jax.Array:
@@ -139,7 +150,7 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        y = attention(q, k, v, scale=cfg.head_dim**-0.5)
+        y = attend(functools.partial(attention, scale=cfg.head_dim**-0.5), q, k, v, tokens=self.tokens)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y)
 
@@ -173,6 +184,18 @@ def joint_rope(cfg: TransformerConfig, length: int, grid: tuple[int, int, int]) 
     cos, sin = rope_tables(cfg, *grid)
     text = ((length, 0), (0, 0))
     return np.pad(cos, text, constant_values=1), np.pad(sin, text)
+
+
+def pad_tokens(x: jax.Array, rope):
+    """Zeros after the last token, and angles of 0, where a mesh needs more tokens to split; (B, S, D)."""
+    tokens = x.shape[1]
+    after = axes.padded(x.shape[0], tokens) - tokens
+    if not after:
+        return x, rope
+    if rope is not None:
+        rows = ((0, after), (0, 0))
+        rope = np.pad(rope[0], rows, constant_values=1), np.pad(rope[1], rows)
+    return jnp.pad(x, ((0, 0), (0, after), (0, 0))), rope
 
 
 def check_shapes(cfg: TransformerConfig, latents: tuple[int, ...], text: tuple[int, ...]) -> None:

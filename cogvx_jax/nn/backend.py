@@ -21,12 +21,13 @@ class Formulations:
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent", "by_size"] = "full"
+    token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
 
 PLAIN = Formulations(attention="plain")  # the definitions, for reference
 BY_PLATFORM = {
     "cpu": Formulations(attention="by_head", causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent"),
-    "tpu": Formulations(causal_conv="by_size", upsample_conv="dilated", spatial_norm="by_size"),
+    "tpu": Formulations(causal_conv="by_size", upsample_conv="dilated", spatial_norm="by_size", token_multiple=128),
     "gpu": Formulations(spatial_norm="latent"),
 }
 

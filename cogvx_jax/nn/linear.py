@@ -3,6 +3,7 @@
 import jax
 from flax import linen as nn
 
+from cogvx_jax.axes import whole
 from cogvx_jax.nn.parameters import Init, parameter
 
 # torch draws Linear weights from U(-1/sqrt(fan_in), 1/sqrt(fan_in)); this has that variance.
@@ -21,7 +22,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype), self.axes)
         if not self.bias:
             return y
         zeros = nn.initializers.zeros_init()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from cogvx_jax.configs import TransformerConfig
@@ -14,10 +15,12 @@ from cogvx_jax.data.video import Video, fit, read_image, read_video
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
+from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.request import Request, check_request, latent_frames
 from cogvx_jax.pipelines.text import encode_prompts
+from cogvx_jax.sharding import activate, everywhere, replicate
 
 
 def generate(
@@ -90,6 +93,8 @@ def generate(
     images = None if image is None else _images(image, request)
     noise = SeededNoise(seed) if noise is None else noise
     shape = request.latent_shape(model.spec)
+    if not tiling:  # out of memory after the last step would waste all of them
+        check_decode(model, shape, shape[1] - latent_frames(model.spec, request.frames))
     text, negative = _text(model, request)
     plan = _sampler(model, request)
 
@@ -100,7 +105,7 @@ def generate(
         clip = fit(frames[: request.frames], request.height, request.width)
         clips = np.broadcast_to(clip, (shape[0], *clip.shape))
         start = video_latents(model, clips, shape[1], noise, tiling=tiling)
-    x = jnp.asarray(noise.latents(shape) if latents is None else latents, jnp.float32)
+    x = replicate(noise.latents(shape) if latents is None else np.asarray(latents, np.float32), model.mesh)
     if start is not None:
         level = schedule.alphas_bar(model.spec.schedule)[plan.timesteps[0]]
         x = objective.add_noise(start, x, jnp.full((shape[0],), level, jnp.float32))
@@ -132,21 +137,22 @@ def denoise(
     """The sampling loop: one compiled step, called once per timestep.
 
     Args:
-      latents: (B, T, h, w, 16) float32 to start from; its buffer is reused.
+      latents: (B, T, h, w, 16) float32 to start from.
       text, negative: states (B, L, text_dim); no negative, no guidance.
       weights: (N,) guidance weight of each step.
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     """
-    step = _step(model.spec.transformer, negative is not None)
+    step = _step(model.spec.transformer, negative is not None, model.mesh)
     states = text if negative is None else jnp.concatenate([negative, text])
-    state = samplers.init(jnp.array(latents))
+    # Its own copy, since the state is donated to every step.
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
     bar = tqdm(range(len(sampler.timesteps)), disable=not progress, unit="step", desc="sampling")
     for i in bar:
-        drawn = noise.step(i, latents.shape) if stochastic else None
+        drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         state = step(params, state, states, condition, t, rows[i], weights[i], drawn)
         if progress:
@@ -155,10 +161,14 @@ def denoise(
 
 
 @functools.lru_cache
-def _step(cfg: TransformerConfig, guided: bool):
+def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
     transformer = Transformer(cfg)
 
     def step(params, state, text, condition, t, row, weight, noise):
+        with activate(mesh):
+            return one(params, state, text, condition, t, row, weight, noise)
+
+    def one(params, state, text, condition, t, row, weight, noise):
         x = state.latents
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
@@ -170,7 +180,7 @@ def _step(cfg: TransformerConfig, guided: bool):
             prediction = guidance.guide(*jnp.split(prediction, 2), weight)
         return samplers.update(state, prediction, row, noise)
 
-    return jax.jit(step, donate_argnums=1)
+    return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
 def _text(model: Model, request: Request) -> tuple[jax.Array, jax.Array | None]:

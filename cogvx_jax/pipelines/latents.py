@@ -6,13 +6,16 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from cogvx_jax.axes import constrain
 from cogvx_jax.configs import ModelSpec, VAEConfig
 from cogvx_jax.data.video import to_uint8
 from cogvx_jax.models import tiling as tiles
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
+from cogvx_jax.sharding import activate, everywhere, replicate
 
 
 def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tiling: bool = False) -> jax.Array:
@@ -21,11 +24,12 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
     tiles, which is lossy; see `models.tiling`.
     """
-    run, params = encode_batch(model.spec.vae), model.params["vae"]
+    run, params = encode_batch(model.spec.vae, model.mesh), model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
-    each = [encode(model.vae, params, jnp.asarray(clip[None]), encode_batch=run) for clip in pixels]
+    each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(each)
-    return vaes.sample(moments, noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels)))
+    drawn = noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels))
+    return vaes.sample(moments, replicate(drawn, model.mesh))
 
 
 def image_condition(
@@ -84,8 +88,8 @@ def decode_frames(
       padding: latent frames to drop from the front.
       tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
     """
-    run, params = decode_batch(model.spec.vae), model.params["vae"]
-    latents = jnp.asarray(latents)[:, padding:] / model.spec.vae.scaling_factor
+    run, params = decode_batch(model.spec.vae, model.mesh), model.params["vae"]
+    latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
     if tiling:
         batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
     else:
@@ -95,12 +99,23 @@ def decode_frames(
 
 
 @functools.lru_cache
-def encode_batch(cfg: VAEConfig):
-    vae = vaes.VAE(cfg)
-    return jax.jit(lambda p, x, cache: vae.apply({"params": p}, x, cache, method="encode_batch"))
+def encode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
+    return _compiled(cfg, mesh, "encode_batch")
 
 
 @functools.lru_cache
-def decode_batch(cfg: VAEConfig):
+def decode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
+    return _compiled(cfg, mesh, "decode_batch")
+
+
+def _compiled(cfg: VAEConfig, mesh: Mesh | None, method: str):
+    """One frame batch, its height and width spread over the mesh; the result is on every device."""
     vae = vaes.VAE(cfg)
-    return jax.jit(lambda p, z, cache: vae.apply({"params": p}, z, cache, method="decode_batch"), donate_argnums=2)
+
+    def run(params, x, cache):
+        with activate(mesh):
+            x = constrain(x, None, None, "height", "width", None)
+            y, cache = vae.apply({"params": params}, x, cache, method=method)
+        return (y if mesh is None else jax.lax.with_sharding_constraint(y, everywhere(mesh))), cache
+
+    return jax.jit(run, donate_argnums=2)

@@ -7,15 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from cogvx_jax import presets
+from cogvx_jax import presets, sharding
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
+from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
-from cogvx_jax.sharding import place
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,11 +30,13 @@ class Model:
     spec: frozen configurations, their `dtype` the one to compute in.
     params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays.
     tokenizer: a `transformers` tokenizer for the text encoder.
+    mesh: what the parameters lie on and computation is spread over; None is one device.
     """
 
     spec: ModelSpec
     params: dict[str, Any]
     tokenizer: Any
+    mesh: Mesh | None = None
 
     @property
     def transformer(self) -> Transformer:
@@ -51,23 +54,47 @@ class Model:
         return f"Model({self.spec.name!r}, {self.spec.kind}, {self.spec.transformer.dtype})"
 
 
-def load(source: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None) -> Model:
+def load(
+    source: str | os.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    components: tuple[str, ...] = COMPONENTS,
+) -> Model:
     """Loads a model.
 
     Args:
       source: "tiny", which ships with the package; a folder in the published (diffusers) layout; a
         hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
-      mesh: where to put the parameters, by the rules of `cogvx_jax.sharding`; None is the default device.
+      mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
+        what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
         accelerator and float32 on CPU. The VAE's parameters stay float32.
+      components: what to load, such as ("vae",) to decode only; the tokenizer comes with the text encoder.
     Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
       does not fit (every problem listed); FileNotFoundError for missing files.
     """
     enable_compilation_cache()
-    folder = resolve(source)
+    folder, mesh = resolve(source), sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
-    params = {name: load_params(folder, spec, name, parameter_dtype(spec, name)) for name in COMPONENTS}
-    return Model(spec=spec, params=place(params, mesh), tokenizer=load_tokenizer(folder, spec))
+    tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
+    params = {name: load_component(folder, spec, name, mesh) for name in components}
+    return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh)
+
+
+def load_component(folder: Path, spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
+    """Parameters of one component, from the file to the devices that hold them.
+
+    The text encoder, used once a video, is stored over all devices of the mesh, whatever the rules.
+    """
+    cfg = getattr(spec, component)
+    parameters = abstract_params(cfg)
+    where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
+
+    def put(path, shape, dtype, part):
+        return sharding.put(part, shape, dtype, where[path], stacked="layers" in parameters[path].names)
+
+    return load_params(folder, spec, component, parameter_dtype(spec, component), put=put)
 
 
 def load_spec(source: str | os.PathLike) -> ModelSpec:

@@ -5,12 +5,13 @@ import warnings
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.sharding import activate, everywhere, replicate
 
 
 def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
@@ -33,9 +34,14 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
     ids = tokenize(model, prompts)
-    return _encode(model.spec.text_encoder)(model.params["text_encoder"], jnp.asarray(ids))
+    encode = _encode(model.spec.text_encoder, model.mesh)
+    return encode(model.params["text_encoder"], replicate(ids, model.mesh))
 
 
 @functools.lru_cache
-def _encode(cfg: T5Config):
-    return jax.jit(lambda params, ids: T5Encoder(cfg).apply({"params": params}, ids))
+def _encode(cfg: T5Config, mesh: Mesh | None):
+    def encode(params, ids):
+        with activate(mesh):
+            return T5Encoder(cfg).apply({"params": params}, ids)
+
+    return jax.jit(encode, out_shardings=everywhere(mesh))

@@ -1,0 +1,81 @@
+"""What a mesh does for a model while it is active: places activations, gathers weights, spreads attention."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogvx_jax import axes
+from cogvx_jax.nn.backend import formulations
+from cogvx_jax.sharding.mesh import auto
+from cogvx_jax.sharding.rules import STORAGE, places, spec
+
+
+@contextlib.contextmanager
+def activate(mesh: Mesh | None) -> Iterator[None]:
+    """Inside, models that are traced compute on `mesh` by the rules; None is one device."""
+    if mesh is None:
+        yield
+        return
+    with axes.using(MeshLayout(mesh)):
+        yield
+
+
+class MeshLayout:
+    """`axes.Layout` on a mesh, by `rules.RULES`."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = auto(mesh)
+
+    def constrain(self, x: jax.Array, names: axes.Names) -> jax.Array:
+        return self._put(x, spec(names, self.mesh, x.shape))
+
+    def whole(self, x: jax.Array, names: axes.Names) -> jax.Array:
+        # Said here, each layer gathers its own weights. Left to the compiler, a product with a
+        # spread weight becomes a chain of permutes, several times slower to compile and to run.
+        kept = (tuple(a for a in place if a not in STORAGE) or None for place in places(names, self.mesh, x.shape))
+        return self._put(x, PartitionSpec(*kept))
+
+    def padded(self, batch: int, tokens: int) -> int:
+        # What the sequence would be split over if it divided: asked of a length that every mesh axis divides.
+        _, seq = places(("batch", "seq"), self.mesh, (batch, self.mesh.size))
+        shards = math.prod(self.mesh.shape[a] for a in seq)
+        if shards == 1:
+            return tokens
+        multiple = shards * formulations().token_multiple
+        return -(-tokens // multiple) * multiple
+
+    def attend(self, attention: axes.Attend, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
+        """Attention over tokens on many devices: by trading tokens for heads over "sp" and by gathering
+        keys and values over the other axes of the sequence.
+
+        Heads that do not divide are padded with zeros, whose results are dropped; keys from `tokens`
+        on are cut off before they are seen. Both are exact.
+        """
+        mesh, heads = self.mesh, q.shape[1]
+        batch, seq = places(("batch", "seq"), mesh, (q.shape[0], q.shape[2]))
+        gathered = tuple(a for a in seq if a != "sp")
+        trade = "sp" in seq
+        tensor = "tensor" if mesh.shape.get("tensor", 1) > 1 else None
+        ways = (mesh.shape["sp"] if trade else 1) * mesh.shape.get("tensor", 1)
+        extra = -heads % ways
+        if extra:
+            q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
+
+        def local(q, k, v):
+            if trade:
+                q, k, v = (jax.lax.all_to_all(x, "sp", 1, 2, tiled=True) for x in (q, k, v))
+            if gathered:
+                k, v = (jax.lax.all_gather(x, gathered, axis=2, tiled=True) for x in (k, v))
+            y = attention(q, k[:, :, :tokens], v[:, :, :tokens])
+            return jax.lax.all_to_all(y, "sp", 2, 1, tiled=True) if trade else y
+
+        place = PartitionSpec(batch or None, tensor, seq or None, None)
+        spread = jax.shard_map(local, mesh=mesh, in_specs=(place,) * 3, out_specs=place, check_vma=False)
+        return spread(q, k, v)[:, :heads]
+
+    def _put(self, x: jax.Array, where: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, where))

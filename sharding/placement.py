@@ -1,0 +1,97 @@
+"""Puts arrays on a mesh: parameters block by block as they are read, inputs as copies on every device."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.sharding.rules import spec, spread
+
+# A stacked parameter above this size reaches the devices layer by layer: of XXL models, one is
+# several GB, of which the host would hold a copy.
+STAGED_BYTES = 128 * 2**20
+
+Read = Callable[[tuple[slice, ...]], np.ndarray]  # a block of a parameter
+
+
+def shardings(
+    parameters: Mapping[str, Abstract], mesh: Mesh | None, *, store_spread: bool = False
+) -> dict[str, NamedSharding | None]:
+    """Where each parameter goes; None is the default device.
+
+    Args:
+      store_spread: over all devices rather than by the rules: for what is used once a video.
+    """
+    if mesh is None:
+        return dict.fromkeys(parameters)
+    where = functools.partial(spread, mesh=mesh) if store_spread else functools.partial(spec, mesh=mesh)
+    return {path: NamedSharding(mesh, where(shape=p.shape, names=p.names)) for path, p in parameters.items()}
+
+
+def put(
+    read: Read, shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None, *, stacked: bool
+) -> jax.Array:
+    """A parameter on its devices; of it, this host reads the blocks of its own devices only.
+
+    Args:
+      read: gives a block of the parameter.
+      stacked: the leading axis counts layers: a large parameter is then read and sent layer by layer.
+    """
+    if not stacked or math.prod(shape) * dtype.itemsize <= STAGED_BYTES:
+        return _array(read, shape, where)
+    inner = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+    stack = _zeros(shape, dtype, where)()
+    for layer in range(shape[0]):
+
+        def one(index: tuple[slice, ...], layer=layer) -> np.ndarray:
+            return read((slice(layer, layer + 1), *index))[0]
+
+        stack = _set_layer(where)(stack, _array(one, shape[1:], inner), np.int32(layer))
+        stack.block_until_ready()  # or the host would run ahead and hold many layers
+    return stack
+
+
+def everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    """A copy on each device of the mesh; None is the default device."""
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
+    """A copy of an array, equal on every host, on each device of the mesh; None is the default device."""
+    if mesh is None:
+        return jnp.asarray(x)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, everywhere(mesh), lambda index: x[index])
+
+
+def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> jax.Array:
+    if where is None:
+        return jax.device_put(read(tuple(slice(n) for n in shape)))
+    blocks: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}  # several devices may hold the same one
+
+    def block(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
+        if key not in blocks:
+            blocks[key] = read(index)
+        return blocks[key]
+
+    return jax.make_array_from_callback(shape, where, block)
+
+
+@functools.lru_cache
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, where: NamedSharding | None):
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=where)
+
+
+@functools.lru_cache
+def _set_layer(where: NamedSharding | None):
+    def set_layer(stack, layer, i):
+        return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
+
+    return jax.jit(set_layer, donate_argnums=0, out_shardings=where)

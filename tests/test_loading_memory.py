@@ -1,0 +1,69 @@
+"""Loading a large checkpoint: the host holds little beside the arrays themselves."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cogvx_jax.convert import write_configs
+from cogvx_jax.convert.checkpoint import component_parameters
+from cogvx_jax.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+LAYERS = 4  # of 42: 0.4 of 5.6 billion parameters
+LOAD = """
+import resource, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from pathlib import Path
+import cogvx_jax as cx
+from cogvx_jax.convert import read_spec
+from cogvx_jax.pipelines.model import load_component, with_dtype
+spec = with_dtype(read_spec(Path(sys.argv[1])), "bfloat16")
+mesh = cx.make_mesh(fsdp=4, tensor=2)
+jax.block_until_ready(jax.numpy.zeros(8))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+params = jax.block_until_ready(load_component(Path(sys.argv[1]), spec, "transformer", mesh))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
+print(held, (peak - before) * 1024 - held)
+"""
+
+
+def sparse_checkpoint(folder: Path) -> None:
+    """A 5B-shaped checkpoint of zeros that takes no room on disk: a header and a hole."""
+    spec = PRESETS["5b"]
+    spec = dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, layers=LAYERS))
+    write_configs(spec, folder)
+    header, end = {}, 0
+    for parameter in component_parameters(spec, "transformer"):
+        for key in parameter.keys:
+            size = 2 * int(np.prod(parameter.their_shape))
+            header[key] = {"dtype": "BF16", "shape": parameter.their_shape, "data_offsets": [end, end + size]}
+            end += size
+    text = json.dumps(header).encode()
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory as Linux reports it")
+def test_host_memory_is_bounded(tmp_path):
+    sparse_checkpoint(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, tmp_path],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    held, above = map(int, done.stdout.split())
+    assert held > 0.9e9
+    assert above < 0.5e9, f"{above / 1e9:.2f} GB above the {held / 1e9:.2f} GB of the arrays"

@@ -1,0 +1,119 @@
+"""Two processes of four virtual devices each, joined over loopback."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cogvx_jax as cx
+from cogvx_jax.data.video import read_video
+from cogvx_jax.sharding import processes
+
+ROOT = Path(__file__).parents[1]
+GENERATE = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+from cogvx_jax.sharding import initialize
+initialize()
+import numpy as np
+import cogvx_jax as cx
+folder, out = sys.argv[1:]
+model = cx.load(folder, mesh=cx.make_mesh(cfg=2, context=2, sp=2))
+up = model.params["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+assert len(up.sharding.device_set) == 8 and len(up.addressable_shards) == 4
+latents = cx.generate(model, "a red circle", num_inference_steps=2, sampler="dpm", output="latents", progress=False)
+np.save(f"{out}/{jax.process_index()}.npy", latents)
+"""
+# The second process dies after a first collective; the first waits for it in another.
+DIE = """
+import os, jax
+jax.config.update("jax_num_cpu_devices", 1)
+from cogvx_jax.sharding import initialize
+initialize(heartbeat=10)
+from jax.experimental.multihost_utils import process_allgather
+import numpy as np
+process_allgather(np.ones(1))
+print("together", flush=True)
+if jax.process_index() == 1:
+    os._exit(9)
+for _ in range(1000):
+    process_allgather(np.ones(1))
+print("not reached")
+"""
+
+
+def start(code, *arguments):
+    """Both processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *(["-c", code] if "\n" in code else ["-m", code]), *map(str, arguments)]
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ | shared | {"JAX_PROCESS_ID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+
+
+def finish(running, seconds=300):
+    """What each printed; kills those that hang."""
+    try:
+        return [process.communicate(timeout=seconds)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def test_two_processes_make_the_same_latents(small, tmp_path):
+    folder, model = small("5b")
+    running = start(GENERATE, folder, tmp_path)
+    said = finish(running)
+    assert [process.returncode for process in running] == [0, 0], said
+    alone = cx.generate(model, "a red circle", num_inference_steps=2, sampler="dpm", output="latents", progress=False)
+    first, second = (np.load(tmp_path / f"{i}.npy") for i in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_the_command_writes_once(small, tmp_path):
+    folder, _ = small("5b")
+    out = tmp_path / "out.mp4"
+    options = ["--out", out, "--model", folder, "--steps", "2", "--mesh", "cfg=2", "--distributed", "--no-progress"]
+    running = start("cogvx_jax.cli", "generate", "a red circle", *options)
+    said = finish(running)
+    assert [process.returncode for process in running] == [0, 0], said
+    assert len(read_video(out)[0]) == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert "out.mp4" in said[0] and "out.mp4" not in said[1]
+
+
+def test_a_dead_process_ends_the_others():
+    running = start(DIE)
+    began = time.monotonic()
+    said = finish(running, 120)
+    assert running[1].returncode == 9 and running[0].returncode not in (0, None)
+    assert "together" in said[0] and "not reached" not in said[0]
+    assert time.monotonic() - began < 100
+
+
+def test_half_an_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID must be set, too"):
+        processes.initialize()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_PROCESS_ID", "2")
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID is 2 of JAX_NUM_PROCESSES 2"):
+        processes.initialize()
