@@ -12,6 +12,7 @@ import tyro
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
 
@@ -22,6 +23,7 @@ def generate(
     *,
     out: Path = Path("out.mp4"),
     model: str = "tiny",
+    lora: tuple[str, ...] = (),
     prompts_file: Path | None = None,
     negative_prompt: str = "",
     image: Path | None = None,
@@ -44,6 +46,7 @@ def generate(
       prompt: what the video shows.
       out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
+      lora: files, folders or runs of `cogvx train`, each with a weight if one follows a colon: panda.safetensors:0.8.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of these
         options ("out" too); the model is loaded once.
       negative_prompt: what to steer away from.
@@ -78,10 +81,12 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, options)
     from cogvx_jax.data.video import check_writable, read_image, read_video
+    from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
 
     spec = load_spec(model)
+    adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, lora)]
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
         arguments = job.arguments()
@@ -92,6 +97,8 @@ def generate(
             arguments["video"] = read_video(job.video)[0]
         check_request(spec, job.prompt, **arguments)
     loaded = load(model, dtype=dtype)
+    for adapter, weight in adapters:
+        loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
         _run(loaded, job, progress)
 
@@ -180,6 +187,15 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     return int(parts[0]), int(parts[1])
 
 
+def parse_lora(text: str) -> tuple[str, float]:
+    """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path."""
+    path, _, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
 def _run(model, job: Job, progress: bool) -> None:
     """Samples one video, then writes its frames to the file as they are decoded."""
     from cogvx_jax.data.video import VideoWriter
@@ -264,10 +280,13 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the command line; an error in the input is one sentence on stderr and exit status 2."""
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # of jax; the forks become ffmpeg at once
     warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"generate": generate, "info": info}, prog="cogvx", description="CogVideoX in JAX and Flax."
+            {"generate": generate, "info": info, "encode": encode, "train": train, "export": export},
+            prog="cogvx",
+            description="CogVideoX in JAX and Flax.",
         )
     except (ValueError, OSError) as error:
         print(f"cogvx: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ Clips come as posteriors of the VAE, drawn anew at every step; prompts as states
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def make_loss(spec: ModelSpec, options: Objective) -> LossFn:
             # Where patches of two frames need a frame more, the image stands at that one: it is the first.
             rest = ((0, 0), (0, x.shape[1] - 1), (0, 0), (0, 0), (0, 0))
             x = jnp.concatenate([x, jnp.pad(first, rest)], axis=-1)
-        prediction = transformer.apply({"params": params}, x, text, t)
+        prediction = cast(jax.Array, transformer.apply({"params": params}, x, text, t))
         return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
 
     return loss
