@@ -23,7 +23,7 @@ def generate(
     *,
     out: Path = Path("out.mp4"),
     model: str = "tiny",
-    lora: tuple[str, ...] = (),
+    lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")] = (),
     prompts_file: Path | None = None,
     negative_prompt: str = "",
     image: Path | None = None,
@@ -46,7 +46,7 @@ def generate(
       prompt: what the video shows.
       out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
-      lora: files, folders or runs of `cogvx train`, each with a weight if one follows a colon: panda.safetensors:0.8.
+      lora: a LoRA to use, a file, folder or run of `cogvx train`, and its weight if not 1; several add up.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of these
         options ("out" too); the model is loaded once.
       negative_prompt: what to steer away from.

@@ -11,8 +11,10 @@ import cogvx_jax as cx
 from cogvx_jax import cli
 from cogvx_jax.data import shapes
 from cogvx_jax.data.clips import Source, crop, read_clip, read_sources
+from cogvx_jax.data.judge import score
 from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.models import lora as loras
+from cogvx_jax.scripts import finetune_tiny
 from cogvx_jax.train import run as runs
 from cogvx_jax.train.latents import Shape, encode, open_cache
 
@@ -94,7 +96,7 @@ def test_encode_train_resume_export_and_generate(tmp_path, videos, model, monkey
     assert one.params["vae"] is model.params["vae"]
 
     small = ["--steps", "2", "--no-progress", *SHORT]
-    arguments = ["generate", "a star", "--out", tmp_path / "v.mp4", *small, "--lora", f"{file}:0.5", out]
+    arguments = ["generate", "a star", "--out", tmp_path / "v.mp4", *small, "--lora", f"{file}:0.5", "--lora", out]
     run(*arguments, monkeypatch=monkeypatch)
     assert (tmp_path / "v.mp4").exists()
 
@@ -187,6 +189,16 @@ def test_a_run_of_another_model_is_named(tmp_path, model):
     (tmp_path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="made for CogVideoX-5b .width 3072, 42 layers"):
         cx.load_lora(model, tmp_path)
+
+
+def test_the_recipe_for_diagonals_holds_scenes_out(tmp_path):
+    train, held_out = finetune_tiny.split(0)
+    assert len(held_out) == 89 and not set(train) & set(held_out) and not set(train) & set(shapes.scenes())
+    assert {scene.motion for scene in held_out} == set(shapes.DIAGONALS)
+    listed = finetune_tiny.draw_clips(tmp_path / "clips", train[:2])
+    assert [source.video.name for source in read_sources(listed)] == ["0000.mp4", "0001.mp4"]
+    clip = read_clip(tmp_path / "clips" / "0001.mp4", frames=17, fps=8, height=64, width=64)
+    assert all(score(clip, train[1]).values())
 
 
 def test_the_weight_of_a_lora_on_the_command_line():
