@@ -185,9 +185,12 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, videos, monkeypa
 
 
 def test_a_run_of_another_model_is_named(tmp_path, model):
-    facts = {"name": "CogVideoX-5b", "width": 3072, "layers": 42}
+    facts = dict.fromkeys(runs.KEYS) | {"name": "CogVideoX-5b", "width": 3072, "layers": 42}
     (tmp_path / "run.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match="made for CogVideoX-5b .width 3072, 42 layers"):
+        cx.load_lora(model, tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="has not all of"):
         cx.load_lora(model, tmp_path)
 
 

@@ -23,7 +23,9 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
 
     Args:
       source: a file or folder as diffusers or PEFT writes it, a run folder of `cogvx train`, or a `LoRA`.
-      weight: what to multiply it by; 1 is as it was trained.
+      weight: what to multiply it by; 1 is as it was trained. A file that does not tell its alpha counts as
+        alpha = rank, as in diffusers: one of SAT's exporter then needs 1 / rank, one of the authors' diffusers
+        trainer (rank 128, alpha 64) 0.5.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """

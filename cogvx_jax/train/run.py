@@ -29,6 +29,9 @@ from cogvx_jax.train.latents import Cache, check_model, digest
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_lora_loss
 
+# Of run.json, what reading a run needs.
+KEYS = {"source", "name", "width", "layers", "lora", "learning_rate", "warmup", "weight_decay"}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -76,7 +79,7 @@ def train(
       source: what the model was loaded from; it is noted in the run.
     Returns: the moving average of the adapters.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
-      or adapters that the model cannot have.
+      or adapters that the model cannot have; and at the end if the adapters are not finite.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -108,6 +111,8 @@ def train(
         save_every=save_every,
         log_every=log_every,
     )
+    if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.params)):
+        raise ValueError(f"{folder}: training diverged; begin in another folder with a lower learning rate")
     return LoRA(adapters=state.average, rank=config.lora.rank, alpha=config.lora.alpha)
 
 
@@ -202,7 +207,10 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "run.json").read_text())
+        facts = json.loads((folder / "run.json").read_text())
+        if not isinstance(facts, dict) or not KEYS <= facts.keys():
+            raise ValueError(f"it has not all of {', '.join(sorted(KEYS))}")
+        return facts
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no run of `cogvx train`: it has no run.json") from None
     except ValueError as error:
