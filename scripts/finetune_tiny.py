@@ -1,9 +1,12 @@
-"""Teaches `tiny` what it has never seen, by LoRA: shapes that move along a diagonal.
+"""Trains `tiny` by LoRA on what no clip of its training shows: shapes that move along a diagonal.
 
     python -m cogvx_jax.scripts.finetune_tiny --folder runs/diagonal
 
 Draws clips to video files, trains on them as `cogvx train` does, and has the judge score held-out
 prompts before and after. A run that was stopped goes on where it stood.
+
+`tiny` knows the words and puts them together: before any training, 5 of 6 held-out prompts had the
+motion right. So the score that is left to gain is mostly that of the shapes.
 """
 
 import itertools
