@@ -13,6 +13,7 @@ import tyro
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
 
@@ -23,6 +24,7 @@ def generate(
     *,
     out: Path = Path("out.mp4"),
     model: str = "tiny",
+    lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")] = (),
     prompts_file: Path | None = None,
     negative_prompt: str = "",
     image: Path | None = None,
@@ -50,6 +52,7 @@ def generate(
       prompt: what the video shows.
       out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
+      lora: a LoRA to use, a file, folder or run of `cogvx train`, and its weight if not 1; several add up.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of these
         options ("out" too); the model is loaded once.
       negative_prompt: what to steer away from.
@@ -87,6 +90,7 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, options)
     from cogvx_jax.data.video import check_writable, read_image, read_video
+    from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
     from cogvx_jax.sharding import initialize, parse_mesh
@@ -94,6 +98,7 @@ def generate(
     if distributed:
         initialize()
     spec, devices = load_spec(model), None if mesh is None else parse_mesh(mesh)
+    adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, lora)]
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
         arguments = job.arguments()
@@ -104,6 +109,8 @@ def generate(
             arguments["video"] = read_video(job.video)[0]
         check_request(spec, job.prompt, **arguments)
     loaded = load(model, dtype=dtype, mesh=devices)
+    for adapter, weight in adapters:
+        loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
         _run(loaded, model, job, progress and first_process())
 
@@ -190,6 +197,15 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     if len(parts) != 2 or not all(p.isdecimal() for p in parts):
         raise ValueError(f"size must be HEIGHTxWIDTH in pixels, such as 480x720, got {size!r}")
     return int(parts[0]), int(parts[1])
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path."""
+    path, _, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def _run(model, source: str, job: Job, progress: bool) -> None:
@@ -334,10 +350,18 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the command line; an error in the input is one sentence on stderr and exit status 2."""
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # of jax; the forks become ffmpeg at once
     warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"generate": generate, "decode": decode, "info": info},
+            {
+                "generate": generate,
+                "decode": decode,
+                "info": info,
+                "encode": encode,
+                "train": train,
+                "export": export,
+            },
             prog="cogvx",
             description="CogVideoX in JAX and Flax.",
         )

@@ -4,5 +4,15 @@ from cogvx_jax.convert.checkpoint import expected_shapes, load_params
 from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import export
+from cogvx_jax.convert.lora import read_lora, write_lora
 
-__all__ = ["ConversionError", "expected_shapes", "export", "load_params", "read_spec", "write_configs"]
+__all__ = [
+    "ConversionError",
+    "expected_shapes",
+    "export",
+    "load_params",
+    "read_lora",
+    "read_spec",
+    "write_configs",
+    "write_lora",
+]

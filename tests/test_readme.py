@@ -28,6 +28,8 @@ def test_the_two_lines_stand_in_the_readme_and_in_ci():
 
 def test_the_commands_run(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star grows on a white background\n")
+    # Of a video that an earlier command makes.
+    (tmp_path / "clips.jsonl").write_text('{"video": "square.mp4", "prompt": "a green square grows"}\n')
     assert COMMANDS
     for command in COMMANDS:
         words = shlex.split(command)
@@ -35,6 +37,8 @@ def test_the_commands_run(tmp_path):
         arguments = [sys.executable, "-m", "cogvx_jax.cli", *words[at + 1 :]]
         if arguments[3] == "generate":
             arguments.append("--no-progress")
+        if arguments[3] == "train":  # the same, but short
+            arguments += ["--steps", "1", "--frames", "9", "--size", "32x32"]
         variables = dict(word.split("=") for word in words[:at])
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=os.environ | variables)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
@@ -44,10 +48,24 @@ def test_the_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = [code for code in PYTHON if "zai-org" not in code]
     assert len(here) >= 3
+    _lora(tmp_path / "square_lora.safetensors")
     names: dict = {}
     for code in here:
         exec(compile(code, "README.md", "exec"), names)
     assert {"star.mp4", "green.mp4"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def _lora(path):
+    """What the commands above this code have made."""
+    import jax
+
+    from cogvx_jax.convert import write_lora
+    from cogvx_jax.models.lora import LoRA, LoRAConfig, init
+    from cogvx_jax.pipelines.model import load
+
+    model, cfg = load("tiny"), LoRAConfig(rank=2)
+    adapters = init(jax.random.key(0), model.params["transformer"], cfg)
+    write_lora(path, LoRA(adapters=adapters, rank=cfg.rank, alpha=cfg.alpha), model.spec)
 
 
 @pytest.mark.skipif(shutil.which("cogvx") is None, reason="the package is not installed, only its checkout is used")

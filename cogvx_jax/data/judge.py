@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from cogvx_jax.data.shapes import CORNERS, MOVES, PALETTE, Scene, coverage
+from cogvx_jax.data.shapes import CORNERS, DIAGONALS, MOVES, PALETTE, Scene, coverage
 
 # Read as motion: about half of the least that shapes.draw makes.
 DRIFT = 0.19  # of the picture's side; drawn 0.375 to 0.53
@@ -32,16 +32,17 @@ def score(frames: np.ndarray, scene: Scene) -> dict[str, bool]:
     """Which of the scene's four properties the clip, (F, H, W, 3) uint8, shows.
 
     Returns: by "colour", "shape", "motion" and "background". The first three are False where no
-      shape is visible in most frames, whatever `judge` guesses.
+      shape is visible in most frames, whatever `judge` guesses. Motions along a diagonal are looked for
+      only where the scene has one; else the larger part of a motion counts.
     """
-    seen, visible = _read(frames)
+    seen, visible = _read(frames, diagonals=scene.motion in DIAGONALS)
     return {
         name: getattr(seen, name) == getattr(scene, name) and (visible or name == "background")
         for name in ("colour", "shape", "motion", "background")
     }
 
 
-def _read(frames: np.ndarray) -> tuple[Scene, bool]:
+def _read(frames: np.ndarray, *, diagonals: bool = False) -> tuple[Scene, bool]:
     """The scene, and whether a shape is visible in most frames."""
     video = np.asarray(frames, np.float32)  # (F, H, W, 3)
     back = _background(video)
@@ -64,7 +65,7 @@ def _read(frames: np.ndarray) -> tuple[Scene, bool]:
     drift = np.polyfit(time, centre, 1)[0] / mask.shape[1:]  # (2,), down and right
     growth = np.polyfit(time, np.log(area), 1)[0]
     turn = _turn(time, area, waves, shape)
-    return Scene(colour, shape, _motion(drift, growth, turn), background), visible
+    return Scene(colour, shape, _motion(drift, growth, turn, diagonals), background), visible
 
 
 def _background(video: np.ndarray) -> np.ndarray:
@@ -147,8 +148,11 @@ def _turn(time: np.ndarray, area: np.ndarray, waves: np.ndarray, shape: str) -> 
     return float(abs(turns[np.argmax(np.abs(aligned))]))
 
 
-def _motion(drift: np.ndarray, growth: float, turn: float) -> str:
+def _motion(drift: np.ndarray, growth: float, turn: float, diagonals: bool) -> str:
     """The motion that is farthest past its threshold, if any is."""
+    down, right = np.abs(drift)
+    if diagonals and min(down, right) >= max(DRIFT, 0.5 * max(down, right)):
+        return next(name for name, (y, x) in DIAGONALS.items() if drift[0] * y > 0 and drift[1] * x > 0)
     past = {name: float(drift @ direction) / DRIFT for name, direction in MOVES.items()}
     past |= {"grows": growth / GROWTH, "shrinks": -growth / GROWTH, "spins": turn / TURN}
     best = max(past, key=lambda name: past[name])

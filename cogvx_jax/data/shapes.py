@@ -21,6 +21,7 @@ PALETTE = {
 }
 SHAPES = ("circle", "square", "triangle", "star")
 MOVES = {"moves left": (0, -1), "moves right": (0, 1), "moves up": (-1, 0), "moves down": (1, 0)}
+DIAGONALS = {f"moves {v} {h}": (y, x) for v, y in (("up", -1), ("down", 1)) for h, x in (("left", -1), ("right", 1))}
 MOTIONS = (*MOVES, "grows", "shrinks", "spins", "stays still")
 CORNERS = {"square": 4, "triangle": 3, "star": 5}
 STAR_INNER = 0.45  # inner over outer radius
@@ -31,7 +32,11 @@ HELD_OUT = 224  # combinations that no training clip shows
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a clip shows. `str(scene)` is its caption."""
+    """What a clip shows. `str(scene)` is its caption.
+
+    The motions of DIAGONALS can be drawn and judged, too, but no scene of `scenes` has one: they are
+    there to be learnt by fine-tuning.
+    """
 
     colour: str
     shape: str
@@ -89,8 +94,8 @@ def draw(
     radius = np.full(frames, rng.uniform(11, 14.5) * unit)
     angle = np.full(frames, rng.uniform(-0.25, 0.25))
     centre = np.full((frames, 2), size / 2) + rng.uniform(-5, 5, 2) * unit
-    if scene.motion in MOVES:
-        direction = np.array(MOVES[scene.motion])
+    if scene.motion in MOVES | DIAGONALS:
+        direction = np.array((MOVES | DIAGONALS)[scene.motion])
         path = (time[:, None] - 0.5) * rng.uniform(24, 34) * unit * direction
         # Along its path the shape stays near the middle, so that it never leaves the picture.
         centre = np.where(direction != 0, size / 2 + path + rng.uniform(-2, 2) * unit, centre)

@@ -40,6 +40,16 @@ def uniform_timesteps(key: jax.Array, batch: int, steps: int) -> jax.Array:
     return jax.random.randint(key, (batch,), 0, steps)
 
 
+def explicit_timesteps(key: jax.Array, batch: int, steps: int) -> jax.Array:
+    """The paper's explicit uniform sampling, (batch,) int32: row i has the i-th part of the range.
+
+    Each timestep is as likely as with `uniform_timesteps`, but every batch covers the range evenly.
+    Source: arXiv:2408.06072, section 3.3, with a row in place of a data-parallel rank.
+    """
+    part = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) * (steps / batch)
+    return jnp.minimum(part.astype(jnp.int32), steps - 1)  # rounding may reach `steps` itself
+
+
 def _coefficients(alpha_bar: jax.Array, ndim: int) -> tuple[jax.Array, jax.Array]:
     """Square roots of signal and noise power, each (B, 1, ..., 1) float32."""
     a = jnp.asarray(alpha_bar, jnp.float32).reshape(-1, *(1,) * (ndim - 1))

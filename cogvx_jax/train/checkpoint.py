@@ -15,9 +15,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
 
+    def latest(self) -> int | None:
+        """Updates done at the newest checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
     def restore(self, state: State) -> State:
         """The newest saved state, or `state`, whose shapes it must have, where there is none."""
-        step = self._manager.latest_step()
+        step = self.latest()
         if step is None:
             return state
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)

@@ -1,6 +1,6 @@
 """Optimizers: AdamW with the paper's betas, and Muon, which reaches the same loss in fewer updates.
 
-Both warm up, decay by a cosine and clip the gradient's norm to 1.
+Both warm up, decay by a cosine (`constant` does not) and clip the gradient's norm to 1.
 """
 
 from typing import Any
@@ -16,6 +16,14 @@ def adamw(peak: float, steps: int, *, warmup: int = 100, weight_decay: float = 1
     Source: betas 0.9 and 0.95, eps 1e-8, weight decay 1e-4, clip 1.0 are those of arXiv:2408.06072.
     """
     rate = optax.warmup_cosine_decay_schedule(0, peak, warmup, steps, peak / 100)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay)
+    )
+
+
+def constant(peak: float, *, warmup: int = 100, weight_decay: float = 1e-4) -> optax.GradientTransformation:
+    """AdamW as above, but its rate stays at `peak`: what was trained to some step is the start of a longer run."""
+    rate = optax.warmup_constant_schedule(0, peak, warmup) if warmup else peak
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay)
     )

@@ -1,0 +1,133 @@
+"""Low-rank adapters of kernels: W + alpha / rank * a @ b, with a and b in a tree of their own.
+
+The base tree is never changed: `merge` gives a new one in which only the adapted kernels are new, so
+a model is freed of an adapter by using the tree it had before. Inside a loss, `merge` lets gradients
+reach the adapters alone.
+
+Shapes: L layers of a scanned stack, r rank; a (L, in, r), b (L, r, out) for a kernel (L, in, out).
+Source: Hu et al. 2021, arXiv:2106.09685; names and initial values as in PEFT.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+Adapters = dict[str, dict[str, jax.Array]]  # path of a kernel -> {"a": ..., "b": ...}, float32
+
+TARGETS = {  # as PEFT users name them -> kernels of the transformer
+    "to_q": ("blocks/attention/q/kernel",),
+    "to_k": ("blocks/attention/k/kernel",),
+    "to_v": ("blocks/attention/v/kernel",),
+    "to_out.0": ("blocks/attention/out/kernel",),
+    "ff": ("blocks/mlp/up/kernel", "blocks/mlp/down/kernel"),
+}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """What to adapt, and by how much. The defaults but for the rank are those of the authors' trainer.
+
+    Raises: ValueError for a rank below 1, an alpha that is not positive, an unknown target, or none.
+    """
+
+    rank: int = 64
+    alpha: float = 64.0
+    targets: tuple[str, ...] = ATTENTION
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"the rank of a LoRA must be at least 1, got {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"the alpha of a LoRA must be a positive number, got {self.alpha:g}")
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            named = f"unknown LoRA target {unknown[0]!r}" if unknown else "a LoRA needs a target"
+            raise ValueError(f"{named}; the known ones are {', '.join(TARGETS)}")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(path for target in self.targets for path in TARGETS[target])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Trained or loaded adapters; `rank` is that of each, and alpha / rank the factor of a @ b."""
+
+    adapters: Adapters
+    rank: int
+    alpha: float
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def init(key: jax.Array, params: Any, cfg: LoRAConfig) -> Adapters:
+    """Fresh adapters of the transformer's `params` (arrays or their shapes): they change nothing, as b is 0.
+
+    Raises: ValueError if the rank exceeds a kernel's smaller side.
+    """
+    shapes = traverse_util.flatten_dict(params, sep="/")
+    adapters = {}
+    for number, path in enumerate(cfg.paths):
+        *layers, features, out = shapes[path].shape
+        if cfg.rank > min(features, out):
+            raise ValueError(f"a LoRA of rank {cfg.rank} is no use: {path} is only {features} x {out}; lower the rank")
+        # PEFT: Kaiming-uniform with slope sqrt(5), which is this bound.
+        bound = features**-0.5
+        a = jax.random.uniform(
+            jax.random.fold_in(key, number), (*layers, features, cfg.rank), jnp.float32, -bound, bound
+        )
+        adapters[path] = {"a": a, "b": jnp.zeros((*layers, cfg.rank, out), jnp.float32)}
+    return adapters
+
+
+def merge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float | jax.Array) -> Any:
+    """`params` with `scale * a @ b` added to the adapted kernels, summed in float32, of the kernels' types.
+
+    Raises: KeyError for the path of a kernel that is not in `params`.
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    for path, ab in adapters.items():
+        leaves[path] = _add(leaves[path], ab["a"], ab["b"], scale)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+def unmerge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float | jax.Array) -> Any:
+    """Takes back what `merge` added, up to rounding."""
+    return merge(params, adapters, -scale)
+
+
+def stack(loras: Sequence[LoRA], weights: Sequence[float] | None = None) -> LoRA:
+    """One LoRA that adds what the given ones add, each times its weight. Its scale is 1.
+
+    Where they adapt different kernels or have different ranks, the missing ranks are zeros.
+    """
+    weights = [1.0] * len(loras) if weights is None else weights
+    rank = sum(lora.rank for lora in loras)
+    adapters: Adapters = {}
+    for path in dict.fromkeys(path for lora in loras for path in lora.adapters):
+        parts = [(lora, weight) for lora, weight in zip(loras, weights, strict=True) if path in lora.adapters]
+        a = jnp.concatenate([lora.adapters[path]["a"] for lora, _ in parts], axis=-1)
+        b = jnp.concatenate([weight * lora.scale * lora.adapters[path]["b"] for lora, weight in parts], axis=-2)
+        adapters[path] = {"a": _pad(a, rank, -1), "b": _pad(b, rank, -2)}
+    return LoRA(adapters=adapters, rank=rank, alpha=float(rank))
+
+
+@jax.jit
+def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    # Full precision on every device: it is done once, or is a small part of a training step.
+    delta = jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
+    return (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)
+
+
+def _pad(x: jax.Array, size: int, axis: int) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)

@@ -1,0 +1,46 @@
+"""Adapters on a loaded model."""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert import read_lora
+from cogvx_jax.models import lora as loras
+from cogvx_jax.models.lora import LoRA
+from cogvx_jax.pipelines.model import Model
+
+
+def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0) -> Model:
+    """A model with a LoRA added to its transformer; the given one stays as it is.
+
+    Adapters add up: load another onto the result. Compiled programs do not depend on them, so going
+    from one to the next compiles nothing.
+
+    Args:
+      source: a file or folder as diffusers or PEFT writes it, a run folder of `cogvx train`, or a `LoRA`.
+      weight: what to multiply it by; 1 is as it was trained. A file that does not tell its alpha counts as
+        alpha = rank, as in diffusers: one of SAT's exporter then needs 1 / rank, one of the authors' diffusers
+        trainer (rank 128, alpha 64) 0.5.
+    Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
+      FileNotFoundError.
+    """
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
+    transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)
+    return dataclasses.replace(model, params=model.params | {"transformer": transformer})
+
+
+def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
+    """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
+    from cogvx_jax.train import run  # late, as a run is of a loaded model
+
+    lora = run.read_lora(Path(source), spec) if run.is_run(Path(source)) else read_lora(Path(source), spec)
+    if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(lora.adapters)):
+        raise ValueError(f"the LoRA {str(source)!r} holds numbers that are not finite: its training diverged")
+    return lora

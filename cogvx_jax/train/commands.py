@@ -1,0 +1,183 @@
+"""The verbs of `cogvx` that train: encode, train and export."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def encode(
+    *,
+    data: Path,
+    out: Path,
+    model: str = "tiny",
+    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    frames: int | None = None,
+    dtype: DType | None = None,
+) -> None:
+    """Encodes videos and captions once, for training; what is there already is kept.
+
+    Args:
+      data: a .jsonl file with a "video" and a "prompt" on each line, or a folder with prompts.txt and videos.txt.
+      out: the folder to fill.
+      model: as for `generate`.
+      size: height and width in pixels, such as 480x720; None is the model's own.
+      frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own.
+      dtype: to compute in.
+    """
+    _encode(_load(model, dtype, size, frames, data), data, out, size, frames)
+
+
+def train(
+    *,
+    data: Path,
+    out: Path,
+    model: str = "tiny",
+    steps: int = 1000,
+    lora_rank: int = 64,
+    lora_alpha: float | None = None,
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
+    batch_size: int = 4,
+    learning_rate: float = 5e-4,
+    warmup: int = 50,
+    weight_decay: float = 1e-4,
+    average: float = 0.99,
+    timesteps: Literal["explicit", "uniform"] = "explicit",
+    text_dropout: float = 0.1,
+    empty: Literal["encoded", "zeros"] = "encoded",
+    image_noise: bool = True,
+    image_dropout: float = 0.05,
+    noise_offset: float = 0.0,
+    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    frames: int | None = None,
+    seed: int = 0,
+    save_every: int = 200,
+    log_every: int = 50,
+    remat: bool = False,
+    dtype: DType | None = None,
+) -> None:
+    """Trains a LoRA of a model's transformer; a run that was stopped goes on from its newest checkpoint.
+
+    Args:
+      data: as for `encode`, or a folder that `encode` has filled.
+      out: the run's folder. Videos are encoded to its folder "cache", if `data` lists any.
+      model: as for `generate`.
+      steps: updates, those of an earlier part of the run included.
+      lora_rank: of the adapters.
+      lora_alpha: alpha / rank is the factor of the adapters; None is the rank.
+      lora_targets: what to adapt: to_q, to_k, to_v, to_out.0, ff.
+      batch_size: clips an update.
+      learning_rate: reached after `warmup` updates, then constant.
+      average: decay of the moving average that is exported.
+      timesteps: "explicit" gives each clip of a batch a part of the range of its own.
+      text_dropout: share of captions that are left out, for guidance.
+      empty: what stands for a caption left out: the encoded empty prompt, or zeros.
+      image_noise: of image-to-video models, add noise to the image before it is encoded.
+      image_dropout: of those models, share of images left out.
+      noise_offset: deviation of one number per clip, added to all of its noise.
+      size: as for `encode`.
+      frames: as for `encode`.
+      save_every: updates between checkpoints.
+      remat: compute each block anew in the backward pass, which saves memory.
+      dtype: to compute in.
+    """
+    import dataclasses
+
+    from cogvx_jax.models.lora import LoRAConfig
+    from cogvx_jax.train import run
+    from cogvx_jax.train.latents import is_cache, open_cache
+    from cogvx_jax.train.objective import Objective
+
+    config = run.RunConfig(
+        lora=LoRAConfig(
+            rank=lora_rank, alpha=float(lora_rank if lora_alpha is None else lora_alpha), targets=lora_targets
+        ),
+        objective=Objective(
+            timesteps=timesteps,
+            text_dropout=text_dropout,
+            empty=empty,
+            image_noise=image_noise,
+            image_dropout=image_dropout,
+            noise_offset=noise_offset,
+        ),
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        average=average,
+        seed=seed,
+    )
+    for name, value in (("steps", steps), ("save_every", save_every), ("log_every", log_every)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    run.check_folder(out)
+    encoded = is_cache(data)
+    if encoded and (size is not None or frames is not None):
+        raise ValueError(f"{data} is encoded already; size and frames are those of `cogvx encode`")
+    cache = open_cache(data) if encoded else None
+    loaded = _load(model, dtype, size, frames, None if encoded else data)
+    if cache is None:
+        cache = _encode(loaded, data, out / "cache", size, frames)
+    spec = dataclasses.replace(loaded.spec, transformer=dataclasses.replace(loaded.spec.transformer, remat=remat))
+    loaded = dataclasses.replace(loaded, spec=spec)
+    try:
+        run.train(loaded, cache, config, out, steps=steps, source=model, save_every=save_every, log_every=log_every)
+    except KeyboardInterrupt:
+        print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+    print(f"{out}: trained to update {steps}; use it with `cogvx generate --lora {out}`")
+
+
+def export(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], /, *, out: Path) -> None:
+    """Writes a run's LoRA as a file that diffusers' `load_lora_weights` opens.
+
+    Args:
+      run: folder of `cogvx train`.
+      out: a .safetensors file that does not exist.
+    """
+    from cogvx_jax.convert import write_lora
+    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.train.run import read_lora, run_source
+
+    spec = load_spec(run_source(run))
+    lora = read_lora(run, spec)
+    write_lora(out, lora, spec)
+    print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
+
+
+def _load(model: str, dtype: str | None, size: str | None, frames: int | None, data: Path | None):
+    """The model, after all that can be checked without its weights."""
+    from cogvx_jax.data.clips import read_sources
+    from cogvx_jax.pipelines.model import load, load_spec
+
+    if data is not None:
+        read_sources(data)
+    _shape(load_spec(model), size, frames)
+    return load(model, dtype=dtype)
+
+
+def _shape(spec, size: str | None, frames: int | None):
+    """Size and length of the clips, which must be such as the model generates."""
+    from cogvx_jax.cli import parse_size
+    from cogvx_jax.pipelines.request import check_request
+    from cogvx_jax.train.latents import Shape
+
+    height, width = parse_size(size)
+    image = "any" if spec.kind == "i2v" else None
+    request = check_request(spec, "", image=image, height=height, width=width, num_frames=frames)
+    return Shape(request.height, request.width, request.frames, float(spec.defaults.fps))
+
+
+def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None):
+    from cogvx_jax.data.clips import read_sources
+    from cogvx_jax.train import latents
+
+    def report(line: str) -> None:
+        print(f"cogvx: {line}" if line.startswith("skipped") else line, file=sys.stderr, flush=True)
+
+    return latents.encode(loaded, read_sources(data), out, _shape(loaded.spec, size, frames), report)

@@ -1,0 +1,194 @@
+"""Clips and prompts as the models see them, encoded once and kept in a folder.
+
+Every file is named by what it was made of: the video's bytes, its size and length, the encoder's weights.
+So encoding again does only what is missing, and nothing stale is ever read:
+
+    FOLDER/moments/KEY.npy   posterior mean and log variance (T, h, w, 32), float32
+    FOLDER/image/KEY.npy     first frame (H, W, 3), uint8
+    FOLDER/text/KEY.npy      states of a prompt (L, text_dim), float32
+    FOLDER/cache.json        what the last encoding was of, and the keys of its clips
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from cogvx_jax.data.clips import Source, read_clip
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.pipelines.latents import encode_batch
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.text import encode_prompts
+
+FORMAT = 1  # part of every key: raise it when what is stored changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Pixels, pixel frames and frames per second of clips."""
+
+    height: int
+    width: int
+    frames: int
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Encoded clips: `clips` holds the keys of moments and text of each."""
+
+    folder: Path
+    model: str  # name of the model whose encoders made it
+    vae: str  # digests of their weights
+    text_encoder: str
+    shape: Shape
+    clips: tuple[tuple[str, str], ...]
+    empty: str  # key of the states of ""
+
+    @property
+    def digest(self) -> str:
+        """Of all the clips, in their order."""
+        return hashlib.sha256(json.dumps(self.clips).encode()).hexdigest()[:16]
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Moments, text and image of these clips, stacked; images in [-1, 1]."""
+        chosen = [self.clips[i] for i in numbers]
+        return {
+            "moments": np.stack([self._read("moments", key) for key, _ in chosen]),
+            "text": np.stack([self._read("text", key) for _, key in chosen]),
+            "image": np.stack([self._read("image", key) for key, _ in chosen]).astype(np.float32) / 127.5 - 1,
+        }
+
+    def empty_text(self) -> np.ndarray:
+        return self._read("text", self.empty)
+
+    def _read(self, kind: str, key: str) -> np.ndarray:
+        return np.load(_file(self.folder, kind, key))
+
+
+def encode(
+    model: Model, sources: Sequence[Source], folder: Path, shape: Shape, report: Callable[[str], None] = print
+) -> Cache:
+    """Encodes what `folder` does not yet hold. Videos that cannot be used are reported and left out.
+
+    Raises: ValueError if none can be used; OSError where the folder cannot be written.
+    """
+    vae_digest, text_digest = digest(model.params["vae"]), digest(model.params["text_encoder"])
+    clips, skipped, new = [], 0, 0
+    for source in sources:
+        try:
+            data = source.video.read_bytes()
+            key = _key(data, vae_digest, shape)
+            if not all(_file(folder, kind, key).exists() for kind in ("moments", "image")):
+                pixels = read_clip(source.video, **dataclasses.asdict(shape))
+                _save(_file(folder, "image", key), pixels[0])
+                _save(_file(folder, "moments", key), _moments(model, pixels))
+                new += 1
+        except (ValueError, OSError) as error:
+            if not isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError):
+                raise  # a full disk is no fault of the video
+            skipped += 1
+            report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
+            continue
+        clips.append((key, _text(model, source.prompt, text_digest, folder)))
+    if not clips:
+        raise ValueError(f"none of the {len(sources)} videos can be used, see above")
+    report(f"{len(clips)} clips in {folder}, {new} of them encoded now; {skipped} of {len(sources)} videos skipped")
+    cache = Cache(
+        folder=folder,
+        model=model.spec.name,
+        vae=vae_digest,
+        text_encoder=text_digest,
+        shape=shape,
+        clips=tuple(clips),
+        empty=_text(model, "", text_digest, folder),
+    )
+    facts = dataclasses.asdict(cache)
+    del facts["folder"]
+    _replace(folder / "cache.json", lambda file: file.write(json.dumps(facts, indent=1).encode()))
+    return cache
+
+
+def is_cache(folder: Path) -> bool:
+    return (folder / "cache.json").is_file()
+
+
+def open_cache(folder: Path) -> Cache:
+    """What `encode` last made of `folder`. Raises: ValueError where that cannot be read or is not whole."""
+    try:
+        facts = json.loads((folder / "cache.json").read_text())
+        clips = tuple((str(moments), str(text)) for moments, text in facts.pop("clips"))
+        cache = Cache(folder=folder, clips=clips, shape=Shape(**facts.pop("shape")), **facts)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'cache.json'} is not one of `cogvx encode`: {error}") from None
+    files = [_file(folder, kind, key) for key, _ in cache.clips for kind in ("moments", "image")]
+    missing = [f for f in files + [_file(folder, "text", key) for _, key in cache.clips] if not f.exists()]
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} files, such as {missing[0].name}; run `cogvx encode` again")
+    return cache
+
+
+def check_model(cache: Cache, model: Model) -> None:
+    """Raises ValueError if the cache was made by other encoders than the model's."""
+    for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
+        if digest(model.params[name]) != theirs:
+            raise ValueError(
+                f"{cache.folder} was encoded by the {name} of {cache.model}, whose weights are not those of "
+                f"this {model.spec.name}; run `cogvx encode` with the model you train"
+            )
+
+
+def digest(params: Any) -> str:
+    """A name for a tree of parameters: different numbers, another name."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{path} {array.dtype} {array.shape}".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
+
+
+def _moments(model: Model, pixels: np.ndarray) -> np.ndarray:
+    run = encode_batch(model.spec.vae)
+    clip = jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32)
+    return np.asarray(vaes.encode(model.vae, model.params["vae"], clip, encode_batch=run)[0])
+
+
+def _text(model: Model, prompt: str, encoder: str, folder: Path) -> str:
+    """The key of a prompt's states, encoded where they are missing."""
+    key = _key(prompt.encode(), encoder, model.spec.transformer.text_length)
+    file = _file(folder, "text", key)
+    if not file.exists():
+        _save(file, np.asarray(encode_prompts(model, [prompt])[0], np.float32))
+    return key
+
+
+def _key(data: bytes, *of: Any) -> str:
+    return hashlib.sha256(repr((FORMAT, *of)).encode() + b"\0" + data).hexdigest()[:32]
+
+
+def _file(folder: Path, kind: str, key: str) -> Path:
+    return folder / kind / f"{key}.npy"
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    _replace(path, lambda file: np.save(file, array))
+
+
+def _replace(path: Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file that appears under its name only when whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

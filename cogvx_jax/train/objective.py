@@ -1,0 +1,155 @@
+"""The training objective of the transformer, for text and image to video, as a pure function.
+
+    loss = make_loss(spec, Objective())
+    value = loss(transformer_params, batch, key)
+
+Clips come as posteriors of the VAE, drawn anew at every step; prompts as states of the text encoder.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import jax
+import jax.numpy as jnp
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.diffusion import objective, schedule
+from cogvx_jax.models import lora
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.latents import image_scale
+from cogvx_jax.train.step import LossFn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is random about the loss. The defaults are the authors', but for the two that name others.
+
+    Raises: ValueError for a rate outside 0..1 or a spread below 0.
+    """
+
+    # "explicit" is the paper's: row i of the global batch draws from the i-th part of the range.
+    timesteps: Literal["explicit", "uniform"] = "explicit"
+    text_dropout: float = 0.1  # of prompts replaced by `empty`: what guidance steers away from
+    # The authors train with zeros; diffusers, and `generate` by default, steer from the states of "".
+    empty: Literal["encoded", "zeros"] = "encoded"
+    # Noise on the pixels of an image before it is encoded: its deviation is exp(N(mean, spread)), per sample.
+    image_noise: bool = True
+    image_noise_mean: float = -3.0
+    image_noise_spread: float = 0.5
+    image_dropout: float = 0.05  # of image conditions replaced by zeros
+    # Of image latents. None is what `generate` uses; the authors' trainer has the scaling factor, for 1.5 too.
+    image_scale: float | None = None
+    noise_offset: float = 0.0  # deviation of one number per sample, added to all of its noise
+
+    def __post_init__(self):
+        for name in ("text_dropout", "image_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("noise_offset", "image_noise_spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+
+
+def make_loss(spec: ModelSpec, options: Objective) -> LossFn:
+    """`loss(params, batch, key) -> scalar`, the mean over the batch; `params` are the transformer's.
+
+    The batch holds
+      moments: (B, T, h, w, 32) float32, mean and log variance of the clips' posterior, not scaled;
+      text: (B, L, text_dim), states of the prompts;
+      empty: (L, text_dim), states of "", where `options.empty` is "encoded";
+      image: (B, H, W, 3) in [-1, 1], and vae: the VAE's parameters, for image-to-video models.
+    """
+    transformer = Transformer(spec.transformer)
+    alphas_bar = jnp.asarray(schedule.alphas_bar(spec.schedule), jnp.float32)
+
+    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        keys = iter(jax.random.split(key, 7))
+        x0 = _clip_latents(spec, batch["moments"], next(keys))
+        count = x0.shape[0]
+        t = draw_timesteps(next(keys), count, spec.schedule.steps, options.timesteps)
+        noise = draw_noise(next(keys), x0.shape, options.noise_offset)
+        text = drop_text(batch, next(keys), options)
+        x = objective.add_noise(x0, noise, alphas_bar[t])
+        if spec.kind == "i2v":
+            condition = _image_latents(spec, batch, options, next(keys), next(keys))
+            kept = jax.random.uniform(next(keys), (count, 1, 1, 1)) >= options.image_dropout
+            first = jnp.where(kept, condition, 0)[:, None]
+            # Where patches of two frames need a frame more, the image stands at that one: it is the first.
+            rest = ((0, 0), (0, x.shape[1] - 1), (0, 0), (0, 0), (0, 0))
+            x = jnp.concatenate([x, jnp.pad(first, rest)], axis=-1)
+        prediction = cast(jax.Array, transformer.apply({"params": params}, x, text, t))
+        return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
+
+    return loss
+
+
+def make_lora_loss(spec: ModelSpec, options: Objective, scale: float) -> LossFn:
+    """The same of adapters, whose gradient alone is taken; the batch holds the frozen parameters as `base`.
+
+    They are part of the batch so that a compiled step takes them as an argument, not as constants.
+    """
+    whole = make_loss(spec, options)
+
+    def loss(adapters: lora.Adapters, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+        return whole(lora.merge(batch["base"], adapters, scale), batch, key)
+
+    return loss
+
+
+def draw_timesteps(key: jax.Array, batch: int, steps: int, how: str) -> jax.Array:
+    """Training timesteps (batch,) int32, by `Objective.timesteps`."""
+    draw = objective.explicit_timesteps if how == "explicit" else objective.uniform_timesteps
+    return draw(key, batch, steps)
+
+
+def draw_noise(key: jax.Array, shape: tuple[int, ...], offset: float) -> jax.Array:
+    """Standard normal noise (B, ...), plus one number per sample of deviation `offset`."""
+    noise = jax.random.normal(key, shape, jnp.float32)
+    if offset:
+        each = (shape[0], *(1,) * (len(shape) - 1))
+        noise = noise + offset * jax.random.normal(jax.random.fold_in(key, 1), each, jnp.float32)
+    return noise
+
+
+def drop_text(batch: Mapping[str, Any], key: jax.Array, options: Objective) -> jax.Array:
+    """The prompts' states, some of them replaced: (B, L, text_dim)."""
+    text = batch["text"]
+    if not options.text_dropout:
+        return text
+    dropped = jax.random.uniform(key, (text.shape[0], 1, 1)) < options.text_dropout
+    empty = jnp.zeros_like(text) if options.empty == "zeros" else batch["empty"].astype(text.dtype)
+    return jnp.where(dropped, empty, text)
+
+
+def noisy_image(image: jax.Array, key: jax.Array, options: Objective) -> jax.Array:
+    """Pixels (B, H, W, 3) with noise of a deviation drawn for each.
+
+    Source: SAT's image-to-video training. The diffusers trainer draws one deviation for the whole batch.
+    """
+    if not options.image_noise:
+        return image
+    level_key, noise_key = jax.random.split(key)
+    level = options.image_noise_mean + options.image_noise_spread * jax.random.normal(level_key, (len(image), 1, 1, 1))
+    return image + jnp.exp(level) * jax.random.normal(noise_key, image.shape)
+
+
+def _clip_latents(spec: ModelSpec, moments: jax.Array, key: jax.Array) -> jax.Array:
+    """Scaled samples of the posterior, the first frame repeated in front to whole patches."""
+    mean = moments[..., : spec.vae.latent_channels]
+    x0 = vaes.sample(moments, jax.random.normal(key, mean.shape, jnp.float32)) * spec.vae.scaling_factor
+    extra = -x0.shape[1] % (spec.transformer.patch_t or 1)
+    return jnp.concatenate([jnp.repeat(x0[:, :1], extra, axis=1), x0], axis=1)
+
+
+def _image_latents(spec: ModelSpec, batch: Mapping[str, Any], options: Objective, noise_key, sample_key) -> jax.Array:
+    """(B, h, w, 16), scaled; nothing of it is trained."""
+    pixels = noisy_image(batch["image"].astype(jnp.float32), noise_key, options)[:, None]
+    moments = jax.lax.stop_gradient(vaes.encode(vaes.VAE(spec.vae), batch["vae"], pixels))[:, 0]
+    latents = vaes.sample(moments, jax.random.normal(sample_key, (*moments.shape[:-1], spec.vae.latent_channels)))
+    return latents * (image_scale(spec) if options.image_scale is None else options.image_scale)

@@ -1,0 +1,193 @@
+"""The training loss: what the model is shown, and what it is asked for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from cogvx_jax import presets
+from cogvx_jax.configs import ModelSpec, TransformerConfig, VAEConfig
+from cogvx_jax.convert import expected_shapes
+from cogvx_jax.diffusion import objective as formulas
+from cogvx_jax.diffusion import schedule
+from cogvx_jax.models import lora as loras
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.train import objective
+from cogvx_jax.train.objective import Objective, make_lora_loss, make_loss
+
+VAE = VAEConfig(channels=(4, 4, 4, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7)
+SMALL = TransformerConfig(layers=1, heads=1, head_dim=16, in_channels=4, out_channels=4, text_dim=6, time_dim=8)
+SMALL = dataclasses.replace(SMALL, text_length=3, sample_height=4, sample_width=4, sample_frames=9, position="rope")
+T2V = ModelSpec(name="small", transformer=SMALL, vae=VAE)
+I2V = ModelSpec(
+    name="1.5", transformer=dataclasses.replace(SMALL, in_channels=8, patch_t=2, position="rope_slice"), vae=VAE
+)
+PLAIN = Objective(text_dropout=0, image_dropout=0, image_noise=False)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40, 1000, 1500])
+def test_explicit_timesteps_stay_in_their_part(batch):
+    draws = np.stack([formulas.explicit_timesteps(jax.random.key(i), batch, 1000) for i in range(20)])
+    assert draws.dtype == np.int32 and draws.min() >= 0 and draws.max() <= 999
+    row = np.arange(batch)
+    assert np.all(draws >= np.floor(row * 1000 / batch)) and np.all(draws <= np.ceil((row + 1) * 1000 / batch))
+
+
+def test_explicit_timesteps_are_uniform_altogether():
+    keys = jax.random.split(KEY, 20000)
+    draws = np.asarray(jax.vmap(lambda k: formulas.explicit_timesteps(k, 7, 10))(keys)).ravel()
+    np.testing.assert_allclose(np.bincount(draws, minlength=10) / len(draws), 0.1, atol=0.005)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the transformer is called with; in its place stands a model that predicts zeros."""
+    calls: dict = {}
+
+    class Fake:
+        def __init__(self, cfg):
+            self.cfg = cfg
+
+        def apply(self, variables, x, text, t):
+            calls.update(x=np.asarray(x), text=np.asarray(text), t=np.asarray(t))
+            return jnp.zeros((*x.shape[:-1], self.cfg.out_channels))
+
+    monkeypatch.setattr(objective, "Transformer", Fake)
+    return calls
+
+
+def batch_of(spec, count, frames=3, seed=0):
+    """Clips with a posterior so narrow that its mean is what is drawn."""
+    rng = np.random.default_rng(seed)
+    mean = rng.normal(size=(count, frames, 4, 4, 4)).astype(np.float32)
+    text = rng.normal(size=(count + 1, 3, 6)).astype(np.float32)
+    batch = {"moments": np.concatenate([mean, np.full_like(mean, -30)], -1), "text": text[1:], "empty": text[0]}
+    if spec.kind == "i2v":
+        batch["image"] = rng.uniform(-1, 1, (count, 32, 32, 3)).astype(np.float32)
+    return batch
+
+
+@pytest.mark.parametrize("options", [PLAIN, dataclasses.replace(PLAIN, timesteps="uniform", noise_offset=0.5)])
+def test_the_loss_is_the_squared_error_of_v(shown, options):
+    batch = batch_of(T2V, 8)
+    value = make_loss(T2V, options)({}, batch, KEY)
+    x0, t = 0.7 * np.float64(batch["moments"][..., :4]), shown["t"]
+    alphas = schedule.alphas_bar(T2V.schedule)[t].reshape(-1, 1, 1, 1, 1)
+    noise = (shown["x"] - np.sqrt(alphas) * x0) / np.sqrt(1 - alphas)
+    v = np.sqrt(alphas) * noise - np.sqrt(1 - alphas) * x0
+    np.testing.assert_allclose(value, np.mean(v**2), rtol=1e-4)
+    np.testing.assert_array_equal(shown["text"], batch["text"])
+    spread = noise.mean(axis=(1, 2, 3, 4)).std()
+    assert spread > 0.2 if options.noise_offset else spread < 0.2
+    if options.timesteps == "explicit":
+        assert np.all(t // 125 == np.arange(8))
+
+
+@pytest.mark.parametrize("empty", ["encoded", "zeros"])
+def test_dropped_text(shown, empty):
+    batch = batch_of(T2V, 64)
+    make_loss(T2V, dataclasses.replace(PLAIN, text_dropout=0.25, empty=empty))({}, batch, KEY)
+    replaced = np.any(shown["text"] != batch["text"], axis=(1, 2))
+    assert 6 <= replaced.sum() <= 26
+    expected = batch["empty"] if empty == "encoded" else np.zeros((3, 6))
+    np.testing.assert_array_equal(shown["text"][replaced], np.broadcast_to(expected, (replaced.sum(), 3, 6)))
+
+
+def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
+    seen = []
+
+    def encode(vae, params, pixels):  # posteriors that tell which image they are of
+        seen.append(np.asarray(pixels))
+        mean = jnp.broadcast_to(pixels.mean(axis=(1, 2, 3, 4), keepdims=True), (len(pixels), 1, 4, 4, 4))
+        return jnp.concatenate([mean, jnp.full_like(mean, -30)], axis=-1)
+
+    monkeypatch.setattr(objective.vaes, "encode", encode)
+    batch = batch_of(I2V, 32) | {"vae": {}}
+    make_loss(I2V, PLAIN)({}, batch, KEY)
+    np.testing.assert_array_equal(seen[0][:, 0], batch["image"])
+    x = shown["x"]
+    assert x.shape == (32, 4, 4, 4, 8)  # 3 latent frames and one in front
+    condition = x[:, 0, 0, 0, 4:]
+    expected = 0.7 * batch["image"].mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(condition, np.repeat(expected[:, None], 4, 1), atol=1e-5)
+    assert not x[:, 1:, ..., 4:].any()
+
+    scaled = dataclasses.replace(I2V, vae=dataclasses.replace(VAE, invert_scale_latents=True))
+    make_loss(scaled, PLAIN)({}, batch, KEY)
+    np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.49, atol=1e-5)
+    make_loss(scaled, dataclasses.replace(PLAIN, image_scale=1.0))({}, batch, KEY)
+    np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.7, atol=1e-5)
+
+    make_loss(I2V, dataclasses.replace(PLAIN, image_dropout=0.4, image_noise=True))({}, batch, KEY)
+    dropped = ~np.any(shown["x"][:, 0, ..., 4:], axis=(1, 2, 3))
+    assert 5 <= dropped.sum() <= 21
+    levels = np.log((seen[-1][:, 0] - batch["image"]).std(axis=(1, 2, 3)))  # one for each image
+    assert abs(levels.mean() + 3) < 0.4 and 0.3 < levels.std() < 0.7
+
+
+def test_the_frame_in_front_is_the_first_again(shown):
+    batch = batch_of(T2V, 2)
+    options = dataclasses.replace(PLAIN, timesteps="uniform")
+    longer = dataclasses.replace(T2V, transformer=dataclasses.replace(SMALL, patch_t=2))
+    for frames, shape in ((3, 4), (2, 2)):
+        some = batch | {"moments": batch["moments"][:, :frames]}
+        make_loss(longer, options)({}, some, KEY)
+        assert shown["x"].shape[1] == shape
+    latents = objective._clip_latents(longer, jnp.asarray(batch["moments"]), KEY)
+    np.testing.assert_allclose(latents[:, 0], latents[:, 1])
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_the_five_models_have_a_loss_and_a_gradient(preset):
+    """At full size, of shapes alone."""
+    spec = presets.PRESETS[preset]
+    scale, own = spec.vae.spatial_compression, spec.defaults
+    frames, height, width = (own.num_frames - 1) // 4 + 1, own.height // scale, own.width // scale
+    count = 2
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, "float32")
+
+    text = (spec.transformer.text_length, spec.transformer.text_dim)
+    batch = {"moments": array(count, frames, height, width, 32), "text": array(count, *text), "empty": array(*text)}
+    if spec.kind == "i2v":
+        vae = {path: array(*shape) for path, shape in expected_shapes(spec, "vae").items()}
+        batch |= {"image": array(count, own.height, own.width, 3), "vae": traverse_util.unflatten_dict(vae, sep="/")}
+    flat = {path: array(*shape) for path, shape in expected_shapes(spec, "transformer").items()}
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    value = jax.eval_shape(make_loss(spec, Objective()), params, batch, KEY)
+    assert value.shape == () and value.dtype == jnp.float32
+    cfg = loras.LoRAConfig(rank=4, targets=("to_q", "ff"))
+    adapters = jax.eval_shape(lambda: loras.init(KEY, params, cfg))
+    loss = make_lora_loss(spec, Objective(), cfg.alpha / cfg.rank)
+    grads = jax.eval_shape(jax.grad(loss), adapters, batch | {"base": params}, KEY)
+    assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, adapters)
+
+
+def test_adapters_learn_and_the_base_does_not_move(random_params):
+    params = random_params(Transformer(SMALL), jnp.ones((1, 3, 4, 4, 4)), jnp.ones((1, 3, 6)), jnp.ones(1))
+    cfg = loras.LoRAConfig(rank=2, targets=("to_v",))
+    adapters = loras.init(KEY, params, cfg)
+    batch = batch_of(T2V, 4) | {"base": params}
+    loss = make_lora_loss(T2V, Objective(), 1.0)
+    value, grads = jax.jit(jax.value_and_grad(loss))(adapters, batch, KEY)
+    np.testing.assert_allclose(value, make_loss(T2V, Objective())(params, batch, KEY), rtol=1e-5)
+    assert float(jnp.abs(grads["blocks/attention/v/kernel"]["b"]).max()) > 0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(text_dropout=1.5), "text_dropout must be between 0 and 1"),
+        (dict(noise_offset=-1), "noise_offset"),
+        (dict(timesteps="even"), "explicit or uniform"),
+        (dict(empty="none"), "encoded or zeros"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, words):
+    with pytest.raises(ValueError, match=words):
+        Objective(**options)
