@@ -7,7 +7,6 @@ to FOLDER/model in the published layout, with the model card.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -49,6 +48,7 @@ class Stage:
     clips: int  # a batch
     size: int  # pixels: a random crop of the clip, or all of it
     edge: float = shapes.EDGE
+    decoder_only: bool = False  # the latents stay as they are
 
 
 # Random crops first, four times cheaper a clip, then whole clips, whose norms see the real statistics.
@@ -57,6 +57,7 @@ VAE_STAGES = (
     Stage(1300, optim.muon(3e-3, 1500), clips=4, size=32),
     Stage(300, optim.muon(1e-3, 400), clips=1, size=64),
     Stage(1500, optim.muon(6e-4, 1500), clips=1, size=64),
+    Stage(600, optim.muon(5e-4, 600), clips=1, size=64, decoder_only=True),
 )
 TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
 TRANSFORMER = TransformerConfig(
@@ -132,9 +133,14 @@ def train_vae_stage(folder: Path, params, stage: Stage, number: int):
         clips = (shapes.draw(scenes[rng.integers(len(scenes))], rng, edge=stage.edge) for _ in range(stage.clips))
         return np.stack([crop(clip, stage.size, rng) for clip in clips])
 
-    loss = functools.partial(vae_loss, vae)
-    state = fit(params, batches, loss, stage.tx, steps=stage.steps, folder=folder, seed=number, decay=0.99)
-    return state.average
+    frozen = {"encoder": params["encoder"]} if stage.decoder_only else {}
+    moving = {name: part for name, part in params.items() if name not in frozen}
+
+    def loss(moving, pixels, key):
+        return vae_loss(vae, frozen | moving, pixels, key)
+
+    state = fit(moving, batches, loss, stage.tx, steps=stage.steps, folder=folder, seed=number, decay=0.99)
+    return frozen | state.average
 
 
 def vae_loss(vae: vaes.VAE, params, pixels: jax.Array, key: jax.Array) -> jax.Array:
