@@ -71,7 +71,7 @@ def search(
     width: int = WIDTH,
     output: Path | None = None,
 ) -> None:
-    """Counts kernels and prints them, the fewest cycles first; then the table for `nn/flash.py`.
+    """Counts kernels and prints them, with the ratios of the best ones; then the table for `nn/flash.py`.
 
     Args:
       topologies: names that libtpu knows.
@@ -97,8 +97,7 @@ def search(
                 print(f"{topology:13} {kernel:24} {blocks!s:20} does not compile: {str(error).splitlines()[0][:120]}")
                 continue
             here.append(found)
-        for c in sorted(here, key=lambda c: (c.kernel, c.per_thousand)):
-            print(f"{topology:13} {c.kernel:24} {c.blocks!s:20} {c.per_thousand:6.3f}", flush=True)
+            print(f"{topology:13} {kernel:24} {blocks!s:20} {found.per_thousand:6.3f}", flush=True)
         for a, b in itertools.product(("ours, bound", "ours, maximum"), ("splash", "splash, segments")):
             ratio = [min((c.per_thousand for c in here if c.kernel == k), default=None) for k in (a, b)]
             if None not in ratio:

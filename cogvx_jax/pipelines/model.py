@@ -15,6 +15,7 @@ from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
+from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.sharding import place
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -67,6 +68,7 @@ def load(source: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, dt
     folder = resolve(source)
     spec = with_dtype(read_spec(folder), dtype)
     params = {name: load_params(folder, spec, name, parameter_dtype(spec, name)) for name in COMPONENTS}
+    spec = with_logit_bound(spec, params["transformer"])
     return Model(spec=spec, params=place(params, mesh), tokenizer=load_tokenizer(folder, spec))
 
 
@@ -93,6 +95,17 @@ def with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
         # T5 overflows in float16, so its states are computed in float32 there.
         text_encoder=dataclasses.replace(spec.text_encoder, dtype="float32" if dtype == "float16" else dtype),
     )
+
+
+def with_logit_bound(spec: ModelSpec, transformer: Any) -> ModelSpec:
+    """`spec` with the bound on attention's logits that these parameters of its transformer give.
+
+    It holds for these weights alone: to train on, replace it by None.
+    """
+    cfg, block = spec.transformer, transformer["blocks"]["attention"]
+    norms = (block[norm][name] for norm in ("norm_q", "norm_k") for name in ("scale", "bias"))
+    bound = logit_bound(*norms, scale=cfg.head_dim**-0.5)
+    return dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=bound))
 
 
 def parameter_dtype(spec: ModelSpec, component: str) -> str:
