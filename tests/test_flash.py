@@ -15,11 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.convert import read_spec
+from cogvx_jax.convert.config import write_configs
+from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn import attention as attention_module
 from cogvx_jax.nn import flash
 from cogvx_jax.nn.attention import attention, logit_bound
 from cogvx_jax.nn.backend import Formulations, using
 from cogvx_jax.nn.flash import Blocks, flash_attention, needs_maximum
+from cogvx_jax.pipelines.model import with_logit_bound
 
 SMALL = Blocks(128, 128, 128)
 BOUND = 30.0  # of the logits of `draw` times SCALE, by far
@@ -167,6 +172,22 @@ def test_the_maximum_is_left_out_where_float32_allows():
     assert needs_maximum(80.0, 17776) and needs_maximum(None, 1)
 
 
+def test_the_bound_is_taken_at_load_and_not_written(random_params, tmp_path):
+    cfg = TransformerConfig(layers=3, heads=2, text_dim=8, in_channels=2, out_channels=2, time_dim=8)
+    spec = ModelSpec(
+        transformer=cfg, vae=VAEConfig(latent_channels=2), text_encoder=T5Config(width=8, heads=1, mlp=8, vocab=8)
+    )
+    shapes = jnp.zeros((1, 1, 4, 4, 2)), jnp.zeros((1, cfg.text_length, 8)), jnp.zeros(1)
+    params = random_params(Transformer(cfg), *shapes)
+    loaded = with_logit_bound(spec, params)
+    norms = params["blocks"]["attention"]
+    layers = [logit_bound(*(norms[n][x][i] for n in ("norm_q", "norm_k") for x in ("scale", "bias")), scale=1 / 8)
+              for i in range(3)]  # fmt: skip
+    assert loaded.transformer.logit_bound == max(layers)
+    write_configs(loaded, tmp_path)
+    assert read_spec(tmp_path).transformer == cfg
+
+
 # --- every formulation ---
 
 
@@ -207,11 +228,10 @@ def test_half_precision_without_cudnn_falls_back(interpreted):
     np.testing.assert_allclose(np.float32(y), definition(q, k, v, 0.125), rtol=0, atol=2e-2)
 
 
-def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted):
-    """No kernel for T5, nor for heads of a width it is not made for: else this could not differentiate bias."""
+def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted, monkeypatch):
     bias, (q, k, v) = draw(5, 2, 130, 130), inputs(130, 130, heads=2, width=64)
     calls = []
-    attention_module.flash.flash_attention = lambda *args, **kwargs: calls.append(args)
+    monkeypatch.setattr(attention_module.flash, "flash_attention", lambda *args, **kwargs: calls.append(args))
     with using(Formulations(attention="pallas")):
         y = attention(q, k, v, scale=0.125, bias=bias)
         attention(*inputs(5, 5, width=16), scale=0.25)
