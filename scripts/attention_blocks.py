@@ -99,9 +99,9 @@ def search(
             here.append(found)
             print(f"{topology:13} {kernel:24} {blocks!s:20} {found.per_thousand:6.3f}", flush=True)
         for a, b in itertools.product(("ours, bound", "ours, maximum"), ("splash", "splash, segments")):
-            ratio = [min((c.per_thousand for c in here if c.kernel == k), default=None) for k in (a, b)]
-            if None not in ratio:
-                print(f"{topology:13} {a} / {b}: {ratio[0] / ratio[1]:.2f}")
+            mine, theirs = ([c.per_thousand for c in here if c.kernel == kernel] for kernel in (a, b))
+            if mine and theirs:
+                print(f"{topology:13} {a} / {b}: {min(mine) / min(theirs):.2f}")
         counts += here
     for topology in topologies:
         best = min((c for c in counts if (c.topology, c.kernel) == (topology, "ours, bound")), default=None, key=order)
@@ -244,7 +244,8 @@ class on:
 def device_kind(topology: str) -> str:
     from jax.experimental import topologies
 
-    return topologies.get_topology_desc(topology, platform="tpu").devices[0].device_kind
+    device: Any = topologies.get_topology_desc(topology, platform="tpu").devices[0]
+    return device.device_kind
 
 
 if __name__ == "__main__":
