@@ -272,7 +272,6 @@ for topology in {topologies}:
     print("compiled for", topology)
 """
 CASES = {
-    "as used": [(64, 17776, 17776, None, 10.0, False, "bfloat16")],
     "gathered keys, padded": [(64, 4480, 17920, 17776, 10.0, False, "bfloat16")],
     "maximum and segments": [(64, 1111, 3333, 3001, None, True, "bfloat16")],
     "wide heads, float32, few": [(128, 100, 77, None, 10.0, False, "float32")],
