@@ -32,6 +32,9 @@ class TransformerConfig:
     norm_eps: float = 1e-5  # q/k norms have their own, 1e-6
     dtype: str = "float32"  # of activations; norms, softmax and the time embedding stay float32
     remat: bool = False  # recompute each block in the backward pass
+    # No attention logit is above it, by the weights of the q/k norms: a property of the checkpoint that
+    # `load` fills in, because a kernel must know it when it is compiled. None: unknown, as in training.
+    logit_bound: float | None = None
 
     @property
     def width(self) -> int:  # D

@@ -48,12 +48,12 @@ class MeshLayout:
         multiple = shards * formulations().token_multiple
         return -(-tokens // multiple) * multiple
 
-    def attend(self, attention: axes.Attend, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
+    def attend(self, attention: axes.Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
         """Attention over tokens on many devices: by trading tokens for heads over "sp" and by gathering
         keys and values over the other axes of the sequence.
 
         Heads that do not divide are padded with zeros, whose results are dropped; keys from `tokens`
-        on are cut off before they are seen. Both are exact.
+        on do not exist for `attention`. Both are exact.
         """
         mesh, heads = self.mesh, q.shape[1]
         batch, seq = places(("batch", "seq"), mesh, (q.shape[0], q.shape[2]))
@@ -70,7 +70,7 @@ class MeshLayout:
                 q, k, v = (jax.lax.all_to_all(x, "sp", 1, 2, tiled=True) for x in (q, k, v))
             if gathered:
                 k, v = (jax.lax.all_gather(x, gathered, axis=2, tiled=True) for x in (k, v))
-            y = attention(q, k[:, :, :tokens], v[:, :, :tokens])
+            y = attention(q, k, v, kv_length=tokens)
             return jax.lax.all_to_all(y, "sp", 2, 1, tiled=True) if trade else y
 
         place = PartitionSpec(batch or None, tensor, seq or None, None)

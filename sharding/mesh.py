@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,7 +79,7 @@ def parse_mesh(text: str) -> Mesh:
 
     Raises: ValueError for what is not of that form, an unknown axis, or the wrong number of devices.
     """
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if name not in MESH_AXES or not size.isdecimal() or name in sizes:
@@ -88,6 +89,6 @@ def parse_mesh(text: str) -> Mesh:
     return make_mesh(**sizes)
 
 
-def auto(mesh: Mesh | None) -> Mesh | None:
+def auto(mesh: Mesh) -> Mesh:
     """The same devices and names, with axes that the compiler may use freely, whatever the caller's say."""
-    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names)

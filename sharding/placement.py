@@ -67,7 +67,7 @@ def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
         return jnp.asarray(x)
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, everywhere(mesh), lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec()), lambda index: x[index])
 
 
 def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> jax.Array:
@@ -75,7 +75,7 @@ def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> j
         return jax.device_put(read(tuple(slice(n) for n in shape)))
     blocks: dict[tuple[tuple[int, ...], ...], np.ndarray] = {}  # several devices may hold the same one
 
-    def block(index: tuple[slice, ...]) -> np.ndarray:
+    def block(index: Any) -> np.ndarray:
         key = tuple(s.indices(n) for s, n in zip(index, shape, strict=True))
         if key not in blocks:
             blocks[key] = read(index)

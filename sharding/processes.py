@@ -1,6 +1,7 @@
 """One program on several hosts: every process runs the same code and holds its own devices."""
 
 import os
+from typing import Any
 
 import jax
 
@@ -18,7 +19,7 @@ def initialize(*, heartbeat: int = 60) -> None:
     Raises: ValueError if only some of the variables are set, or are not what they should be.
     """
     found = [os.environ.get(name) for name in VARIABLES]
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if any(found):
         missing = [name for name, value in zip(VARIABLES, found, strict=True) if not value]
         if missing:

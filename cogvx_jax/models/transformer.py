@@ -150,7 +150,8 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        y = attend(functools.partial(attention, scale=cfg.head_dim**-0.5), q, k, v, tokens=self.tokens)
+        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=cfg.logit_bound)
+        y = attend(softmax, q, k, v, tokens=self.tokens)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y)
 

@@ -1,36 +1,133 @@
-"""Softmax attention, full and bidirectional. Shapes: B batch, A heads, S tokens, K head width."""
+"""Softmax attention, full and bidirectional: one function, several formulations, chosen in `nn.backend`.
+
+Shapes: B batch, A heads, S queries, T keys (as many as queries, unless keys were gathered over a mesh),
+K head width.
+
+    plain    the definition: all scores at once
+    chunked  CHUNK queries at a time
+    by_head  a loop over batch and heads around that
+    pallas   the kernel of `nn.flash`, for TPUs
+    cudnn    cuDNN's flash attention, for NVIDIA GPUs
+
+What a formulation cannot do falls to "chunked": the last two want no bias and a head width of theirs,
+cuDNN half precision and no segments. Neither is partitioned by XLA along the sequence: on a mesh that
+shards it, call `attention` under `shard_map`.
+"""
+
+import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
+from cogvx_jax.nn import flash
 from cogvx_jax.nn.backend import formulations
 
 CHUNK = 1024  # queries at a time: with one head, their scores then stay in the cache of a CPU
+KERNEL_WIDTHS = (64, 128)  # of heads, that "pallas" is compiled and counted for
+ROUNDING = 1.02  # of normed queries and keys: bfloat16 keeps 8 bits, rotation rounds again
+
+Segments = jax.Array | tuple[jax.Array, jax.Array] | None
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float, bias: jax.Array | None = None) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    bias: jax.Array | None = None,
+    max_logit: float | None = None,
+    segments: Segments = None,
+    kv_length: int | None = None,
+) -> jax.Array:
     """softmax(scale * q k^T + bias) v; logits and softmax in float32.
 
     Args:
-      q, k, v: (B, A, S, K).
-      bias: None or (A, S, S), added to the logits.
+      q: (B, A, S, K). k, v: (B, A, T, K).
+      bias: None or (A, S, T), added to the logits.
+      max_logit: a number that no |scale * q k| exceeds, as `logit_bound` gives it, or None. It only
+        saves time; too small a one gives infinities.
+      segments: None, or integers (B, S) if S = T, or a pair (B, S), (B, T): a query meets only the
+        keys of its own number. One without any gets 0.
+      kv_length: None, or how many of the keys exist. Whatever the others hold, NaN included, changes
+        no result.
     Returns: (B, A, S, K), of the type of `v`.
+    Raises: ValueError for shapes that do not fit.
     """
-    choice = formulations().attention
+    pair = _check(q, k, v, segments, kv_length)
+    choice, width = formulations().attention, q.shape[-1]
+    if choice == "pallas" and bias is None and width in KERNEL_WIDTHS:
+        return flash.flash_attention(q, k, v, scale=scale, max_logit=max_logit, segments=pair, kv_length=kv_length)
+    if kv_length is not None and kv_length < k.shape[2]:  # else even a weight of 0 would meet a NaN
+        k, v = k[:, :, :kv_length], v[:, :, :kv_length]
+        bias = None if bias is None else bias[..., :kv_length]
+        pair = None if pair is None else (pair[0], pair[1][:, :kv_length])
+    if choice == "cudnn" and bias is None and pair is None and _cudnn_takes(q):
+        try:
+            turned = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+            return jnp.swapaxes(jax.nn.dot_product_attention(*turned, scale=scale, implementation="cudnn"), 1, 2)
+        except (RuntimeError, NotImplementedError) as error:  # no cuDNN, or one that is too old, or another GPU
+            warnings.warn(f"attention in chunks, which is slower, as cuDNN has none here: {error}", stacklevel=2)
+
+    ids = (None, None) if pair is None else (pair[0][:, None, :, None], pair[1][:, None, None, :])
     if choice == "plain" or q.shape[2] <= CHUNK:
-        return _rows(q, k, v, scale, bias)
-    if choice == "chunked":
-        return _chunked(q, k, v, scale, bias)
+        return _rows(q, k, v, scale, bias, *ids)
+    if choice != "by_head":
+        return _chunked(q, k, v, scale, bias, *ids)
 
-    # "by_head": a loop over B, in it one over A. All of the batch has the same bias.
-    def item(qkv):
-        return jax.lax.map(lambda head: _chunked(*head[:3], scale, head[3]), (*qkv, bias))
+    # A loop over B, in it one over A. All of the batch has the same bias, all heads the same segments.
+    def item(x):
+        *qkv, q_ids, kv_ids = x
+        ids = (None, None) if pair is None else (q_ids[0], kv_ids[0])
+        return jax.lax.map(lambda head: _chunked(*head[:3], scale, head[3], *ids), (*qkv, bias))
 
-    return jax.lax.map(item, (q, k, v))
+    return jax.lax.map(item, (q, k, v, *ids))
 
 
-def _chunked(q, k, v, scale, bias):
-    """`_rows`, CHUNK queries at a time: q, k, v (..., S, K), bias None or (..., S, S)."""
+def logit_bound(q_scale: ArrayLike, q_bias: ArrayLike, k_scale: ArrayLike, k_bias: ArrayLike, *, scale: float) -> float:
+    """A bound on |scale * q k| for queries and keys that leave a LayerNorm over K, rotated or not.
+
+    A normed vector before its affine part is no longer than sqrt(K), after it no longer than
+    max|scale| sqrt(K) + |bias|; rotations keep lengths. On the host, in float64.
+
+    Args:
+      q_scale, q_bias, k_scale, k_bias: (..., K), the norms' parameters; leading axes are layers.
+      scale: of the logits.
+    Returns: the largest over the layers, rounded up to a whole number, so that few programs differ.
+    """
+
+    def longest(gain, offset):
+        gain, offset = (np.asarray(x, np.float64) for x in (gain, offset))
+        return np.abs(gain).max(-1) * np.sqrt(gain.shape[-1]) + np.sqrt(np.square(offset).sum(-1))
+
+    bound = np.max(longest(q_scale, q_bias) * longest(k_scale, k_bias)) * abs(scale) * ROUNDING
+    return float(np.ceil(bound))
+
+
+def _check(q, k, v, segments: Segments, kv_length: int | None) -> tuple[jax.Array, jax.Array] | None:
+    """The segments as a pair. Raises: ValueError, see `attention`."""
+    if k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} must be (B, A, S, K), (B, A, T, K), (B, A, T, K)")
+    if kv_length is not None and not 0 < kv_length <= k.shape[2]:
+        raise ValueError(f"kv_length must be in 1..{k.shape[2]}, got {kv_length}")
+    if segments is None:
+        return None
+    pair = segments if isinstance(segments, tuple) else (segments, segments)
+    shapes = tuple(x.shape for x in pair)
+    if shapes != ((q.shape[0], q.shape[2]), (k.shape[0], k.shape[2])):
+        raise ValueError(f"segments must be (B, S), (B, T) for q {q.shape} and k {k.shape}, got {shapes}")
+    return pair
+
+
+def _cudnn_takes(q: jax.Array) -> bool:
+    return q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
+    """`_rows`, CHUNK queries at a time."""
     tokens = q.shape[-2]
     whole = tokens - tokens % CHUNK
 
@@ -38,21 +135,29 @@ def _chunked(q, k, v, scale, bias):
         x = x[..., :whole, :]
         return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, CHUNK, x.shape[-1]), -3, 0)
 
-    rows = (split(q), None if bias is None else split(bias))
-    y = jax.lax.map(lambda x: _rows(x[0], k, v, scale, x[1]), rows)
+    rows: tuple[Any, ...] = (q, bias, q_ids)  # what has a row a query
+    heads = tuple(None if x is None else split(x) for x in rows)
+    y = jax.lax.map(lambda x: _rows(x[0], k, v, scale, x[1], x[2], kv_ids), heads)
     y = jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], whole, v.shape[-1])
     if whole == tokens:
         return y
-    tail = _rows(q[..., whole:, :], k, v, scale, None if bias is None else bias[..., whole:, :])
-    return jnp.concatenate([y, tail], axis=-2)
+    tail, bias, q_ids = (None if x is None else x[..., whole:, :] for x in rows)
+    return jnp.concatenate([y, _rows(tail, k, v, scale, bias, q_ids, kv_ids)], axis=-2)
 
 
-def _rows(q, k, v, scale, bias):
+def _rows(q, k, v, scale, bias, q_ids, kv_ids):
+    """q (..., S, K); k, v (..., T, K); bias None or (..., S, T); ids None or (..., S, 1), (..., 1, T)."""
     logits = jnp.einsum("...qk,...sk->...qs", q * scale, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias
+    if q_ids is not None:
+        logits = jnp.where(q_ids == kv_ids, logits, flash.NOTHING)
     # Normalised after the product with v: K numbers a row are divided instead of S.
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    if q_ids is not None:  # a row without a key has no weight; a logit that is not there no gradient
+        weights = jnp.where(q_ids == kv_ids, weights, 0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     y = jnp.einsum("...qs,...sk->...qk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    if q_ids is not None:
+        total = jnp.where(total > 0, total, 1)
     return (y / total).astype(v.dtype)

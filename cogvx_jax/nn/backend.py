@@ -17,7 +17,7 @@ import jax
 class Formulations:
     """One choice per operation; see `nn.attention` and `nn.conv` for what the names mean."""
 
-    attention: Literal["plain", "chunked", "by_head"] = "chunked"
+    attention: Literal["plain", "chunked", "by_head", "pallas", "cudnn"] = "chunked"
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent", "by_size"] = "full"
@@ -27,8 +27,14 @@ class Formulations:
 PLAIN = Formulations(attention="plain")  # the definitions, for reference
 BY_PLATFORM = {
     "cpu": Formulations(attention="by_head", causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent"),
-    "tpu": Formulations(causal_conv="by_size", upsample_conv="dilated", spatial_norm="by_size", token_multiple=128),
-    "gpu": Formulations(spatial_norm="latent"),
+    "tpu": Formulations(
+        attention="pallas",
+        causal_conv="by_size",
+        upsample_conv="dilated",
+        spatial_norm="by_size",
+        token_multiple=128,
+    ),
+    "gpu": Formulations(attention="cudnn", spatial_norm="latent"),
 }
 
 _override: contextvars.ContextVar[Formulations | None] = contextvars.ContextVar("formulations", default=None)

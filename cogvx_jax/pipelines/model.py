@@ -17,6 +17,7 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
+from cogvx_jax.nn.attention import logit_bound
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -75,10 +76,12 @@ def load(
       does not fit (every problem listed); FileNotFoundError for missing files.
     """
     enable_compilation_cache()
-    folder, mesh = resolve(source), sharding.auto(mesh)
+    folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
     params = {name: load_component(folder, spec, name, mesh) for name in components}
+    if "transformer" in params:
+        spec = with_logit_bound(spec, params["transformer"])
     return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh)
 
 
@@ -120,6 +123,17 @@ def with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
         # T5 overflows in float16, so its states are computed in float32 there.
         text_encoder=dataclasses.replace(spec.text_encoder, dtype="float32" if dtype == "float16" else dtype),
     )
+
+
+def with_logit_bound(spec: ModelSpec, transformer: Any) -> ModelSpec:
+    """`spec` with the bound on attention's logits that these parameters of its transformer give.
+
+    It holds for these weights alone: to train on, replace it by None.
+    """
+    cfg, block = spec.transformer, transformer["blocks"]["attention"]
+    norms = (block[norm][name] for norm in ("norm_q", "norm_k") for name in ("scale", "bias"))
+    bound = logit_bound(*norms, scale=cfg.head_dim**-0.5)
+    return dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=bound))
 
 
 def parameter_dtype(spec: ModelSpec, component: str) -> str:

@@ -1,0 +1,289 @@
+"""A TPU kernel for softmax attention, full and bidirectional, and its gradient.
+
+Shapes: B batch, A heads, S queries, T keys, K head width. Inside, sequences are minor, (B, A, K, S):
+64 numbers across would fill half of a register and of every tile in memory.
+
+The kernel computes transposed scores, S^T = K Q^T, block by block: each query is then a lane, its sum
+runs over sublanes, which costs additions only, and the weights come out as the product with v wants
+them. Where a bound on the logits is known nothing is subtracted before the exponential, so there is no
+running maximum, nothing to rescale. `docs/performance.md` has its static cost beside that of others.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+NOTHING = -0.7 * float(np.finfo(np.float32).max)  # a logit that no sum notices; differences stay finite
+# Weights that nothing was subtracted from, times values up to 2^10, are summed over T keys in float32,
+# which ends at 2^127.
+VALUE_BITS = 10
+BACKWARD_SCORES = 2**26  # scores in float32 that the backward pass holds at a time, at most
+
+
+class Blocks(NamedTuple):
+    """Tokens per step of the kernel, all multiples of 128."""
+
+    q: int
+    kv: int
+    compute: int  # keys whose scores exist at a time
+
+
+# By the first words of `device_kind`, as `scripts/attention_blocks.py` prints it; v5e and v6e were searched,
+# the others compile and follow their kin.
+BLOCKS = {
+    "TPU v4": Blocks(2048, 2048, 512),
+    "TPU v5": Blocks(2048, 2048, 1024),  # v5p
+    "TPU v5 lite": Blocks(2048, 2048, 1024),
+    "TPU v6 lite": Blocks(2048, 2048, 512),
+    "TPU7x": Blocks(2048, 2048, 512),
+}
+DEFAULT = Blocks(2048, 2048, 512)
+
+Ids = jax.Array | None
+
+
+def flash_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    max_logit: float | None = None,
+    segments: jax.Array | tuple[jax.Array, jax.Array] | None = None,
+    kv_length: int | None = None,
+    blocks: Blocks | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """softmax(scale * q k^T) v by the kernel; see `cogvx_jax.nn.attention.attention` for the arguments.
+
+    Products take their operands as they come (bfloat16, or float32 at jax's default precision) and add
+    up in float32. The gradient is not a kernel: it recomputes the scores in float32, so many queries
+    at a time as BACKWARD_SCORES allows, by plain XLA. On a mesh, call it under `shard_map`.
+
+    Args:
+      q: (B, A, S, K). k, v: (B, A, T, K). bfloat16 or float32; float16 is computed as float32.
+      max_logit: no |scale * q k| is above it, or None. If small enough (`needs_maximum`) the running
+        maximum is left out. Too small a bound gives infinities.
+      segments: (B, S) integers if S = T, or a pair (B, S), (B, T).
+      kv_length: only the first so many keys exist; None is T.
+      blocks: of the kernel; None is the table's for the device the program is traced for.
+      interpret: run on any device, slowly, for tests.
+    Returns: (B, A, S, K), of the type of `v`; 0 where a query's segment has no key.
+    """
+    if segments is not None and not isinstance(segments, tuple):
+        segments = (segments, segments)
+    length = k.shape[2] if kv_length is None else kv_length
+    if not 0 < length <= k.shape[2]:
+        raise ValueError(f"kv_length must be in 1..{k.shape[2]}, got {length}")
+    options = _Options(
+        scale=scale,
+        length=length,
+        maximum=needs_maximum(max_logit, length),
+        blocks=_fit(blocks or default_blocks(), q.shape[2], length),
+        interpret=interpret,
+    )
+    if v.dtype == jnp.float16:  # the weights, up to e^max_logit, would overflow; and TPUs have no float16
+        return _attend(*(x.astype(jnp.float32) for x in (q, k, v)), segments, options).astype(v.dtype)
+    return _attend(q, k, v, segments, options)
+
+
+def needs_maximum(max_logit: float | None, keys: int) -> bool:
+    """Whether sums of e^logit times values over so many keys could leave float32."""
+    return max_logit is None or max_logit * math.log2(math.e) + math.log2(keys) + VALUE_BITS > 127
+
+
+def default_blocks() -> Blocks:
+    """The table's entry for the devices of the current mesh (`jax.set_mesh`), else the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    names = [name for name in BLOCKS if device.device_kind.startswith(name)]
+    return BLOCKS[max(names, key=len)] if names else DEFAULT
+
+
+class _Options(NamedTuple):
+    scale: float
+    length: int  # keys that exist
+    maximum: bool  # keep a running maximum
+    blocks: Blocks
+    interpret: bool
+
+
+def _fit(blocks: Blocks, queries: int, keys: int) -> Blocks:
+    """No block larger than needed; and the queries spread evenly, as the last block costs a whole one."""
+    if any(size <= 0 or size % LANES for size in blocks):
+        raise ValueError(f"blocks must be multiples of {LANES}, got {tuple(blocks)}")
+    q = _round_up(pl.cdiv(queries, pl.cdiv(queries, blocks.q)))
+    kv = min(blocks.kv, _round_up(keys))
+    return Blocks(q, kv, min(blocks.compute, kv))
+
+
+def _round_up(tokens: int) -> int:
+    return pl.cdiv(tokens, LANES) * LANES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, segments, options):
+    q, k, v = (jnp.swapaxes(x, 2, 3) for x in (q, k, v))
+    return jnp.swapaxes(_forward(q, k, v, segments, options), 2, 3)
+
+
+def _attend_forward(q, k, v, segments, options):
+    y = _attend(q, k, v, segments, options)
+    return y, (q, k, v, segments, y)
+
+
+def _forward(q, k, v, segments, options):
+    """q (B, A, K, S), k, v (B, A, K, T) -> (B, A, K, S)."""
+    batch, heads, width, queries = q.shape
+    length, blocks = options.length, options.blocks
+    specs = [
+        pl.BlockSpec((None, None, width, blocks.q), lambda b, a, i, j: (b, a, 0, i)),
+        pl.BlockSpec((None, None, width, blocks.kv), lambda b, a, i, j: (b, a, 0, j)),
+        pl.BlockSpec((None, None, width, blocks.kv), lambda b, a, i, j: (b, a, 0, j)),
+    ]
+    ids = []
+    if segments is not None:
+        ids = [x.astype(jnp.int32)[:, None] for x in segments]  # (B, 1, S), (B, 1, T)
+        specs += [
+            pl.BlockSpec((None, 1, blocks.q), lambda b, a, i, j: (b, 0, i)),
+            pl.BlockSpec((None, 1, blocks.kv), lambda b, a, i, j: (b, 0, j)),
+        ]
+    scratch = [pltpu.VMEM((width, blocks.q), jnp.float32), pltpu.VMEM((8, blocks.q), jnp.float32)]
+    if options.maximum:
+        scratch.append(pltpu.VMEM((1, blocks.q), jnp.float32))
+    scores = batch * heads * queries * length
+    return pl.pallas_call(
+        functools.partial(_kernel, options=options, segmented=segments is not None),
+        grid=(batch, heads, pl.cdiv(queries, blocks.q), pl.cdiv(length, blocks.kv)),
+        in_specs=specs,
+        out_specs=specs[0],
+        out_shape=jax.ShapeDtypeStruct(q.shape, v.dtype),
+        scratch_shapes=scratch,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        ),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * scores * width,
+            transcendentals=scores,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q, k, v, *ids)) + q.size * v.dtype.itemsize,
+        ),
+        interpret=options.interpret,
+        name="flash_attention",
+    )(q, k, v, *ids)
+
+
+def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented):
+    """One block of queries, q (K, q), against one of keys, k and v (K, kv)."""
+    q_ids, kv_ids = refs[:2] if segmented else (None, None)
+    o_ref, acc_ref, sum_ref, *max_ref = refs[2 * segmented :]
+    block, step = options.blocks.kv, options.blocks.compute
+    j, last = pl.program_id(3), pl.num_programs(3) - 1
+
+    @pl.when(j == 0)
+    def _():
+        acc_ref[...] = jnp.zeros_like(acc_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        for ref in max_ref:
+            ref[...] = jnp.full_like(ref, NOTHING)
+
+    def part(start, size, exist):
+        """`size` keys of the block, of which the first `exist` exist; both static."""
+        k, v = k_ref[:, pl.ds(start, size)], v_ref[:, pl.ds(start, size)]
+        s = jax.lax.dot_general(k, q_ref[...], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        s = s * (options.scale * math.log2(math.e))  # (size, q)
+        keep = None
+        if segmented:
+            column = jnp.broadcast_to(kv_ids[:, pl.ds(start, size)], (8, size)).T[:, :1]
+            keep = column == q_ids[...]
+        if exist < size:
+            # Past the end lies anything, NaN too: not even a weight of 0 may meet it.
+            rows = jax.lax.broadcasted_iota(jnp.int32, s.shape, 0) < exist
+            keep = rows if keep is None else keep & rows
+            v = jnp.where(jax.lax.broadcasted_iota(jnp.int32, v.shape, 1) < exist, v, jnp.zeros_like(v))
+        if options.maximum:
+            (ref,) = max_ref
+            if keep is not None:
+                s = jnp.where(keep, s, NOTHING)
+            before = ref[...]
+            m = jnp.maximum(before, jnp.max(s, axis=0, keepdims=True))
+            # Before a query's first key of its segment m is NOTHING and p is 1: `decay` then takes it back.
+            p, decay = jnp.exp2(s - m), jnp.exp2(before - m)
+            ref[...] = m
+            sum_ref[...] *= decay
+            acc_ref[...] *= decay
+        else:
+            p = jnp.exp2(s)
+            if keep is not None:
+                p = jnp.where(keep, p, 0)
+        sum_ref[...] += jnp.sum(p.reshape(size // 8, 8, p.shape[1]), axis=0)
+        acc_ref[...] += jnp.dot(v, p.astype(v.dtype), preferred_element_type=jnp.float32)
+
+    def keys(exist):
+        for start in range(0, exist, step):
+            here = min(step, exist - start)
+            part(start, _round_up(here), here)
+
+    tail = options.length % block
+    if tail == 0:
+        keys(block)
+    else:
+        pl.when(j < last)(lambda: keys(block))
+        pl.when(j == last)(lambda: keys(tail))
+
+    @pl.when(j == last)
+    def _():
+        total = jnp.sum(sum_ref[...], axis=0, keepdims=True)
+        y = acc_ref[...] / total
+        if segmented:
+            found = max_ref[0][...] > NOTHING if options.maximum else total > 0
+            y = jnp.where(found, y, 0)
+        o_ref[...] = y.astype(o_ref.dtype)
+
+
+def _attend_backward(options, residuals, dy):
+    q, k, v, segments, y = residuals
+    batch, heads, queries, width = q.shape
+    length = options.length
+    f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
+    keys, values = f32(k[:, :, :length]), f32(v[:, :, :length])
+    delta = jnp.sum(f32(dy) * f32(y), axis=-1, keepdims=True)  # (B, A, S, 1)
+    rows = [f32(q), f32(dy), delta]
+    if segments is not None:
+        rows.append(segments[0][:, None, :, None])
+    chunk = min(queries, max(8, BACKWARD_SCORES // (batch * heads * length)))
+    chunks = pl.cdiv(queries, chunk)
+
+    def split(x):  # (..., S, n) -> (chunks, ..., chunk, n); what is added has dy = 0
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - queries), (0, 0)))
+        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, x.shape[-1]), 2, 0)
+
+    def body(sums, x):
+        q, dy, delta, *ids = x
+        s = jnp.einsum("baqk,batk->baqt", q, keys) * options.scale
+        if ids:
+            keep = ids[0] == segments[1][:, None, None, :length]
+            s = jnp.where(keep, s, NOTHING)
+        p = jnp.exp(s - jnp.max(s, axis=-1, keepdims=True))
+        p = p / jnp.sum(p, axis=-1, keepdims=True)
+        if ids:
+            p = jnp.where(keep, p, 0)
+        ds = p * (jnp.einsum("baqk,batk->baqt", dy, values) - delta) * options.scale
+        dk, dv = sums
+        dk = dk + jnp.einsum("baqt,baqk->batk", ds, q)
+        dv = dv + jnp.einsum("baqt,baqk->batk", p, dy)
+        return (dk, dv), jnp.einsum("baqt,batk->baqk", ds, keys)
+
+    start = (jnp.zeros_like(keys), jnp.zeros_like(values))
+    (dk, dv), dq = jax.lax.scan(body, start, tuple(split(x) for x in rows))
+    dq = jnp.moveaxis(dq, 0, 2).reshape(batch, heads, chunks * chunk, width)[:, :, :queries]
+    missing = ((0, 0), (0, 0), (0, k.shape[2] - length), (0, 0))
+    return dq.astype(q.dtype), jnp.pad(dk, missing).astype(k.dtype), jnp.pad(dv, missing).astype(v.dtype), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,295 @@
+"""The attention kernel in interpret mode, and what `attention` promises of every formulation.
+
+Interpret mode compiles each case for seconds, so cases combine what is orthogonal.
+"""
+
+import importlib.util
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.convert import read_spec
+from cogvx_jax.convert.config import write_configs
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.nn import attention as attention_module
+from cogvx_jax.nn import flash
+from cogvx_jax.nn.attention import attention, logit_bound
+from cogvx_jax.nn.backend import Formulations, using
+from cogvx_jax.nn.flash import Blocks, flash_attention, needs_maximum
+from cogvx_jax.pipelines.model import with_logit_bound
+
+SMALL = Blocks(128, 128, 128)
+BOUND = 30.0  # of the logits of `draw` times SCALE, by far
+SCALE = 0.25
+
+
+def draw(seed, *shape, dtype="float32"):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def inputs(queries, keys, *, batch=1, heads=1, width=16, dtype="float32"):
+    """q (B, A, S, K); k, v (B, A, T, K)."""
+    return [draw(i, batch, heads, n, width, dtype=dtype) for i, n in enumerate((queries, keys, keys))]
+
+
+def definition(q, k, v, scale, segments=None):
+    """softmax(scale * q k^T) v in float64; 0 for queries without a key."""
+    q, k, v = (np.float64(a) for a in (q, k, v))
+    logits = scale * q @ np.swapaxes(k, -1, -2)
+    keep = np.ones_like(logits, bool)
+    if segments is not None:
+        keep &= np.asarray(segments[0])[:, None, :, None] == np.asarray(segments[1])[:, None, None]
+    top = np.max(logits, axis=-1, keepdims=True, where=keep, initial=-np.inf)
+    weights = np.where(keep, np.exp(np.where(keep, logits - np.where(keep, top, 0), 0)), 0)
+    total = weights.sum(-1, keepdims=True)
+    return weights / np.where(total > 0, total, 1) @ v
+
+
+def spoil(x, start, value):
+    """Puts `value` into the keys from `start` on."""
+    return x.at[:, :, start:].set(value)
+
+
+# --- the kernel ---
+
+
+@pytest.mark.parametrize("bound", [None, BOUND])
+@pytest.mark.parametrize(
+    "queries, keys, blocks",
+    [
+        (1, 3, SMALL),
+        (129, 256, Blocks(128, 128, 128)),  # no tail
+        (300, 385, Blocks(256, 256, 128)),  # a tail of one key and a whole part
+        (40, 700, Blocks(128, 384, 256)),  # parts do not divide blocks
+    ],
+)
+def test_ragged_lengths(queries, keys, blocks, bound):
+    q, k, v = inputs(queries, keys)
+    y = flash_attention(q, k, v, scale=SCALE, max_logit=bound, blocks=blocks, interpret=True)
+    np.testing.assert_allclose(y, definition(q, k, v, SCALE), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype, atol", [("bfloat16", 1e-2), ("float16", 1e-3)])
+def test_half_precision(dtype, atol):
+    q, k, v = inputs(130, 200, dtype=dtype, heads=2)
+    y = flash_attention(q, k, v, scale=SCALE, max_logit=60.0, blocks=SMALL, interpret=True)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.float32(y), definition(q, k, v, SCALE), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("scale, bound", [(1000.0, None), (1.0, 70.0)])
+def test_extreme_logits(scale, bound):
+    """Logits in the thousands; and, with a bound, at both ends of what is left without a maximum."""
+    q, k, v = inputs(64, 300)
+    if bound is not None:
+        assert not needs_maximum(bound, 300)
+        q = jnp.sign(q) / 4 * jnp.where(jnp.arange(64) % 2, 1, -1)[:, None]
+        k = jnp.broadcast_to(jnp.sign(q[:, :, 1:2]), k.shape) * bound / 4  # logits up to 70, down to -70
+    y = flash_attention(q, k, v, scale=scale, max_logit=bound, blocks=SMALL, interpret=True)
+    expected = definition(q, k, v, scale)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=5e-3 if bound is None else 1e-4)
+
+
+@pytest.mark.parametrize("bound", [None, BOUND])
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
+def test_keys_from_kv_length_on_do_not_exist(garbage, bound):
+    q, k, v = inputs(100, 400)
+    y = flash_attention(
+        q, spoil(k, 150, garbage), spoil(v, 150, -garbage),
+        scale=SCALE, max_logit=bound, kv_length=150, blocks=SMALL, interpret=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(y, definition(q, k[:, :, :150], v[:, :, :150], SCALE), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [None, BOUND])
+def test_segments(bound):
+    q, k, v = inputs(150, 300, batch=2)
+    rng = np.random.default_rng(3)
+    ids = [np.sort(rng.integers(0, 3, (2, n))) for n in (150, 300)]
+    ids[0][0, :5] = 7  # these queries have no key
+    segments = tuple(jnp.asarray(x, jnp.int32) for x in ids)
+    y = flash_attention(q, k, v, scale=SCALE, max_logit=bound, segments=segments, blocks=SMALL, interpret=True)
+    np.testing.assert_allclose(y, definition(q, k, v, SCALE, ids), rtol=0, atol=1e-5)
+    assert not y[0, :, :5].any()
+
+
+def test_gradients_are_those_of_the_definition(monkeypatch):
+    q, k, v = inputs(150, 300, batch=2)
+    monkeypatch.setattr(flash, "BACKWARD_SCORES", 2 * 64 * 200)  # several chunks, the last one ragged
+    segments = (jnp.arange(150)[None].repeat(2, 0) // 80, jnp.arange(300)[None].repeat(2, 0) // 120)
+
+    def ours(q, k, v):
+        options = {"scale": SCALE, "segments": segments, "kv_length": 200, "blocks": SMALL, "interpret": True}
+        return flash_attention(q, spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan), **options)
+
+    def plain(q, k, v):
+        with using(Formulations(attention="plain")):
+            return attention(q, k, v, scale=SCALE, segments=segments, kv_length=200)
+
+    weights = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+    grads = [jax.grad(lambda *x, f=f: jnp.sum(f(*x) * weights), (0, 1, 2))(q, k, v) for f in (ours, plain)]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+
+
+def test_the_choice_of_blocks():
+    assert flash._fit(Blocks(2048, 2048, 512), 17776, 17776) == (2048, 2048, 512)
+    assert flash._fit(Blocks(2048, 2048, 512), 4480, 17776) == (1536, 2048, 512)  # three, not 2.2 of 2048
+    assert flash._fit(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
+    with pytest.raises(ValueError, match="multiples of 128"):
+        flash._fit(Blocks(100, 128, 128), 10, 10)
+    assert flash.default_blocks() in (flash.DEFAULT, *flash.BLOCKS.values())
+
+
+# --- the bound ---
+
+
+def test_logit_bound_holds_and_is_near():
+    rng = np.random.default_rng(0)
+    gains, biases = 1 + 0.2 * rng.normal(size=(2, 3, 64)), 0.1 * rng.normal(size=(2, 3, 64))
+    scale = 64**-0.5
+    bound = logit_bound(gains[0], biases[0], gains[1], biases[1], scale=scale)
+    assert bound == math.ceil(bound)
+    x = rng.normal(size=(2, 3, 1000, 64))
+    x[:, :, -1] = np.eye(64)[3]  # one coordinate alone is the longest a LayerNorm gives
+    x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    q, k = x * gains[:, :, None] + biases[:, :, None]
+    largest = np.abs(scale * np.einsum("lqk,ltk->lqt", q, k)).max()
+    assert 0.3 * bound < largest <= bound
+    assert logit_bound(np.ones(64), np.zeros(64), np.ones(64), np.zeros(64), scale=scale) == 9  # 8, and rounding
+
+
+def test_the_maximum_is_left_out_where_float32_allows():
+    assert not needs_maximum(9.0, 45106) and not needs_maximum(70.0, 17776)
+    assert needs_maximum(80.0, 17776) and needs_maximum(None, 1)
+
+
+def test_the_bound_is_taken_at_load_and_not_written(random_params, tmp_path):
+    cfg = TransformerConfig(layers=3, heads=2, text_dim=8, in_channels=2, out_channels=2, time_dim=8)
+    spec = ModelSpec(
+        transformer=cfg, vae=VAEConfig(latent_channels=2), text_encoder=T5Config(width=8, heads=1, mlp=8, vocab=8)
+    )
+    shapes = jnp.zeros((1, 1, 4, 4, 2)), jnp.zeros((1, cfg.text_length, 8)), jnp.zeros(1)
+    params = random_params(Transformer(cfg), *shapes)
+    loaded = with_logit_bound(spec, params)
+    norms = params["blocks"]["attention"]
+    layers = [logit_bound(*(norms[n][x][i] for n in ("norm_q", "norm_k") for x in ("scale", "bias")), scale=1 / 8)
+              for i in range(3)]  # fmt: skip
+    assert loaded.transformer.logit_bound == max(layers)
+    write_configs(loaded, tmp_path)
+    assert read_spec(tmp_path).transformer == cfg
+
+
+# --- every formulation ---
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """`attention` runs its kernel in interpret mode, with small blocks."""
+
+    def run(*args, **kwargs):
+        return flash_attention(*args, **kwargs, blocks=Blocks(256, 256, 128), interpret=True)
+
+    monkeypatch.setattr(attention_module.flash, "flash_attention", run)
+    monkeypatch.setattr(attention_module, "CHUNK", 64)
+
+
+@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head", "pallas", "cudnn"])
+def test_formulations_agree(choice, interpreted):
+    """Keys of another number than queries, segments, and NaN where no keys are; then without any of that."""
+    q, k, v = inputs(150, 260, batch=2, heads=2, width=64)
+    segments = (jnp.arange(150)[None].repeat(2, 0) // 90, jnp.arange(260)[None].repeat(2, 0) // 130)
+
+    def run(segments, kv_length):
+        with using(Formulations(attention=choice)):
+            spoilt = spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan)
+            return attention(q, *spoilt, scale=0.125, max_logit=BOUND, segments=segments, kv_length=kv_length)
+
+    k_, v_ = k[:, :, :200], v[:, :, :200]
+    expected = definition(q, k_, v_, 0.125, (segments[0], segments[1][:, :200]))
+    np.testing.assert_allclose(run(segments, 200), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(None, 200), definition(q, k_, v_, 0.125), rtol=0, atol=1e-5)
+
+
+def test_half_precision_without_cudnn_falls_back(interpreted):
+    if jax.default_backend() == "gpu":
+        pytest.skip("there is a cuDNN here")
+    q, k, v = inputs(20, 20, width=64, dtype="bfloat16")
+    with using(Formulations(attention="cudnn")), pytest.warns(UserWarning, match="cuDNN"):
+        y = attention(q, k, v, scale=0.125)
+    np.testing.assert_allclose(np.float32(y), definition(q, k, v, 0.125), rtol=0, atol=2e-2)
+
+
+def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted, monkeypatch):
+    bias, (q, k, v) = draw(5, 2, 130, 130), inputs(130, 130, heads=2, width=64)
+    calls = []
+    monkeypatch.setattr(attention_module.flash, "flash_attention", lambda *args, **kwargs: calls.append(args))
+    with using(Formulations(attention="pallas")):
+        y = attention(q, k, v, scale=0.125, bias=bias)
+        attention(*inputs(5, 5, width=16), scale=0.25)
+    with using(Formulations(attention="plain")):
+        np.testing.assert_allclose(y, attention(q, k, v, scale=0.125, bias=bias), rtol=0, atol=1e-5)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kv_length": 0}, "kv_length must be in 1..6"),
+        ({"kv_length": 7}, "kv_length must be in 1..6"),
+        ({"segments": jnp.zeros((1, 4), jnp.int32)}, r"segments must be \(B, S\), \(B, T\)"),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attention(*inputs(4, 6), scale=1.0, **changes)
+
+
+# --- ahead of time ---
+
+COMPILE = """
+import jax, jax.numpy as jnp
+jax.config.update("jax_platforms", "cpu")
+from cogvx_jax.nn.flash import flash_attention
+from cogvx_jax.scripts.attention_blocks import TOPOLOGIES, compiled, on
+for topology in {topologies}:
+    with on(topology) as array:
+        for width, queries, keys, length, bound, segmented, dtype in {cases}:
+            def call(q, k, v, *ids):
+                return flash_attention(
+                    q, k, v, scale=0.125, max_logit=bound, kv_length=length, segments=tuple(ids) or None)
+            x = [array((1, 2, n, width), dtype) for n in (queries, keys, keys)]
+            ids = [array((1, n), jnp.int32) for n in (queries, keys)] * segmented
+            compiled(call, *x, *ids)
+    print("compiled for", topology)
+"""
+CASES = {
+    "gathered keys, padded": [(64, 4480, 17920, 17776, 10.0, False, "bfloat16")],
+    "maximum and segments": [(64, 1111, 3333, 3001, None, True, "bfloat16")],
+    "wide heads, float32, few": [(128, 100, 77, None, 10.0, False, "float32")],
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_kernel_compiles_for_every_generation():
+    """In a process of its own: libtpu, once loaded, stays."""
+    topologies = "TOPOLOGIES"
+    cases = [case for group in CASES.values() for case in group]
+    environment = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(flash.__file__).parents[2]), *filter(None, sys.path)]),
+    }
+    code = COMPILE.format(topologies=topologies, cases=cases)
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("compiled for") == 5
