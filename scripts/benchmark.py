@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.configs import ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, load_params, read_spec
 from cogvx_jax.convert.checkpoint import expected_shapes
@@ -212,6 +213,8 @@ def serve(pipe: Any, letter: str, sizes: Sizes, folder: Path, side: Side) -> Non
 
         torch.set_num_threads(THREADS)
         torch.set_grad_enabled(False)
+    else:
+        keep_freed_memory()  # as `load` does
     before = resident("VmRSS")
     with using(side.choice) if side.choice else contextlib.nullcontext():
         run = getattr(WORKLOADS[letter], side.name)(sizes, folder)

@@ -248,7 +248,7 @@ def write_model(folder: Path, params, scale: float) -> None:
             num_frames=shapes.FRAMES,
             fps=shapes.FPS,
             num_inference_steps=20,
-            guidance_scale=4.0,
+            guidance_scale=2.0,
             sampler="ddim",
         ),
         trained_dtype="float32",
@@ -292,9 +292,10 @@ diffusers, whose `CogVideoXPipeline` opens it, too.
 
 Made by `python -m cogvx_jax.scripts.train_tiny` on two CPU cores from clips that `data/shapes.py` draws; seeds are
 in the script. 224 of the 1736 combinations are held out of all training. The VAE is trained first on crops, then
-on whole clips; then text encoder and transformer learn on its latents. The shipped run was short of time: it was
-cut to the step counts below while it ran (the transformer's learning rate followed schedules of 9600, 4000 and
-2500 updates up to update 800, 1400 and 2500), so a run from nothing will end a little elsewhere.
+on whole clips; then text encoder and transformer learn on its latents. The shipped run was short of time: stages
+were cut to the step counts below while they ran (the learning rate of transformer_0 followed schedules of 9600, 4000
+and 2500 updates up to update 800, 1400 and 2500), and transformer_0 and _1 saw the latents of the VAE before its
+last two stages. A run from nothing will end a little elsewhere.
 
 {measured}
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax import presets, sharding
+from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
@@ -75,6 +76,7 @@ def load(
     Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
       does not fit (every problem listed); FileNotFoundError for missing files.
     """
+    keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
