@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "axes": set(),
     "configs": set(),
     "presets": {"configs"},
+    "allocator": set(),
     "cache": set(),
     "nn": VALUES | {"nn"},
     "models": VALUES | {"nn", "models"},

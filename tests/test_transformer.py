@@ -216,11 +216,11 @@ def test_text_comes_first_and_only_learned_positions_move_it(kind, random_params
 def test_rope_turns_the_video_alone(random_params, monkeypatch):
     cfg = small()
     x, rope = normal(0, 2, 5 + 36, cfg.width), rope_tables(cfg, 3, 3, 4)
-    module = Attention(cfg)
+    module = Attention(cfg, 5 + 36)
     params = random_params(module, x, None)
     seen = []
 
-    def record(q, k, v, *, scale):
+    def record(q, k, v, **options):
         seen.append((q, k, v))
         return v
 
