@@ -13,8 +13,8 @@ def keep_freed_memory() -> None:
 
     XLA on CPU frees its temporaries after every call. Given back, they are cleared page by page when
     they are needed again, which took a quarter of the time of a VAE decode. The process stays as large as
-    its largest step. Threads that have begun keep their ways, so call this before jax computes anything;
-    on accelerators it changes little. A user's own settings of malloc, and other systems, are left alone.
+    its largest step. Threads that have begun keep their ways, so call this before jax computes anything.
+    A user's own settings of malloc, and other systems, are left alone.
     """
     ours = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     if sys.platform != "linux" or any(name.startswith(ours) for name in os.environ):

@@ -35,7 +35,7 @@ class MeshLayout:
 
     def whole(self, x: jax.Array, names: axes.Names) -> jax.Array:
         # Said here, each layer gathers its own weights. Left to the compiler, a product with a
-        # spread weight becomes a chain of permutes, several times slower to compile and to run.
+        # spread weight becomes a chain of permutes on TPUs.
         kept = (tuple(a for a in place if a not in STORAGE) or None for place in places(names, self.mesh, x.shape))
         return self._put(x, PartitionSpec(*kept))
 

@@ -66,8 +66,11 @@ def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
     """A copy of an array, equal on every host, on each device of the mesh; None is the default device."""
     if mesh is None:
         return jnp.asarray(x)
+    where = NamedSharding(mesh, PartitionSpec())
+    if isinstance(x, jax.Array) and where.is_fully_addressable:
+        return jax.device_put(x, where)  # from device to device
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, NamedSharding(mesh, PartitionSpec()), lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> jax.Array:

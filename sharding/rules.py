@@ -28,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {  # meaning -> mesh axes; () stays whole
 }
 # These take of their mesh axes what earlier axes of the array have left; others never share one.
 LEFTOVERS = frozenset({"seq", "height", "width"})
-# Where no earlier place is free, an uneven split is better than none: the last device holds less.
+# Of these an uneven split is better than none: the last device holds less.
 UNEVEN = frozenset({"height", "width"})
 STORAGE = frozenset({"fsdp"})  # mesh axes over which parameters are only stored
 
@@ -41,7 +41,7 @@ def spec(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec
 def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
     """The mesh axes that each axis of an array lies on; those absent from the mesh count as size 1.
 
-    An axis takes those of its mesh axes that divide it and stays whole over the others.
+    An axis takes those of its mesh axes that divide it and stays whole over the others, but for `UNEVEN`.
     Raises: ValueError for an unknown name, or two names that need the same mesh axis.
     """
     axes.check_names(names)
