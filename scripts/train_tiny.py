@@ -58,6 +58,8 @@ VAE_STAGES = (
     Stage(300, optim.muon(1e-3, 400), clips=1, size=64),
     Stage(1500, optim.muon(6e-4, 1500), clips=1, size=64),
     Stage(600, optim.muon(5e-4, 600), clips=1, size=64, decoder_only=True),
+    Stage(400, optim.muon(3e-4, 400), clips=1, size=64, decoder_only=True),
+    Stage(500, optim.muon(4e-4, 500), clips=1, size=64, decoder_only=True),
 )
 TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
 TRANSFORMER = TransformerConfig(
@@ -91,6 +93,10 @@ class TextStage:
     # nearly all noise, so the text is needed, and learnt, near the end of the range only; outlines are
     # drawn near its beginning.
     focus: tuple[int, int] = (0, 1000)
+    # How many times as often as other clips those with a star are drawn, and those of something that spins:
+    # the finest outlines, learnt last.
+    stars: float = 1.0
+    spins: float = 1.0
 
 
 TEXT_STAGES = (
@@ -98,6 +104,7 @@ TEXT_STAGES = (
     TextStage(1400, optim.muon(2e-3, 2000, warmup=100), focus=(800, 1000)),
     TextStage(3000, optim.muon(2e-3, 8000, warmup=100), focus=(800, 1000)),
     TextStage(5000, optim.muon(2e-3, 5000), focus=(0, 500)),
+    TextStage(5000, optim.muon(2e-3, 5000, warmup=100), focus=(0, 600), stars=3.0, spins=2.0),
 )
 
 
@@ -202,11 +209,14 @@ def train_text_stage(folder: Path, params, stage: TextStage, number: int, moment
     scenes, _ = shapes.split()
     text_encoder, transformer = T5Encoder(TEXT), Transformer(TRANSFORMER)
     alphas_bar = jnp.asarray(schedule.alphas_bar(stage.schedule), jnp.float32)
+    shown = [scenes[i % len(scenes)] for i in range(len(mean))]
+    weights = [stage.stars ** (s.shape == "star") * stage.spins ** (s.motion == "spins") for s in shown]
+    chances = np.array(weights) / sum(weights)
 
     def batches(step):
         rng = np.random.default_rng((4, number, step))
-        chosen = rng.integers(len(mean), size=BATCH)
-        captions = ["" if rng.random() < TEXT_DROPOUT else shapes.caption(scenes[i % len(scenes)], rng) for i in chosen]
+        chosen = rng.choice(len(mean), size=BATCH, p=chances)
+        captions = ["" if rng.random() < TEXT_DROPOUT else shapes.caption(shown[i], rng) for i in chosen]
         long = step % LONG_EVERY == 0 or step >= stage.steps - LONG_TAIL
         length = TRANSFORMER.text_length if long else SHORT
         ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True).input_ids

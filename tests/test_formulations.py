@@ -13,6 +13,7 @@ from cogvx_jax.models.vae import VAE, double_time
 from cogvx_jax.nn.attention import CHUNK, attention
 from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN, Formulations, formulations, using
 from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
+from cogvx_jax.nn.embeddings import rotate
 from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
 
 ATOL = 1e-5  # float32, of results near 1
@@ -148,6 +149,20 @@ def test_attention_survives_large_logits(choice):
     assert_close(y, definition(q, k, v, 1000.0), atol=5e-3)  # logits near 1e4, so 1e-3 of them is rounding
 
 
+# --- rotary embedding ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rope_as_a_product_is_exact(dtype):
+    x, angle = normal(0, 2, 3, 5, 8).astype(dtype), np.asarray(normal(1, 5, 8))
+    plain, other = (
+        under(Formulations(rope=choice), lambda x: rotate(x, np.cos(angle), np.sin(angle)), x)
+        for choice in ("pairs", "product")
+    )
+    assert other.dtype == x.dtype
+    np.testing.assert_array_equal(other, plain)
+
+
 # --- the choice itself ---
 
 
@@ -182,6 +197,7 @@ def test_every_choice_is_tested_here():
         "causal_conv": {"conv3d", "conv2d", "by_size"},
         "upsample_conv": {"repeat", "phase", "dilated"},
         "spatial_norm": {"full", "latent", "by_size"},
+        "rope": {"pairs", "product"},
     }
 
 

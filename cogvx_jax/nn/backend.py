@@ -21,6 +21,7 @@ class Formulations:
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent", "by_size"] = "full"
+    rope: Literal["pairs", "product"] = "pairs"
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
 
@@ -32,6 +33,7 @@ BY_PLATFORM = {
         causal_conv="by_size",
         upsample_conv="dilated",
         spatial_norm="by_size",
+        rope="product",
         token_multiple=128,
     ),
     "gpu": Formulations(attention="cudnn", spatial_norm="latent"),
