@@ -12,7 +12,8 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.pipelines.generate import generate
 from cogvx_jax.pipelines.lora import load_lora
 from cogvx_jax.pipelines.model import Model, load, load_spec
+from cogvx_jax.pipelines.plan import plan
 from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Video", "generate", "load", "load_lora", "load_spec", "make_mesh"]
+__all__ = ["Model", "Video", "generate", "load", "load_lora", "load_spec", "make_mesh", "plan"]

@@ -13,6 +13,7 @@ import tyro
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.pipelines.commands import plan
 from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
@@ -68,7 +69,8 @@ def generate(
       seed: the same seed gives the same video.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
-      mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. None is one device.
+      mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
+        chooses for the devices that are here; None is one device.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       progress: show a progress bar.
@@ -97,7 +99,7 @@ def generate(
 
     if distributed:
         initialize()
-    spec, devices = load_spec(model), None if mesh is None else parse_mesh(mesh)
+    spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
     adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, lora)]
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
@@ -108,6 +110,8 @@ def generate(
         if job.video is not None:
             arguments["video"] = read_video(job.video)[0]
         check_request(spec, job.prompt, **arguments)
+    if mesh == "auto":
+        devices = _auto_mesh(model, jobs, dtype)
     loaded = load(model, dtype=dtype, mesh=devices)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
@@ -206,6 +210,38 @@ def parse_lora(text: str) -> tuple[str, float]:
         return (path, float(weight)) if path else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def _auto_mesh(source: str, jobs: list[Job], dtype: str | None):
+    """The mesh that suits the job with the most latents."""
+    import numpy as np
+
+    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.plan import auto_mesh
+    from cogvx_jax.pipelines.request import check_request
+
+    spec = load_spec(source)
+    asked = []
+    for job in jobs:
+        height, width = parse_size(job.size)
+        request = check_request(
+            spec,
+            job.prompt,
+            image=job.image,
+            height=height,
+            width=width,
+            num_frames=job.frames,
+            guidance_scale=job.guidance_scale,
+        )
+        asked.append((int(np.prod(request.latent_shape(spec))), height, width, job.frames, job.guidance_scale))
+    _, height, width, frames, guidance = max(asked, key=lambda job: job[0])
+
+    def report(line: str) -> None:
+        print(f"cogvx: {line}", file=sys.stderr, flush=True)
+
+    return auto_mesh(
+        source, height=height, width=width, num_frames=frames, guidance_scale=guidance, dtype=dtype, report=report
+    )
 
 
 def _run(model, source: str, job: Job, progress: bool) -> None:
@@ -358,6 +394,7 @@ def main() -> None:
                 "generate": generate,
                 "decode": decode,
                 "info": info,
+                "plan": plan,
                 "encode": encode,
                 "train": train,
                 "export": export,

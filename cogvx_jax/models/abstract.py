@@ -40,6 +40,7 @@ def abstract_params(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[st
     else:
         module = T5Encoder(cfg)
         inputs = [jax.ShapeDtypeStruct((1, 1), "int32")]
-    variables = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    # The key, too, is made inside: a mesh to compile for may be active, whose devices compute nothing.
+    variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x), *inputs)
     boxes = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: Abstract(box.value.shape, box.names) for path, box in boxes.items()}

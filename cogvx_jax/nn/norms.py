@@ -76,7 +76,9 @@ class SpatialNorm(nn.Module):
         if choice == "full":
             latents = stretch(latents, x.shape[1:4])
             return (norm(x).astype(jnp.float32) * gain(latents) + offset(latents)).astype(x.dtype)
-        # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small.
+        # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Frames are
+        # repeated before it: after it, an odd count makes TPUs hold every gain and offset at full size.
+        latents = stretch(latents, (x.shape[1], *latents.shape[2:4]))
         g, o = stretch(gain(latents), x.shape[1:4]), stretch(offset(latents), x.shape[1:4])
         return (norm(x).astype(jnp.float32) * g + o).astype(x.dtype)
 

@@ -71,7 +71,8 @@ def load(
       mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
         what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
-        accelerator and float32 on CPU. The VAE's parameters stay float32.
+        accelerator (on TPUs, which have no float16, bfloat16 for it) and float32 on CPU. The VAE's
+        parameters stay float32.
       components: what to load, such as ("vae",) to decode only; the tokenizer comes with the text encoder.
     Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
       does not fit (every problem listed); FileNotFoundError for missing files.
@@ -109,10 +110,13 @@ def load_spec(source: str | os.PathLike) -> ModelSpec:
     return presets.PRESETS[preset] if preset in presets.PRESETS else read_spec(resolve(source, weights=False))
 
 
-def with_dtype(spec: ModelSpec, dtype: str | None) -> ModelSpec:
-    """`spec` computing in `dtype`; see `load`."""
+def with_dtype(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> ModelSpec:
+    """`spec` computing in `dtype`; see `load`. `platform` is "cpu", "gpu" or "tpu"; None is where jax computes."""
+    platform = platform or jax.default_backend()
     if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else spec.trained_dtype
+        dtype = "float32" if platform == "cpu" else spec.trained_dtype
+        if platform == "tpu" and dtype == "float16":
+            dtype = "bfloat16"  # TPUs have no float16: it would be computed as float32
     dtype = str(np.dtype(dtype)) if dtype in ("float", "single", "half") else str(getattr(dtype, "__name__", dtype))
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; the known ones are {', '.join(DTYPES)}")

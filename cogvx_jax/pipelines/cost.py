@@ -1,0 +1,144 @@
+"""What a compiled program takes on each device, read from what the compiler says of it; nothing runs.
+
+Time is an estimate, and an optimistic one. XLA's TPU compiler writes `estimated_cycles` on each of its
+operations; a loop's body counts as often as it runs. Of kernels it knows nothing: those of `nn.flash` are
+counted from the bundles of their inner step. Transfers between chips, and waiting for memory, are left out.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Cycles for a thousand scores of `nn.flash` without a running maximum, by the first words of `device_kind`:
+# bundles that `scripts/attention_blocks.py` counts at the blocks in use, whatever their number of cores.
+SCORE_CYCLES = {"TPU v4": 3.21, "TPU v5 lite": 2.63, "TPU v5": 2.65, "TPU v6 lite": 1.43, "TPU7x": 1.34}
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One program on one device. Bytes, but for what is named otherwise."""
+
+    arguments: int
+    temporaries: int
+    outputs: int  # those that are not an argument's memory used again
+    cycles: int  # as the compiler estimates them, loops unrolled; 0 on platforms where it does not
+    kernel_cycles: int  # of `nn.flash`, beside those
+    collectives: Mapping[str, tuple[int, int]]  # by kind, loops unrolled: how many, and bytes of their results
+    seconds: float  # it took to compile
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries + self.outputs
+
+
+def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost:
+    """Compiles a lowered program (`jax.jit(f).lower(...)`) and reads its cost.
+
+    Args:
+      device_kind, cores: what its kernels are counted for; cores share a kernel's grid.
+    Raises: MemoryError where the compiler finds that it does not fit.
+    """
+    began = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # XlaRuntimeError and what jax makes of it
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise MemoryError(_first_line(error)) from error
+        raise
+    seconds = time.monotonic() - began
+    memory, program = compiled.memory_analysis(), Program(compiled.as_text())
+    return Cost(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        cycles=program.cycles(),
+        kernel_cycles=round(program.scores() * score_cycles(device_kind) / 1000 / cores),
+        collectives=program.collectives(),
+        seconds=seconds,
+    )
+
+
+def score_cycles(device_kind: str) -> float:
+    """Cycles for a thousand scores; 0 for a device without the kernel."""
+    names = [name for name in SCORE_CYCLES if device_kind.startswith(name)]
+    return SCORE_CYCLES[max(names, key=len)] if names else 0.0
+
+
+class Program:
+    """The text of a compiled program, as computations: each a list of operations."""
+
+    def __init__(self, text: str):
+        self._operations: dict[str, list[str]] = {}
+        self._entry = name = ""
+        for line in text.splitlines():
+            if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line):
+                name = found[2]
+                self._operations[name] = []
+                self._entry = name if found[1] else self._entry
+            elif name and line.startswith("  "):
+                self._operations[name].append(line)
+            elif line.startswith("}"):
+                name = ""
+
+    def cycles(self) -> int:
+        """Of all operations that have an estimate."""
+        total = 0
+        for times, line in self._walk(self._entry):
+            for found in re.findall(r'"estimated_cycles":"(\d+)"', line):
+                total += times * int(found) if int(found) < UNKNOWN else 0
+        return total
+
+    def scores(self) -> int:
+        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through."""
+        total = 0
+        for times, line in self._walk(self._entry):
+            if "tpu_custom_call" in line and "flash_attention" in line:
+                (batch, heads, _, queries), (*_, keys) = _shapes(line.partition("operand_layout_constraints=")[2])[:2]
+                total += times * batch * heads * queries * keys
+        return total
+
+    def collectives(self) -> dict[str, tuple[int, int]]:
+        """By kind, how many there are and the bytes of their results; asynchronous ones count once."""
+        found: dict[str, tuple[int, int]] = {}
+        for times, line in self._walk(self._entry):
+            if operation := re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
+                result, kind, start = operation.groups()
+                parts = _sizes(result)
+                size = max(parts) if start else sum(parts)  # the start of one has its operand beside the result
+                count, total = found.get(kind, (0, 0))
+                found[kind] = count + times, total + times * size
+        return found
+
+    def _walk(self, name: str, times: int = 1) -> Iterator[tuple[int, str]]:
+        """Operations with how often they run; those inside a fusion belong to it."""
+        for line in self._operations[name]:
+            yield times, line
+            if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
+                yield from self._walk(loop[2], times * self._count(loop[1]))
+            elif call := re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
+                yield from self._walk(call[1], times)
+
+    def _count(self, condition: str) -> int:
+        """How often a loop runs: the constant that its counter, from 0 in steps of 1, is compared with."""
+        constants = [int(n) for line in self._operations[condition] for n in re.findall(r"constant\((\d+)\)", line)]
+        return max(constants, default=1)
+
+
+def _shapes(text: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", text)]
+
+
+def _sizes(result: str) -> list[int]:
+    """Bytes of each array of a result such as "(bf16[2,3]{1,0}, f32[])"."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", result)
+    return [BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

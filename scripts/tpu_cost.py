@@ -1,0 +1,220 @@
+"""The static cost of the programs that a video takes, per TPU device, and a gate that holds them to a table.
+
+    python -m cogvx_jax.scripts.tpu_cost --topologies v5e:2x4 --models 5b
+    python -m cogvx_jax.scripts.tpu_cost --check          # against scripts/tpu_cost.json; what CI runs
+
+Nothing runs: programs are compiled ahead of time, which needs libtpu. The figures depend on the versions of jax and
+libtpu and on nothing else, so the table names them, and the check skips with others. Times are the compiler's
+cycles at the nominal clock: optimistic, without transfers between devices, and good for ratios.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+TABLE = Path(__file__).with_suffix(".json")
+TOLERANCE = 0.02
+MODELS = ("2b", "5b", "1.5-5b")
+TOPOLOGY = "v5e:2x4"  # compiles in less than a minute; v6e takes several times as long
+LIKELY_BOUND = 20.0  # of attention's logits: published weights need no running maximum
+Part = Literal["step", "text", "decode"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One program on one device. GiB and MiB are binary; `video_seconds` is what all its runs in a video take."""
+
+    model: str
+    topology: str
+    mesh: str
+    program: str
+    arguments_gib: float
+    temporaries_gib: float
+    peak_gib: float
+    tflops: float | None  # of the transformer's own formula, on each device
+    mega_cycles: float  # of all operations, loops unrolled
+    kernel_mega_cycles: float
+    milliseconds: float
+    video_seconds: float
+    collectives: dict[str, tuple[int, float]]  # kind -> how many, MiB of results
+    compile_seconds: float
+
+    @property
+    def key(self) -> str:
+        return f"{self.model} {self.topology} {self.mesh} {self.program}"
+
+
+def main(
+    models: tuple[str, ...] = MODELS,
+    topologies: tuple[str, ...] = (TOPOLOGY,),
+    mesh: str | None = None,
+    programs: tuple[Part, ...] = ("step",),
+    check: bool = False,
+    write: bool = False,
+    json_file: Path | None = None,
+) -> None:
+    """Prints the static cost of programs.
+
+    Args:
+      models: names of presets.
+      topologies: TPU slices, such as v5e:2x4.
+      mesh: such as cfg=2,sp=4; None is the first candidate of `cogvx plan` without split weights.
+      programs: the denoising step, the text encoder, and the VAE's first two frame batches.
+      check: compile the rows of the table and compare: exit status 1 where one differs by more than 2%.
+      write: put the rows into the table, beside what is there.
+      json_file: also write the rows here.
+    """
+    _prepare()
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    table: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.exists() else {"versions": versions, "rows": {}}
+    if check:
+        raise SystemExit(compare(table, versions))
+    rows = [row for topology in topologies for model in models for row in costs(model, topology, mesh, programs)]
+    if json_file is not None:
+        json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    if write:
+        if table["versions"] != versions:
+            table = {"versions": versions, "rows": {}}
+        table["rows"] |= {row.key: held(row) for row in rows}
+        TABLE.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) -> Iterator[Row]:
+    """Compiles and prints one model's programs on one slice."""
+    from cogvx_jax import sharding
+    from cogvx_jax.models.flops import transformer_flops
+    from cogvx_jax.pipelines import programs
+    from cogvx_jax.pipelines.cost import compile_cost
+    from cogvx_jax.pipelines.model import with_dtype
+    from cogvx_jax.pipelines.plan import candidates, show
+    from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
+    from cogvx_jax.presets import PRESETS
+    from cogvx_jax.sharding.topologies import topology as find
+
+    slice_ = find(topology)
+    assert slice_.generation is not None
+    spec = with_dtype(PRESETS[model], None, platform="tpu")
+    cfg = dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND)
+    spec, devices, own = dataclasses.replace(spec, transformer=cfg), slice_.devices(), spec.defaults
+    sizes = next(candidates(cfg.heads, len(devices), 1, guided=True)) if mesh is None else _sizes(mesh)
+    made = sharding.make_mesh(**sizes, devices=devices)
+    frames = padded_latent_frames(spec, own.num_frames)
+    shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
+    padding = frames - latent_frames(spec, own.num_frames)
+    tokens = frames // (cfg.patch_t or 1) * shape[2] * shape[3] // cfg.patch**2 + cfg.text_length
+    batches = (frames - padding) // (spec.vae.decode_frames or frames)
+    with programs.compiling_for("tpu", made):
+        for part in parts:
+            lowered = {
+                "step": lambda: [
+                    ("step", own.num_inference_steps, programs.lower_step(spec, made, shape, guided=True))
+                ],
+                "text": lambda: [("text", 1, programs.lower_text(spec, made, 1, guided=True))],
+                "decode": lambda: [
+                    (f"decode {i}", runs, program)
+                    for (i, program), runs in zip(
+                        enumerate(programs.lower_decode(spec, made, shape, padding)), (1, batches - 1), strict=False
+                    )
+                ],
+            }[part]
+            for name, runs, program in lowered():
+                cost = compile_cost(program, device_kind=devices[0].device_kind, cores=slice_.generation.cores)
+                seconds = (cost.cycles + cost.kernel_cycles) / slice_.generation.clock / 1e9
+                row = Row(
+                    model=model,
+                    topology=topology,
+                    mesh=show(sizes),
+                    program=name,
+                    arguments_gib=cost.arguments / 2**30,
+                    temporaries_gib=cost.temporaries / 2**30,
+                    peak_gib=cost.peak / 2**30,
+                    tflops=transformer_flops(cfg, tokens, batch=2) / len(devices) / 1e12 if part == "step" else None,
+                    mega_cycles=cost.cycles / 1e6,
+                    kernel_mega_cycles=cost.kernel_cycles / 1e6,
+                    milliseconds=1000 * seconds,
+                    video_seconds=runs * seconds,
+                    collectives={kind: (n, size / 2**20) for kind, (n, size) in cost.collectives.items()},
+                    compile_seconds=cost.seconds,
+                )
+                print(line(row), flush=True)
+                yield row
+
+
+def line(row: Row) -> str:
+    """A row for people."""
+    spoken = ", ".join(f"{n} {kind} {size:.0f} MiB" for kind, (n, size) in sorted(row.collectives.items()))
+    flops = "" if row.tflops is None else f"{row.tflops:.1f} TFLOP, "
+    return (
+        f"{row.key}: arguments {row.arguments_gib:.2f} + temporaries {row.temporaries_gib:.2f}, peak "
+        f"{row.peak_gib:.2f} GiB; {flops}{row.mega_cycles:.0f} M cycles + kernels {row.kernel_mega_cycles:.0f} M = "
+        f"{row.milliseconds:.0f} ms, {row.video_seconds:.1f} s a video; {spoken}; "
+        f"compiled in {row.compile_seconds:.0f} s"
+    )
+
+
+def held(row: Row) -> dict[str, float]:
+    """What the table keeps of a row: all that is the same at every compilation."""
+    kept = {
+        "peak_gib": row.peak_gib,
+        "temporaries_gib": row.temporaries_gib,
+        "mega_cycles": row.mega_cycles,
+        "kernel_mega_cycles": row.kernel_mega_cycles,
+    }
+    for kind, (count, size) in sorted(row.collectives.items()):
+        kept |= {f"{kind} count": count, f"{kind} mib": size}
+    return {name: round(value, 4) for name, value in kept.items()}
+
+
+def differences(was: dict[str, float], now: dict[str, float]) -> list[str]:
+    """What is not within the tolerance, better or worse, in words."""
+    found = []
+    for name in sorted(was.keys() | now.keys()):
+        before, after = was.get(name, 0.0), now.get(name, 0.0)
+        if not math.isclose(before, after, rel_tol=TOLERANCE, abs_tol=1e-3):
+            change = f" ({after / before - 1:+.1%})" if before else ""
+            found.append(f"{name} was {before:g} and is {after:g}{change}")
+    return found
+
+
+def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
+    """Compiles the table's rows again; the number of those that differ."""
+    if table["versions"] != versions:
+        print(f"skipped: the table is of {table['versions']}, here are {versions}")
+        return 0
+    worse = 0
+    for key, was in table["rows"].items():
+        model, topology, mesh, program = key.split(" ", 3)
+        (row,) = (r for r in costs(model, topology, mesh, (program.split()[0],)) if r.program == program)  # type: ignore[arg-type]
+        found = differences(was, held(row))
+        worse += bool(found)
+        print(f"{key}: {'; '.join(found) or 'as in the table'}", flush=True)
+    if worse:
+        print(f"{worse} rows differ by more than {TOLERANCE:.0%}; if that is meant, repeat with --write for these rows")
+    return min(worse, 1)
+
+
+def _sizes(mesh: str) -> dict[str, int]:
+    return {axis: int(size) for axis, _, size in (part.partition("=") for part in mesh.split(","))}
+
+
+def _prepare() -> None:
+    """jax must compute on the CPU here, and other processes may compile, too."""
+    from cogvx_jax.sharding.topologies import MISSING, has_libtpu
+
+    if not has_libtpu():
+        raise SystemExit(MISSING)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

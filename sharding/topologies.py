@@ -1,0 +1,96 @@
+"""Slices by name, and their devices, which need not be here: libtpu compiles for a TPU that nobody owns.
+
+topology("v5e:2x4").devices()   # eight devices to compile for
+topology("cpu:8").devices()     # eight virtual ones, which compute
+"""
+
+import dataclasses
+import importlib.util
+import os
+from typing import Any
+
+import jax
+
+MISSING = "compiling for a TPU topology needs libtpu, which works on machines without a TPU, too: pip install libtpu"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """A device of one TPU generation, as jax counts devices: a chip, on v4 and tpu7x one of its two cores."""
+
+    memory: float  # GiB that programs may use
+    clock: float  # GHz, to read the compiler's cycles as time; published or, where it is not, by the peak
+    peak: float  # bfloat16 TFLOP/s
+    cores: int = 1  # that share a kernel's grid
+
+
+GENERATIONS = {
+    "v4": Generation(memory=15.75, clock=1.05, peak=137.5),
+    "v5e": Generation(memory=15.75, clock=1.5, peak=197),
+    "v5p": Generation(memory=95.0, clock=1.75, peak=459, cores=2),
+    "v6e": Generation(memory=31.25, clock=1.75, peak=918),
+    "tpu7x": Generation(memory=94.75, clock=2.2, peak=1153),
+}
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # a single chip is part of a host of four
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
+SHAPES = {"v4": CUBES, "v5e": FLAT, "v5p": CUBES, "v6e": FLAT, "tpu7x": CUBES}
+TOPOLOGIES = tuple(f"{name}:{shape}" for name, shapes in SHAPES.items() for shape in shapes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+    """A slice; `generation` is None where it is not a TPU's, and nothing is known of its time."""
+
+    name: str
+    generation: Generation | None
+
+    def devices(self) -> list[Any]:
+        """The slice's devices, to compile for.
+
+        Raises: ValueError where libtpu is missing or held by another process, or there are too few virtual devices.
+        """
+        kind, _, shape = self.name.partition(":")
+        if self.generation is not None:
+            return _tpus(kind, shape)
+        found = jax.devices("cpu")
+        if len(found) < int(shape):
+            flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={shape}"
+            raise ValueError(f"{self.name} needs {shape} virtual devices, there are {len(found)}; set {flag}")
+        return found[: int(shape)]
+
+
+def topology(name: str) -> Topology:
+    """A slice by its name, GENERATION:SHAPE, or cpu:N for virtual devices.
+
+    Raises: ValueError that lists the known ones.
+    """
+    kind, _, shape = name.partition(":")
+    if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
+        return Topology(name=name, generation=None)
+    if name not in TOPOLOGIES:
+        known = "; ".join(f"{kind}: {', '.join(shapes)}" for kind, shapes in SHAPES.items())
+        raise ValueError(f"unknown topology {name!r}; the known ones are {known} (such as v5e:2x4), and cpu:N")
+    return Topology(name=name, generation=GENERATIONS[kind])
+
+
+def has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def _tpus(kind: str, shape: str) -> list[Any]:
+    if not has_libtpu():
+        raise ValueError(MISSING)
+    # Without them libtpu asks the host it takes itself to be on about its chips, and waits for an answer.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    single = shape == "1x1"
+    try:
+        found = topologies.get_topology_desc(f"{kind}:{'2x2' if single else shape}", platform="tpu").devices
+    except Exception as error:  # of libtpu's, which are many
+        reason = str(error).splitlines()[0]
+        if "lockfile" in reason or "in use" in reason:
+            reason = "another process holds libtpu; set ALLOW_MULTIPLE_LIBTPU_LOAD=1 to share it"
+        raise ValueError(f"libtpu does not give {kind}:{shape}: {reason}") from error
+    return list(found)[:1] if single else list(found)

@@ -1,0 +1,214 @@
+"""Plans: which meshes are tried, in what order, what is kept, and what is said where nothing fits."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+
+from cogvx_jax.models.flops import transformer_flops
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines import plan as plans
+from cogvx_jax.pipelines.commands import table
+from cogvx_jax.pipelines.cost import Cost, Program
+from cogvx_jax.pipelines.plan import candidates, plan
+from cogvx_jax.presets import PRESETS
+from cogvx_jax.sharding.topologies import GENERATIONS, TOPOLOGIES, topology
+
+# What a TPU compiler writes, shortened: a loop of three layers around a kernel, collectives in and out of it.
+PROGRAM = """HloModule jit_step
+
+%fused (p: bf16[8]) -> bf16[8] {
+  %inside = bf16[8]{0} add(%p, %p), backend_config={"estimated_cycles":"1000000"}
+}
+
+%body.1 (arg: (s32[], bf16[1,4,64,128])) -> (s32[], bf16[1,4,64,128]) {
+  %f = bf16[8]{0} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"100"}
+  %k = bf16[1,4,64,128]{3,2,1,0} custom-call(%q, %k, %v), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[1,4,64,128]{3,2,1,0}, bf16[1,4,64,256]{3,2,1,0}, bf16[1,4,64,256]{3,2,1,0}}, \
+metadata={op_name="jit(step)/flash_attention/pallas_call"}
+  %a = bf16[1,4,64,128]{3,2,1,0} all-to-all(%k), channel_id=1
+}
+
+%cond.1 (arg: (s32[], bf16[1,4,64,128])) -> pred[] {
+  %n = s32[] constant(3)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: bf16[8]) -> bf16[8] {
+  %w = (s32[], bf16[1,4,64,128]{3,2,1,0}) while(%t), condition=%cond.1, body=%body.1
+  %unknown = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"9223372036854775807"}
+  %known = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
+  %s = (bf16[8]{0}, bf16[32]{0}) all-gather-start(%p), channel_id=2
+  %d = bf16[32]{0} all-gather-done(%s)
+}
+"""
+
+
+def test_a_program_is_read_with_its_loops():
+    program = Program(PROGRAM)
+    assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know
+    assert program.scores() == 3 * 1 * 4 * 128 * 256
+    assert program.collectives() == {"all-to-all": (3, 3 * 4 * 64 * 128 * 2), "all-gather": (1, 64)}
+
+
+@pytest.mark.parametrize("preset, frames, teraflops", [("2b", 49, 240), ("5b", 49, 664), ("1.5-5b", 81, 2958)])
+def test_flops_of_a_guided_step(preset, frames, teraflops):
+    spec = PRESETS[preset]
+    cfg, own = spec.transformer, spec.defaults
+    assert own.num_frames == frames
+    latent = (frames - 1) // 4 + 1
+    latent += -latent % (cfg.patch_t or 1)
+    tokens = latent // (cfg.patch_t or 1) * (own.height // 16) * (own.width // 16) + 226
+    assert transformer_flops(cfg, tokens, batch=2) / 1e12 == pytest.approx(teraflops, rel=0.01)
+
+
+def test_flops_are_those_xla_counts(random_params):
+    """Of a model whose embeddings and modulation are small beside its layers; a loop's body counts once there."""
+    cfg = dataclasses.replace(PRESETS["5b"].transformer, layers=1, heads=4, text_dim=8, time_dim=8, dtype="float32")
+    latents, text = jax.numpy.zeros((1, 5, 16, 16, 16)), jax.numpy.zeros((1, 226, 8))
+    model = Transformer(cfg)
+    inputs = latents, text, jax.numpy.zeros(1)
+    params = random_params(model, *inputs)
+    lowered = jax.jit(lambda p, *x: model.apply({"params": p}, *x)).lower(params, *inputs)
+    counted = lowered.cost_analysis()["flops"]
+    assert transformer_flops(cfg, 5 * 64 + 226) == pytest.approx(counted, rel=0.15)
+
+
+@pytest.mark.parametrize("heads, devices, videos", [(30, 8, 1), (48, 8, 1), (48, 256, 1), (48, 8, 8), (5, 6, 1)])
+def test_every_candidate_uses_all_devices_once(heads, devices, videos):
+    found = list(candidates(heads, devices, videos, guided=True))
+    assert found and all(math.prod(sizes.values()) == devices for sizes in found)
+    assert len({tuple(sizes.items()) for sizes in found}) == len(found)
+
+
+def test_the_first_candidate_talks_least():
+    first = {
+        (heads, devices, videos, guided): next(candidates(heads, devices, videos, guided=guided))
+        for heads, devices, videos, guided in [
+            (48, 8, 1, True),
+            (30, 8, 1, True),
+            (48, 8, 1, False),
+            (48, 8, 8, True),
+            (48, 256, 1, True),
+            (48, 1, 1, True),
+        ]
+    }
+    assert list(first.values()) == [
+        {"cfg": 2, "sp": 4},
+        {"cfg": 2, "context": 2, "sp": 2},  # 30 heads do not divide by 4
+        {"sp": 8},
+        {"data": 8},
+        {"cfg": 2, "context": 8, "sp": 16},
+        {},
+    ]
+
+
+def test_later_candidates_split_the_weights_further():
+    ways = [sizes.get("fsdp", 1) for sizes in candidates(48, 8, 1, guided=True)]
+    assert ways == [1, 2, 4, 8]
+
+
+@pytest.fixture
+def scripted(monkeypatch, tmp_path):
+    """A slice of devices with 1 GiB whose programs take what the test says; counts what is compiled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(GENERATIONS, "v5e", dataclasses.replace(GENERATIONS["v5e"], memory=1.0, clock=1.0))
+    compiled: list[tuple[dict, str]] = []
+    takes: dict[str, int] = {"step": 2**28, "text": 2**28, "decode": 2**28}
+
+    def lowered(wanted, mesh, name):
+        compiled.append(({a: n for a, n in mesh.shape.items() if n > 1}, name))
+        yield wanted, mesh, name
+
+    def cost(wanted, program):
+        split = program[1].shape["fsdp"]
+        return Cost(
+            arguments=0,
+            temporaries=takes[program[2]] // split * (wanted.shape[1] if program[2] == "step" else 1),
+            outputs=0,
+            cycles=10**9,
+            kernel_cycles=0,
+            collectives={},
+            seconds=0,
+        )
+
+    monkeypatch.setattr(plans, "_lowered", lowered)
+    monkeypatch.setattr(plans, "_cost", cost)
+    monkeypatch.setattr("cogvx_jax.sharding.topologies._tpus", lambda kind, shape: jax.devices()[:4])
+    return compiled, takes
+
+
+def test_the_first_mesh_that_fits_is_chosen_and_remembered(scripted):
+    compiled, takes = scripted
+    takes["step"] = 2**28  # times 5 latent frames: 1.25 GiB, which split over two fits
+    made = plan("tiny", topology="v5e:2x2")
+    assert [trial.fits for trial in made.trials] == [False, True]
+    assert made.chosen is not None and made.chosen.mesh == {"fsdp": 2, "cfg": 2}
+    assert made.trials[0].why == "step takes 1.3 of 1.0 GiB"
+    assert made.chosen.step_seconds == 1.0 and made.chosen.other_seconds == 1 + 2 * 1
+    before = len(compiled)
+    assert plan("tiny", topology="v5e:2x2") == made and len(compiled) == before
+    assert plan("tiny", topology="v5e:2x2", fresh=True) == made and len(compiled) > before
+    assert json.loads(made.json())["trials"][1]["mesh"] == {"fsdp": 2, "cfg": 2}
+    assert "Chosen: --mesh fsdp=2,cfg=2" in table(made)
+
+
+def test_every_mesh_is_tried_on_demand(scripted):
+    made = plan("tiny", topology="v5e:2x2", every=True)
+    assert len(made.trials) == len(list(candidates(5, 4, 1, guided=True)))
+    assert made.chosen == next(trial for trial in made.trials if trial.fits)
+
+
+def test_where_nothing_fits_it_says_what_would(scripted):
+    _, takes = scripted
+    takes["step"] = 2**30
+    made = plan("tiny", topology="v5e:2x2")
+    assert made.chosen is None
+    assert "9 frames on fsdp=4 (0.8 GiB)" in made.instead and "v5e:2x4" in made.instead
+    assert "GiB too large" in made.instead
+    assert "Nothing fits" in table(made)
+    with pytest.raises(ValueError, match="does not fit v5e:2x2; it is"):
+        _ = made.mesh
+
+
+def test_weights_that_are_too_large_are_not_compiled(scripted, monkeypatch):
+    compiled, _ = scripted
+    monkeypatch.setitem(GENERATIONS, "v5e", dataclasses.replace(GENERATIONS["v5e"], memory=0.001))
+    made = plan("tiny", topology="v5e:2x2")
+    assert not compiled and all("weights alone" in trial.why for trial in made.trials)
+
+
+def test_virtual_devices_are_planned_for_with_a_note(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = plan("tiny", topology="cpu:2", height=32, width=32, num_frames=9)
+    assert made.chosen is not None and made.chosen.mesh == {"cfg": 2} and made.memory is None
+    assert made.chosen.decode and made.chosen.step and made.chosen.step_seconds is None
+    assert "No time is estimated" in table(made)
+
+
+def test_auto_mesh_uses_all_devices():
+    mesh = plans.auto_mesh("tiny")
+    assert mesh is not None and mesh.size == len(jax.devices())
+    assert mesh.shape["cfg"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("v9:2x2", "unknown topology 'v9:2x2'; the known ones are v4: 2x2x1"),
+        ("v5e:3x3", "unknown topology"),
+        ("cpu:0", "unknown topology"),
+        ("cpu:9999", "needs 9999 virtual devices, there are"),
+    ],
+)
+def test_bad_topologies(name, said):
+    with pytest.raises(ValueError, match=said):
+        topology(name).devices()
+
+
+def test_missing_libtpu_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install libtpu"):
+        plan("2b", topology=TOPOLOGIES[0])
