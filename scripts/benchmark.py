@@ -2,6 +2,8 @@
 
     python -m cogvx_jax.scripts.benchmark --json benchmark.json
     python -m cogvx_jax.scripts.benchmark --only b --formulations
+    python -m cogvx_jax.scripts.benchmark train
+    python -m cogvx_jax.scripts.benchmark gpu
 
 Each side lives in a process of its own, and the two take turns, so that whatever else the machine
 does slows both. Without torch and diffusers ours is measured alone.
@@ -21,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,7 @@ THREADS = 2
 PROMPT = "a red circle moves right on a white background"
 
 Run = Callable[[], np.ndarray]  # one measured run; what it gives is compared between the sides
+Name = tuple[str, str]  # what is benchmarked, and the workload's letter
 Formulation = tuple[str, str]  # a field of Formulations and its value
 
 
@@ -103,7 +106,12 @@ class Timing:
 
 
 def main(
-    only: str = "a,b,c,d,e",
+    what: Annotated[
+        tyro.conf.Positional[Literal["generate", "train", "gpu"]], tyro.conf.arg(metavar="WHAT")
+    ] = "generate",
+    /,
+    *,
+    only: str | None = None,
     runs: int = 3,
     formulations: bool = False,
     small: bool = False,
@@ -113,17 +121,25 @@ def main(
     """Prints a table of seconds, memory and differences.
 
     Args:
-      only: the workloads, e.g. "a,d".
+      what: "generate", what making a video takes, or "train", one LoRA and one full update, or
+        "gpu", a step and a decode of the published models in bfloat16 on an accelerator.
+      only: the workloads, e.g. "a,d" of the first, "lora" of the second, "5b" of the third; None is all of them.
       runs: measured runs of each side; the median counts.
       formulations: compare ours with ours: every formulation of an operation with the chosen one.
       small: tiny sizes, to see that everything works; the figures then mean nothing.
       json: where to write the figures, too.
       folder: where to keep the weights, so that a later run finds them; else they are temporary.
     """
-    letters = only.split(",")
-    if unknown := set(letters) - WORKLOADS.keys():
-        raise ValueError(f"unknown workloads {', '.join(sorted(unknown))}; the known ones are {', '.join(WORKLOADS)}")
-    sizes = SMALL if small else FULL
+    if what == "gpu":
+        from cogvx_jax.scripts import benchmark_gpu
+
+        models = tuple(only.split(",")) if only else benchmark_gpu.MODELS
+        return benchmark_gpu.main(models, runs=runs, small=small, json_file=json)
+    known = workloads(what)
+    letters = list(known) if only is None else only.split(",")
+    if unknown := set(letters) - known.keys():
+        raise ValueError(f"unknown workloads {', '.join(sorted(unknown))}; the known ones are {', '.join(known)}")
+    sizes = sizes_of(what, small=small)
     about = environment()
     print(", ".join(f"{k} {v}" for k, v in about.items()))
     with contextlib.ExitStack() as stack:
@@ -132,40 +148,59 @@ def main(
         if not folder.exists():
             export(folder, sizes.spec, {c: random_params(sizes.spec, c) for c in COMPONENTS})
         measure = by_formulation if formulations else side_by_side
-        rows = [row for letter in letters for row in measure(letter, sizes, folder, runs)]
+        rows = [row for letter in letters for row in measure((what, letter), sizes, folder, runs)]
     print_table(rows)
     if json is not None:
         write_json(json, about, rows)
 
 
-def side_by_side(letter: str, sizes: Sizes, folder: Path, runs: int) -> Iterator[dict[str, Any]]:
+def workloads(what: str) -> dict[str, "Workload"]:
+    if what == "generate":
+        return WORKLOADS
+    from cogvx_jax.scripts import benchmark_training
+
+    return benchmark_training.WORKLOADS
+
+
+def sizes_of(what: str, *, small: bool) -> Sizes:
+    if what == "generate":
+        return SMALL if small else FULL
+    from cogvx_jax.scripts import benchmark_training
+
+    return benchmark_training.TRAIN_SMALL if small else benchmark_training.TRAIN_FULL
+
+
+def side_by_side(name: Name, sizes: Sizes, folder: Path, runs: int) -> Iterator[dict[str, Any]]:
     """One row: ours and theirs."""
-    workload = WORKLOADS[letter]
-    row = {"workload": f"{letter}: {workload.title}"}
+    workload = workloads(name[0])[name[1]]
+    row = {"workload": f"{name[1]}: {workload.title}"}
     if workload.shipped and not (TINY / "model_index.json").exists():
         yield row | {"note": f"skipped, there is no {TINY}"}
         return
-    missing = [name for name in ("torch", "diffusers", "transformers") if importlib.util.find_spec(name) is None]
-    ours, *theirs = take_turns(letter, sizes, folder, runs, [Side("ours")] + [Side("theirs")] * (not missing))
+    needed = ("torch", "diffusers", "transformers", *workload.needs)
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    ours, *theirs = take_turns(name, sizes, folder, runs, [Side("ours")] + [Side("theirs")] * (not missing))
     row |= {"ours s": ours.median, "compile s": ours.first - ours.median, "ours MiB": ours.mib, "runs": ours.seconds}
     if not theirs:
         yield row | {"note": f"ours alone: {', '.join(missing)} not installed"}
         return
     (theirs,) = theirs
     row |= {"theirs s": theirs.median, "theirs MiB": theirs.mib, "their runs": theirs.seconds}
+    if ours.mib and theirs.mib:
+        row |= {"MiB ratio": ours.mib / theirs.mib}
     yield row | {"ours/theirs": ours.median / theirs.median, "max diff": difference(ours, theirs)}
 
 
-def by_formulation(letter: str, sizes: Sizes, folder: Path, runs: int) -> Iterator[dict[str, Any]]:
+def by_formulation(name: Name, sizes: Sizes, folder: Path, runs: int) -> Iterator[dict[str, Any]]:
     """A row for every formulation that this platform does not use, with the time relative to the one it does."""
     chosen = formulations()
-    for field, value in WORKLOADS[letter].alternatives:
+    for field, value in workloads(name[0])[name[1]].alternatives:
         if getattr(chosen, field) == value:
             continue
         other = dataclasses.replace(chosen, **{field: value})
-        ours, theirs = take_turns(letter, sizes, folder, runs, [Side("ours", chosen), Side("ours", other)])
+        ours, theirs = take_turns(name, sizes, folder, runs, [Side("ours", chosen), Side("ours", other)])
         yield {
-            "workload": f"{letter}: {field} {value} instead of {getattr(chosen, field)}",
+            "workload": f"{name[1]}: {field} {value} instead of {getattr(chosen, field)}",
             "chosen s": ours.median,
             "chosen MiB": ours.mib,
             "other s": theirs.median,
@@ -175,14 +210,14 @@ def by_formulation(letter: str, sizes: Sizes, folder: Path, runs: int) -> Iterat
         }
 
 
-def take_turns(letter: str, sizes: Sizes, folder: Path, runs: int, sides: list[Side]) -> list[Timing]:
+def take_turns(name: Name, sizes: Sizes, folder: Path, runs: int, sides: list[Side]) -> list[Timing]:
     """Runs the sides in alternation, each in its own process."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
         for side in sides:
             pipe, end = context.Pipe()
-            process = context.Process(target=serve, args=(end, letter, sizes, folder, side), daemon=True)
+            process = context.Process(target=serve, args=(end, name, sizes, folder, side), daemon=True)
             process.start()
             end.close()  # so that a process that dies is noticed
             pipes.append(pipe)
@@ -203,7 +238,7 @@ def take_turns(letter: str, sizes: Sizes, folder: Path, runs: int, sides: list[S
     return [Timing(seconds[1:], seconds[0], *end) for seconds, end in zip(times, ends, strict=True)]
 
 
-def serve(pipe: Any, letter: str, sizes: Sizes, folder: Path, side: Side) -> None:
+def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None:
     """A side's process: says when it is ready, times one run per request, in the end sends memory and result."""
     if hasattr(os, "sched_setaffinity"):  # what XLA counts its threads by
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
@@ -217,7 +252,7 @@ def serve(pipe: Any, letter: str, sizes: Sizes, folder: Path, side: Side) -> Non
         keep_freed_memory()  # as `load` does
     before = resident("VmRSS")
     with using(side.choice) if side.choice else contextlib.nullcontext():
-        run = getattr(WORKLOADS[letter], side.name)(sizes, folder)
+        run = getattr(workloads(name[0])[name[1]], side.name)(sizes, folder)
         pipe.send("ready")
         while pipe.recv() == "run":
             start = time.perf_counter()
@@ -375,6 +410,7 @@ class Workload:
     theirs: Callable[[Sizes, Path], Run]
     alternatives: tuple[Formulation, ...] = ()  # that matter here
     shipped: bool = False  # runs the model that ships with the package
+    needs: tuple[str, ...] = ()  # packages of the other side, besides diffusers
 
 
 WORKLOADS = {

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 COMPOSERS = {"", "pipelines", "train", "scripts", "cli"}  # "" is cogvx_jax/__init__.py
 REFERENCE_ONLY = {"torch", "diffusers"}
-MAY_COMPARE = {"cogvx_jax.scripts.benchmark"}
+MAY_COMPARE = {"cogvx_jax.scripts.benchmark", "cogvx_jax.scripts.benchmark_training", "cogvx_jax.scripts.benchmark_gpu"}
 
 
 def modules():

@@ -32,6 +32,8 @@ def test_the_commands_run(tmp_path):
     (tmp_path / "clips.jsonl").write_text('{"video": "square.mp4", "prompt": "a green square grows"}\n')
     assert COMMANDS
     for command in COMMANDS:
+        if re.search(r"--topology v\d", command):  # minutes of libtpu's compiler: tests/test_tpu_cost.py has it small
+            continue
         words = shlex.split(command)
         at = words.index("cogvx")
         arguments = [sys.executable, "-m", "cogvx_jax.cli", *words[at + 1 :]]
