@@ -13,6 +13,7 @@ import tyro
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.pipelines.commands import convert, verify
 from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
@@ -358,6 +359,8 @@ def main() -> None:
                 "generate": generate,
                 "decode": decode,
                 "info": info,
+                "convert": convert,
+                "verify": verify,
                 "encode": encode,
                 "train": train,
                 "export": export,

@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.models.abstract import abstract_params
 
@@ -38,50 +39,92 @@ def load_params(
     folder: str | Path,
     spec: ModelSpec,
     component: str,
-    dtype: str | np.dtype = "float32",
+    dtype: str | np.dtype | None = "float32",
     *,
     put: Put | None = None,
 ) -> dict[str, Any]:
-    """Reads a component's parameters from a folder of the published layout.
+    """Reads a component's parameters from a folder of the published layout, or one of `write_orbax`.
 
-    One parameter is read at a time, from the mapped files; what was read of them is let go after it.
+    One parameter is read at a time; what was read of the files is let go after it.
 
     Args:
       folder: of the model; the weights are in `folder/component`.
       component: "transformer", "vae" or "text_encoder".
-      dtype: of the result: "float32", "bfloat16", "float16".
+      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own.
       put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
         calls `part(index)` for the blocks it needs. None keeps numpy arrays.
     Returns: nested dict of arrays, what the module's `apply` takes as "params".
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    parameters = component_parameters(spec, component)
-    checkpoint = Checkpoint(Path(folder) / component)
-    problems = _compare(parameters, checkpoint, ALIASES.get(component, {}))
-    if problems:
-        raise ConversionError(f"{checkpoint.folder} does not hold the {component} of {spec.name}", problems)
+    folder = Path(folder)
+    source: Source = (
+        OrbaxArrays(folder, component, expected_shapes(spec, component))
+        if is_orbax(folder)
+        else Published(folder, spec, component)
+    )
     flat = {}
-    for parameter in parameters:
-        part = functools.partial(_read, checkpoint, parameter, np.dtype(dtype))
-        if put is None:
-            flat[parameter.path] = part(tuple(slice(n) for n in parameter.shape))
-        else:
-            flat[parameter.path] = put(parameter.path, parameter.shape, np.dtype(dtype), part)
-        checkpoint.release()
+    for path in source:
+        shape, own = source.shape(path), source.dtype(path) if dtype is None else np.dtype(dtype)
+        part = functools.partial(source.read, path, own)
+        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, own, part)
+        source.release()
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _read(checkpoint: "Checkpoint", parameter: Parameter, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-    """A copy of a block of a parameter."""
-    if not parameter.stacked:
-        return np.array(parameter.change.read(checkpoint.read(parameter.keys[0]))[index], dtype)
-    keys, inner = parameter.keys[index[0]], index[1:]
-    shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
-    out = np.empty((len(keys), *shape), dtype)
-    for slot, key in zip(out, keys, strict=True):
-        slot[...] = parameter.change.read(checkpoint.read(key))[inner]
-    return out
+class Source(Protocol):
+    """A component's parameters by path, wherever they are stored."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, path: str) -> tuple[int, ...]: ...
+
+    def dtype(self, path: str) -> np.dtype: ...
+
+    def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        """A copy of a block."""
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far."""
+
+
+class Published:
+    """`Source` of the published layout.
+
+    Raises: ConversionError listing every missing or damaged file, else every missing, spare or
+      misshapen tensor.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec, component: str):
+        self._parameters = {p.path: p for p in component_parameters(spec, component)}
+        self._tensors = Checkpoint(folder / component)
+        problems = _compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
+        if problems:
+            raise ConversionError(f"{self._tensors.folder} does not hold the {component} of {spec.name}", problems)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        return self._parameters[path].shape
+
+    def dtype(self, path: str) -> np.dtype:
+        """The widest of the tensors that a parameter is made of."""
+        return np.result_type(*(self._tensors[key].dtype for key in self._parameters[path].keys))
+
+    def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        parameter = self._parameters[path]
+        if not parameter.stacked:
+            return np.array(parameter.change.read(self._tensors.read(parameter.keys[0]))[index], dtype)
+        keys, inner = parameter.keys[index[0]], index[1:]
+        shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
+        out = np.empty((len(keys), *shape), dtype)
+        for slot, key in zip(out, keys, strict=True):
+            slot[...] = parameter.change.read(self._tensors.read(key))[inner]
+        return out
+
+    def release(self) -> None:
+        self._tensors.release()
 
 
 def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:

@@ -14,6 +14,7 @@ from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
+from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
@@ -62,17 +63,20 @@ def load(
     mesh: Mesh | None = None,
     dtype: str | None = None,
     components: tuple[str, ...] = COMPONENTS,
+    verify: bool = False,
 ) -> Model:
     """Loads a model.
 
     Args:
-      source: "tiny", which ships with the package; a folder in the published (diffusers) layout; a
-        hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
+      source: "tiny", which ships with the package; a folder in the published (diffusers) layout, or of
+        `cogvx convert`; a hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
       mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
         what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
         accelerator and float32 on CPU. The VAE's parameters stay float32.
       components: what to load, such as ("vae",) to decode only; the tokenizer comes with the text encoder.
+      verify: first read every array whole and compare it with the digest that `cogvx convert` wrote. Without it,
+        missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
     Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
       does not fit (every problem listed); FileNotFoundError for missing files.
     """
@@ -80,6 +84,8 @@ def load(
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
+    if verify:
+        verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
     params = {name: load_component(folder, spec, name, mesh) for name in components}
     if "transformer" in params:
