@@ -5,8 +5,7 @@ import dataclasses
 import functools
 import json
 import math
-import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.files import Files, below, open_files
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.models.abstract import abstract_params
@@ -48,7 +48,7 @@ def load_params(
     One parameter is read at a time; what was read of the files is let go after it.
 
     Args:
-      folder: of the model; the weights are in `folder/component`.
+      folder: of the model, or the URL that it lies below; the weights are in `folder/component`.
       component: "transformer", "vae" or "text_encoder".
       dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own.
       put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
@@ -57,7 +57,6 @@ def load_params(
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    folder = Path(folder)
     source: Source = (
         OrbaxArrays(folder, component, expected_shapes(spec, component))
         if is_orbax(folder)
@@ -95,12 +94,12 @@ class Published:
       misshapen tensor.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, component: str):
+    def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
         self._parameters = {p.path: p for p in component_parameters(spec, component)}
-        self._tensors = Checkpoint(folder / component)
+        self._tensors = Checkpoint(below(folder, component))
         problems = _compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
         if problems:
-            raise ConversionError(f"{self._tensors.folder} does not hold the {component} of {spec.name}", problems)
+            raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
@@ -119,6 +118,7 @@ class Published:
         keys, inner = parameter.keys[index[0]], index[1:]
         shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
         out = np.empty((len(keys), *shape), dtype)
+        self._tensors.prefetch(keys)
         for slot, key in zip(out, keys, strict=True):
             slot[...] = parameter.change.read(self._tensors.read(key))[inner]
         return out
@@ -163,8 +163,13 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    file: Path
+    file: str
     start: int  # bytes from the start of the file
+
+    @property
+    def span(self) -> tuple[str, int, int]:
+        """File, first byte and count of bytes."""
+        return self.file, self.start, math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint(collections.abc.Mapping):
@@ -174,15 +179,14 @@ class Checkpoint(collections.abc.Mapping):
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.files = open_files(folder)
         self._tensors: dict[str, Stored] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
         problems: list[str] = []
         index = self._find_index(problems)
         headers: dict[str, dict[str, Stored]] = {}
         for name in dict.fromkeys(index.values()):
             try:
-                headers[name] = read_header(self.folder / name)
+                headers[name] = read_header(self.files, name)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         for name, header in headers.items():
@@ -195,25 +199,25 @@ class Checkpoint(collections.abc.Mapping):
             ]
             problems += [f"{name}: holds {key}, which the index lacks" for key in sorted(header.keys() - indexed)]
         if problems:
-            raise ConversionError(f"cannot read the weights in {self.folder}", problems)
+            raise ConversionError(f"cannot read the weights in {self.files.where}", problems)
 
     def _find_index(self, problems: list[str]) -> dict[str, str]:
         """Key -> file name; one file without an index stands under ""."""
-        if not self.folder.is_dir():
+        if not self.files.is_folder():
             problems.append("no such folder")
             return {}
         for stem in dict.fromkeys(STEMS.values()):
-            path = self.folder / f"{stem}.safetensors.index.json"
-            if path.exists():
+            path = f"{stem}.safetensors.index.json"
+            if self.files.exists(path):
                 try:
-                    return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+                    return {key: str(name) for key, name in json.loads(self.files.bytes(path))["weight_map"].items()}
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    problems.append(f"{path.name}: not a JSON object with a weight_map")
+                    problems.append(f"{path}: not a JSON object with a weight_map")
                     return {}
-            path = self.folder / f"{stem}.safetensors"
-            if path.exists():
-                return {"": path.name}
-        names = sorted(p.name for p in self.folder.iterdir())
+            path = f"{stem}.safetensors"
+            if self.files.exists(path):
+                return {"": path}
+        names = self.files.names()
         looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
         problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")
         return {}
@@ -227,25 +231,21 @@ class Checkpoint(collections.abc.Mapping):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def prefetch(self, keys: Sequence[str]) -> None:
+        """Says which tensors will be read next."""
+        self.files.prefetch([self._tensors[key].span for key in keys])
+
     def read(self, key: str) -> np.ndarray:
-        """The tensor as it is in the file: read-only, mapped, not copied."""
+        """The tensor as it is in the file: read-only; of a local file it is mapped, not copied."""
         stored = self._tensors[key]
-        if stored.file not in self._maps:
-            with stored.file.open("rb") as file:
-                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        raw = np.frombuffer(
-            self._maps[stored.file], np.uint8, math.prod(stored.shape) * stored.dtype.itemsize, stored.start
-        )
-        return raw.view(stored.dtype).reshape(stored.shape)
+        return self.files.read(stored.span).view(stored.dtype).reshape(stored.shape)
 
     def release(self) -> None:
         """Gives back the memory of what was read so far; tensors read remain valid."""
-        for mapped in self._maps.values():
-            if hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
+        self.files.release()
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(files: Files, name: str) -> dict[str, Stored]:
     """What a safetensors file holds.
 
     The library would do, but tells neither how much of a file is missing nor which tensor is odd.
@@ -253,24 +253,23 @@ def read_header(path: Path) -> dict[str, Stored]:
     Raises: ValueError if the file is missing, truncated or corrupt, or holds an unsupported type.
     Source: https://github.com/huggingface/safetensors#format
     """
-    if not path.is_file():
+    if not files.exists(name):
         raise ValueError("missing")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > MAX_HEADER:
-            raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
-        if 8 + length > size:
-            raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
-            shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
-            types = {key: str(value["dtype"]) for key, value in header.items()}
-            end = 8 + length + max((stop for _, stop in spans.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"corrupt header: {error!r}") from None
+    size = files.size(name)
+    length = int.from_bytes(files.read((name, 0, 8)).tobytes(), "little") if size >= 8 else 0
+    if size < 8 or length > MAX_HEADER:
+        raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
+    if 8 + length > size:
+        raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
+    try:
+        header = json.loads(files.read((name, 8, length)).tobytes())
+        header.pop("__metadata__", None)
+        spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
+        shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
+        types = {key: str(value["dtype"]) for key, value in header.items()}
+        end = 8 + length + max((stop for _, stop in spans.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"corrupt header: {error!r}") from None
     if size < end:
         raise ValueError(f"truncated: {size} of {end} bytes")
     if size > end:
@@ -282,5 +281,5 @@ def read_header(path: Path) -> dict[str, Stored]:
         dtype = np.dtype(DTYPES[types[key]])
         if start < 0 or stop - start != math.prod(shapes[key]) * dtype.itemsize:
             raise ValueError(f"corrupt header: {key} {types[key]} {shapes[key]} does not take {stop - start} bytes")
-        stored[key] = Stored(shapes[key], dtype, path, 8 + length + start)
+        stored[key] = Stored(shapes[key], dtype, name, 8 + length + start)
     return stored

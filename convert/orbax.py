@@ -17,29 +17,31 @@ import numpy as np
 import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.files import below, open_files
 
 DIGESTS = "digests.json"
 FORMAT = "cogvx orbax 1"  # changes when an older program could not read the folder
 BLOCK_BYTES = 64 * 2**20
+URLS = ("gs", "s3", "http", "https", "file")  # whose arrays tensorstore reads by itself
 
 
-def is_orbax(folder: Path) -> bool:
-    """Whether a model's folder holds Orbax checkpoints."""
-    return (folder / DIGESTS).is_file()
+def is_orbax(folder: str | Path) -> bool:
+    """Whether a model's folder, or the URL it lies below, holds Orbax checkpoints."""
+    return open_files(folder).exists(DIGESTS)
 
 
-def read_digests(folder: Path) -> dict[str, dict[str, Any]]:
+def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:
     """What a folder says it holds: {"vae/decoder/conv_in/bias": {"shape", "dtype", "sha256"}, ...}.
 
     Raises: ConversionError if the file is not one of ours.
     """
     try:
-        found = json.loads((folder / DIGESTS).read_text())
+        found = json.loads(open_files(folder).bytes(DIGESTS))
         if found["format"] != FORMAT:
             raise ValueError(f"its format is {found['format']!r}, not {FORMAT!r}")
         return {path: {"shape": tuple(a["shape"]), **_strings(a)} for path, a in found["arrays"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"cannot read {folder / DIGESTS}", [f"{error!r}"]) from None
+        raise ConversionError(f"cannot read {below(folder, DIGESTS)}", [f"{error!r}"]) from None
 
 
 def digest(blocks: Iterator[np.ndarray]) -> str:
@@ -56,7 +58,6 @@ def verify(folder: str | Path, components: tuple[str, ...] | None = None) -> Non
     Raises: ConversionError naming every array that is missing, unreadable or not what was written; ValueError
       where the folder has no digests.
     """
-    folder = Path(folder)
     if not is_orbax(folder):
         raise ValueError(f"{folder} has no {DIGESTS}: only what `cogvx convert` wrote can be verified")
     wanted = read_digests(folder)
@@ -84,15 +85,16 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
 
     Args:
       shapes: what the arrays must be, by path; None is whatever the digests list.
-    Raises: ConversionError listing every array that is missing, spare or misshapen.
+    Raises: ConversionError listing every array that is missing, spare or misshapen; ValueError for a URL that
+      tensorstore cannot read.
     """
 
-    def __init__(self, folder: Path, component: str, shapes: Mapping[str, tuple[int, ...]] | None = None):
+    def __init__(self, folder: str | Path, component: str, shapes: Mapping[str, tuple[int, ...]] | None = None):
         self.component = component
         prefix = f"{component}/"
         listed = {p.removeprefix(prefix): a for p, a in read_digests(folder).items() if p.startswith(prefix)}
         wanted = {path: array["shape"] for path, array in listed.items()} if shapes is None else shapes
-        base = {"driver": "file", "path": f"{(folder / component / 'orbax').absolute()}/"}
+        base = _base(below(below(folder, component), "orbax"))
         opening = {path: ts.open(_spec(base, path)) for path in wanted}
         self._arrays: dict[str, ts.TensorStore] = {}
         problems = [f"spare: {path} {listed[path]['shape']}" for path in listed.keys() - wanted.keys()]
@@ -140,6 +142,16 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
 
     def release(self) -> None:
         """Nothing is held between reads."""
+
+
+def _base(folder: str | Path) -> Any:
+    """Where the files are, as tensorstore says it."""
+    if isinstance(folder, str) and "://" in folder:
+        if folder.partition("://")[0] not in URLS:
+            known = ", ".join(f"{scheme}://" for scheme in URLS)
+            raise ValueError(f"tensorstore cannot read {folder}; it reads folders and {known}")
+        return f"{folder}/"
+    return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
 
 
 def _spec(base: Any, path: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
+from cogvx_jax.convert.files import below, copy_files
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
 from cogvx_jax.convert.tables import COMPONENTS
 
@@ -20,12 +21,14 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
     """Writes a model; the folder appears under its name only when whole. The host holds a component at a time.
 
     Args:
-      source: a folder in the published layout, or one that this function wrote.
+      source: a folder in the published layout, or one that this function wrote, or the URL of one.
       target: must not exist, or be empty.
       dtype: of the transformer and the text encoder; None keeps every array's own.
     Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model.
     """
-    source, target = Path(source), Path(target).absolute()
+    if "://" in str(target):
+        raise ValueError(f"{target} is not a folder; convert into one and copy it, such as with gcloud storage cp")
+    target = Path(target).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
     spec = read_spec(source)
@@ -33,7 +36,7 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
     partial.mkdir(parents=True)
     try:
         write_configs(spec, partial)
-        shutil.copytree(source / "tokenizer", partial / "tokenizer")
+        copy_files(below(source, "tokenizer"), partial / "tokenizer")
         listed: dict[str, Any] = {}
         for component in COMPONENTS:
             params = load_params(source, spec, component, None if component == "vae" else dtype)

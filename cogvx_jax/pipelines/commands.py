@@ -11,7 +11,7 @@ import tyro
 
 def convert(
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")],
-    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")],
+    target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")],
     /,
     *,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -30,20 +30,20 @@ def convert(
 
     began = time.monotonic()
     write_orbax(resolve(source), target, dtype)
-    print(f"{target}: {_gigabytes(target):.2f} GB in {time.monotonic() - began:.1f} s")
+    print(f"{target}: {_gigabytes(Path(target)):.2f} GB in {time.monotonic() - began:.1f} s")
 
 
-def verify(folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")], /) -> None:
+def verify(folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")], /) -> None:
     """Reads all of a model that `cogvx convert` wrote and compares every array with its digest.
 
     Args:
-      folder: of the model.
+      folder: of the model, or its URL.
     """
     from cogvx_jax.convert import verify as check
     from cogvx_jax.pipelines.model import resolve
 
     began = time.monotonic()
-    check(resolve(str(folder)))
+    check(resolve(folder))
     print(f"{folder}: every array is what was written; {time.monotonic() - began:.1f} s")
 
 
