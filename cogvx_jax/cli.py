@@ -42,6 +42,7 @@ def generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
+    one_program: bool = False,
     progress: bool = True,
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
@@ -72,6 +73,7 @@ def generate(
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. None is one device.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       progress: show a progress bar.
     """
     options = {
@@ -113,7 +115,7 @@ def generate(
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
-        _run(loaded, model, job, progress and first_process())
+        _run(loaded, model, job, progress and first_process(), one_program)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,7 +211,7 @@ def parse_lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _run(model, source: str, job: Job, progress: bool) -> None:
+def _run(model, source: str, job: Job, progress: bool, one_program: bool) -> None:
     """Samples one video, then writes its frames to the file as they are decoded."""
     from cogvx_jax.data.video import read_video
     from cogvx_jax.pipelines.generate import generate as sample
@@ -218,7 +220,7 @@ def _run(model, source: str, job: Job, progress: bool) -> None:
 
     began = time.monotonic()
     arguments = job.arguments()
-    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress)
+    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress, one_program=one_program)
     del arguments["seed"], arguments["tiling"]
     fps: float = model.spec.defaults.fps
     if job.video is not None:
