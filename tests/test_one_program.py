@@ -1,9 +1,12 @@
 """Sampling as one compiled program gives what the loop over compiled steps gives."""
 
+import sys
+
 import numpy as np
 import pytest
 
 import cogvx_jax as cx
+from cogvx_jax import cli
 from cogvx_jax.pipelines import generate as pipeline
 from cogvx_jax.pipelines.noise import SeededNoise
 
@@ -70,6 +73,16 @@ def test_recorded_noise_is_used(both):
     loop, one = both("5b", sampler="dpm", noise=noise)
     assert noise.asked == [0, 1, 2, 3] * 2
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)
+
+
+def test_the_command_uses_it(tmp_path, monkeypatch):
+    in_one, used = pipeline.denoise_in_one, []
+    monkeypatch.setattr(pipeline, "denoise_in_one", lambda *args, **options: used.append(1) or in_one(*args, **options))
+    for flags in ([], ["--one-program"]):
+        arguments = ["generate", "a red circle", "--out", tmp_path / "out.gif", "--steps", 2, "--frames", 1]
+        monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, [*arguments, "--no-progress", *flags])])
+        cli.main()
+        assert len(used) == len(flags)
 
 
 def test_steps_differ_and_so_do_seeds():
