@@ -13,7 +13,8 @@ import tyro
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.pipelines.commands import plan
+from cogvx_jax.pipelines.commands import convert, verify
+from cogvx_jax.pipelines.plan_command import plan
 from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
@@ -42,6 +43,7 @@ def generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
+    one_program: bool = False,
     progress: bool = True,
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
@@ -73,6 +75,7 @@ def generate(
         chooses for the devices that are here; None is one device.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       progress: show a progress bar.
     """
     options = {
@@ -116,7 +119,7 @@ def generate(
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
-        _run(loaded, model, job, progress and first_process())
+        _run(loaded, model, job, progress and first_process(), one_program)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +247,7 @@ def _auto_mesh(source: str, jobs: list[Job], dtype: str | None):
     )
 
 
-def _run(model, source: str, job: Job, progress: bool) -> None:
+def _run(model, source: str, job: Job, progress: bool, one_program: bool) -> None:
     """Samples one video, then writes its frames to the file as they are decoded."""
     from cogvx_jax.data.video import read_video
     from cogvx_jax.pipelines.generate import generate as sample
@@ -253,7 +256,7 @@ def _run(model, source: str, job: Job, progress: bool) -> None:
 
     began = time.monotonic()
     arguments = job.arguments()
-    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress)
+    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress, one_program=one_program)
     del arguments["seed"], arguments["tiling"]
     fps: float = model.spec.defaults.fps
     if job.video is not None:
@@ -395,6 +398,8 @@ def main() -> None:
                 "decode": decode,
                 "info": info,
                 "plan": plan,
+                "convert": convert,
+                "verify": verify,
                 "encode": encode,
                 "train": train,
                 "export": export,

@@ -5,6 +5,8 @@ from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import export
 from cogvx_jax.convert.lora import read_lora, write_lora
+from cogvx_jax.convert.orbax import verify
+from cogvx_jax.convert.orbax_export import write_orbax
 
 __all__ = [
     "ConversionError",
@@ -13,6 +15,8 @@ __all__ = [
     "load_params",
     "read_lora",
     "read_spec",
+    "verify",
     "write_configs",
     "write_lora",
+    "write_orbax",
 ]

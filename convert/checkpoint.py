@@ -5,8 +5,7 @@ import dataclasses
 import functools
 import json
 import math
-import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,8 @@ from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.files import Files, below, open_files
+from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.models.abstract import abstract_params
 
@@ -38,50 +39,92 @@ def load_params(
     folder: str | Path,
     spec: ModelSpec,
     component: str,
-    dtype: str | np.dtype = "float32",
+    dtype: str | np.dtype | None = "float32",
     *,
     put: Put | None = None,
 ) -> dict[str, Any]:
-    """Reads a component's parameters from a folder of the published layout.
+    """Reads a component's parameters from a folder of the published layout, or one of `write_orbax`.
 
-    One parameter is read at a time, from the mapped files; what was read of them is let go after it.
+    One parameter is read at a time; what was read of the files is let go after it.
 
     Args:
-      folder: of the model; the weights are in `folder/component`.
+      folder: of the model, or the URL that it lies below; the weights are in `folder/component`.
       component: "transformer", "vae" or "text_encoder".
-      dtype: of the result: "float32", "bfloat16", "float16".
+      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own.
       put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
         calls `part(index)` for the blocks it needs. None keeps numpy arrays.
     Returns: nested dict of arrays, what the module's `apply` takes as "params".
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    parameters = component_parameters(spec, component)
-    checkpoint = Checkpoint(Path(folder) / component)
-    problems = _compare(parameters, checkpoint, ALIASES.get(component, {}))
-    if problems:
-        raise ConversionError(f"{checkpoint.folder} does not hold the {component} of {spec.name}", problems)
+    source: Source = (
+        OrbaxArrays(folder, component, expected_shapes(spec, component))
+        if is_orbax(folder)
+        else Published(folder, spec, component)
+    )
     flat = {}
-    for parameter in parameters:
-        part = functools.partial(_read, checkpoint, parameter, np.dtype(dtype))
-        if put is None:
-            flat[parameter.path] = part(tuple(slice(n) for n in parameter.shape))
-        else:
-            flat[parameter.path] = put(parameter.path, parameter.shape, np.dtype(dtype), part)
-        checkpoint.release()
+    for path in source:
+        shape, own = source.shape(path), source.dtype(path) if dtype is None else np.dtype(dtype)
+        part = functools.partial(source.read, path, own)
+        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, own, part)
+        source.release()
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _read(checkpoint: "Checkpoint", parameter: Parameter, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
-    """A copy of a block of a parameter."""
-    if not parameter.stacked:
-        return np.array(parameter.change.read(checkpoint.read(parameter.keys[0]))[index], dtype)
-    keys, inner = parameter.keys[index[0]], index[1:]
-    shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
-    out = np.empty((len(keys), *shape), dtype)
-    for slot, key in zip(out, keys, strict=True):
-        slot[...] = parameter.change.read(checkpoint.read(key))[inner]
-    return out
+class Source(Protocol):
+    """A component's parameters by path, wherever they are stored."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, path: str) -> tuple[int, ...]: ...
+
+    def dtype(self, path: str) -> np.dtype: ...
+
+    def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        """A copy of a block."""
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far."""
+
+
+class Published:
+    """`Source` of the published layout.
+
+    Raises: ConversionError listing every missing or damaged file, else every missing, spare or
+      misshapen tensor.
+    """
+
+    def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
+        self._parameters = {p.path: p for p in component_parameters(spec, component)}
+        self._tensors = Checkpoint(below(folder, component))
+        problems = _compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
+        if problems:
+            raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        return self._parameters[path].shape
+
+    def dtype(self, path: str) -> np.dtype:
+        """The widest of the tensors that a parameter is made of."""
+        return np.result_type(*(self._tensors[key].dtype for key in self._parameters[path].keys))
+
+    def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        parameter = self._parameters[path]
+        if not parameter.stacked:
+            return np.array(parameter.change.read(self._tensors.read(parameter.keys[0]))[index], dtype)
+        keys, inner = parameter.keys[index[0]], index[1:]
+        shape = [len(range(n)[s]) for n, s in zip(parameter.shape[1:], inner, strict=True)]
+        out = np.empty((len(keys), *shape), dtype)
+        self._tensors.prefetch(keys)
+        for slot, key in zip(out, keys, strict=True):
+            slot[...] = parameter.change.read(self._tensors.read(key))[inner]
+        return out
+
+    def release(self) -> None:
+        self._tensors.release()
 
 
 def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
@@ -120,8 +163,13 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    file: Path
+    file: str
     start: int  # bytes from the start of the file
+
+    @property
+    def span(self) -> tuple[str, int, int]:
+        """File, first byte and count of bytes."""
+        return self.file, self.start, math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint(collections.abc.Mapping):
@@ -131,15 +179,14 @@ class Checkpoint(collections.abc.Mapping):
     """
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.files = open_files(folder)
         self._tensors: dict[str, Stored] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
         problems: list[str] = []
         index = self._find_index(problems)
         headers: dict[str, dict[str, Stored]] = {}
         for name in dict.fromkeys(index.values()):
             try:
-                headers[name] = read_header(self.folder / name)
+                headers[name] = read_header(self.files, name)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         for name, header in headers.items():
@@ -152,25 +199,25 @@ class Checkpoint(collections.abc.Mapping):
             ]
             problems += [f"{name}: holds {key}, which the index lacks" for key in sorted(header.keys() - indexed)]
         if problems:
-            raise ConversionError(f"cannot read the weights in {self.folder}", problems)
+            raise ConversionError(f"cannot read the weights in {self.files.where}", problems)
 
     def _find_index(self, problems: list[str]) -> dict[str, str]:
         """Key -> file name; one file without an index stands under ""."""
-        if not self.folder.is_dir():
+        if not self.files.is_folder():
             problems.append("no such folder")
             return {}
         for stem in dict.fromkeys(STEMS.values()):
-            path = self.folder / f"{stem}.safetensors.index.json"
-            if path.exists():
+            path = f"{stem}.safetensors.index.json"
+            if self.files.exists(path):
                 try:
-                    return {key: str(name) for key, name in json.loads(path.read_text())["weight_map"].items()}
+                    return {key: str(name) for key, name in json.loads(self.files.bytes(path))["weight_map"].items()}
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    problems.append(f"{path.name}: not a JSON object with a weight_map")
+                    problems.append(f"{path}: not a JSON object with a weight_map")
                     return {}
-            path = self.folder / f"{stem}.safetensors"
-            if path.exists():
-                return {"": path.name}
-        names = sorted(p.name for p in self.folder.iterdir())
+            path = f"{stem}.safetensors"
+            if self.files.exists(path):
+                return {"": path}
+        names = self.files.names()
         looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
         problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")
         return {}
@@ -184,25 +231,21 @@ class Checkpoint(collections.abc.Mapping):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def prefetch(self, keys: Sequence[str]) -> None:
+        """Says which tensors will be read next."""
+        self.files.prefetch([self._tensors[key].span for key in keys])
+
     def read(self, key: str) -> np.ndarray:
-        """The tensor as it is in the file: read-only, mapped, not copied."""
+        """The tensor as it is in the file: read-only; of a local file it is mapped, not copied."""
         stored = self._tensors[key]
-        if stored.file not in self._maps:
-            with stored.file.open("rb") as file:
-                self._maps[stored.file] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        raw = np.frombuffer(
-            self._maps[stored.file], np.uint8, math.prod(stored.shape) * stored.dtype.itemsize, stored.start
-        )
-        return raw.view(stored.dtype).reshape(stored.shape)
+        return self.files.read(stored.span).view(stored.dtype).reshape(stored.shape)
 
     def release(self) -> None:
         """Gives back the memory of what was read so far; tensors read remain valid."""
-        for mapped in self._maps.values():
-            if hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)
+        self.files.release()
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(files: Files, name: str) -> dict[str, Stored]:
     """What a safetensors file holds.
 
     The library would do, but tells neither how much of a file is missing nor which tensor is odd.
@@ -210,24 +253,23 @@ def read_header(path: Path) -> dict[str, Stored]:
     Raises: ValueError if the file is missing, truncated or corrupt, or holds an unsupported type.
     Source: https://github.com/huggingface/safetensors#format
     """
-    if not path.is_file():
+    if not files.exists(name):
         raise ValueError("missing")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > MAX_HEADER:
-            raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
-        if 8 + length > size:
-            raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
-            shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
-            types = {key: str(value["dtype"]) for key, value in header.items()}
-            end = 8 + length + max((stop for _, stop in spans.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"corrupt header: {error!r}") from None
+    size = files.size(name)
+    length = int.from_bytes(files.read((name, 0, 8)).tobytes(), "little") if size >= 8 else 0
+    if size < 8 or length > MAX_HEADER:
+        raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
+    if 8 + length > size:
+        raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
+    try:
+        header = json.loads(files.read((name, 8, length)).tobytes())
+        header.pop("__metadata__", None)
+        spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
+        shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
+        types = {key: str(value["dtype"]) for key, value in header.items()}
+        end = 8 + length + max((stop for _, stop in spans.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"corrupt header: {error!r}") from None
     if size < end:
         raise ValueError(f"truncated: {size} of {end} bytes")
     if size > end:
@@ -239,5 +281,5 @@ def read_header(path: Path) -> dict[str, Stored]:
         dtype = np.dtype(DTYPES[types[key]])
         if start < 0 or stop - start != math.prod(shapes[key]) * dtype.itemsize:
             raise ValueError(f"corrupt header: {key} {types[key]} {shapes[key]} does not take {stop - start} bytes")
-        stored[key] = Stored(shapes[key], dtype, path, 8 + length + start)
+        stored[key] = Stored(shapes[key], dtype, name, 8 + length + start)
     return stored

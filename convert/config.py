@@ -17,6 +17,7 @@ from cogvx_jax.configs import (
     VAEConfig,
 )
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.files import open_files
 from cogvx_jax.presets import PRESETS
 
 Json = dict[str, Any]
@@ -173,20 +174,20 @@ TYPES = ("float32", "bfloat16", "float16")
 
 
 def read_spec(folder: str | Path) -> ModelSpec:
-    """The spec of a published model's folder, with float32 activations.
+    """The spec of a published model's folder, or the URL it lies below, with float32 activations.
 
     What no published file says, how to generate, comes from `generation.json`, else from the preset
     with the same transformer, else from the sample sizes.
 
     Raises: ConversionError listing every missing file and every value that is not supported.
     """
-    folder = Path(folder)
+    files = open_files(folder)
     documents, problems = {}, []
-    if not folder.is_dir():
+    if not files.is_folder():
         raise ConversionError(f"cannot read {folder}", ["no such folder"])
     for path in ("model_index.json", *(d.path for d in DOCUMENTS), GENERATION):
         try:
-            documents[path] = json.loads((folder / path).read_text())
+            documents[path] = json.loads(files.bytes(path))
             if not isinstance(documents[path], dict):
                 problems.append(f"{path}: not a JSON object")
                 del documents[path]
@@ -195,7 +196,7 @@ def read_spec(folder: str | Path) -> ModelSpec:
                 problems.append(f"{path}: missing")
         except ValueError as error:
             problems.append(f"{path}: not JSON, {error}")
-    spec = _parse(documents, folder.absolute().name, problems)
+    spec = _parse(documents, files.name, problems)
     if problems:
         raise ConversionError(f"{folder} is not a model that is supported", problems)
     return spec

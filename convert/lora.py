@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters, read_header
+from cogvx_jax.convert.files import LocalFiles
 from cogvx_jax.convert.tables import TRANSPOSE, Parameter
 from cogvx_jax.models.lora import Adapters, LoRA
 from cogvx_jax.presets import PRESETS
@@ -41,7 +42,7 @@ def read_lora(source: str | Path, spec: ModelSpec) -> LoRA:
     """
     path = _find(Path(source))
     try:
-        header = read_header(path)
+        header = read_header(LocalFiles(path.parent), path.name)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a LoRA: {error}") from None
     stored = _Stored(path, header)

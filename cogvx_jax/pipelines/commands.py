@@ -1,133 +1,51 @@
-"""The verb `cogvx plan`, and what it prints."""
+"""The verbs of `cogvx` that store models: convert and verify."""
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+import time
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
-
-if TYPE_CHECKING:
-    from cogvx_jax.pipelines.plan import Plan, Trial
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
 
-def plan(
-    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "tiny",
+def convert(
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")],
+    target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")],
     /,
     *,
-    topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    videos: int = 1,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    every: bool = False,
-    fresh: bool = False,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
-    """Says whether a model fits a slice of devices, on which mesh, and how long a video takes at best.
+    """Writes a model as Orbax checkpoints, which restore onto any mesh; DST is then a model like any other.
 
-    The slice need not be here: with libtpu installed (pip install libtpu), programs are compiled for it ahead of
-    time, which takes minutes; what was planned once is remembered.
+    It has the numbers in blocks that a device reads without the rest, and a digest of every array.
 
     Args:
-      model: as for `generate`; no weights are read.
-      topology: a TPU slice such as v5e:2x4, or cpu:N for virtual devices, or "all" of the TPU slices; None is
-        the devices that are here.
-      size: height and width in pixels, such as 480x720; None is the model's own.
-      frames: None is the model's own.
-      steps: sampling steps.
-      guidance_scale: at most 1 turns guidance off.
-      videos: made at a time.
-      dtype: to compute in.
-      every: try all meshes that make sense, not only up to the first that fits.
-      fresh: compile again what was planned before.
-      as_json: print JSON.
+      source: a model as for `generate`.
+      target: the folder to write; it must not exist, or be empty.
+      dtype: of the transformer and the text encoder; None keeps every array's own.
     """
-    from cogvx_jax.cli import parse_size
+    from cogvx_jax.convert import write_orbax
+    from cogvx_jax.pipelines.model import resolve
 
-    height, width = parse_size(size)
-    import jax
-
-    if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
-        jax.config.update("jax_platforms", "cpu")
-        if topology.startswith("cpu:") and topology[4:].isdecimal():
-            jax.config.update("jax_num_cpu_devices", int(topology[4:]))
-    from cogvx_jax.pipelines.plan import plan as make
-    from cogvx_jax.sharding.topologies import TOPOLOGIES
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
-
-    for name in TOPOLOGIES if topology == "all" else (topology,):
-        made = make(
-            model,
-            topology=name,
-            height=height,
-            width=width,
-            num_frames=frames,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            videos=videos,
-            dtype=dtype,
-            every=every,
-            fresh=fresh,
-            report=report,
-        )
-        print(made.json() if as_json else table(made), flush=True)
+    began = time.monotonic()
+    write_orbax(resolve(source), target, dtype)
+    print(f"{target}: {_gigabytes(Path(target)):.2f} GB in {time.monotonic() - began:.1f} s")
 
 
-def table(made: "Plan") -> str:
-    """A plan for people: a line a mesh, then what is chosen and why."""
-    height, width = made.size
-    limit = "unknown memory" if made.memory is None else f"{made.memory:.1f} GiB"
-    lines = [
-        f"{made.model} on {made.topology} ({made.devices} devices of {limit}): {made.videos} x "
-        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {made.dtype}",
-        "",
-        f"{'mesh':28}{'fits':6}{'weights':>8}{'+ text':>8}{'+ step':>8}{'+ decode':>9}"
-        f"{'GiB':>7}{'s/step':>8}{'s/video':>9}",
-    ]
-    lines += [_row(made, trial) for trial in made.trials]
-    lines += [f"  {_name(trial)}: {trial.why}" for trial in made.trials if trial.why]
-    chosen = made.chosen
-    if chosen is None:
-        return "\n".join([*lines, "", f"Nothing fits: {made.instead}."])
-    parts = ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in chosen.weights.items())
-    lines += ["", f"Chosen: --mesh {_name(chosen)}: {_reason(made)}. Weights on a device, GiB: {parts}."]
-    if chosen.step_seconds is None:
-        lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
-    else:
-        lines.append(
-            "Times are static and optimistic: the compiler's cycles at the nominal clock, without transfers between "
-            "devices and without waiting for memory; nothing was run."
-        )
-    return "\n".join(lines)
+def verify(folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")], /) -> None:
+    """Reads all of a model that `cogvx convert` wrote and compares every array with its digest.
+
+    Args:
+      folder: of the model, or its URL.
+    """
+    from cogvx_jax.convert import verify as check
+    from cogvx_jax.pipelines.model import resolve
+
+    began = time.monotonic()
+    check(resolve(folder))
+    print(f"{folder}: every array is what was written; {time.monotonic() - began:.1f} s")
 
 
-def _row(made: "Plan", trial: "Trial") -> str:
-    def number(value: float | None, width: int, digits: int = 2) -> str:
-        return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
-
-    video = None
-    if trial.step_seconds is not None and trial.other_seconds is not None:
-        video = (made.steps * trial.step_seconds + trial.other_seconds) / made.videos
-    fits = "-" if made.memory is None else "yes" if trial.fits else "no"
-    return (
-        f"{_name(trial):28}{fits:6}{number(sum(trial.weights.values()), 8)}"
-        f"{number(trial.text, 8)}{number(trial.step, 8)}{number(trial.decode, 9)}{number(trial.memory, 7, 1)}"
-        f"{number(trial.step_seconds, 8, 3)}{number(video, 9, 1)}"
-    )
-
-
-def _name(trial: "Trial") -> str:
-    from cogvx_jax.pipelines.plan import show
-
-    return show(trial.mesh)
-
-
-def _reason(made: "Plan") -> str:
-    if made.trials[0].fits:
-        return "it talks least between devices" + (", and fits" if made.memory is not None else "")
-    return "the first that fits, of those that split the weights more and talk more"
+def _gigabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9

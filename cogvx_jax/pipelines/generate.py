@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,7 @@ def generate(
     image_scale: float | None = None,
     tiling: bool = False,
     noise: NoiseSource | None = None,
+    one_program: bool = False,
 ) -> Any:
     """Makes one video per prompt. What is omitted is the model's own.
 
@@ -69,6 +70,8 @@ def generate(
       tiling: run the VAE in tiles where a whole frame does not fit into memory. Lossy: the result
         differs, by design of the reference; see `cogvx_jax.models.tiling`.
       noise: the source of all random numbers, in place of `seed`.
+      one_program: run all steps as one compiled program, for hardware that pays for every call, such as
+        TPU7x, which tiles the weights anew. There is no bar then, and a run cannot be interrupted between steps.
     Returns: `Video`, or the latents as an array.
     Raises: ValueError or OSError for what cannot be done, before any of it is.
     """
@@ -111,7 +114,8 @@ def generate(
         x = objective.add_noise(start, x, jnp.full((shape[0],), level, jnp.float32))
 
     weights = guidance.weights(request.guidance, plan.timesteps, _kept(request), request.dynamic)
-    x = denoise(model, x, text, negative, plan, weights, condition=condition, noise=noise, progress=progress)
+    loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress)
+    x = loop(model, x, text, negative, plan, weights, condition=condition, noise=noise)
     if output == "latents":
         return np.asarray(x)
     padding = shape[1] - latent_frames(model.spec, request.frames)
@@ -160,13 +164,80 @@ def denoise(
     return state.latents
 
 
+def denoise_in_one(
+    model: Model,
+    latents: jax.Array,
+    text: jax.Array,
+    negative: jax.Array | None,
+    sampler: samplers.Sampler,
+    weights: np.ndarray,
+    *,
+    condition: jax.Array | None = None,
+    noise: NoiseSource,
+) -> jax.Array:
+    """`denoise` as one program, a `lax.fori_loop` over the steps: the same result, no bar.
+
+    Args:
+      noise: a `SeededNoise` draws inside the program; of another source all steps' noise is drawn before it, and
+        held on every device.
+    """
+    loop = _loop(model.spec.transformer, negative is not None, model.mesh)
+    states = text if negative is None else jnp.concatenate([negative, text])
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
+    rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
+    steps, draw = sampler.timesteps.astype(np.int32), None
+    if np.any(sampler.draws):
+        several = range(len(steps))
+        draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
+    return loop(model.params["transformer"], state, states, condition, steps, rows, weights, draw).latents
+
+
+class RecordedSteps(NamedTuple):
+    """The noise of every step, (N, B, T, h, w, 16), as a source whose index may be traced."""
+
+    steps: jax.Array
+
+    @classmethod
+    def of(cls, noise: NoiseSource, several: range, shape: tuple[int, ...], mesh: Mesh | None) -> "RecordedSteps":
+        return cls(replicate(jnp.stack([noise.step(i, shape) for i in several]), mesh))
+
+    def step(self, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return self.steps[index]
+
+
 @functools.lru_cache
 def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
-    transformer = Transformer(cfg)
+    one = _update(cfg, guided)
 
     def step(params, state, text, condition, t, row, weight, noise):
         with activate(mesh):
             return one(params, state, text, condition, t, row, weight, noise)
+
+    return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
+
+
+@functools.lru_cache
+def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
+    one = _update(cfg, guided)
+
+    def loop(params, state, text, condition, timesteps, rows, weights, noise):
+        def body(i, state):
+            drawn = None if noise is None else noise.step(i, state.latents.shape)
+            if drawn is not None and mesh is not None:
+                drawn = jax.lax.with_sharding_constraint(drawn, everywhere(mesh))
+            state = one(params, state, text, condition, timesteps[i], rows[i], weights[i], drawn)
+            # Between steps it lies as between the calls of `denoise`.
+            return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
+
+        with activate(mesh):
+            return jax.lax.fori_loop(0, len(timesteps), body, state)
+
+    return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
+
+
+def _update(cfg: TransformerConfig, guided: bool):
+    """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
+    transformer = Transformer(cfg)
 
     def one(params, state, text, condition, t, row, weight, noise):
         x = state.latents
@@ -180,7 +251,7 @@ def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
             prediction = guidance.guide(*jnp.split(prediction, 2), weight)
         return samplers.update(state, prediction, row, noise)
 
-    return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
+    return one
 
 
 def _text(model: Model, request: Request) -> tuple[jax.Array, jax.Array | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
+from cogvx_jax.convert import verify as verify_digests
+from cogvx_jax.convert.files import below, copy_files, open_files
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
@@ -62,18 +65,22 @@ def load(
     mesh: Mesh | None = None,
     dtype: str | None = None,
     components: tuple[str, ...] = COMPONENTS,
+    verify: bool = False,
 ) -> Model:
     """Loads a model.
 
     Args:
-      source: "tiny", which ships with the package; a folder in the published (diffusers) layout; a
-        hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
+      source: "tiny", which ships with the package; a folder in the published (diffusers) layout, or of
+        `cogvx convert`; the URL of such a folder, such as gs://bucket/model, of which fsspec reads the needed
+        byte ranges; a hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
       mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
         what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
         accelerator (on TPUs, which have no float16, bfloat16 for it) and float32 on CPU. The VAE's
         parameters stay float32.
       components: what to load, such as ("vae",) to decode only; the tokenizer comes with the text encoder.
+      verify: first read every array whole and compare it with the digest that `cogvx convert` wrote. Without it,
+        missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
     Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
       does not fit (every problem listed); FileNotFoundError for missing files.
     """
@@ -81,6 +88,8 @@ def load(
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
+    if verify:
+        verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
     params = {name: load_component(folder, spec, name, mesh) for name in components}
     if "transformer" in params:
@@ -88,7 +97,7 @@ def load(
     return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh)
 
 
-def load_component(folder: Path, spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
+def load_component(folder: str | Path, spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
     """Parameters of one component, from the file to the devices that hold them.
 
     The text encoder, used once a video, is stored over all devices of the mesh, whatever the rules.
@@ -147,8 +156,8 @@ def parameter_dtype(spec: ModelSpec, component: str) -> str:
     return "float32" if component == "vae" else getattr(spec, component).dtype
 
 
-def resolve(source: str | os.PathLike, *, weights: bool = True) -> Path:
-    """The folder a source stands for; a hub id is fetched into the hub's cache, needed files only.
+def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
+    """The folder, or its URL, that a source stands for; a hub id is fetched into the hub's cache, needed files only.
 
     Raises: ValueError for a name that is neither a folder nor known; FileNotFoundError for a
       path without a model; OSError where the hub cannot give the files.
@@ -156,6 +165,10 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> Path:
     name = os.fspath(source)
     if name == "tiny":
         return TINY
+    if "://" in name:
+        if not open_files(name).exists("model_index.json"):
+            raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")
+        return name.rstrip("/")
     if Path(name).is_dir():
         if not (Path(name) / "model_index.json").is_file():
             raise FileNotFoundError(f"{name} has no model_index.json: it is not a folder in the published layout")
@@ -172,19 +185,24 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> Path:
     return _fetch(hub, weights)
 
 
-def load_tokenizer(folder: Path, spec: ModelSpec):
+def load_tokenizer(folder: str | Path, spec: ModelSpec):
     """The tokenizer of a checkpoint, from `tokenizer.json` or the published `spiece.model`."""
+    place = below(folder, "tokenizer")
+    if not any(open_files(place).exists(name) for name in ("tokenizer.json", "spiece.model")):
+        raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
     # Imported late, as the import takes seconds; its advice about torch is not for us.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import T5Tokenizer
 
-    path = folder / "tokenizer"
-    if not any((path / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise FileNotFoundError(f"{path} has neither tokenizer.json nor spiece.model")
-    tokenizer = T5Tokenizer.from_pretrained(path)
+    if isinstance(place, Path):
+        tokenizer = T5Tokenizer.from_pretrained(place)
+    else:
+        with tempfile.TemporaryDirectory() as copy:
+            copy_files(place, Path(copy))
+            tokenizer = T5Tokenizer.from_pretrained(copy)
     if len(tokenizer) > spec.text_encoder.vocab:
         raise ValueError(
-            f"{path} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "
+            f"{place} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "
             "they are not of one model"
         )
     return tokenizer

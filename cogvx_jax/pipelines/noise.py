@@ -5,6 +5,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 LATENTS, POSTERIOR, STEPS = range(3)  # what the noise is for; each has a stream of its own
 
@@ -23,10 +24,14 @@ class NoiseSource(Protocol):
 
 
 class SeededNoise:
-    """A function of (seed, video index) alone: the same in any batch, on any device."""
+    """A function of (seed, video index) alone: the same in any batch, on any device.
+
+    It may be an argument of a compiled function, where the index of a step may be traced.
+    """
 
     def __init__(self, seed: int, first: int = 0):
-        self._key, self._first = jax.random.key(seed), first
+        # On the host, as keys on a device cannot be shared by several hosts.
+        self._key, self._first = np.asarray(jax.random.key_data(jax.random.key(seed))), first
 
     def latents(self, shape):
         return self._draw(shape, LATENTS, 0)
@@ -42,8 +47,19 @@ class SeededNoise:
         return _normal(self._key, videos, stream, index, tuple(shape[1:]))
 
 
+def _from_leaves(_: None, leaves: tuple) -> SeededNoise:
+    noise = object.__new__(SeededNoise)
+    noise._key, noise._first = leaves
+    return noise
+
+
+jax.tree_util.register_pytree_node(SeededNoise, lambda noise: ((noise._key, noise._first), None), _from_leaves)
+
+
 @functools.partial(jax.jit, static_argnames="shape")
-def _normal(key: jax.Array, videos: jax.Array, stream: int, index: int, shape: tuple[int, ...]) -> jax.Array:
+def _normal(data: jax.Array, videos: jax.Array, stream: int, index: int, shape: tuple[int, ...]) -> jax.Array:
+    key = jax.random.wrap_key_data(data)
+
     def one(video):
         folded = key
         for number in (video, stream, index):

@@ -1,0 +1,162 @@
+"""The files of a model: in a folder, or below a URL that fsspec knows, of which byte ranges are read."""
+
+import mmap
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import fsspec
+import numpy as np
+
+Span = tuple[str, int, int]  # file, first byte, count
+KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
+
+
+class Files(Protocol):
+    """Files by their names below one place, such as "vae/config.json"."""
+
+    where: str  # for messages
+    name: str  # the last part of `where`
+
+    def is_folder(self) -> bool: ...
+
+    def exists(self, file: str) -> bool: ...
+
+    def names(self) -> list[str]:
+        """Of the files and folders in this place."""
+
+    def size(self, file: str) -> int:
+        """Bytes. Raises: FileNotFoundError."""
+
+    def bytes(self, file: str) -> bytes:
+        """All of a small file. Raises: FileNotFoundError."""
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        """Says what will be read next, so that it can come in one go."""
+
+    def read(self, span: Span) -> np.ndarray:
+        """Bytes of a file, (count,) uint8, read-only."""
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far; arrays remain valid."""
+
+
+def open_files(place: str | Path) -> Files:
+    """The files in a folder or, where `place` has "://" in it, below a URL.
+
+    Raises: ValueError for a URL that nothing installed can read.
+    """
+    return RemoteFiles(place) if isinstance(place, str) and "://" in place else LocalFiles(Path(place))
+
+
+def below(place: str | Path, name: str) -> str | Path:
+    """The place of a folder in a place."""
+    return f"{place.rstrip('/')}/{name}" if isinstance(place, str) and "://" in place else Path(place) / name
+
+
+def copy_files(place: str | Path, target: Path) -> None:
+    """Copies a folder of small files. Raises: FileNotFoundError if it is not there."""
+    files = open_files(place)
+    if not files.is_folder():
+        raise FileNotFoundError(f"there is no folder {files.where}")
+    if isinstance(files, LocalFiles):
+        shutil.copytree(files.folder, target, dirs_exist_ok=True)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in files.names():
+        (target / name).write_bytes(files.bytes(name))
+
+
+class LocalFiles:
+    """`Files` of a folder; what is read is mapped, not copied."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.where, self.name = str(folder), folder.absolute().name
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def is_folder(self) -> bool:
+        return self.folder.is_dir()
+
+    def exists(self, file: str) -> bool:
+        return (self.folder / file).is_file()
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def size(self, file: str) -> int:
+        return (self.folder / file).stat().st_size
+
+    def bytes(self, file: str) -> bytes:
+        return (self.folder / file).read_bytes()
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        pass
+
+    def read(self, span: Span) -> np.ndarray:
+        file, start, count = span
+        if file not in self._maps:
+            with (self.folder / file).open("rb") as opened:
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[file], np.uint8, count, start)
+
+    def release(self) -> None:
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class RemoteFiles:
+    """`Files` below a URL such as gs://bucket/model; a read fetches its own bytes only."""
+
+    def __init__(self, url: str):
+        self.where = url.rstrip("/")
+        self.name = self.where.rpartition("/")[2]
+        try:
+            self._system, root = fsspec.core.url_to_fs(self.where)
+        except (ImportError, ValueError) as error:  # a package for this kind of URL that is not installed, or none
+            raise ValueError(f"cannot read {url}: {error}") from None
+        self._root = root.rstrip("/")
+        self._kept: dict[Span, bytes] = {}  # the devices of a host want parts of the same tensor one after another
+
+    def is_folder(self) -> bool:
+        return self._system.isdir(self._root)
+
+    def exists(self, file: str) -> bool:
+        return self._system.isfile(self._path(file))
+
+    def names(self) -> list[str]:
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False))
+
+    def size(self, file: str) -> int:
+        return self._system.size(self._path(file))
+
+    def bytes(self, file: str) -> bytes:
+        return self._system.cat_file(self._path(file))
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        room, wanted = KEPT_BYTES - sum(map(len, self._kept.values())), []
+        for span in spans:
+            room -= span[2]
+            if room >= 0 and span not in self._kept:
+                wanted.append(span)
+        if wanted:
+            files, starts, counts = zip(*wanted, strict=True)
+            ends = [start + count for start, count in zip(starts, counts, strict=True)]
+            found = self._system.cat_ranges([self._path(file) for file in files], list(starts), ends, on_error="raise")
+            self._kept |= zip(wanted, found, strict=True)
+
+    def read(self, span: Span) -> np.ndarray:
+        if span not in self._kept:
+            if sum(map(len, self._kept.values())) + span[2] > KEPT_BYTES:
+                self._kept.clear()
+            file, start, count = span
+            self._kept[span] = self._system.cat_file(self._path(file), start, start + count)
+        return np.frombuffer(self._kept[span], np.uint8)
+
+    def release(self) -> None:
+        self._kept.clear()
+
+    def _path(self, file: str) -> str:
+        return f"{self._root}/{file}" if file else self._root

@@ -1,0 +1,63 @@
+"""A model, wherever it can be loaded from, to a folder of Orbax checkpoints; see `convert.orbax`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+from cogvx_jax.convert.checkpoint import load_params
+from cogvx_jax.convert.config import read_spec, write_configs
+from cogvx_jax.convert.files import below, copy_files
+from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
+from cogvx_jax.convert.tables import COMPONENTS
+
+
+def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None) -> None:
+    """Writes a model; the folder appears under its name only when whole. The host holds a component at a time.
+
+    Args:
+      source: a folder in the published layout, or one that this function wrote, or the URL of one.
+      target: must not exist, or be empty.
+      dtype: of the transformer and the text encoder; None keeps every array's own.
+    Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model.
+    """
+    if "://" in str(target):
+        raise ValueError(f"{target} is not a folder; convert into one and copy it, such as with gcloud storage cp")
+    target = Path(target).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+    spec = read_spec(source)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        write_configs(spec, partial)
+        copy_files(below(source, "tokenizer"), partial / "tokenizer")
+        listed: dict[str, Any] = {}
+        for component in COMPONENTS:
+            params = load_params(source, spec, component, None if component == "vae" else dtype)
+            flat = traverse_util.flatten_dict(params, sep="/")
+            listed |= {f"{component}/{path}": _describe(array) for path, array in flat.items()}
+            split = {path: _blocks(array) for path, array in flat.items()}
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as checkpointer:
+                args = ocp.args.PyTreeSave(params, save_args=traverse_util.unflatten_dict(split, sep="/"))
+                checkpointer.save(partial / component / "orbax", args=args)
+        manifest = {"format": FORMAT, "arrays": listed}
+        (partial / DIGESTS).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _blocks(array: np.ndarray) -> ocp.SaveArgs:
+    # Of more than two axes, the first mostly counts layers, which are read one at a time.
+    return ocp.SaveArgs(chunk_byte_size=BLOCK_BYTES, shard_axes=(0,) if array.ndim > 2 else ())
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    return {"shape": array.shape, "dtype": str(array.dtype), "sha256": digest(iter([array]))}

@@ -1,0 +1,94 @@
+"""Models below URLs: fsspec's filesystems stand for buckets."""
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+import cogvx_jax as cx
+from cogvx_jax.convert import ConversionError, files, write_orbax
+from cogvx_jax.pipelines.model import load_component
+
+
+@pytest.fixture
+def bucket():
+    """A filesystem in memory, empty before and after."""
+    system = fsspec.filesystem("memory")
+    system.rm("/", recursive=True) if system.ls("/") else None
+    yield system
+    system.rm("/", recursive=True) if system.ls("/") else None
+
+
+@pytest.fixture
+def uploaded(small, bucket):
+    """The URL of a small model; change what you like."""
+    bucket.put(str(small("5b")[0]), "/bucket/models/five", recursive=True)
+    return "memory://bucket/models/five"
+
+
+def assert_identical(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
+
+
+@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}])
+def test_a_url_loads_like_the_folder(small, uploaded, axes):
+    model = small("5b")[1]
+    loaded = cx.load(f"{uploaded}/", mesh=axes and cx.make_mesh(**axes))
+    assert_identical(loaded.params, model.params)
+    assert loaded.spec == model.spec and cx.load_spec(uploaded).transformer.dtype == "float32"
+    assert loaded.tokenizer("a red circle").input_ids == model.tokenizer("a red circle").input_ids
+
+
+@pytest.mark.parametrize("kept", [files.KEPT_BYTES, 0])
+def test_only_the_needed_bytes_are_read_and_once(small, uploaded, monkeypatch, kept):
+    """Once for all devices, even where there is no room to keep more than the last tensor."""
+    read, spans = MemoryFileSystem.cat_file, []
+
+    def noted(self, path, start=None, end=None, **options):
+        if path.endswith(".safetensors"):
+            spans.append((path, start, end))
+        return read(self, path, start, end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: pytest.fail("a file was opened whole"))
+    monkeypatch.setattr(files, "KEPT_BYTES", kept)
+    params = load_component(uploaded, small("5b")[1].spec, "transformer", cx.make_mesh(fsdp=4, tensor=2))
+    assert_identical(params, small("5b")[1].params["transformer"])
+    assert {path for path, _, _ in spans} == {"/bucket/models/five/transformer/diffusion_pytorch_model.safetensors"}
+    assert all(start is not None and end is not None for _, start, end in spans)
+    assert len(spans) == len(set(spans))
+
+
+def test_damage_is_found_before_anything_large_is_read(small, uploaded, bucket):
+    name = "/bucket/models/five/vae/diffusion_pytorch_model.safetensors"
+    raw = bucket.cat_file(name)
+    bucket.pipe_file(name, raw[:-10])
+    with pytest.raises(ConversionError, match=f"truncated: {len(raw) - 10} of {len(raw)} bytes"):
+        cx.load(uploaded)
+    bucket.rm(name)
+    with pytest.raises(ConversionError, match="no model.safetensors.*; there is config.json"):
+        cx.load(uploaded)
+
+
+def test_what_is_not_there_is_one_sentence(uploaded, bucket):
+    with pytest.raises(FileNotFoundError, match="there is no memory://bucket/none/model_index.json"):
+        cx.load("memory://bucket/none")
+    with pytest.raises(ValueError, match="cannot read nonsense://bucket/model: "):
+        cx.load("nonsense://bucket/model")
+    bucket.rm("/bucket/models/five/tokenizer", recursive=True)
+    with pytest.raises(FileNotFoundError, match="five/tokenizer has neither tokenizer.json nor spiece.model"):
+        cx.load(uploaded)
+
+
+def test_converted_models_below_urls(small, uploaded, bucket, tmp_path):
+    """tensorstore reads their arrays by itself: of a bucket, and of file:// as of it; but not of fsspec's memory."""
+    write_orbax(uploaded, tmp_path / "model")
+    loaded = cx.load(f"file://{tmp_path}/model", mesh=cx.make_mesh(fsdp=8), verify=True)
+    assert_identical(loaded.params, small("5b")[1].params)
+    bucket.put(str(tmp_path / "model"), "/bucket/models/orbax", recursive=True)
+    with pytest.raises(ValueError, match="tensorstore cannot read memory://.*; it reads folders and gs://, s3://"):
+        cx.load("memory://bucket/models/orbax")
+    with pytest.raises(ValueError, match="gs://bucket/model is not a folder; convert into one and copy it"):
+        write_orbax(uploaded, "gs://bucket/model")
