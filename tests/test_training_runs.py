@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -18,8 +22,10 @@ from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
 from cogvx_jax.train import commands, optim, parts
 from cogvx_jax.train import run as runs
 from cogvx_jax.train import step as update
+from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
-from cogvx_jax.train.placement import place_state
+from cogvx_jax.train.placement import place_init
+from cogvx_jax.train.validation import hold_out
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")), batch_size=4, warmup=0, learning_rate=1e-2)
 FULL = dataclasses.replace(LORA, lora=None, parts=("*",), learning_rate=1e-3)
@@ -46,6 +52,8 @@ SPEC = ModelSpec(
     text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
     trained_dtype="bfloat16",
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +149,7 @@ def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, ca
     alone = train(source, cache, config, tmp_path / "alone", 5)
     train(source, cache, config, tmp_path / "mesh", 3, dict(data=2, fsdp=2))
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone")[:3], rtol=1e-5)
-    moved = train(source, cache, config, tmp_path / "mesh", 5, dict(fsdp=2, context=2, tensor=2))
+    moved = train(source, cache, config, tmp_path / "mesh", 5, dict(fsdp=2, tensor=2))
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone"), rtol=1e-5)
     one, two = (flat(after.params["transformer"])["blocks/mlp/up/kernel"] for after in (alone, moved))
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
@@ -150,13 +158,15 @@ def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, ca
 
 def test_moments_lie_where_their_parameters_do(source):
     model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
-    params = jax.tree.map(jnp.copy, model.params["transformer"])
-    up = lambda tree: tree["blocks"]["mlp"]["up"]["kernel"]  # noqa: E731
-    state = place_state(update.init(params, optim.constant(1e-3)), model.mesh)
-    moments = [x for x in jax.tree.leaves(state.opt) if x.shape == up(params).shape]
-    assert len(moments) == 2 and all(x.sharding == up(params).sharding for x in [*moments, up(state.average)])
-    assert moments[0].addressable_shards[0].data.nbytes * 8 == moments[0].nbytes
-    place_state(update.init(params, optim.adafactor(1e-3)), model.mesh)  # rows and columns have other shapes
+    params = model.params["transformer"]
+    state = place_init(params, optim.constant(1e-3), model.mesh)
+    up = params["blocks"]["mlp"]["up"]["kernel"]
+    same = [x for x in jax.tree.leaves(state) if x.shape == up.shape]
+    assert len(same) == 4 and all(x.sharding == up.sharding for x in same)  # parameters, average, two moments
+    assert up.addressable_shards[0].data.nbytes * 8 == up.nbytes
+    assert state.step.sharding.is_fully_replicated
+    rows = jax.tree.leaves(place_init({"up": up}, optim.adafactor(1e-3), model.mesh).opt)
+    assert not [x for x in rows if x.shape == up.shape]  # their shapes are not the parameters'
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
@@ -170,3 +180,74 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
         commands.train(**options, mesh="data=8", batch_size=6)
     with pytest.raises(ValueError, match="4 clips cannot be computed in 3 equal parts"):
         commands.train(**options, accumulate=3)
+
+
+def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
+    train_on, held_out = hold_out(cache, 2)
+    assert len(held_out) == 2 and sorted(train_on + held_out) == list(range(6))
+    twice = dataclasses.replace(cache, clips=cache.clips[::-1] + (("clip9", "words"), (cache.clips[0][0], "empty")))
+    kept = {twice.clips[i][0] for i in hold_out(twice, 0.3)[1]}
+    assert len(kept) == 3 and not kept & {twice.clips[i][0] for i in hold_out(twice, 0.3)[0]}
+    assert hold_out(cache, 0) == (list(range(6)), [])
+    for amount, words in ((6, "none is left"), (-1, "below 1, or their number"), (1.5, "below 1, or their number")):
+        with pytest.raises(ValueError, match=words):
+            hold_out(cache, amount)
+
+    config = dataclasses.replace(LORA, validation=2, average=0.0)
+    train(source, cache, config, tmp_path / "run", 4, validate_every=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = [row for row in rows if "validation" in row]
+    assert [row["step"] for row in found] == [2, 4] and list(found[0]["validation"]) == [
+        "100",
+        "300",
+        "500",
+        "700",
+        "900",
+    ]
+    assert found[0]["validation_loss"] == pytest.approx(np.mean(list(found[0]["validation"].values())))
+    best = min(found, key=lambda row: row["validation_loss"])["step"]
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [str(best)]
+    adapters = runs.read_lora(tmp_path / "run", SPEC, best=True).adapters
+    assert float(abs(adapters["blocks/attention/q/kernel"]["b"]).max()) > 0
+    # The same state has the same loss, whatever was done in between.
+    train(source, cache, config, tmp_path / "run", 5, validate_every=4)
+    assert "validation loss" in capsys.readouterr().out
+
+
+def command(source, cache, out, steps):
+    """`cogvx train` in a process of its own, once it has logged three more updates."""
+    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", steps]
+    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "cogvx_jax.cli", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = ""
+    while said.count("steps/s") < 3 and (line := process.stdout.readline()):
+        said += line
+    assert said.count("steps/s") == 3, said
+    return process
+
+
+def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
+    out = tmp_path / "run"
+    process = command(source, cache, out, 10**6)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    saved = Checkpoints(out / "checkpoints").latest()
+    assert f"SIGTERM came; update {saved} is saved" in said.splitlines()[-1]
+    process = command(source, cache, out, 10**6)
+    process.kill()
+    process.communicate()
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert saved + 1 in steps  # it went on from where it was stopped
+    newest = Checkpoints(out / "checkpoints").latest()
+    assert newest > saved and len([p for p in (out / "checkpoints").iterdir() if p.name.isdecimal()]) <= 3
+    config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
+    train(source, cache, config, out, newest + 1)
+    train(source, cache, config, tmp_path / "whole", newest + 1, save_every=1000)
+    np.testing.assert_allclose(losses(out)[-1], losses(tmp_path / "whole")[-1], rtol=1e-4)

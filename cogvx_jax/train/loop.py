@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.placement import names, place_batch, place_state
+from cogvx_jax.train.placement import names, place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
@@ -63,9 +62,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     best = Checkpoints(folder / "best", 1, best=True) if validate else None
-    # Its own copy, since the state is donated to every step.
-    state = place_state(update.init(jax.tree.map(jnp.copy, params), tx), mesh)
-    state = checkpoints.restore(state)
+    state = checkpoints.restore(place_init(params, tx, mesh))  # not the caller's buffers: every step donates them
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
     where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), None)
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)

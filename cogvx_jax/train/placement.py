@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.sharding import RULES, activate, everywhere, shardings, spec
+from cogvx_jax.train import step as update
 from cogvx_jax.train.step import Loss, State
 
 
@@ -40,20 +43,23 @@ def place_adapters(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh
     return placed
 
 
-def place_state(state: State, mesh: Mesh | None) -> State:
-    """The state with moments and average where their parameters are, and all else on every device."""
-    if mesh is None:
-        return state
-    where = {names(path): x for path, x in jax.tree.leaves_with_path(state.params)}
+def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None) -> State:
+    """`step.init` with buffers of its own: moments and average where their parameters are, all else on every device."""
 
-    def one(path, x):
+    def init(params):
+        return update.init(jax.tree.map(jnp.copy, params), tx)
+
+    if mesh is None:
+        return jax.jit(init)(params)
+    params_at = {names(path): x for path, x in jax.tree.leaves_with_path(params)}
+
+    def where(path, x):
         # Of an optimizer's state, what ends in a parameter's path and has its shape is one of its moments.
         keys = names(path)
-        same = (where[keys[i:]] for i in range(len(keys)) if keys[i:] in where)
-        found = next((p.sharding for p in same if p.shape == x.shape), everywhere(mesh))
-        return jax.device_put(x, found)
+        same = (params_at[keys[i:]] for i in range(len(keys)) if keys[i:] in params_at)
+        return next((p.sharding for p in same if p.shape == x.shape), everywhere(mesh))
 
-    return jax.tree.map_with_path(one, state)
+    return jax.jit(init, out_shardings=jax.tree.map_with_path(where, jax.eval_shape(init, params)))(params)
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:

@@ -152,9 +152,14 @@ def train(
         log_every=log_every,
         keep=keep,
     )
-    if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.params)):
+    if not _finite(state.params):
         raise ValueError(f"{folder}: training diverged; begin in another folder with a lower learning rate")
     return _with(model, config.lora, state.average)
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
 def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
