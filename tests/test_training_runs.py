@@ -165,8 +165,9 @@ def test_moments_lie_where_their_parameters_do(source):
     assert len(same) == 4 and all(x.sharding == up.sharding for x in same)  # parameters, average, two moments
     assert up.addressable_shards[0].data.nbytes * 8 == up.nbytes
     assert state.step.sharding.is_fully_replicated
-    rows = jax.tree.leaves(place_init({"up": up}, optim.adafactor(1e-3), model.mesh).opt)
-    assert not [x for x in rows if x.shape == up.shape]  # their shapes are not the parameters'
+    wide = jax.device_put(np.zeros((2, 256, 512), np.float32), up.sharding)
+    rows = jax.tree.leaves(place_init({"up": wide}, optim.adafactor(1e-3), model.mesh).opt)
+    assert not [x for x in rows if x.shape == wide.shape]  # rows and columns lie whole on every device
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
@@ -247,7 +248,9 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     assert saved + 1 in steps  # it went on from where it was stopped
     newest = Checkpoints(out / "checkpoints").latest()
     assert newest > saved and len([p for p in (out / "checkpoints").iterdir() if p.name.isdecimal()]) <= 3
+    # What the kill left can be gone on from.
     config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
-    train(source, cache, config, out, newest + 1)
-    train(source, cache, config, tmp_path / "whole", newest + 1, save_every=1000)
-    np.testing.assert_allclose(losses(out)[-1], losses(tmp_path / "whole")[-1], rtol=1e-4)
+    _, start, _ = runs._start(cx.load(source), config)
+    state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx, None))
+    assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0

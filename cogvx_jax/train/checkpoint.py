@@ -53,6 +53,7 @@ class Checkpoints:
 
     def loss(self) -> float | None:
         """The loss that the newest checkpoint was saved with; None where there is none."""
+        self._manager.wait_until_finished()  # or its metrics may not be there yet
         step = self.latest()
         return None if step is None else float(self._manager.metrics(step)["loss"])
 
