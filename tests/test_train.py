@@ -10,7 +10,8 @@ import pytest
 
 from cogvx_jax.train import optim
 from cogvx_jax.train import step as update
-from cogvx_jax.train.loop import fit
+from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.loop import fit, progress
 
 
 def loss(params, batch, key):
@@ -72,3 +73,89 @@ def test_muon_takes_each_layer_of_a_stack_as_its_own_matrix():
     assert numbers["blocks"]["up"]["kernel"].reduction_axis == (1,)
     assert numbers["blocks"]["up"]["kernel"].output_axis == (2,)
     assert numbers["blocks"]["up"]["bias"] is None and numbers["embedding"] is None
+
+
+def noisy():
+    """A loss that draws noise for each row, as a `Loss`."""
+
+    def draw(batch, key):
+        return dict(batch) | {"noise": jax.random.normal(key, batch["y"].shape)}
+
+    def mean(params, rows, batch):
+        return loss(params, rows | {"y": rows["y"] + rows["noise"]}, None)
+
+    return update.Loss(draw, mean)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 16])
+def test_a_batch_in_parts_gives_the_same_update(accumulate):
+    tx = optim.adamw(0.1, 100, warmup=0)
+    each = functools.partial(update.step, loss_fn=noisy(), tx=tx, decay=0.9)
+    whole, parts = update.init(start(), tx), update.init(start(), tx)
+    for i in range(2):
+        whole, one = each(whole, batches(i), jax.random.key(1))
+        parts, two = each(parts, batches(i), jax.random.key(1), accumulate=accumulate)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), (whole, one), (parts, two))
+    with pytest.raises(TypeError, match="only a Loss"):
+        update.step(whole, batches(0), jax.random.key(1), loss_fn=loss, tx=tx, decay=0.9, accumulate=2)
+
+
+def broken(first, count):
+    """Batches of which `count` from `first` on hold a number that is not finite."""
+    return lambda step: batches(step) | ({"y": np.full((16, 4), np.inf)} if first <= step < first + count else {})
+
+
+def test_an_update_that_is_not_finite_moves_nothing_but_the_count():
+    tx = optim.adamw(0.1, 100, warmup=0)
+    before, metrics = update.step(
+        update.init(start(), tx), batches(0), jax.random.key(0), loss_fn=loss, tx=tx, decay=0.9
+    )
+    assert metrics["sound"]
+    after, metrics = update.step(before, broken(0, 1)(0), jax.random.key(0), loss_fn=loss, tx=tx, decay=0.9)
+    assert not metrics["sound"] and int(after.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, after[1:], before[1:])
+
+
+def test_skipped_updates_are_counted_and_too_many_end_the_run(tmp_path, capsys):
+    run = functools.partial(fit, start(), loss_fn=loss, tx=optim.adamw(0.05, 40, warmup=5), seed=7, log_every=10)
+    state = run(batches=broken(3, 4), steps=10, folder=tmp_path / "few", patience=5)
+    row = json.loads((tmp_path / "few" / "log.jsonl").read_text())
+    assert row["skipped"] == 4 and np.isfinite(row["loss"]) and np.isfinite(state.params["dense"]["bias"]).all()
+    assert "4 updates skipped, not finite" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="5 updates in a row .* batch of the last is in batch-7.npz"):
+        run(batches=broken(3, 9), steps=40, folder=tmp_path / "many", patience=5)
+    kept = np.load(tmp_path / "many" / "batch-7.npz")
+    assert (kept["step"], kept["seed"]) == (7, 7) and np.isinf(kept["y"]).all()
+    np.testing.assert_array_equal(kept["x"], batches(7)["x"])
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
+    seen = iter([3.0, 1.0, 2.0])
+    options = dict(seed=0, folder=tmp_path, save_every=1, validate_every=2, keep=3)
+    fit(start(), batches, loss, optim.constant(0.1), steps=6, validate=lambda average: {"x": next(seen)}, **options)
+
+    def steps(name):
+        return sorted(int(path.name) for path in (tmp_path / name).iterdir())
+
+    assert steps("checkpoints") == [4, 5, 6] and steps("best") == [4]
+    fit(start(), batches, loss, optim.constant(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
+    assert steps("checkpoints") == [6, 7, 8] and steps("best") == [4]  # the best of an earlier part, too
+    assert Checkpoints(tmp_path / "best", best=True).loss() == 1.0
+    average = Checkpoints(tmp_path / "checkpoints").restore_average(start())
+    assert float(jnp.abs(average["dense"]["bias"]).min()) > 0
+
+
+def test_the_progress_line():
+    rows = [{"loss": 0.5, "grad_norm": 1.0, "sound": 1.0}, {"loss": 0.25, "grad_norm": 2.0, "sound": 1.0}]
+    assert progress("panda", 100, 4000, rows, 2.0, 1500) == (
+        "panda 100/4000 loss 0.37500, 0.5 steps/s, 750 tokens/s, 2:10:00 left"
+    )
+
+
+@pytest.mark.parametrize("steps", [None, 200])
+def test_adafactor_learns_with_a_small_state(tmp_path, steps):
+    tx = optim.adafactor(0.05, steps, warmup=5)
+    state = fit(start(), batches, loss, tx, steps=200, folder=tmp_path, seed=0, decay=0.9)
+    assert float(loss(state.params, batches(999), None)) < 0.02
+    wide = {"kernel": jnp.zeros((2, 256, 512))}
+    assert sum(x.size for x in jax.tree.leaves(tx.init(wide))) < 2 * (256 + 512) + 10

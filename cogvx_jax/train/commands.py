@@ -39,11 +39,16 @@ def train(
     out: Path,
     model: str = "tiny",
     steps: int = 1000,
+    train: Literal["lora", "full"] = "lora",
+    parts: tuple[str, ...] = (),
     lora_rank: int = 64,
     lora_alpha: float | None = None,
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
     batch_size: int = 4,
-    learning_rate: float = 5e-4,
+    accumulate: int = 1,
+    optimizer: Literal["adamw", "adafactor"] = "adamw",
+    learning_rate: float | None = None,
+    schedule: Literal["constant", "cosine"] = "constant",
     warmup: int = 50,
     weight_decay: float = 1e-4,
     average: float = 0.99,
@@ -55,24 +60,35 @@ def train(
     noise_offset: float = 0.0,
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     frames: int | None = None,
+    validation: float = 0.0,
+    validate_every: int = 200,
     seed: int = 0,
     save_every: int = 200,
+    keep: int = 2,
     log_every: int = 50,
     remat: bool = False,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     dtype: DType | None = None,
 ) -> None:
-    """Trains a LoRA of a model's transformer; a run that was stopped goes on from its newest checkpoint.
+    """Trains a LoRA of a model's transformer, all of it, or parts; a run that was stopped goes on.
+
+    It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
 
     Args:
       data: as for `encode`, or a folder that `encode` has filled.
       out: the run's folder. Videos are encoded to its folder "cache", if `data` lists any.
       model: as for `generate`.
       steps: updates, those of an earlier part of the run included.
+      train: a LoRA, or all of the transformer's parameters.
+      parts: trains only those parameters whose paths match one of these, such as "blocks/attention/*".
       lora_rank: of the adapters.
       lora_alpha: alpha / rank is the factor of the adapters; None is the rank.
       lora_targets: what to adapt: to_q, to_k, to_v, to_out.0, ff.
       batch_size: clips an update.
-      learning_rate: reached after `warmup` updates, then constant.
+      accumulate: computes a batch in so many parts, one after the other, which saves memory.
+      optimizer: adafactor keeps far less than adamw.
+      learning_rate: reached after `warmup` updates; None is 5e-4 for a LoRA, else 1e-5.
+      schedule: constant from then on, or a cosine down to 1% at the last of `steps`.
       average: decay of the moving average that is exported.
       timesteps: "explicit" gives each clip of a batch a part of the range of its own.
       text_dropout: share of captions that are left out, for guidance.
@@ -82,21 +98,33 @@ def train(
       noise_offset: deviation of one number per clip, added to all of its noise.
       size: as for `encode`.
       frames: as for `encode`.
+      validation: clips to keep out and validate with: a share of the videos, or from 1 on their number.
+      validate_every: updates between validations; the state of the lowest loss is kept.
       save_every: updates between checkpoints.
+      keep: newest checkpoints to keep.
       remat: compute each block anew in the backward pass, which saves memory.
-      dtype: to compute in.
+      mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
+      dtype: to compute in; what is trained is kept in float32.
     """
     import dataclasses
 
     from cogvx_jax.models.lora import LoRAConfig
+    from cogvx_jax.sharding import parse_mesh
     from cogvx_jax.train import run
     from cogvx_jax.train.latents import is_cache, open_cache
     from cogvx_jax.train.objective import Objective
+    from cogvx_jax.train.parts import EVERYTHING
+    from cogvx_jax.train.placement import check_batch
 
+    if train == "full" and parts:
+        raise ValueError("--train full trains everything; leave it out to train --parts")
+    lora, whole = None, train == "full" or bool(parts)
+    if not whole:
+        alpha = float(lora_rank if lora_alpha is None else lora_alpha)
+        lora = LoRAConfig(rank=lora_rank, alpha=alpha, targets=lora_targets)
     config = run.RunConfig(
-        lora=LoRAConfig(
-            rank=lora_rank, alpha=float(lora_rank if lora_alpha is None else lora_alpha), targets=lora_targets
-        ),
+        lora=lora,
+        parts=(parts or EVERYTHING) if whole else (),
         objective=Objective(
             timesteps=timesteps,
             text_dropout=text_dropout,
@@ -106,51 +134,73 @@ def train(
             noise_offset=noise_offset,
         ),
         batch_size=batch_size,
-        learning_rate=learning_rate,
+        accumulate=accumulate,
+        optimizer=optimizer,
+        learning_rate=(1e-5 if whole else 5e-4) if learning_rate is None else learning_rate,
+        cosine_steps=steps if schedule == "cosine" else None,
         warmup=warmup,
         weight_decay=weight_decay,
         average=average,
+        validation=validation,
         seed=seed,
     )
-    for name, value in (("steps", steps), ("save_every", save_every), ("log_every", log_every)):
+    pace = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
+    for name, value in ({"steps": steps} | pace).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    devices = None if mesh is None else parse_mesh(mesh)
+    check_batch(devices, batch_size, accumulate)
     run.check_folder(out)
     encoded = is_cache(data)
     if encoded and (size is not None or frames is not None):
         raise ValueError(f"{data} is encoded already; size and frames are those of `cogvx encode`")
     cache = open_cache(data) if encoded else None
-    loaded = _load(model, dtype, size, frames, None if encoded else data)
+    loaded = _load(model, dtype, size, frames, None if encoded else data, devices)
     if cache is None:
         cache = _encode(loaded, data, out / "cache", size, frames)
     spec = dataclasses.replace(loaded.spec, transformer=dataclasses.replace(loaded.spec.transformer, remat=remat))
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
-        run.train(loaded, cache, config, out, steps=steps, source=model, save_every=save_every, log_every=log_every)
+        run.train(loaded, cache, config, out, steps=steps, source=model, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
-    print(f"{out}: trained to update {steps}; use it with `cogvx generate --lora {out}`")
+    use = (
+        f"`cogvx export {out} --out FOLDER` makes a model of it" if whole else f"`cogvx generate --lora {out}` uses it"
+    )
+    print(f"{out}: trained to update {steps}; {use}")
 
 
-def export(run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], /, *, out: Path) -> None:
-    """Writes a run's LoRA as a file that diffusers' `load_lora_weights` opens.
+def export(
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], /, *, out: Path, best: bool = False
+) -> None:
+    """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model in the published layout.
 
     Args:
       run: folder of `cogvx train`.
-      out: a .safetensors file that does not exist.
+      out: a .safetensors file that does not exist, or for a run of the model itself a folder that does not.
+      best: of the lowest validation loss, not of the newest checkpoint.
     """
+    from cogvx_jax.convert import export as write_model
     from cogvx_jax.convert import write_lora
-    from cogvx_jax.pipelines.model import load_spec
-    from cogvx_jax.train.run import read_lora, run_source
+    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.train.run import is_lora, read_lora, read_model, run_dtype, run_source
 
-    spec = load_spec(run_source(run))
-    lora = read_lora(run, spec)
-    write_lora(out, lora, spec)
-    print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
+    source = run_source(run)
+    if is_lora(run):
+        spec = load_spec(source)
+        lora = read_lora(run, spec, best=best)
+        write_lora(out, lora, spec)
+        print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
+        return
+    if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{run} trained the model itself; give a new folder for it, not {out}")
+    model = read_model(run, load(source, dtype=run_dtype(run)), best=best)
+    write_model(out, model.spec, model.params, model.tokenizer)
+    print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
 
 
-def _load(model: str, dtype: str | None, size: str | None, frames: int | None, data: Path | None):
+def _load(model: str, dtype: str | None, size: str | None, frames: int | None, data: Path | None, mesh=None):
     """The model, after all that can be checked without its weights."""
     from cogvx_jax.data.clips import read_sources
     from cogvx_jax.pipelines.model import load, load_spec
@@ -158,7 +208,7 @@ def _load(model: str, dtype: str | None, size: str | None, frames: int | None, d
     if data is not None:
         read_sources(data)
     _shape(load_spec(model), size, frames)
-    return load(model, dtype=dtype)
+    return load(model, dtype=dtype, mesh=mesh)
 
 
 def _shape(spec, size: str | None, frames: int | None):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -26,6 +25,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
+from cogvx_jax.sharding import replicate
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
 
@@ -156,8 +156,8 @@ def digest(params: Any) -> str:
 
 
 def _moments(model: Model, pixels: np.ndarray) -> np.ndarray:
-    run = encode_batch(model.spec.vae)
-    clip = jnp.asarray(pixels[None] / 127.5 - 1, jnp.float32)
+    run = encode_batch(model.spec.vae, model.mesh)
+    clip = replicate(np.float32(pixels[None] / 127.5 - 1), model.mesh)
     return np.asarray(vaes.encode(model.vae, model.params["vae"], clip, encode_batch=run)[0])
 
 

@@ -8,7 +8,7 @@ Clips come as posteriors of the VAE, drawn anew at every step; prompts as states
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import jax
@@ -20,7 +20,7 @@ from cogvx_jax.models import lora
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import image_scale
-from cogvx_jax.train.step import LossFn
+from cogvx_jax.train.step import Loss, Rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Objective:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
 
 
-def make_loss(spec: ModelSpec, options: Objective) -> LossFn:
+def make_loss(spec: ModelSpec, options: Objective) -> Loss:
     """`loss(params, batch, key) -> scalar`, the mean over the batch; `params` are the transformer's.
 
     The batch holds
@@ -65,14 +65,37 @@ def make_loss(spec: ModelSpec, options: Objective) -> LossFn:
       empty: (L, text_dim), states of "", where `options.empty` is "encoded";
       image: (B, H, W, 3) in [-1, 1], and vae: the VAE's parameters, for image-to-video models.
     """
-    transformer = Transformer(spec.transformer)
+    errors = make_errors(spec)
+    return Loss(make_draw(spec, options), lambda params, rows, batch: jnp.mean(errors(params, rows)))
+
+
+def make_partial_loss(spec: ModelSpec, options: Objective, whole: Callable[[Any, Any], Any]) -> Loss:
+    """The same of a part of the parameters, or of adapters, whose gradient alone is taken.
+
+    `whole(base, part)` gives the transformer's parameters; the batch holds the frozen ones as `base`. They
+    are part of the batch so that a compiled step takes them as an argument, not as constants.
+    """
+    errors = make_errors(spec)
+    return Loss(make_draw(spec, options), lambda part, rows, batch: jnp.mean(errors(whole(batch["base"], part), rows)))
+
+
+def make_lora_loss(spec: ModelSpec, options: Objective, scale: float) -> Loss:
+    """`make_partial_loss` of adapters."""
+    return make_partial_loss(spec, options, lambda base, adapters: lora.merge(base, adapters, scale))
+
+
+def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
+    """`draw(batch, key, t=None)`: all that is random about the loss, for every clip of a batch; see `make_loss`.
+
+    Gives x, what the transformer sees, x0 and noise, what it is to predict, text and timesteps t, (B, ...) each.
+    """
     alphas_bar = jnp.asarray(schedule.alphas_bar(spec.schedule), jnp.float32)
 
-    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+    def draw(batch: Mapping[str, Any], key: jax.Array, t: jax.Array | None = None) -> Rows:
         keys = iter(jax.random.split(key, 7))
         x0 = _clip_latents(spec, batch["moments"], next(keys))
-        count = x0.shape[0]
-        t = draw_timesteps(next(keys), count, spec.schedule.steps, options.timesteps)
+        count, time_key = x0.shape[0], next(keys)
+        t = draw_timesteps(time_key, count, spec.schedule.steps, options.timesteps) if t is None else t
         noise = draw_noise(next(keys), x0.shape, options.noise_offset)
         text = drop_text(batch, next(keys), options)
         x = objective.add_noise(x0, noise, alphas_bar[t])
@@ -83,23 +106,21 @@ def make_loss(spec: ModelSpec, options: Objective) -> LossFn:
             # Where patches of two frames need a frame more, the image stands at that one: it is the first.
             rest = ((0, 0), (0, x.shape[1] - 1), (0, 0), (0, 0), (0, 0))
             x = jnp.concatenate([x, jnp.pad(first, rest)], axis=-1)
-        prediction = cast(jax.Array, transformer.apply({"params": params}, x, text, t))
-        return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
+        return {"x": x, "x0": x0, "noise": noise, "text": text, "t": t}
 
-    return loss
+    return draw
 
 
-def make_lora_loss(spec: ModelSpec, options: Objective, scale: float) -> LossFn:
-    """The same of adapters, whose gradient alone is taken; the batch holds the frozen parameters as `base`.
+def make_errors(spec: ModelSpec) -> Callable[[Any, Rows], jax.Array]:
+    """`errors(params, rows)`: the loss (B,) of each clip that `make_draw` has drawn."""
+    transformer = Transformer(spec.transformer)
+    alphas_bar = jnp.asarray(schedule.alphas_bar(spec.schedule), jnp.float32)
 
-    They are part of the batch so that a compiled step takes them as an argument, not as constants.
-    """
-    whole = make_loss(spec, options)
+    def errors(params: Any, rows: Rows) -> jax.Array:
+        prediction = cast(jax.Array, transformer.apply({"params": params}, rows["x"], rows["text"], rows["t"]))
+        return objective.loss(prediction, rows["x0"], rows["noise"], alphas_bar[rows["t"]])
 
-    def loss(adapters: lora.Adapters, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
-        return whole(lora.merge(batch["base"], adapters, scale), batch, key)
-
-    return loss
+    return errors
 
 
 def draw_timesteps(key: jax.Array, batch: int, steps: int, how: str) -> jax.Array:

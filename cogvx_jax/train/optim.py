@@ -1,6 +1,6 @@
-"""Optimizers: AdamW with the paper's betas, and Muon, which reaches the same loss in fewer updates.
+"""Optimizers: AdamW with the paper's betas, Adafactor, and Muon, which reaches the same loss in fewer updates.
 
-Both warm up, decay by a cosine (`constant` does not) and clip the gradient's norm to 1.
+All warm up, decay by a cosine (`constant` does not) and clip the gradient's norm to 1.
 """
 
 from typing import Any
@@ -23,9 +23,27 @@ def adamw(peak: float, steps: int, *, warmup: int = 100, weight_decay: float = 1
 
 def constant(peak: float, *, warmup: int = 100, weight_decay: float = 1e-4) -> optax.GradientTransformation:
     """AdamW as above, but its rate stays at `peak`: what was trained to some step is the start of a longer run."""
-    rate = optax.warmup_constant_schedule(0, peak, warmup) if warmup else peak
+    rate = _constant(peak, warmup)
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=weight_decay)
+    )
+
+
+def adafactor(
+    peak: float, steps: int | None = None, *, warmup: int = 100, weight_decay: float = 1e-4
+) -> optax.GradientTransformation:
+    """Second moments as rows and columns of a matrix, and no first ones: of AdamW's state next to nothing is left.
+
+    `steps` is as for `adamw`; None keeps the rate at `peak`.
+    Source: Shazeer & Stern 2018, arXiv:1804.04235; updates are not scaled by the parameters' size.
+    """
+    cosine = None if steps is None else optax.warmup_cosine_decay_schedule(0, peak, warmup, steps, peak / 100)
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_factored_rms(),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(cosine or _constant(peak, warmup)),
     )
 
 
@@ -46,6 +64,10 @@ def muon(peak: float, steps: int, *, warmup: int = 50, weight_decay: float = 1e-
         adam_b2=0.95,
     )
     return optax.chain(optax.clip_by_global_norm(1.0), update)
+
+
+def _constant(peak: float, warmup: int) -> optax.ScalarOrSchedule:
+    return optax.warmup_constant_schedule(0, peak, warmup) if warmup else peak
 
 
 def _matrices(params: Any) -> Any:

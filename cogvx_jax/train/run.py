@@ -1,15 +1,16 @@
 """A fine-tuning run: a folder that says what is trained on what, its checkpoints and its curve.
 
 RUN/run.json      the settings; going on with others is refused
-RUN/log.jsonl     loss, gradient norm and pace
+RUN/log.jsonl     loss, gradient norm and pace; loss of clips that are not trained on
 RUN/checkpoints/  state of the newest updates
+RUN/best/         state of the lowest loss of those clips
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +21,21 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import expected_shapes
 from cogvx_jax.models import lora as loras
+from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRA, LoRAConfig
-from cogvx_jax.pipelines.model import Model
-from cogvx_jax.train import optim
-from cogvx_jax.train import step as update
+from cogvx_jax.pipelines.model import Model, with_logit_bound
+from cogvx_jax.pipelines.request import padded_latent_frames
+from cogvx_jax.sharding import replicate
+from cogvx_jax.train import optim, parts
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Cache, check_model, digest
 from cogvx_jax.train.loop import fit
-from cogvx_jax.train.objective import Objective, make_lora_loss
+from cogvx_jax.train.objective import Objective, make_partial_loss
+from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
+from cogvx_jax.train.validation import hold_out, make_validate
 
 # Of run.json, what reading a run needs.
-KEYS = {"source", "name", "width", "layers", "lora", "learning_rate", "warmup", "weight_decay"}
+KEYS = {"source", "name", "width", "layers", "lora"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,26 +45,42 @@ class RunConfig:
     Raises: ValueError for numbers that cannot be.
     """
 
-    lora: LoRAConfig = LoRAConfig()
+    lora: LoRAConfig | None = LoRAConfig()  # None trains parameters themselves, those of `parts`
+    parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
     objective: Objective = Objective()
     batch_size: int = 4
-    learning_rate: float = 5e-4  # of the adapters; the authors use 5e-4 to 1e-3
+    accumulate: int = 1  # parts of a batch that are computed one after the other
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 5e-4  # of adapters; the authors use 5e-4 to 1e-3, and 1e-5 for all parameters
+    cosine_steps: int | None = None  # updates in which the rate falls to 1%; None keeps it
     warmup: int = 50  # updates
     weight_decay: float = 1e-4
     average: float = 0.99  # decay of the moving average that is exported
+    validation: float = 0.0  # clips kept out of training: a share of them, or from 1 on their number
     seed: int = 0
 
     def __post_init__(self):
+        if (self.lora is None) != bool(self.parts):
+            raise ValueError("a run trains either a LoRA or parts of the model")
         if self.batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} clips cannot be computed in {self.accumulate} equal parts")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"the learning rate must be above 0 and below 1, got {self.learning_rate}")
         if self.warmup < 0 or self.weight_decay < 0 or not 0 <= self.average < 1:
             raise ValueError("warmup and weight decay must be at least 0, the average's decay in 0..1")
+        if self.cosine_steps is not None and self.cosine_steps <= self.warmup:
+            raise ValueError(f"a cosine of {self.cosine_steps} updates leaves none after a warmup of {self.warmup}")
 
     @property
     def tx(self) -> optax.GradientTransformation:
-        return optim.constant(self.learning_rate, warmup=self.warmup, weight_decay=self.weight_decay)
+        rate, steps, warmup, weight_decay = self.learning_rate, self.cosine_steps, self.warmup, self.weight_decay
+        if self.optimizer == "adafactor":
+            return optim.adafactor(rate, steps, warmup=warmup, weight_decay=weight_decay)
+        if steps is not None:
+            return optim.adamw(rate, steps, warmup=warmup, weight_decay=weight_decay)
+        return optim.constant(rate, warmup=warmup, weight_decay=weight_decay)
 
 
 def train(
@@ -70,50 +91,112 @@ def train(
     *,
     steps: int,
     source: str,
+    validate_every: int = 200,
     save_every: int = 200,
     log_every: int = 50,
-) -> LoRA:
-    """Trains adapters of the model's transformer to `steps` updates, from the run's newest checkpoint if there is one.
+    keep: int = 2,
+) -> Model:
+    """Trains a LoRA or parts of the model's transformer to `steps` updates, on the model's mesh.
+
+    It goes on from the run's newest checkpoint if there is one, whatever mesh that was made on.
 
     Args:
       source: what the model was loaded from; it is noted in the run.
-    Returns: the moving average of the adapters.
+      keep: checkpoints to keep, the newest, beside the best by validation loss.
+    Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
-      or adapters that the model cannot have; and at the end if the adapters are not finite.
+      adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
+      meets numbers that are not finite.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    check_batch(model.mesh, config.batch_size, config.accumulate)
+    trained, held_out = hold_out(cache, config.validation)
     check_model(cache, model)
-    adapters = loras.init(jax.random.key(config.seed), _shapes(model.spec), config.lora)
+    spec, start, frozen = _start(model, config)
     facts = _facts(model, cache, config, source)
     _check_same(folder, facts)
     _write(folder, facts | {"steps": steps})
-    fixed: dict[str, Any] = {"base": jax.tree.map(jnp.asarray, model.params["transformer"])}
-    fixed["empty"] = jnp.asarray(cache.empty_text())
-    if model.spec.kind == "i2v":
+    fixed: dict[str, Any] = {"base": frozen, "empty": replicate(cache.empty_text(), model.mesh)}
+    if spec.kind == "i2v":
         fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
 
-    def batches(step: int) -> dict[str, Any]:
-        found = cache.batch(chosen_clips(len(cache.clips), config.batch_size, step, config.seed))
-        if model.spec.kind != "i2v":
+    def rows(numbers: Sequence[int]) -> dict[str, Any]:
+        found = cache.batch(numbers)
+        if spec.kind != "i2v":
             del found["image"]
-        return found | fixed
+        return found
+
+    def batches(step: int) -> dict[str, Any]:
+        return rows([trained[i] for i in chosen_clips(len(trained), config.batch_size, step, config.seed)])
+
+    def whole(base: Any, part: Any) -> Any:
+        return parts.join(base, part) if config.lora is None else loras.merge(base, part, _scale(config.lora))
 
     state = fit(
-        adapters,
+        start,
         batches,
-        make_lora_loss(model.spec, config.objective, config.lora.alpha / config.lora.rank),
+        place_loss(make_partial_loss(spec, config.objective, whole), model.mesh),
         config.tx,
         steps=steps,
         folder=folder,
         seed=config.seed,
         decay=config.average,
+        accumulate=config.accumulate,
+        fixed=fixed,
+        mesh=model.mesh,
+        tokens=config.batch_size * _tokens(spec, cache),
+        validate=make_validate(spec, rows, held_out, fixed, whole, config.batch_size, model.mesh) if held_out else None,
+        validate_every=validate_every,
         save_every=save_every,
         log_every=log_every,
+        keep=keep,
     )
-    if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.params)):
+    if not _finite(state.params):
         raise ValueError(f"{folder}: training diverged; begin in another folder with a lower learning rate")
-    return LoRA(adapters=state.average, rank=config.lora.rank, alpha=config.lora.alpha)
+    return _with(model, config.lora, state.average)
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
+    """The spec to train with, what is trained, in float32, and what is not, on the model's mesh."""
+    base = jax.tree.map(jnp.asarray, model.params["transformer"])
+    if config.lora is not None:
+        adapters = loras.init(jax.random.key(config.seed), _shapes(model.spec), config.lora)
+        return model.spec, place_adapters(adapters, abstract_params(model.spec.transformer), model.mesh), base
+    trained, frozen = parts.split(base, config.parts)
+    # The bound on logits holds for the weights that were loaded, not for those they become.
+    transformer = dataclasses.replace(model.spec.transformer, logit_bound=None)
+    trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+    return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
+
+
+def _with(model: Model, lora: LoRAConfig | None, trained: Any) -> Model:
+    """The model with what was trained, in its parameters' types."""
+    base = model.params["transformer"]
+    if lora is not None:
+        transformer = loras.merge(base, trained, _scale(lora))
+        return dataclasses.replace(model, params=model.params | {"transformer": transformer})
+    leaves, new = traverse_util.flatten_dict(base), traverse_util.flatten_dict(trained)
+    transformer = traverse_util.unflatten_dict(leaves | {path: x.astype(leaves[path].dtype) for path, x in new.items()})
+    spec = with_logit_bound(model.spec, transformer)
+    return dataclasses.replace(model, spec=spec, params=model.params | {"transformer": transformer})
+
+
+def _scale(lora: LoRAConfig) -> float:
+    return lora.alpha / lora.rank
+
+
+def _tokens(spec: ModelSpec, cache: Cache) -> int:
+    """Of text and video, in each clip."""
+    cfg, shape = spec.transformer, cache.shape
+    frames = padded_latent_frames(spec, shape.frames) // (cfg.patch_t or 1)
+    side = spec.vae.spatial_compression * cfg.patch
+    return cfg.text_length + frames * (shape.height // side) * (shape.width // side)
 
 
 def chosen_clips(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -134,30 +217,63 @@ def run_source(folder: Path) -> str:
     return str(_read(folder)["source"])
 
 
-def read_lora(folder: Path, spec: ModelSpec) -> LoRA:
-    """The moving average of a run's adapters, from its newest checkpoint.
+def is_lora(folder: Path) -> bool:
+    """Whether a run trains a LoRA, not the model's parameters."""
+    return _read(folder)["lora"] is not None
+
+
+def read_lora(folder: Path, spec: ModelSpec, *, best: bool = False) -> LoRA:
+    """The moving average of a run's adapters, from its newest checkpoint, or its best by validation loss.
 
     Raises: ValueError, one sentence, for a folder without a run or checkpoint, or a run of another model.
     """
     facts = _read(folder)
+    _check_model(folder, facts, spec)
+    if facts["lora"] is None:
+        raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
+    lora = LoRAConfig(**facts["lora"] | {"targets": tuple(facts["lora"]["targets"])})
+    adapters = _average(folder, loras.init(jax.random.key(0), _shapes(spec), lora), best)
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
+
+
+def read_model(folder: Path, model: Model, *, best: bool = False) -> Model:
+    """The model that a run of all or some of its parameters was trained from, with their moving average.
+
+    Raises: ValueError as `read_lora`, and if its weights are not those that the run began with.
+    """
+    facts = _read(folder)
+    _check_model(folder, facts, model.spec)
+    if facts["lora"] is not None:
+        raise ValueError(f"{folder} trained a LoRA, not the model itself")
+    if facts["transformer"] != digest(model.params["transformer"]):
+        raise ValueError(f"{folder} was trained from other weights than those of this {model.spec.name}")
+    like, _ = parts.split(_shapes(model.spec), facts["parts"])
+    return _with(model, None, _average(folder, like, best))
+
+
+def run_dtype(folder: Path) -> str:
+    """What the run's model computed in, and held its parameters in."""
+    return str(_read(folder)["dtype"])
+
+
+def _check_model(folder: Path, facts: Mapping[str, Any], spec: ModelSpec) -> None:
     width, layers = spec.transformer.width, spec.transformer.layers
     if (facts["width"], facts["layers"]) != (width, layers):
         raise ValueError(
             f"{folder} does not fit {spec.name} (width {width}, {layers} layers); "
             f"it was made for {facts['name']} (width {facts['width']}, {facts['layers']} layers)"
         )
-    lora = LoRAConfig(**facts["lora"] | {"targets": tuple(facts["lora"]["targets"])})
-    plain = {k: facts[k] for k in ("learning_rate", "warmup", "weight_decay")}
-    tx = RunConfig(lora=lora, **plain).tx
-    checkpoints = Checkpoints(folder / "checkpoints")
+
+
+def _average(folder: Path, like: Any, best: bool) -> Any:
+    checkpoints = Checkpoints(folder / ("best" if best else "checkpoints"))
     try:
         if checkpoints.latest() is None:
-            raise ValueError(f"{folder} has no checkpoint yet; train it first")
-        fresh = loras.init(jax.random.key(0), _shapes(spec), lora)
-        adapters = checkpoints.restore(update.init(fresh, tx)).average
+            which = "of the best validation loss; train with --validation" if best else "yet; train it first"
+            raise ValueError(f"{folder} has no checkpoint {which}")
+        return checkpoints.restore_average(like)
     finally:
         checkpoints.close()
-    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
 
 
 def _shapes(spec: ModelSpec) -> Any:
@@ -193,7 +309,8 @@ def _check_same(folder: Path, facts: Mapping[str, Any]) -> None:
     check_folder(folder)
     if not is_run(folder):
         return
-    was, now = _flat(_read(folder)), _flat(facts)
+    unsaid = json.loads(json.dumps(dataclasses.asdict(RunConfig())))  # settings that an older run does not name
+    was, now = _flat(unsaid | _read(folder)), _flat(facts)
     ignored = {"steps", "source"}  # a run may go on, and its model may have moved
     changed = [name for name in now if name not in ignored and was.get(name) != now[name]]
     if changed:

@@ -1,5 +1,6 @@
 """One optimizer update as a pure function of its state."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,21 @@ import optax
 
 Params = Any
 LossFn = Callable[[Params, Any, jax.Array], jax.Array]  # (params, batch, key) -> scalar
+Rows = dict[str, jax.Array]  # arrays (B, ...)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss, a mean over clips, that can be taken of a few clips at a time: what is random is drawn first, for all.
+
+    It is a `LossFn`.
+    """
+
+    draw: Callable[[Any, jax.Array], Rows]  # (batch, key) -> rows
+    mean: Callable[[Params, Rows, Any], jax.Array]  # (params, some of the rows, batch) -> scalar
+
+    def __call__(self, params: Params, batch: Any, key: jax.Array) -> jax.Array:
+        return self.mean(params, self.draw(batch, key), batch)
 
 
 class State(NamedTuple):
@@ -26,13 +42,50 @@ def init(params: Params, tx: optax.GradientTransformation) -> State:
 
 
 def step(
-    state: State, batch: Any, key: jax.Array, *, loss_fn: LossFn, tx: optax.GradientTransformation, decay: float
+    state: State,
+    batch: Any,
+    key: jax.Array,
+    *,
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    decay: float,
+    accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One update on the global batch. `decay` is the moving average's, warmed up from 0."""
+    """One update on the global batch. Where the loss or the gradient is not finite, nothing but the count moves.
+
+    Args:
+      decay: of the moving average, warmed up from 0.
+      accumulate: parts that the batch is computed in, one after the other; above 1, `loss_fn` is a `Loss`.
+    """
     key = jax.random.fold_in(key, state.step)
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, key)
+    loss, grads = gradient(loss_fn, accumulate)(state.params, batch, key)
+    norm = optax.global_norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     weight = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     average = jax.tree.map(lambda a, p: a + weight * (p - a), state.average, params)
-    return State(state.step + 1, params, average, opt), {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), (params, average, opt), tuple(state[1:]))
+    return State(state.step + 1, *kept), {"loss": loss, "grad_norm": norm, "sound": sound}
+
+
+def gradient(loss_fn: LossFn, accumulate: int = 1) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Params]]:
+    """Loss and gradient of a batch, (params, batch, key) -> (scalar, tree), in `accumulate` parts; see `step`."""
+    if accumulate == 1:
+        return jax.value_and_grad(loss_fn)
+    if not isinstance(loss_fn, Loss):
+        raise TypeError("only a Loss can be taken of a part of a batch")
+
+    def whole(params, batch, key):
+        # Part i has every n-th row: on a mesh, each device then finds its rows of every part at home.
+        rows = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), loss_fn.draw(batch, key))
+
+        def add(total, part):
+            found = jax.value_and_grad(loss_fn.mean)(params, part, batch)
+            return jax.tree.map(jnp.add, total, found), None
+
+        zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(add, zero, rows)
+        return jax.tree.map(lambda x: x / accumulate, total)
+
+    return whole

@@ -1,0 +1,256 @@
+"""Runs of small random models: what is trained, on any mesh, what is skipped, stopped, kept and validated."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import cogvx_jax as cx
+from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.convert import export
+from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.lora import LoRAConfig
+from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+from cogvx_jax.train import commands, optim, parts
+from cogvx_jax.train import run as runs
+from cogvx_jax.train import step as update
+from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.latents import Shape, digest, open_cache
+from cogvx_jax.train.placement import place_init
+from cogvx_jax.train.validation import hold_out
+
+LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")), batch_size=4, warmup=0, learning_rate=1e-2)
+FULL = dataclasses.replace(LORA, lora=None, parts=("*",), learning_rate=1e-3)
+NORMS = dataclasses.replace(FULL, parts=("blocks/attention/norm_*", "out/bias"))
+
+
+SPEC = ModelSpec(
+    name="small",
+    transformer=TransformerConfig(
+        layers=2,
+        heads=2,
+        head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        text_length=8,
+        time_dim=16,
+        position="rope",
+        sample_height=4,
+        sample_width=6,
+        sample_frames=9,
+    ),
+    vae=VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7),
+    text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
+    trained_dtype="bfloat16",
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder with a random model; nothing of it is compiled."""
+    folder, rng, params = tmp_path_factory.mktemp("source") / "small", np.random.default_rng(0), {}
+    for part in ("transformer", "vae", "text_encoder"):
+        shapes = abstract_params(getattr(SPEC, part))
+        leaves = {path: np.float32(0.2 * rng.normal(size=p.shape)) for path, p in shapes.items()}
+        params[part] = traverse_util.unflatten_dict(leaves, sep="/")
+    export(folder, SPEC, params)
+    build_tokenizer(folder / "tokenizer", 8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(source):
+    return cx.load(source)
+
+
+@pytest.fixture(scope="module")
+def cache(model, tmp_path_factory):
+    """Six random clips as `cogvx encode` would have made them."""
+    folder, rng = tmp_path_factory.mktemp("cache"), np.random.default_rng(0)
+
+    def write(kind, key, array):
+        (folder / kind).mkdir(exist_ok=True)
+        np.save(folder / kind / f"{key}.npy", np.float32(array))
+
+    for i in range(6):
+        mean = rng.normal(size=(3, 4, 6, 4))
+        write("moments", f"clip{i}", np.concatenate([mean, np.full_like(mean, -5)], axis=-1))
+        write("image", f"clip{i}", np.zeros((32, 48, 3)))
+    for text in ("words", "empty"):
+        write("text", text, rng.normal(size=(8, 16)))
+    made = {part: digest(model.params[part]) for part in ("vae", "text_encoder")}
+    facts = made | {"model": "small", "clips": [(f"clip{i}", "words") for i in range(6)], "empty": "empty"}
+    shape = Shape(32, 48, 9, 8.0)
+    (folder / "cache.json").write_text(json.dumps(facts | {"shape": dataclasses.asdict(shape)}))
+    return open_cache(folder)
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def mesh_of(sizes):
+    return cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+def train(source, cache, config, folder, steps, mesh=None, **options):
+    model = cx.load(source, mesh=None if mesh is None else mesh_of(mesh))
+    return runs.train(model, cache, config, folder, steps=steps, source=str(source), **{"log_every": 1} | options)
+
+
+def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, tmp_path):
+    after = train(source, cache, NORMS, tmp_path / "run", 2)
+    was, now = flat(model.params["transformer"]), flat(after.params["transformer"])
+    moved = {path for path in was if not np.array_equal(was[path], now[path])}
+    assert moved == {f"blocks/attention/norm_{x}/{y}" for x in "qk" for y in ("scale", "bias")} | {"out/bias"}
+    assert model.spec.transformer.logit_bound and runs._start(model, NORMS)[0].transformer.logit_bound is None
+    state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], NORMS.tx)
+    assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 1  # two moments each, and a count
+    commands.export(tmp_path / "run", out=tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, after.params)
+    with pytest.raises(ValueError, match="trained the model itself, not a LoRA"):
+        cx.load_lora(model, tmp_path / "run")
+    with pytest.raises(ValueError, match="give a new folder"):
+        commands.export(tmp_path / "run", out=tmp_path / "model")
+    with pytest.raises(ValueError, match=r"parts was \['blocks/attention/norm_\*', 'out/bias'\] and is now \['\*'\]"):
+        train(source, cache, FULL, tmp_path / "run", 3)
+
+
+def test_a_pattern_that_matches_nothing_names_paths(model):
+    with pytest.raises(ValueError, match="no parameter matches 'blocks/attn/.'; some of the .* are blocks/attention"):
+        parts.split(model.params["transformer"], ["out/*", "blocks/attn/*"])
+
+
+def test_split_and_join_are_inverse():
+    tree = {"a": {"kernel": 1, "bias": 2}, "b": 3}
+    trained, frozen = parts.split(tree, ["*/bias"])
+    assert (trained, frozen) == ({"a": {"bias": 2}}, {"a": {"kernel": 1}, "b": 3})
+    assert parts.join(frozen, trained) == tree and parts.split(tree, parts.EVERYTHING) == (tree, {})
+
+
+@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, cache, tmp_path, config):
+    alone = train(source, cache, config, tmp_path / "alone", 5)
+    train(source, cache, config, tmp_path / "mesh", 3, dict(data=2, fsdp=2))
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone")[:3], rtol=1e-5)
+    moved = train(source, cache, config, tmp_path / "mesh", 5, dict(fsdp=2, tensor=2))
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone"), rtol=1e-5)
+    one, two = (flat(after.params["transformer"])["blocks/mlp/up/kernel"] for after in (alone, moved))
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-4)
+    assert losses(tmp_path / "alone")[-1] != losses(tmp_path / "alone")[0]
+
+
+def test_moments_lie_where_their_parameters_do(source):
+    model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
+    params = model.params["transformer"]
+    state = place_init(params, optim.constant(1e-3), model.mesh)
+    up = params["blocks"]["mlp"]["up"]["kernel"]
+    same = [x for x in jax.tree.leaves(state) if x.shape == up.shape]
+    assert len(same) == 4 and all(x.sharding == up.sharding for x in same)  # parameters, average, two moments
+    assert up.addressable_shards[0].data.nbytes * 8 == up.nbytes
+    assert state.step.sharding.is_fully_replicated
+    wide = jax.device_put(np.zeros((2, 256, 512), np.float32), up.sharding)
+    rows = jax.tree.leaves(place_init({"up": wide}, optim.adafactor(1e-3), model.mesh).opt)
+    assert not [x for x in rows if x.shape == wide.shape]  # rows and columns lie whole on every device
+
+
+def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
+    with pytest.raises(ValueError, match="4 clips cannot be split over data=2 x fsdp=2 x 2 parts; .* multiple of 8"):
+        train(source, cache, dataclasses.replace(LORA, accumulate=2), tmp_path / "run", 1, dict(data=2, fsdp=2))
+    assert not (tmp_path / "run").exists()
+    options = dict(data=cache.folder, out=tmp_path / "run", model=str(source))
+    with pytest.raises(ValueError, match="6 devices, there are 8"):
+        commands.train(**options, mesh="data=6")
+    with pytest.raises(ValueError, match="6 clips cannot be split over data=8"):
+        commands.train(**options, mesh="data=8", batch_size=6)
+    with pytest.raises(ValueError, match="4 clips cannot be computed in 3 equal parts"):
+        commands.train(**options, accumulate=3)
+
+
+def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
+    train_on, held_out = hold_out(cache, 2)
+    assert len(held_out) == 2 and sorted(train_on + held_out) == list(range(6))
+    twice = dataclasses.replace(cache, clips=cache.clips[::-1] + (("clip9", "words"), (cache.clips[0][0], "empty")))
+    kept = {twice.clips[i][0] for i in hold_out(twice, 0.3)[1]}
+    assert len(kept) == 3 and not kept & {twice.clips[i][0] for i in hold_out(twice, 0.3)[0]}
+    assert hold_out(cache, 0) == (list(range(6)), [])
+    for amount, words in ((6, "none is left"), (-1, "below 1, or their number"), (1.5, "below 1, or their number")):
+        with pytest.raises(ValueError, match=words):
+            hold_out(cache, amount)
+
+    config = dataclasses.replace(LORA, validation=2, average=0.0)
+    train(source, cache, config, tmp_path / "run", 4, validate_every=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    found = [row for row in rows if "validation" in row]
+    assert [row["step"] for row in found] == [2, 4] and list(found[0]["validation"]) == [
+        "100",
+        "300",
+        "500",
+        "700",
+        "900",
+    ]
+    assert found[0]["validation_loss"] == pytest.approx(np.mean(list(found[0]["validation"].values())))
+    best = min(found, key=lambda row: row["validation_loss"])["step"]
+    assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [str(best)]
+    adapters = runs.read_lora(tmp_path / "run", SPEC, best=True).adapters
+    assert float(abs(adapters["blocks/attention/q/kernel"]["b"]).max()) > 0
+    # The same state has the same loss, whatever was done in between.
+    train(source, cache, config, tmp_path / "run", 5, validate_every=4)
+    assert "validation loss" in capsys.readouterr().out
+
+
+def command(source, cache, out, steps):
+    """`cogvx train` in a process of its own, once it has logged three more updates."""
+    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", steps]
+    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "cogvx_jax.cli", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said = ""
+    while said.count("steps/s") < 3 and (line := process.stdout.readline()):
+        said += line
+    assert said.count("steps/s") == 3, said
+    return process
+
+
+def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
+    out = tmp_path / "run"
+    process = command(source, cache, out, 10**6)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    saved = Checkpoints(out / "checkpoints").latest()
+    assert f"SIGTERM came; update {saved} is saved" in said.splitlines()[-1]
+    process = command(source, cache, out, 10**6)
+    process.kill()
+    process.communicate()
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert saved + 1 in steps  # it went on from where it was stopped
+    newest = Checkpoints(out / "checkpoints").latest()
+    assert newest > saved and len([p for p in (out / "checkpoints").iterdir() if p.name.isdecimal()]) <= 3
+    # What the kill left can be gone on from.
+    config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
+    _, start, _ = runs._start(cx.load(source), config)
+    state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx, None))
+    assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
