@@ -39,7 +39,7 @@ AXES = frozenset(
 )
 
 Names = tuple[str | None, ...]
-Attention = Callable[..., jax.Array]  # (q, k, v, kv_length=...), as `nn.attention.attention`
+Attention = Callable[..., jax.Array]  # (q, k, v, kv_length=..., segments=...), as `nn.attention.attention`
 
 
 class Layout(Protocol):
@@ -54,7 +54,9 @@ class Layout(Protocol):
     def padded(self, batch: int, tokens: int) -> int:
         """How many tokens a sequence of `tokens` gets, so that every device holds as many."""
 
-    def attend(self, attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
+    def attend(
+        self, attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int, segments: jax.Array | None
+    ) -> jax.Array:
         """`attention` over the first `tokens` keys, whatever device holds them."""
 
 
@@ -85,12 +87,23 @@ def padded(batch: int, tokens: int) -> int:
     return tokens if layout is None else layout.padded(batch, tokens)
 
 
-def attend(attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, *, tokens: int) -> jax.Array:
-    """`attention`, of q, k, v (B, A, S, K), over the first `tokens` keys: the others are padding."""
+def attend(
+    attention: Attention,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    tokens: int,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """`attention`, of q, k, v (B, A, S, K), over the first `tokens` keys: the others are padding.
+
+    With `segments`, integers (B, S), tokens attend to those of their own number.
+    """
     layout = _active.get()
     if layout is not None:
-        return layout.attend(attention, q, k, v, tokens)
-    return attention(q, k, v, kv_length=tokens)
+        return layout.attend(attention, q, k, v, tokens, segments)
+    return attention(q, k, v, kv_length=tokens, segments=segments)
 
 
 def check_names(names: Names) -> None:

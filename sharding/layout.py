@@ -48,7 +48,15 @@ class MeshLayout:
         multiple = shards * formulations().token_multiple
         return -(-tokens // multiple) * multiple
 
-    def attend(self, attention: axes.Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int) -> jax.Array:
+    def attend(
+        self,
+        attention: axes.Attention,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens: int,
+        segments: jax.Array | None,
+    ) -> jax.Array:
         """Attention over tokens on many devices: by trading tokens for heads over "sp" and by gathering
         keys and values over the other axes of the sequence.
 
@@ -65,17 +73,23 @@ class MeshLayout:
         if extra:
             q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
 
-        def local(q, k, v):
+        def local(q, k, v, ids):  # the numbers of segments go where their tokens go
+            q_ids = kv_ids = ids
             if trade:
                 q, k, v = (jax.lax.all_to_all(x, "sp", 1, 2, tiled=True) for x in (q, k, v))
+                if ids is not None:
+                    q_ids = kv_ids = jax.lax.all_gather(ids, "sp", axis=1, tiled=True)
             if gathered:
                 k, v = (jax.lax.all_gather(x, gathered, axis=2, tiled=True) for x in (k, v))
-            y = attention(q, k, v, kv_length=tokens)
+                if ids is not None:
+                    kv_ids = jax.lax.all_gather(kv_ids, gathered, axis=1, tiled=True)
+            y = attention(q, k, v, kv_length=tokens, segments=None if ids is None else (q_ids, kv_ids))
             return jax.lax.all_to_all(y, "sp", 2, 1, tiled=True) if trade else y
 
         place = PartitionSpec(batch or None, tensor, seq or None, None)
-        spread = jax.shard_map(local, mesh=mesh, in_specs=(place,) * 3, out_specs=place, check_vma=False)
-        return spread(q, k, v)[:, :heads]
+        places_in = (place, place, place, PartitionSpec(batch or None, seq or None))
+        spread = jax.shard_map(local, mesh=mesh, in_specs=places_in, out_specs=place, check_vma=False)
+        return spread(q, k, v, segments)[:, :heads]
 
     def _put(self, x: jax.Array, where: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, where))

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "models": VALUES | {"nn", "models"},
     "diffusion": VALUES | {"diffusion"},
     "data": VALUES | {"data"},
+    "metrics": {"metrics"},
     "sharding": VALUES | {"nn", "models", "sharding"},
     "convert": VALUES | {"nn", "models", "convert"},
 }

@@ -1,6 +1,7 @@
 """The expert transformer: full attention over text and video tokens, predicting v.
 
 Shapes: B batch, T h w latents, L text tokens, N video tokens, S = L + N; D width, A heads, K = D / A.
+In a packed row L is the text of its C clips together.
 """
 
 import functools
@@ -14,7 +15,16 @@ from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.nn.attention import attention
-from cogvx_jax.nn.embeddings import patchify, rope_tables, rotate, sincos_table, sinusoid, unpatchify
+from cogvx_jax.nn.embeddings import (
+    patchify,
+    rope_at,
+    rope_tables,
+    rotate,
+    sincos_at,
+    sincos_table,
+    sinusoid,
+    unpatchify,
+)
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.nn.parameters import parameter
@@ -28,7 +38,6 @@ class Transformer(nn.Module):
 
     cfg: TransformerConfig
 
-    @nn.compact
     def __call__(self, latents: jax.Array, text: jax.Array, t: jax.Array, ofs: jax.Array | float = OFS) -> jax.Array:
         """Predicts v.
 
@@ -45,24 +54,77 @@ class Transformer(nn.Module):
         batch, frames, height, width = latents.shape[:4]
         grid = (frames // (cfg.patch_t or 1), height // cfg.patch, width // cfg.patch)
         length = text.shape[1]
-        dense = functools.partial(Dense, dtype=cfg.dtype)
+        table = rope = None
+        if cfg.position == "sincos":
+            table = np.pad(sincos_table(cfg, *grid), ((length, 0), (0, 0)))
+        else:
+            rope = joint_rope(cfg, length, grid)
+        y = self._tokens(patchify(latents, cfg), text, jnp.broadcast_to(t, (batch,)), ofs, table, rope)
+        return unpatchify(y, cfg, (frames, height, width))
 
-        t = jnp.broadcast_to(t, (batch,))
+    def packed(
+        self, patches: jax.Array, text: jax.Array, t: jax.Array, clip: jax.Array, positions: jax.Array
+    ) -> jax.Array:
+        """Predicts v of several clips a row, each as if it were alone: see `train.pack`.
+
+        Args:
+          patches: (B, N, features), as `patchify` makes them, in any order.
+          text: (B, C, L, text_dim), of each of the row's clips.
+          t: (B, C) training timesteps.
+          clip: (B, N) integers, the clip each token is of; one outside 0..C - 1 is padding, whose values
+            count nowhere, nor do the text and timestep of a clip without tokens.
+          positions: (B, N, 3), where in its clip each token is, by `token_positions`.
+        Returns: (B, N, features) of `cfg.dtype`; what stands at padding has no meaning.
+        Raises: ValueError for an image-to-video model, or shapes that cannot be this model's.
+        """
+        cfg = self.cfg
+        check_packed(cfg, patches.shape, text.shape, t.shape, clip.shape, positions.shape)
+        tokens, (rows, clips, words) = patches.shape[1], text.shape[:3]
+        after = axes.padded(rows, clips * words + tokens) - clips * words - tokens
+        patches, positions = (jnp.pad(x, ((0, 0), (0, after), (0, 0))) for x in (patches, positions))
+        clip = jnp.pad(clip, ((0, 0), (0, after)), constant_values=-1)
+
+        # Zeros in place of what does not count: else a NaN there would reach the weights' gradients.
+        is_of = clip[..., None] == jnp.arange(clips)  # (B, N, C)
+        real, used = is_of.any(2), is_of.any(1)
+        clip = jnp.where(real, clip, -1)
+        patches, positions = (jnp.where(real[..., None], x, 0) for x in (patches, positions))
+        text, t = jnp.where(used[..., None, None], text, 0), jnp.where(used, t, 0)
+
+        in_front = ((0, 0), (clips * words, 0), (0, 0))
+        table = rope = None
+        if cfg.position == "sincos":
+            table = jnp.pad(sincos_at(cfg, positions), in_front)
+        else:
+            cos, sin = rope_at(cfg, positions)
+            rope = jnp.pad(cos, in_front, constant_values=1)[:, None], jnp.pad(sin, in_front)[:, None]
+        of_text = jnp.broadcast_to(jnp.repeat(jnp.arange(clips), words), (rows, clips * words))
+        segments = jnp.concatenate([of_text, clip], axis=1)
+        text = text.reshape(rows, clips * words, -1)
+        return self._tokens(patches, text, t, OFS, table, rope, segments)[:, :tokens]
+
+    @nn.compact
+    def _tokens(self, patches, text, t, ofs, table, rope, clips=None) -> jax.Array:
+        """Patches (B, N, features) to patches, with text (B, L, text_dim).
+
+        `clips` None: a row is one clip, t is (B,); table is (S, D) or None, rope (S, K) twice or None.
+        `clips` (B, S): t is (B, C), table has B in front, rope B and 1.
+        """
+        cfg, length = self.cfg, text.shape[1]
+        dense = functools.partial(Dense, dtype=cfg.dtype)
         time = TimeEmbedding(cfg.time_dim, name="time")(sinusoid(t, cfg.width))
         if cfg.ofs_dim is not None:
-            features = sinusoid(jnp.full((batch,), ofs, jnp.float32), cfg.ofs_dim)
+            features = sinusoid(jnp.full(t.shape, ofs, jnp.float32), cfg.ofs_dim)
             time = time + TimeEmbedding(cfg.ofs_dim, name="ofs")(features)
 
         words = dense(cfg.width, axes=("text", "embed"), name="text")(text)  # (B, L, D)
-        video = dense(cfg.width, axes=("patch", "embed"), name="patch")(patchify(latents, cfg))  # (B, N, D)
+        video = dense(cfg.width, axes=("patch", "embed"), name="patch")(patches)  # (B, N, D)
         x = jnp.concatenate([words, video], axis=1)  # (B, S, D), text first
-        if cfg.position == "sincos":
-            table = np.pad(sincos_table(cfg, *grid), ((length, 0), (0, 0)))
+        if table is not None:
             x = x + jnp.asarray(table, x.dtype)
-        elif cfg.position == "rope+learned":
+        if cfg.position == "rope+learned":
             zeros, names = nn.initializers.zeros_init(), (None, "embed")
             x = x + axes.whole(parameter(self, "position", zeros, names, x.shape[1:]).astype(x.dtype), names)
-        rope = None if cfg.position == "sincos" else joint_rope(cfg, length, grid)
         tokens = x.shape[1]
         x, rope = pad_tokens(x, rope)
         x = constrain(x, "batch", "seq", None)
@@ -72,24 +134,25 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(cfg, length, tokens, name="blocks")(x, time, rope)
+        x, _ = blocks(cfg, length, tokens, name="blocks")(x, time, rope, clips)
 
         video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
-        shift, scale = jnp.split(modulation(nn.silu(time))[:, None], 2, axis=-1)
+        of_video = None if clips is None else clips[:, length:]
+        shift, scale = jnp.split(to_tokens(modulation(nn.silu(time)), of_video), 2, axis=-1)
         video = LayerNorm(cfg.norm_eps, name="norm_out")(video) * (1 + scale) + shift
         patch = cfg.patch**2 * (cfg.patch_t or 1) * cfg.out_channels
-        return unpatchify(dense(patch, axes=("embed", "patch"), name="out")(video), cfg, (frames, height, width))
+        return dense(patch, axes=("embed", "patch"), name="out")(video)
 
 
 class Block(nn.Module):
     """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D).
 
-    `tokens` is S without what `pad_tokens` added.
+    `tokens` is S without what `pad_tokens` added. `clips` (B, S), in packed rows: the clip each token is of.
     """
 
     cfg: TransformerConfig
@@ -97,11 +160,11 @@ class Block(nn.Module):
     tokens: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, rope) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None) -> tuple[jax.Array, None]:
         cfg = self.cfg
-        y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time)
-        x = x + gate * Attention(cfg, self.tokens, name="attention")(y, rope)
-        y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time)
+        y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time, clips)
+        x = x + gate * Attention(cfg, self.tokens, name="attention")(y, rope, clips)
+        y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time, clips)
         x = x + gate * FeedForward(cfg, name="mlp")(y)
         return constrain(x, "batch", "seq", None), None
 
@@ -109,20 +172,20 @@ class Block(nn.Module):
 class ExpertNorm(nn.Module):
     """One LayerNorm for all tokens, then a shift, scale and gate of its own for text and for video.
 
-    (B, S, D), (B, time) -> normed (B, S, D), gate (B, S, D).
+    (B, S, D), (B, time) -> normed (B, S, D), gate (B, S, D); with `clips` (B, S) time is (B, C, time).
     """
 
     cfg: TransformerConfig
     text_length: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, time: jax.Array, clips: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         cfg = self.cfg
         modulation = Dense(6 * cfg.width, ("time", "modulation"), cfg.dtype, name="modulation")(nn.silu(time))
-        video, text = jnp.split(modulation[:, None], 2, axis=-1)  # each: shift, scale, gate
+        video, text = jnp.split(modulation, 2, axis=-1)  # each: shift, scale, gate
         is_text = (jnp.arange(x.shape[1]) < self.text_length)[:, None]
         shift, scale, gate = (
-            jnp.where(is_text, theirs, ours)
+            jnp.where(is_text, to_tokens(theirs, clips), to_tokens(ours, clips))
             for ours, theirs in zip(jnp.split(video, 3, axis=-1), jnp.split(text, 3, axis=-1), strict=True)
         )
         return LayerNorm(cfg.norm_eps, name="norm")(x) * (1 + scale) + shift, gate
@@ -131,14 +194,15 @@ class ExpertNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None.
 
-    Only the first `tokens` can be seen; what stands at the others does not matter.
+    Only the first `tokens` can be seen; what stands at the others does not matter. With `clips` (B, S)
+    tokens see those of their own clip, and `rope` is (B, 1, S, K).
     """
 
     cfg: TransformerConfig
     tokens: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope) -> jax.Array:
+    def __call__(self, x: jax.Array, rope, clips: jax.Array | None = None) -> jax.Array:
         cfg = self.cfg
 
         def project(name):
@@ -151,7 +215,7 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=cfg.logit_bound)
-        y = attend(softmax, q, k, v, tokens=self.tokens)
+        y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
         return Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y)
 
@@ -170,7 +234,7 @@ class FeedForward(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoid (B, features) -> (B, width) by an MLP with SiLU, in float32."""
+    """Sinusoid (..., features) -> (..., width) by an MLP with SiLU, in float32."""
 
     width: int
 
@@ -178,6 +242,15 @@ class TimeEmbedding(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.silu(Dense(self.width, ("time", None), name="up")(x))
         return Dense(self.width, (None, "time"), name="down")(x)
+
+
+def to_tokens(x: jax.Array, clips: jax.Array | None) -> jax.Array:
+    """What rows (B, n) or their clips (B, C, n) have, for each token: (B, 1, n), or (B, S, n) by `clips` (B, S)."""
+    if clips is None:
+        return x[:, None]
+    # A product, not a gather, whose gradient TPUs scatter; exact, as all terms but one are 0.
+    is_of = (clips[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
+    return jnp.einsum("bsc,bcn->bsn", is_of, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def joint_rope(cfg: TransformerConfig, length: int, grid: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -217,3 +290,28 @@ def check_shapes(cfg: TransformerConfig, latents: tuple[int, ...], text: tuple[i
     if cfg.position == "rope+learned" and (frames, height, width) != native:
         # diffusers drops the learned table in silence at another frame count; we do not.
         raise ValueError(f"this model's learned positions need latents of {native}, got {(frames, height, width)}")
+
+
+def check_packs(cfg: TransformerConfig) -> None:
+    """Raises ValueError where clips of this model cannot share a row."""
+    if cfg.conditions_on_image or cfg.position == "rope+learned":
+        raise ValueError(
+            "frame pack is for text-to-video models; train this one on batches of one shape (train.buckets)"
+        )
+
+
+def check_packed(cfg: TransformerConfig, patches, text, t, clip, positions) -> None:
+    """Raises ValueError for shapes that `Transformer.packed` does not take."""
+    check_packs(cfg)
+    features = cfg.patch**2 * (cfg.patch_t or 1) * cfg.in_channels
+    if len(patches) != 3 or patches[-1] != features:
+        raise ValueError(f"patches must be (B, N, {features}), got {patches}")
+    rows, tokens = patches[:2]
+    if (clip, positions) != ((rows, tokens), (rows, tokens, 3)):
+        raise ValueError(
+            f"clip and positions must be {(rows, tokens)} and {(rows, tokens, 3)}, got {clip}, {positions}"
+        )
+    if len(text) != 4 or (text[0], text[-1]) != (rows, cfg.text_dim) or t != text[:2]:
+        raise ValueError(f"text and t must be ({rows}, C, L, {cfg.text_dim}) and ({rows}, C), got {text}, {t}")
+    if cfg.position == "sincos" and text[2] != cfg.text_length:
+        raise ValueError(f"this model's positions need exactly {cfg.text_length} text tokens a clip, got {text[2]}")

@@ -1,6 +1,7 @@
 """Where and when a token is: sinusoids of the timestep, position tables, rotary embedding, patches.
 
-Tables are NumPy, computed in float64: they depend on shapes alone and are constants under `jit`.
+Tables are NumPy, computed in float64: they depend on shapes alone and are constants under `jit`. Where
+clips of any size share a row, the same numbers are computed on the device from each token's position.
 """
 
 import jax
@@ -13,9 +14,9 @@ from cogvx_jax.nn.backend import formulations
 
 
 def sinusoid(t: jax.Array, dim: int) -> jax.Array:
-    """(B,) -> (B, dim) float32, cosines first: the timestep's features."""
+    """(...) -> (..., dim) float32, cosines first: the timestep's features."""
     frequencies = np.exp(-np.log(10000) * np.arange(dim // 2) / (dim // 2)).astype(np.float32)
-    angle = t.astype(jnp.float32)[:, None] * frequencies
+    angle = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -24,19 +25,11 @@ def sincos_table(cfg: TransformerConfig, frames: int, rows: int, columns: int) -
 
     The first quarter of D is time; of the rest the first half is the column, the second the row.
     """
-    temporal = _sincos(np.arange(frames) / cfg.temporal_interpolation, cfg.width // 4)
-    half = cfg.width * 3 // 8
-    column = _sincos(np.arange(columns) / cfg.spatial_interpolation, half)
-    row = _sincos(np.arange(rows) / cfg.spatial_interpolation, half)
+    time, row, column = (_sincos(p, n) for p, n in zip(_axes(cfg, frames, rows, columns), _parts(cfg), strict=True))
     shape = (frames, rows, columns)
-    parts = (temporal[:, None, None], column[None, None], row[None, :, None])
+    parts = (time[:, None, None], column[None, None], row[None, :, None])
     table = np.concatenate([np.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)
     return table.reshape(-1, cfg.width).astype(np.float32)
-
-
-def _sincos(positions: np.ndarray, dim: int) -> np.ndarray:
-    angle = positions[:, None] * 10000.0 ** (-np.arange(dim // 2) / (dim / 2))
-    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 def rope_tables(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,22 +37,63 @@ def rope_tables(cfg: TransformerConfig, frames: int, rows: int, columns: int) ->
 
     K is split in 2/8 time, 3/8 row, 3/8 column; each angle stands twice, for a pair of neighbours.
     """
+    time, row, column = (_angles(p, n) for p, n in zip(_axes(cfg, frames, rows, columns), _parts(cfg), strict=True))
+    shape = (frames, rows, columns)
+    parts = (time[:, None, None], row[None, :, None], column[None, None])
+    angle = np.concatenate([np.broadcast_to(a, (*shape, a.shape[-1])) for a in parts], axis=-1)
+    angle = np.repeat(angle.reshape(-1, cfg.head_dim // 2), 2, axis=-1)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def token_positions(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> np.ndarray:
+    """Time, row and column of every token of a clip, in the units of its tables: (T * rows * columns, 3) float32."""
+    grid = np.meshgrid(*_axes(cfg, frames, rows, columns), indexing="ij")
+    return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def sincos_at(cfg: TransformerConfig, positions: jax.Array) -> jax.Array:
+    """The rows of `sincos_table` for tokens at (..., 3), as `token_positions` gives them: (..., D) float32."""
+    time, row, column = (_sincos(positions[..., i], n) for i, n in enumerate(_parts(cfg)))
+    return jnp.concatenate([time, column, row], axis=-1)
+
+
+def rope_at(cfg: TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rows of `rope_tables` for tokens at (..., 3), as `token_positions` gives them: (..., K) float32 each."""
+    angles = [_angles(positions[..., i], n) for i, n in enumerate(_parts(cfg))]
+    angle = jnp.repeat(jnp.concatenate(angles, axis=-1), 2, axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _parts(cfg: TransformerConfig) -> tuple[int, int, int]:
+    """How many features tell the time, the row and the column."""
+    features = cfg.width if cfg.position == "sincos" else cfg.head_dim
+    return features // 4, features * 3 // 8, features * 3 // 8
+
+
+def _axes(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions along time, rows and columns, float64."""
+    if cfg.position == "sincos":
+        row, column = (np.arange(n) / cfg.spatial_interpolation for n in (rows, columns))
+        return np.arange(frames) / cfg.temporal_interpolation, row, column
     if cfg.position == "rope_slice":
-        row, column = np.arange(rows, dtype=np.float64), np.arange(columns, dtype=np.float64)
+        row, column = (np.arange(n, dtype=np.float64) for n in (rows, columns))
     else:
         base = (cfg.sample_height // cfg.patch, cfg.sample_width // cfg.patch)
         (top, left), (bottom, right) = crop_box((rows, columns), base)
         # The end is stop * (n - 1) / n, as in the reference, also where the start is not 0.
         row = np.linspace(top, bottom * (rows - 1) / rows, rows)
         column = np.linspace(left, right * (columns - 1) / columns, columns)
-    k = cfg.head_dim
-    axes = ((np.arange(frames), k // 4), (row, k // 8 * 3), (column, k // 8 * 3))
-    angles = [p[:, None] * 10000.0 ** (-np.arange(0, d, 2) / d) for p, d in axes]
-    shape = (frames, rows, columns)
-    parts = (angles[0][:, None, None], angles[1][None, :, None], angles[2][None, None])
-    angle = np.concatenate([np.broadcast_to(a, (*shape, a.shape[-1])) for a in parts], axis=-1)
-    angle = np.repeat(angle.reshape(-1, k // 2), 2, axis=-1)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    return np.arange(frames, dtype=np.float64), row, column
+
+
+def _angles(positions, dim: int):
+    """(...) -> (..., dim / 2): one angle for each pair of features; of NumPy in float64, else in float32."""
+    return positions[..., None] * 10000.0 ** (-np.arange(0, dim, 2) / dim)
+
+
+def _sincos(positions, dim: int):
+    angle, xp = _angles(positions, dim), positions.__array_namespace__()
+    return xp.concatenate([xp.sin(angle), xp.cos(angle)], axis=-1)
 
 
 def crop_box(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -74,8 +108,8 @@ def crop_box(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, i
     return (top, left), (top + height, left + width)
 
 
-def rotate(x: jax.Array, cos: np.ndarray, sin: np.ndarray) -> jax.Array:
-    """Rotates neighbouring pairs of the last axis: x (B, A, N, K), cos and sin (N, K); in float32."""
+def rotate(x: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarray) -> jax.Array:
+    """Rotates neighbouring pairs of the last axis: x (B, A, N, K), cos and sin (N, K) or (B, 1, N, K); in float32."""
     y = x.astype(jnp.float32)
     if formulations().rope == "product":
         turn = quarter_turn(x.shape[-1]).astype(x.dtype)

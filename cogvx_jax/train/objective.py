@@ -139,11 +139,11 @@ def draw_noise(key: jax.Array, shape: tuple[int, ...], offset: float) -> jax.Arr
 
 
 def drop_text(batch: Mapping[str, Any], key: jax.Array, options: Objective) -> jax.Array:
-    """The prompts' states, some of them replaced: (B, L, text_dim)."""
+    """The prompts' states, some of them replaced: (B, L, text_dim), or (B, C, L, text_dim) of C clips a row."""
     text = batch["text"]
     if not options.text_dropout:
         return text
-    dropped = jax.random.uniform(key, (text.shape[0], 1, 1)) < options.text_dropout
+    dropped = jax.random.uniform(key, (*text.shape[:-2], 1, 1)) < options.text_dropout
     empty = jnp.zeros_like(text) if options.empty == "zeros" else batch["empty"].astype(text.dtype)
     return jnp.where(dropped, empty, text)
 
