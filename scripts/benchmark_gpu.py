@@ -8,7 +8,6 @@ It runs on a CPU, too, at small sizes in float32, to see that everything works.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import multiprocessing
@@ -100,8 +99,8 @@ def case(name: str, *, small: bool) -> Case:
         vae = dataclasses.replace(spec.vae, channels=(16, 16, 16, 32), layers=1, groups=8)
         own = dataclasses.replace(own, height=64, width=96, num_frames=17)
         text = dataclasses.replace(spec.text_encoder, width=cfg.text_dim)
-        parts = {"transformer": cfg, "vae": vae, "text_encoder": text, "defaults": own}
-        spec = with_dtype(dataclasses.replace(spec, **parts), "float32")
+        spec = dataclasses.replace(spec, transformer=cfg, vae=vae, text_encoder=text, defaults=own)
+        spec = with_dtype(spec, "float32")
     else:
         spec = with_dtype(spec, "bfloat16")
     spec = dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, logit_bound=20.0))
@@ -137,8 +136,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def serve(one: Case, part: Part, side: Side, runs: int) -> dict[str, float | None]:
     """Times a side: the first run, with its compilation, then the median of `runs`."""
-    make = {"ours": ours, "eager": theirs, "compiled": functools.partial(theirs, compiled=True)}[side]
-    run, gib, peak = make(one, part)
+    run, gib, peak = ours(one, part) if side == "ours" else theirs(one, part, compiled=side == "compiled")
     seconds = []
     for _ in range(1 + runs):
         start = time.perf_counter()
@@ -168,7 +166,7 @@ def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callab
         cfg = spec.transformer
         weights, step = params("transformer", cfg.dtype), generate._step(cfg, True, None)
         text = jnp.zeros((2, cfg.text_length, cfg.text_dim), cfg.dtype)
-        row = np.float32([1, 0, 1, 0, 0, 0])
+        row = np.asarray([1, 0, 1, 0, 0, 0], np.float32)
 
         def run():
             x = jnp.ones(shape)

@@ -304,8 +304,8 @@ Made by `python -m cogvx_jax.scripts.train_tiny` on two CPU cores from clips tha
 in the script. 224 of the 1736 combinations are held out of all training. The VAE is trained first on crops, then
 on whole clips; then text encoder and transformer learn on its latents. The shipped run was short of time: stages
 were cut to the step counts below while they ran (the learning rate of transformer_0 followed schedules of 9600, 4000
-and 2500 updates up to update 800, 1400 and 2500), and transformer_0 and _1 saw the latents of the VAE before its
-last two stages. A run from nothing will end a little elsewhere.
+and 2500 updates up to update 800, 1400 and 2500), and transformer_0 and _1 saw the latents of the VAE before
+vae_3. A run from nothing will end a little elsewhere.
 
 {measured}
 

@@ -166,26 +166,18 @@ def test_rope_as_a_product_is_exact(dtype):
 # --- the choice itself ---
 
 
-@pytest.mark.parametrize(
-    "operation, small, large, limit",
-    [
-        ("causal_conv", "conv3d", "conv2d", "cogvx_jax.nn.conv.TPU_CONV3D_PIXELS"),
-        ("spatial_norm", "full", "latent", "cogvx_jax.nn.norms.TPU_LATENT_NORM_PIXELS"),
-    ],
-)
-def test_by_size(operation, small, large, limit, monkeypatch, random_params):
-    norm, x, z = SpatialNorm(groups=2, eps=1e-6), normal(0, 1, 3, 4, 6, 4), normal(1, 1, 3, 2, 3, 5)
-    params, kernel = random_params(norm, x, z), normal(2, 3, 3, 3, 4, 2)
+def test_by_size(monkeypatch):
+    x, kernel = normal(0, 1, 3, 4, 6, 4), normal(2, 3, 3, 3, 4, 2)
 
     def program(choice):
-        with using(Formulations(**{operation: choice})):
-            return str(jax.make_jaxpr(lambda: (norm.apply({"params": params}, x, z), causal_conv(x, kernel)))())
+        with using(Formulations(causal_conv=choice)):
+            return str(jax.make_jaxpr(lambda: causal_conv(x, kernel))())
 
-    assert program(small) != program(large)
-    monkeypatch.setattr(limit, 24)
-    assert program("by_size") == program(small)
-    monkeypatch.setattr(limit, 23)
-    assert program("by_size") == program(large)
+    assert program("conv3d") != program("conv2d")
+    monkeypatch.setattr("cogvx_jax.nn.conv.TPU_CONV3D_PIXELS", 24)
+    assert program("by_size") == program("conv3d")
+    monkeypatch.setattr("cogvx_jax.nn.conv.TPU_CONV3D_PIXELS", 23)
+    assert program("by_size") == program("conv2d")
 
 
 def test_every_choice_is_tested_here():
@@ -196,7 +188,7 @@ def test_every_choice_is_tested_here():
         "attention": {"plain", "chunked", "by_head", "pallas", "cudnn"},  # the last two: test_flash.py
         "causal_conv": {"conv3d", "conv2d", "by_size"},
         "upsample_conv": {"repeat", "phase", "dilated"},
-        "spatial_norm": {"full", "latent", "by_size"},
+        "spatial_norm": {"full", "latent"},
         "rope": {"pairs", "product"},
     }
 

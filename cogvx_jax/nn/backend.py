@@ -20,7 +20,7 @@ class Formulations:
     attention: Literal["plain", "chunked", "by_head", "pallas", "cudnn"] = "chunked"
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
-    spatial_norm: Literal["full", "latent", "by_size"] = "full"
+    spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
@@ -32,7 +32,7 @@ BY_PLATFORM = {
         attention="pallas",
         causal_conv="by_size",
         upsample_conv="dilated",
-        spatial_norm="by_size",
+        spatial_norm="full",
         rope="product",
         token_multiple=128,
     ),

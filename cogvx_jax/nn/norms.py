@@ -8,9 +8,6 @@ from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.conv import Pointwise
 from cogvx_jax.nn.parameters import parameter
 
-# Above this many pixels a frame the coarse form of SpatialNorm wins on TPUs.
-TPU_LATENT_NORM_PIXELS = 240 * 360
-
 
 class LayerNorm(nn.Module):
     """Affine LayerNorm over the last axis, any shape."""
@@ -70,15 +67,11 @@ class SpatialNorm(nn.Module):
         norm = GroupNorm(self.groups, self.eps, name="norm")
         gain = Pointwise(x.shape[-1], dtype="float32", name="gain")
         offset = Pointwise(x.shape[-1], dtype="float32", name="offset")
-        choice = formulations().spatial_norm
-        if choice == "by_size":
-            choice = "latent" if x.shape[2] * x.shape[3] > TPU_LATENT_NORM_PIXELS else "full"
-        if choice == "full":
+        if formulations().spatial_norm == "full":
             latents = stretch(latents, x.shape[1:4])
             return (norm(x).astype(jnp.float32) * gain(latents) + offset(latents)).astype(x.dtype)
-        # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Frames are
-        # repeated before it: after it, an odd count makes TPUs hold every gain and offset at full size.
-        latents = stretch(latents, (x.shape[1], *latents.shape[2:4]))
+        # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Not on TPUs,
+        # which write the repeated gains out.
         g, o = stretch(gain(latents), x.shape[1:4]), stretch(offset(latents), x.shape[1:4])
         return (norm(x).astype(jnp.float32) * g + o).astype(x.dtype)
 
