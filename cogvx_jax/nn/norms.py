@@ -68,6 +68,8 @@ class SpatialNorm(nn.Module):
         gain = Pointwise(x.shape[-1], dtype="float32", name="gain")
         offset = Pointwise(x.shape[-1], dtype="float32", name="offset")
         if formulations().spatial_norm == "full":
+            # Gain and offset need no x: without the barrier a compiler makes those of all layers first, and holds them.
+            x, latents = jax.lax.optimization_barrier((x, latents))
             latents = stretch(latents, x.shape[1:4])
             return (norm(x).astype(jnp.float32) * gain(latents) + offset(latents)).astype(x.dtype)
         # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Not on TPUs,
