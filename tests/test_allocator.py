@@ -18,10 +18,12 @@ libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 size = 256 * 2**20
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
 block = libc.malloc(size)
 ctypes.memset(block, 1, size)
 libc.free(block)
-print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 > size)
+print(resident() - before > size / 2)
 """
 
 

@@ -300,8 +300,11 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
 
 
 def _share(costs: list[Cost], weights: float) -> float:
-    """GiB of a component's weights that are among its program's arguments: the decoder's are a part of the VAE's."""
-    return min(weights, max(cost.arguments for cost in costs) / GIB)
+    """GiB of a component's weights that are among its programs' arguments: the decoder's are a part of the VAE's.
+
+    The first of several programs has the fewest other arguments: no cache yet.
+    """
+    return min(weights, min(cost.arguments for cost in costs) / GIB)
 
 
 def _lowered(wanted: _Wanted, mesh: Mesh, name: str) -> Iterator[Any]:
