@@ -104,6 +104,7 @@ def generate(
         initialize()
     spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
     adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, lora)]
+    requests = []
     for job in jobs:  # all of them, before the first is begun
         check_writable(job.out)
         arguments = job.arguments()
@@ -112,9 +113,9 @@ def generate(
             arguments["image"] = read_image(job.image)
         if job.video is not None:
             arguments["video"] = read_video(job.video)[0]
-        check_request(spec, job.prompt, **arguments)
+        requests.append(check_request(spec, job.prompt, **arguments))
     if mesh == "auto":
-        devices = _auto_mesh(model, jobs, dtype)
+        devices = _auto_mesh(model, requests, dtype)
     loaded = load(model, dtype=dtype, mesh=devices)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
@@ -215,35 +216,23 @@ def parse_lora(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def _auto_mesh(source: str, jobs: list[Job], dtype: str | None):
-    """The mesh that suits the job with the most latents."""
-    import numpy as np
-
-    from cogvx_jax.pipelines.model import load_spec
+def _auto_mesh(source: str, requests: list[Any], dtype: str | None):
+    """The mesh that suits the checked request with the most pixels."""
     from cogvx_jax.pipelines.plan import auto_mesh
-    from cogvx_jax.pipelines.request import check_request
 
-    spec = load_spec(source)
-    asked = []
-    for job in jobs:
-        height, width = parse_size(job.size)
-        request = check_request(
-            spec,
-            job.prompt,
-            image=job.image,
-            height=height,
-            width=width,
-            num_frames=job.frames,
-            guidance_scale=job.guidance_scale,
-        )
-        asked.append((int(np.prod(request.latent_shape(spec))), height, width, job.frames, job.guidance_scale))
-    _, height, width, frames, guidance = max(asked, key=lambda job: job[0])
+    most = max(requests, key=lambda request: request.height * request.width * request.frames)
 
     def report(line: str) -> None:
         print(f"cogvx: {line}", file=sys.stderr, flush=True)
 
     return auto_mesh(
-        source, height=height, width=width, num_frames=frames, guidance_scale=guidance, dtype=dtype, report=report
+        source,
+        height=most.height,
+        width=most.width,
+        num_frames=most.frames,
+        guidance_scale=most.guidance,
+        dtype=dtype,
+        report=report,
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import transformer_flops
+from cogvx_jax.models.flops import token_count, transformer_flops
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.latents import decode_batch
 from cogvx_jax.pipelines.model import with_dtype
@@ -54,8 +54,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        cfg = self.spec.transformer
-        return self.shape[1] // (cfg.patch_t or 1) * self.shape[2] * self.shape[3] // cfg.patch**2 + cfg.text_length
+        return token_count(self.spec.transformer, self.shape[1:4])
 
 
 def main(

@@ -23,7 +23,6 @@ TABLE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # compiles in less than a minute; v6e takes several times as long
-LIKELY_BOUND = 20.0  # of attention's logits: published weights need no running maximum
 Part = Literal["step", "text", "decode"]
 
 
@@ -89,11 +88,11 @@ def main(
 def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
-    from cogvx_jax.models.flops import transformer_flops
+    from cogvx_jax.models.flops import token_count, transformer_flops
     from cogvx_jax.pipelines import programs
     from cogvx_jax.pipelines.cost import compile_cost
     from cogvx_jax.pipelines.model import with_dtype
-    from cogvx_jax.pipelines.plan import candidates, show
+    from cogvx_jax.pipelines.plan import LIKELY_BOUND, candidates, show
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
     from cogvx_jax.presets import PRESETS
     from cogvx_jax.sharding.topologies import topology as find
@@ -103,12 +102,12 @@ def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) 
     spec = with_dtype(PRESETS[model], None, platform="tpu")
     cfg = dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND)
     spec, devices, own = dataclasses.replace(spec, transformer=cfg), slice_.devices(), spec.defaults
-    sizes = next(candidates(cfg.heads, len(devices), 1, guided=True)) if mesh is None else _sizes(mesh)
-    made = sharding.make_mesh(**sizes, devices=devices)
+    mesh = mesh or show(next(candidates(cfg.heads, len(devices), 1, guided=True)))
+    made = sharding.parse_mesh(mesh, devices)
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
     padding = frames - latent_frames(spec, own.num_frames)
-    tokens = frames // (cfg.patch_t or 1) * shape[2] * shape[3] // cfg.patch**2 + cfg.text_length
+    tokens = token_count(cfg, shape[1:4])
     batches = (frames - padding) // (spec.vae.decode_frames or frames)
     with programs.compiling_for("tpu", made):
         for part in parts:
@@ -130,7 +129,7 @@ def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) 
                 row = Row(
                     model=model,
                     topology=topology,
-                    mesh=show(sizes),
+                    mesh=mesh,
                     program=name,
                     arguments_gib=cost.arguments / 2**30,
                     temporaries_gib=cost.temporaries / 2**30,
@@ -198,10 +197,6 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
     if worse:
         print(f"{worse} rows differ by more than {TOLERANCE:.0%}; if that is meant, repeat with --write for these rows")
     return min(worse, 1)
-
-
-def _sizes(mesh: str) -> dict[str, int]:
-    return {axis: int(size) for axis, _, size in (part.partition("=") for part in mesh.split(","))}
 
 
 def _prepare() -> None:

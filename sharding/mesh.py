@@ -74,8 +74,8 @@ def _arrange(shape: list[int], devices: list[jax.Device]) -> np.ndarray:
     return mesh_utils.create_hybrid_device_mesh(within, across, devices)
 
 
-def parse_mesh(text: str) -> Mesh:
-    """The mesh of "cfg=2,sp=4".
+def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of "cfg=2,sp=4"; `devices` as for `make_mesh`.
 
     Raises: ValueError for what is not of that form, an unknown axis, or the wrong number of devices.
     """
@@ -86,7 +86,7 @@ def parse_mesh(text: str) -> Mesh:
             known = ", ".join(MESH_AXES)
             raise ValueError(f"{text!r} is not a mesh such as 'cfg=2,sp=4'; its axes are {known}, each at most once")
         sizes[name] = int(size)
-    return make_mesh(**sizes)
+    return make_mesh(**sizes, devices=devices)
 
 
 def auto(mesh: Mesh) -> Mesh:

@@ -19,17 +19,16 @@ class Generation:
     """A device of one TPU generation, as jax counts devices: a chip, on v4 and tpu7x one of its two cores."""
 
     memory: float  # GiB that programs may use
-    clock: float  # GHz, to read the compiler's cycles as time; published or, where it is not, by the peak
-    peak: float  # bfloat16 TFLOP/s
+    clock: float  # GHz, to read the compiler's cycles as time; nominal
     cores: int = 1  # that share a kernel's grid
 
 
 GENERATIONS = {
-    "v4": Generation(memory=15.75, clock=1.05, peak=137.5),
-    "v5e": Generation(memory=15.75, clock=1.5, peak=197),
-    "v5p": Generation(memory=95.0, clock=1.75, peak=459, cores=2),
-    "v6e": Generation(memory=31.25, clock=1.75, peak=918),
-    "tpu7x": Generation(memory=94.75, clock=2.2, peak=1153),
+    "v4": Generation(memory=15.75, clock=1.05),
+    "v5e": Generation(memory=15.75, clock=1.5),
+    "v5p": Generation(memory=95.0, clock=1.75, cores=2),
+    "v6e": Generation(memory=31.25, clock=1.75),
+    "tpu7x": Generation(memory=94.75, clock=2.2),
 }
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # a single chip is part of a host of four
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")

@@ -1,6 +1,12 @@
-"""Floating-point operations of the transformer, counted by hand: what a share of a chip's peak is of."""
+"""Tokens and floating-point operations of the transformer, counted by hand."""
 
 from cogvx_jax.configs import TransformerConfig
+
+
+def token_count(cfg: TransformerConfig, latents: tuple[int, int, int]) -> int:
+    """Tokens of text and video in a sequence over latents of T whole patches in time, h and w."""
+    frames, height, width = latents
+    return cfg.text_length + frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch)
 
 
 def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1) -> int:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Cycles for a thousand scores of `nn.flash` without a running maximum, by the first words of `device_kind`:
-# bundles that `scripts/attention_blocks.py` counts at the blocks in use, whatever their number of cores.
+# Cycles for a thousand scores of `nn.flash` without a running maximum, by the first words of `device_kind`, as
+# `scripts/attention_blocks.py` counts them, whatever the number of cores: for v5e and v6e of the kernel and the blocks
+# in use, for the others of an early form of it.
 SCORE_CYCLES = {"TPU v4": 3.21, "TPU v5 lite": 2.63, "TPU v5": 2.65, "TPU v6 lite": 1.43, "TPU7x": 1.34}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
@@ -62,6 +63,16 @@ def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost
         collectives=program.collectives(),
         seconds=seconds,
     )
+
+
+def beside_weights(costs: list[Cost], weights: float) -> float:
+    """Bytes that a component's programs take at their fullest beside its `weights`, which lie there anyway.
+
+    Not all of the weights need be arguments, the decoder takes a part of the VAE's: those that are, are known from the
+    program with the fewest arguments, the first one, which has no cache yet.
+    """
+    taken = min(weights, min(cost.arguments for cost in costs))
+    return max(cost.peak for cost in costs) - taken
 
 
 def score_cycles(device_kind: str) -> float:

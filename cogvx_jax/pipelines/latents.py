@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +107,24 @@ def encode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
 @functools.lru_cache
 def decode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
     return _compiled(cfg, mesh, "decode_batch")
+
+
+def lower_decode(
+    cfg: VAEConfig, mesh: Mesh | None, params: Any, shape: tuple[int, ...], padding: int = 0
+) -> Iterator[Any]:
+    """The decoder lowered for the first frame batch of one video, and for the second, which the others are like.
+
+    Args:
+      params: the VAE's, or their shapes and places.
+      shape: of the sampled latents (B, T, h, w, 16).
+      padding: latent frames that are dropped first.
+    """
+    run, cache = decode_batch(cfg, mesh), None
+    for start, stop in vaes.frame_batches(shape[1] - padding, cfg.decode_frames)[:2]:
+        latents = jax.ShapeDtypeStruct((1, stop - start, *shape[2:]), jnp.float32, sharding=everywhere(mesh))
+        lowered = run.lower(params, latents, cache)
+        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[1])
+        yield lowered
 
 
 def _compiled(cfg: VAEConfig, mesh: Mesh | None, method: str):

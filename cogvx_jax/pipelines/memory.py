@@ -1,10 +1,9 @@
 """Whether what comes last fits: the VAE's decode, asked of the compiler before the first step is sampled."""
 
 import jax
-import jax.numpy as jnp
 
-from cogvx_jax.models.vae import frame_batches
-from cogvx_jax.pipelines.latents import decode_batch
+from cogvx_jax.pipelines.cost import beside_weights, compile_cost
+from cogvx_jax.pipelines.latents import lower_decode
 from cogvx_jax.pipelines.model import Model
 
 
@@ -17,18 +16,10 @@ def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
       shape: of the sampled latents (B, T, h, w, 16); videos are decoded one at a time.
       padding: latent frames that are dropped first.
     """
-    cfg = model.spec.vae
-    run, params, cache = decode_batch(cfg, model.mesh), model.params["vae"], None
-    most = 0
-    for start, stop in frame_batches(shape[1] - padding, cfg.decode_frames)[:2]:  # the others are like the second
-        latents = jax.ShapeDtypeStruct((1, stop - start, *shape[2:]), jnp.float32)
-        lowered = run.lower(params, latents, cache)
-        used = lowered.compile().memory_analysis()
-        weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
-        own = used.temp_size_in_bytes + used.output_size_in_bytes + used.argument_size_in_bytes
-        most = max(most, own - used.alias_size_in_bytes - weights)
-        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[1])
-    return most
+    params = model.params["vae"]
+    weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+    programs = lower_decode(model.spec.vae, model.mesh, params, shape, padding)
+    return round(beside_weights([compile_cost(lowered) for lowered in programs], weights))
 
 
 def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None:
@@ -36,9 +27,12 @@ def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None
     free = free_bytes()
     if free is None:
         return
-    needed = decode_bytes(model, shape, padding)
+    ways = "use more devices for it (--mesh), or --tiling, which is lossy"
+    try:
+        needed = decode_bytes(model, shape, padding)
+    except MemoryError as error:  # the compiler itself refuses
+        raise ValueError(f"decoding {shape[2] * 8}x{shape[3] * 8} does not fit the device: {error}; {ways}") from error
     if needed > free:
-        ways = "use more devices for it (--mesh), or --tiling, which is lossy"
         raise ValueError(
             f"decoding {shape[2] * 8}x{shape[3] * 8} takes {needed / 1e9:.1f} GB beside the weights, "
             f"the device has {free / 1e9:.1f} GB free; {ways}"

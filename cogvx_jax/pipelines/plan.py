@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.models.flops import transformer_flops
+from cogvx_jax.models.flops import token_count, transformer_flops
 from cogvx_jax.pipelines import programs
-from cogvx_jax.pipelines.cost import Cost, compile_cost
+from cogvx_jax.pipelines.cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.model import load_spec, with_dtype
 from cogvx_jax.pipelines.request import check_request, frame_unit, latent_frames, padded_latent_frames
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
@@ -197,15 +197,13 @@ def candidates(heads: int, devices: int, videos: int, *, guided: bool) -> Iterat
     """
     data = math.gcd(videos, devices)
     cfg = 2 if guided and devices // data % 2 == 0 else 1
-    seen = []
     for branches in dict.fromkeys((cfg, 1)):
         rest = devices // data // branches
         for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
             sp = math.gcd(heads, rest // fsdp)
             sizes = {"data": data, "fsdp": fsdp, "cfg": branches, "context": rest // fsdp // sp, "sp": sp}
             if branches == cfg or fsdp == rest:  # without the branches' axis only to split weights further
-                seen.append({axis: size for axis, size in sizes.items() if size > 1})
-    yield from seen
+                yield {axis: size for axis, size in sizes.items() if size > 1}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,9 +255,8 @@ def _compute_spec(spec: ModelSpec, dtype: str | None, place: _Place) -> ModelSpe
 
 def _flops(wanted: _Wanted) -> int:
     """Of one step, over all devices."""
-    cfg, (videos, frames, height, width, _) = wanted.spec.transformer, wanted.shape
-    tokens = frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch) + cfg.text_length
-    return transformer_flops(cfg, tokens, batch=videos * (1 + wanted.guided))
+    cfg, shape = wanted.spec.transformer, wanted.shape
+    return transformer_flops(cfg, token_count(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
 
 
 def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
@@ -279,8 +276,7 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
                 found[name] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
             except MemoryError as error:
                 return dataclasses.replace(trial, why=f"{name} does not fit: {error}")
-            beside = max(cost.peak for cost in found[name]) / GIB - _share(found[name], weights[component])
-            measured: dict[str, Any] = {name: max(beside, 0.0)}
+            measured: dict[str, Any] = {name: beside_weights(found[name], weights[component] * GIB) / GIB}
             trial = dataclasses.replace(trial, **measured)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
@@ -297,14 +293,6 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
         other_seconds=seconds and seconds[1],
         compile_seconds=sum(cost.seconds for costs in found.values() for cost in costs),
     )
-
-
-def _share(costs: list[Cost], weights: float) -> float:
-    """GiB of a component's weights that are among its programs' arguments: the decoder's are a part of the VAE's.
-
-    The first of several programs has the fewest other arguments: no cache yet.
-    """
-    return min(weights, min(cost.arguments for cost in costs) / GIB)
 
 
 def _lowered(wanted: _Wanted, mesh: Mesh, name: str) -> Iterator[Any]:

@@ -17,7 +17,6 @@ from cogvx_jax import sharding
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.samplers import SamplerState
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.vae import frame_batches
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import generate, latents, text
 from cogvx_jax.pipelines.model import COMPONENTS, parameter_dtype
@@ -79,11 +78,7 @@ def lower_step(spec: ModelSpec, mesh: Mesh, shape: tuple[int, ...], *, guided: b
 
 def lower_decode(spec: ModelSpec, mesh: Mesh, shape: tuple[int, ...], padding: int = 0) -> Iterator[Any]:
     """The VAE's decoder on the first frame batch of one video, and on the second, which takes its cache."""
-    run, params, cache = latents.decode_batch(spec.vae, mesh), abstract_weights(spec, "vae", mesh), None
-    for start, stop in frame_batches(shape[1] - padding, spec.vae.decode_frames)[:2]:
-        lowered = run.lower(params, _everywhere((1, stop - start, *shape[2:]), "float32", mesh), cache)
-        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[1])
-        yield lowered
+    return latents.lower_decode(spec.vae, mesh, abstract_weights(spec, "vae", mesh), shape, padding)
 
 
 def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -22,6 +22,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import expected_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.flops import token_count
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.pipelines.request import padded_latent_frames
@@ -193,10 +194,9 @@ def _scale(lora: LoRAConfig) -> float:
 
 def _tokens(spec: ModelSpec, cache: Cache) -> int:
     """Of text and video, in each clip."""
-    cfg, shape = spec.transformer, cache.shape
-    frames = padded_latent_frames(spec, shape.frames) // (cfg.patch_t or 1)
-    side = spec.vae.spatial_compression * cfg.patch
-    return cfg.text_length + frames * (shape.height // side) * (shape.width // side)
+    shape, scale = cache.shape, spec.vae.spatial_compression
+    latents = padded_latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale
+    return token_count(spec.transformer, latents)
 
 
 def chosen_clips(count: int, batch: int, step: int, seed: int) -> list[int]:
