@@ -49,6 +49,7 @@ class Stage:
     size: int  # pixels: a random crop of the clip, or all of it
     edge: float = shapes.EDGE
     decoder_only: bool = False  # the latents stay as they are
+    stars: float = 1.0  # how many times as often as another a clip shows a star: the finest outlines
 
 
 # Random crops first, four times cheaper a clip, then whole clips, whose norms see the real statistics.
@@ -60,6 +61,7 @@ VAE_STAGES = (
     Stage(600, optim.muon(5e-4, 600), clips=1, size=64, decoder_only=True),
     Stage(400, optim.muon(3e-4, 400), clips=1, size=64, decoder_only=True),
     Stage(500, optim.muon(4e-4, 500), clips=1, size=64, decoder_only=True),
+    Stage(1200, optim.muon(5e-4, 1200), clips=1, size=64, decoder_only=True, stars=2.0),
 )
 TEXT = T5Config(layers=2, width=128, heads=4, head_dim=32, mlp=256, vocab=128)
 TRANSFORMER = TransformerConfig(
@@ -93,8 +95,7 @@ class TextStage:
     # nearly all noise, so the text is needed, and learnt, near the end of the range only; outlines are
     # drawn near its beginning.
     focus: tuple[int, int] = (0, 1000)
-    # How many times as often as other clips those with a star are drawn, and those of something that spins:
-    # the finest outlines, learnt last.
+    # How many times as often as another a clip shows a star, or something that spins: what is learnt last.
     stars: float = 1.0
     spins: float = 1.0
 
@@ -105,6 +106,7 @@ TEXT_STAGES = (
     TextStage(3000, optim.muon(2e-3, 8000, warmup=100), focus=(800, 1000)),
     TextStage(5000, optim.muon(2e-3, 5000), focus=(0, 500)),
     TextStage(5000, optim.muon(2e-3, 5000, warmup=100), focus=(0, 600), stars=3.0, spins=2.0),
+    TextStage(5500, optim.muon(2e-3, 5500, warmup=100), focus=(0, 600), stars=3.0, spins=2.0),
 )
 
 
@@ -134,10 +136,12 @@ def train_vae_stage(folder: Path, params, stage: Stage, number: int):
     """The averaged parameters after one stage."""
     vae = vaes.VAE(VAE)
     scenes, _ = shapes.split()
+    chances = chance(scenes, stars=stage.stars)
 
     def batches(step):
         rng = np.random.default_rng((1, number, step))
-        clips = (shapes.draw(scenes[rng.integers(len(scenes))], rng, edge=stage.edge) for _ in range(stage.clips))
+        chosen = rng.choice(len(scenes), size=stage.clips, p=chances)
+        clips = (shapes.draw(scenes[i], rng, edge=stage.edge) for i in chosen)
         return np.stack([crop(clip, stage.size, rng) for clip in clips])
 
     frozen = {"encoder": params["encoder"]} if stage.decoder_only else {}
@@ -148,6 +152,12 @@ def train_vae_stage(folder: Path, params, stage: Stage, number: int):
 
     state = fit(moving, batches, loss, stage.tx, steps=stage.steps, folder=folder, seed=number, decay=0.99)
     return frozen | state.average
+
+
+def chance(scenes: list[shapes.Scene], *, stars: float = 1.0, spins: float = 1.0) -> np.ndarray:
+    """The probability of each scene to be drawn, of one with a star `stars` times another's."""
+    weights = np.array([stars ** (s.shape == "star") * spins ** (s.motion == "spins") for s in scenes])
+    return weights / weights.sum()
 
 
 def vae_loss(vae: vaes.VAE, params, pixels: jax.Array, key: jax.Array) -> jax.Array:
@@ -210,8 +220,7 @@ def train_text_stage(folder: Path, params, stage: TextStage, number: int, moment
     text_encoder, transformer = T5Encoder(TEXT), Transformer(TRANSFORMER)
     alphas_bar = jnp.asarray(schedule.alphas_bar(stage.schedule), jnp.float32)
     shown = [scenes[i % len(scenes)] for i in range(len(mean))]
-    weights = [stage.stars ** (s.shape == "star") * stage.spins ** (s.motion == "spins") for s in shown]
-    chances = np.array(weights) / sum(weights)
+    chances = chance(shown, stars=stage.stars, spins=stage.spins)
 
     def batches(step):
         rng = np.random.default_rng((4, number, step))

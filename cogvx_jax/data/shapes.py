@@ -25,6 +25,7 @@ DIAGONALS = {f"moves {v} {h}": (y, x) for v, y in (("up", -1), ("down", 1)) for 
 MOTIONS = (*MOVES, "grows", "shrinks", "spins", "stays still")
 CORNERS = {"square": 4, "triangle": 3, "star": 5}
 STAR_INNER = 0.45  # inner over outer radius
+STAR_SIZE = 1.2  # drawn this much larger than other shapes, so that it covers as much as a square does
 SIZE, FRAMES, FPS = 64, 17, 8
 EDGE = 2.0  # pixels over which an edge goes from background to colour
 HELD_OUT = 224  # combinations that no training clip shows
@@ -104,6 +105,8 @@ def draw(
         radius = small + (large - small) * (time if scene.motion == "grows" else 1 - time)
     elif scene.motion == "spins":
         angle = angle + time * rng.uniform(1.6, 2.2)  # clockwise, radians
+    if scene.shape == "star":
+        radius = radius * STAR_SIZE
     colour, background = (np.array(PALETTE[c], np.float32) for c in (scene.colour, scene.background))
     cover = coverage(scene.shape, centre, radius, angle, size, edge)[..., None]
     return np.round(background + cover * (colour - background)).astype(np.uint8)
