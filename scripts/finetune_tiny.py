@@ -1,15 +1,11 @@
-"""Trains `tiny` by LoRA on what no clip of its training shows: shapes that move along a diagonal.
+"""Teaches `tiny`, by LoRA, a shape that no clip of its training shows and a word it does not know: rings.
 
-    python -m cogvx_jax.scripts.finetune_tiny --folder runs/diagonal
+    python -m cogvx_jax.scripts.finetune_tiny --folder runs/ring
 
 Draws clips to video files, trains on them as `cogvx train` does, and has the judge score held-out
 prompts before and after. A run that was stopped goes on where it stood.
-
-`tiny` knows the words and puts them together: of an earlier training of it, 5 of 6 held-out prompts had
-the motion right before any fine-tuning. The weights that ship now have not been tried.
 """
 
-import itertools
 import json
 from pathlib import Path
 
@@ -27,10 +23,10 @@ BATCH = 20  # videos made at a time
 
 
 def main(
-    folder: Path = Path("runs/diagonal"),
+    folder: Path = Path("runs/ring"),
     model: str = "tiny",
     clips: int = 400,
-    prompts: int = 40,
+    prompts: int = 39,
     steps: int = 600,
     rank: int = 16,
     batch_size: int = 8,
@@ -41,7 +37,7 @@ def main(
 
     Args:
       clips: how many to draw for training.
-      prompts: how many held-out combinations of colour, shape, motion and background to score.
+      prompts: how many of the held-out ones to score.
     """
     train, held_out = split(seed)
     data = draw_clips(folder / "clips", [train[i % len(train)] for i in range(clips)])
@@ -64,9 +60,8 @@ def main(
 
 
 def split(seed: int) -> tuple[list[shapes.Scene], list[shapes.Scene]]:
-    """Scenes with a motion along a diagonal: those to train on, and a tenth that is held out."""
-    combinations = itertools.product(shapes.PALETTE, shapes.SHAPES, shapes.DIAGONALS, shapes.PALETTE)
-    scenes = [shapes.Scene(*c) for c in combinations if c[0] != c[3]]
+    """Scenes of rings: those to train on, and a tenth that is held out."""
+    scenes = shapes.scenes([shapes.RING])
     mixed = [scenes[i] for i in np.random.default_rng(seed).permutation(len(scenes))]
     return mixed[len(mixed) // 10 :], mixed[: len(mixed) // 10]
 

@@ -194,10 +194,10 @@ def test_a_run_of_another_model_is_named(tmp_path, model):
         cx.load_lora(model, tmp_path)
 
 
-def test_the_recipe_for_diagonals_holds_scenes_out(tmp_path):
+def test_the_recipe_for_rings_holds_scenes_out(tmp_path):
     train, held_out = finetune_tiny.split(0)
-    assert len(held_out) == 89 and not set(train) & set(held_out) and not set(train) & set(shapes.scenes())
-    assert {scene.motion for scene in held_out} == set(shapes.DIAGONALS)
+    assert len(held_out) == 39 and not set(train) & set(held_out)
+    assert {scene.shape for scene in train + held_out} == {shapes.RING}
     listed = finetune_tiny.draw_clips(tmp_path / "clips", train[:2])
     assert [source.video.name for source in read_sources(listed)] == ["0000.mp4", "0001.mp4"]
     clip = read_clip(tmp_path / "clips" / "0001.mp4", frames=17, fps=8, height=64, width=64)

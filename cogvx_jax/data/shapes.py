@@ -6,6 +6,7 @@ like one that stays still, so that pair is not part of the grammar.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,12 +21,14 @@ PALETTE = {
     "black": (15, 15, 15),
 }
 SHAPES = ("circle", "square", "triangle", "star")
+RING = "ring"  # can be drawn and judged, too, but is in none of `scenes`: it is there to be learnt by fine-tuning
 MOVES = {"moves left": (0, -1), "moves right": (0, 1), "moves up": (-1, 0), "moves down": (1, 0)}
-DIAGONALS = {f"moves {v} {h}": (y, x) for v, y in (("up", -1), ("down", 1)) for h, x in (("left", -1), ("right", 1))}
 MOTIONS = (*MOVES, "grows", "shrinks", "spins", "stays still")
+ROUND = ("circle", RING)  # turned, they look as before
 CORNERS = {"square": 4, "triangle": 3, "star": 5}
 STAR_INNER = 0.45  # inner over outer radius
 STAR_SIZE = 1.2  # drawn this much larger than other shapes, so that it covers as much as a square does
+RING_INNER = 0.5  # radius of its hole over its own
 SIZE, FRAMES, FPS = 64, 17, 8
 EDGE = 2.0  # pixels over which an edge goes from background to colour
 HELD_OUT = 224  # combinations that no training clip shows
@@ -33,11 +36,7 @@ HELD_OUT = 224  # combinations that no training clip shows
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a clip shows. `str(scene)` is its caption.
-
-    The motions of DIAGONALS can be drawn and judged, too, but no scene of `scenes` has one: they are
-    there to be learnt by fine-tuning.
-    """
+    """What a clip shows. `str(scene)` is its caption."""
 
     colour: str
     shape: str
@@ -53,12 +52,12 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def scenes() -> list[Scene]:
-    """Every combination of the grammar, in a fixed order."""
+def scenes(shown: Sequence[str] = SHAPES) -> list[Scene]:
+    """Every combination of the grammar with these shapes, in a fixed order."""
     return [
         Scene(colour, shape, motion, background)
-        for colour, shape, motion, background in itertools.product(PALETTE, SHAPES, MOTIONS, PALETTE)
-        if colour != background and (shape, motion) != ("circle", "spins")
+        for colour, shape, motion, background in itertools.product(PALETTE, shown, MOTIONS, PALETTE)
+        if colour != background and not (shape in ROUND and motion == "spins")
     ]
 
 
@@ -95,8 +94,8 @@ def draw(
     radius = np.full(frames, rng.uniform(11, 14.5) * unit)
     angle = np.full(frames, rng.uniform(-0.25, 0.25))
     centre = np.full((frames, 2), size / 2) + rng.uniform(-5, 5, 2) * unit
-    if scene.motion in MOVES | DIAGONALS:
-        direction = np.array((MOVES | DIAGONALS)[scene.motion])
+    if scene.motion in MOVES:
+        direction = np.array(MOVES[scene.motion])
         path = (time[:, None] - 0.5) * rng.uniform(24, 34) * unit * direction
         # Along its path the shape stays near the middle, so that it never leaves the picture.
         centre = np.where(direction != 0, size / 2 + path + rng.uniform(-2, 2) * unit, centre)
@@ -123,18 +122,21 @@ def coverage(
     y = grid[None, :, None] - centre[:, 0, None, None]
     x = grid[None, None, :] - centre[:, 1, None, None]
     r, angle = radius[:, None, None], angle[:, None, None]
-    if shape == "circle":
-        return np.clip((r - np.hypot(x, y)) / edge + 0.5, 0, 1)
+    distance = np.hypot(x, y)
+    if shape in ROUND:
+        signed = r - distance  # positive inside
+        if shape == RING:
+            signed = np.minimum(signed, distance - RING_INNER * r)
+        return np.clip(signed / edge + 0.5, 0, 1)
     # Fold the plane into one sector between two corners; its edge is then a single line.
     corners = CORNERS[shape]
     start = np.pi / 4 if shape == "square" else np.pi / 2
     theta = np.arctan2(-y, x) + angle - start
     half = np.pi / corners
     theta = np.abs((theta + half) % (2 * half) - half)  # 0 at a corner, `half` between two
-    distance = np.hypot(x, y)
     px, py = distance * np.cos(theta), distance * np.sin(theta)
     inner = STAR_INNER if shape == "star" else np.cos(half)
     ex, ey = inner * np.cos(half) - 1, inner * np.sin(half)  # the edge, from the corner (1, 0), times r
     length = np.hypot(ex, ey)
-    signed = (ex * py - ey * (px - r)) / length  # positive inside
+    signed = (ex * py - ey * (px - r)) / length
     return np.clip(signed / edge + 0.5, 0, 1)
