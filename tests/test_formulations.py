@@ -68,23 +68,24 @@ def test_upsample_conv(shape, features):
         assert_close(other, plain, atol=3e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("frames", [1, 2, 4])
 def test_frames_are_doubled_after_the_convolution_as_well_as_before(frames, random_params):
     module, x = FrameConv(4, upsample=True), normal(0, 1, frames, 3, 5, 2)
     params = random_params(module, x)
     conv = jax.jit(lambda x: module.apply({"params": params}, x))
     after, before = double_time(conv(x)), conv(double_time(x))
-    assert after.shape[1] == {1: 1, 2: 4, 3: 5, 4: 8}[frames]
+    assert after.shape[1] == {1: 1, 2: 4, 4: 8}[frames]
     assert_close(after, before)
 
 
 # --- norms ---
 
 
-@pytest.mark.parametrize("frames, latent_frames", [(1, 1), (3, 3), (5, 3), (9, 3), (8, 2)])
+@pytest.mark.parametrize("frames, latent_frames", [([1], [1]), ([1, 2], [1, 2]), ([1, 8], [1, 2]), ([8], [2])])
 def test_spatial_norm(frames, latent_frames, random_params):
     module = SpatialNorm(groups=2, eps=1e-6)
-    x, z = normal(0, 2, frames, 4, 6, 8), normal(1, 2, latent_frames, 2, 3, 5)
+    x = tuple(normal(0, 2, count, 4, 6, 8) for count in frames)
+    z = tuple(normal(1, 2, count, 2, 3, 5) for count in latent_frames)
     params = random_params(module, x, z)
     full, latent = (
         under(Formulations(spatial_norm=c), lambda x, z: module.apply({"params": params}, x, z), x, z)
@@ -103,13 +104,15 @@ def test_group_norm_is_the_two_pass_definition(mean, atol, random_params):
     centred = groups - groups.mean(axis=(1, 3), keepdims=True)
     y = centred / np.sqrt(np.square(centred).mean(axis=(1, 3), keepdims=True) + 1e-6)
     expected = y.reshape(x.shape) * params["scale"] + params["bias"]
-    assert_close(module.apply({"params": params}, x), expected, atol)
+    (whole,), parts = (module.apply({"params": params}, *given) for given in ((x,), (x[:, :1], x[:, 1:])))
+    assert_close(whole, expected, atol)
+    assert_close(jnp.concatenate(parts, axis=1), expected, atol)
 
 
 def test_group_norm_of_a_constant_is_finite(random_params):
     module, x = GroupNorm(groups=2, eps=1e-6), jnp.full((1, 2, 4, 4, 4), 123.456)
     params = random_params(module, x)
-    y, gradients = jax.jit(value_and_gradients(lambda p, x: module.apply({"params": p}, x)))(params, x)
+    y, gradients = jax.jit(value_and_gradients(lambda p, x: module.apply({"params": p}, x)[0]))(params, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, gradients)))
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from cogvx_jax.configs import VAEConfig
 from cogvx_jax.nn.conv import CausalConv, FrameConv, Pointwise
-from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
+from cogvx_jax.nn.norms import GroupNorm, Parts, SpatialNorm
 
 Cache = dict[str, Any]  # a tree of arrays, one leaf (B, 2, h, w, C) per causal convolution
 
@@ -115,41 +115,46 @@ class Encoder(nn.Module):
         x = caches.run(CausalConv(cfg.channels[0], cfg.dtype, name="conv_in"), x)
         for level, channels in enumerate(cfg.channels):
             for i in range(cfg.layers):
-                x = caches.run(Resnet(cfg, channels, name=f"down_{level}_resnet_{i}"), x)
+                (x,) = caches.run(Resnet(cfg, channels, name=f"down_{level}_resnet_{i}"), (x,))
             if level < len(cfg.channels) - 1:
                 if level < cfg.time_levels:
                     x = halve_time(x)
                 x = FrameConv(channels, stride=2, dtype=cfg.dtype, name=f"down_{level}_downsample")(x)
         for i in range(2):
-            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x)
-        x = nn.silu(GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x))
-        x = caches.run(CausalConv(2 * cfg.latent_channels, cfg.dtype, name="conv_out"), x)
+            (x,) = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), (x,))
+        (x,) = GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x)
+        x = caches.run(CausalConv(2 * cfg.latent_channels, cfg.dtype, name="conv_out"), nn.silu(x))
         return x.astype(jnp.float32), caches.new
 
 
 class Decoder(nn.Module):
-    """(B, T, h, w, 16) -> (B, F, H, W, 3), finer by 8x8 in space and 4 in time."""
+    """(B, T, h, w, 16) -> (B, F, H, W, 3), finer by 8x8 in space and 4 in time.
+
+    The first frame of an odd count, which is never doubled, is a part of its own, and so are the latents that it
+    stands for: what is left comes in fours and eights, as the tiles of a TPU do.
+    """
 
     cfg: VAEConfig
 
     @nn.compact
     def __call__(self, latents: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         cfg, caches = self.cfg, _Caches(cache)
-        latents = latents.astype(cfg.dtype)
-        x = caches.run(CausalConv(cfg.channels[-1], cfg.dtype, name="conv_in"), latents)
+        z = first_alone(latents.astype(cfg.dtype))
+        x = caches.through(CausalConv(cfg.channels[-1], cfg.dtype, name="conv_in"), z)
         for i in range(2):
-            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x, latents)
+            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x, z)
         for level, channels in enumerate(reversed(cfg.channels)):
             for i in range(cfg.layers + 1):
-                x = caches.run(Resnet(cfg, channels, name=f"up_{level}_resnet_{i}"), x, latents)
+                x = caches.run(Resnet(cfg, channels, name=f"up_{level}_resnet_{i}"), x, z)
             if level < len(cfg.channels) - 1:
                 # The convolution works frame by frame, so frames are doubled after it, not before.
-                x = FrameConv(channels, upsample=True, dtype=cfg.dtype, name=f"up_{level}_upsample")(x)
+                upsample = FrameConv(channels, upsample=True, dtype=cfg.dtype, name=f"up_{level}_upsample")
+                x = tuple(map(upsample, x))
                 if level < cfg.time_levels:
-                    x = double_time(x)
-        x = nn.silu(SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x, latents))
-        x = caches.run(CausalConv(3, cfg.dtype, name="conv_out"), x)
-        return x.astype(jnp.float32), caches.new
+                    x = tuple(map(double_time, x))
+        x = SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x, z)
+        x = caches.through(CausalConv(3, cfg.dtype, name="conv_out"), tuple(map(nn.silu, x)))
+        return jnp.concatenate(x, axis=1).astype(jnp.float32), caches.new
 
 
 class Resnet(nn.Module):
@@ -159,20 +164,18 @@ class Resnet(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, latents: jax.Array | None = None, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache]:
+    def __call__(self, parts: Parts, latents: Parts | None = None, cache: Cache | None = None) -> tuple[Parts, Cache]:
         cfg, caches = self.cfg, _Caches(cache)
-        shortcut = x
-        if x.shape[-1] != self.channels:
-            shortcut = Pointwise(self.channels, cfg.dtype, name="shortcut")(x)
+        x = shortcut = parts
+        if x[0].shape[-1] != self.channels:
+            shortcut = tuple(map(Pointwise(self.channels, cfg.dtype, name="shortcut"), x))
         for i in (1, 2):
             if latents is None:
-                x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x)
+                x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(*x)
             else:
                 x = SpatialNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x, latents)
-            x = caches.run(CausalConv(self.channels, cfg.dtype, name=f"conv{i}"), nn.silu(x))
-        return x + shortcut, caches.new
+            x = caches.through(CausalConv(self.channels, cfg.dtype, name=f"conv{i}"), tuple(map(nn.silu, x)))
+        return tuple(map(jnp.add, x, shortcut)), caches.new
 
 
 def halve_time(x: jax.Array) -> jax.Array:
@@ -184,12 +187,14 @@ def halve_time(x: jax.Array) -> jax.Array:
     return jnp.concatenate([first, jnp.mean(pairs, axis=2)], axis=1)
 
 
+def first_alone(x: jax.Array) -> Parts:
+    """The first frame of an odd count, and the others; an even count, and one frame, as they are."""
+    return (x[:, :1], x[:, 1:]) if x.shape[1] % 2 and x.shape[1] > 1 else (x,)
+
+
 def double_time(x: jax.Array) -> jax.Array:
-    """Repeats every frame; of an odd count the first frame stays alone."""
-    if x.shape[1] == 1:
-        return x
-    odd = x.shape[1] % 2
-    return jnp.concatenate([x[:, :odd], jnp.repeat(x[:, odd:], 2, axis=1)], axis=1)
+    """Repeats every frame; one frame stays alone."""
+    return x if x.shape[1] == 1 else jnp.repeat(x, 2, axis=1)
 
 
 class _Caches:
@@ -199,7 +204,17 @@ class _Caches:
         self.old: Cache | None = old
         self.new: Cache = {}
 
-    def run(self, part: nn.Module, *inputs: jax.Array) -> jax.Array:
-        name = str(part.name)
-        y, self.new[name] = part(*inputs, cache=None if self.old is None else self.old[name])
+    def run(self, module: nn.Module, *inputs: Any) -> Any:
+        name = str(module.name)
+        y, self.new[name] = module(*inputs, cache=None if self.old is None else self.old[name])
         return y
+
+    def through(self, conv: CausalConv, parts: Parts) -> Parts:
+        """Each part after what came before it."""
+        name, made = str(conv.name), []
+        cache = None if self.old is None else self.old[name]
+        for x in parts:
+            y, cache = conv(x, cache)
+            made.append(y)
+        self.new[name] = cache
+        return tuple(made)

@@ -8,6 +8,8 @@ from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.conv import Pointwise
 from cogvx_jax.nn.parameters import parameter
 
+Parts = tuple[jax.Array, ...]  # the frames of a video, first to last, cut into one or more arrays (B, F, H, W, C)
+
 
 class LayerNorm(nn.Module):
     """Affine LayerNorm over the last axis, any shape."""
@@ -39,23 +41,26 @@ class RMSNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm of video, (B, F, H, W, C): statistics over F, H, W and the C / groups channels."""
+    """GroupNorm of video, (B, F, H, W, C): statistics over F, H, W and the C / groups channels.
+
+    The frames come in one or more parts and go out so; their statistics are those of all of them.
+    """
 
     groups: int
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = _affine(self, x.shape[-1])
-        gain, offset = group_affine(x, scale, bias, groups=self.groups, eps=self.eps)
-        return (x.astype(jnp.float32) * gain + offset).astype(x.dtype)
+    def __call__(self, *parts: jax.Array) -> Parts:
+        scale, bias = _affine(self, parts[0].shape[-1])
+        gain, offset = group_affine(parts, scale, bias, groups=self.groups, eps=self.eps)
+        return tuple((x.astype(jnp.float32) * gain + offset).astype(x.dtype) for x in parts)
 
 
 class SpatialNorm(nn.Module):
     """The decoder's norm: GroupNorm whose gain and offset come from the latents, pixel by pixel.
 
-    x (B, F, H, W, C) and latents (B, T, h, w, 16) -> (B, F, H, W, C). F, H, W are whole multiples
-    of T, h, w, but for an odd F, whose first frame belongs to the first latent alone.
+    x (B, F, H, W, C) and latents (B, T, h, w, 16), in as many parts -> parts (B, F, H, W, C). F, H, W of a
+    part are whole multiples of its T, h, w.
     Source: Zheng et al. 2022 (MoVQ), arXiv:2209.09002, as in the reference's VAE.
     """
 
@@ -63,33 +68,43 @@ class SpatialNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, latents: jax.Array) -> jax.Array:
+    def __call__(self, parts: Parts, latents: Parts) -> Parts:
+        channels = parts[0].shape[-1]
         norm = GroupNorm(self.groups, self.eps, name="norm")
-        gain = Pointwise(x.shape[-1], dtype="float32", name="gain")
-        offset = Pointwise(x.shape[-1], dtype="float32", name="offset")
-        if formulations().spatial_norm == "full":
+        gain = Pointwise(channels, dtype="float32", name="gain")
+        offset = Pointwise(channels, dtype="float32", name="offset")
+        full = formulations().spatial_norm == "full"
+        if full:
             # Gain and offset need no x: without the barrier a compiler makes those of all layers first, and holds them.
-            x, latents = jax.lax.optimization_barrier((x, latents))
-            latents = stretch(latents, x.shape[1:4])
-            return (norm(x).astype(jnp.float32) * gain(latents) + offset(latents)).astype(x.dtype)
-        # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Not on TPUs,
-        # which write the repeated gains out.
-        g, o = stretch(gain(latents), x.shape[1:4]), stretch(offset(latents), x.shape[1:4])
-        return (norm(x).astype(jnp.float32) * g + o).astype(x.dtype)
+            parts, latents = jax.lax.optimization_barrier((parts, latents))
+
+        def spread(pointwise: Pointwise, z: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            # A 1x1 convolution of repeated values is the repeated convolution: do it where it is small. Not on TPUs,
+            # which write the repeated gains out.
+            return pointwise(stretch(z, shape)) if full else stretch(pointwise(z), shape)
+
+        return tuple(
+            (y.astype(jnp.float32) * spread(gain, z, y.shape[1:4]) + spread(offset, z, y.shape[1:4])).astype(y.dtype)
+            for y, z in zip(norm(*parts), latents, strict=True)
+        )
 
 
 def group_affine(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, groups: int, eps: float
+    parts: Parts, scale: jax.Array, bias: jax.Array, *, groups: int, eps: float
 ) -> tuple[jax.Array, jax.Array]:
-    """GroupNorm as `x * gain + offset`: gain and offset (B, 1, 1, 1, C) for x (B, F, H, W, C).
+    """GroupNorm as `x * gain + offset`: gain and offset (B, 1, 1, 1, C) for parts (B, F, H, W, C) of a video.
 
     One pass over `x`: its sum and its sum of squares, in float32.
     """
-    batch, channels = x.shape[0], x.shape[-1]
-    x = x.astype(jnp.float32)
-    moments = [jnp.sum(m, axis=(1, 2, 3)) for m in (x, jnp.square(x))]  # (B, C) each
-    count = x.size // (batch * groups)
-    mean, square = (jnp.sum(m.reshape(batch, groups, -1), axis=-1) / count for m in moments)
+    batch, channels = parts[0].shape[0], parts[0].shape[-1]
+    count = sum(x.size for x in parts) // (batch * groups)
+
+    def mean_of(arrays: list[jax.Array]) -> jax.Array:
+        total = sum(jnp.sum(x, axis=(1, 2, 3)) for x in arrays)  # (B, C)
+        return jnp.sum(jnp.reshape(total, (batch, groups, -1)), axis=-1) / count
+
+    floats = [x.astype(jnp.float32) for x in parts]
+    mean, square = mean_of(floats), mean_of([jnp.square(x) for x in floats])
     inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)  # (B, groups)
     mean, inverse = (jnp.repeat(v, channels // groups, axis=-1) for v in (mean, inverse))
     gain = inverse * scale
@@ -98,18 +113,11 @@ def group_affine(
 
 
 def stretch(latents: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Repeats (B, T, h, w, C) to (B, F, H, W, C), `shape` being F, H, W; nearest neighbour.
-
-    Where F is odd and more than one, the first latent gives the first frame and the others the rest.
-    """
-    frames, height, width = shape
-    z = jnp.repeat(jnp.repeat(latents, height // latents.shape[2], axis=2), width // latents.shape[3], axis=3)
-    if frames == z.shape[1]:
-        return z
-    if frames % 2 == 0:
-        return jnp.repeat(z, frames // z.shape[1], axis=1)
-    rest = jnp.repeat(z[:, 1:], (frames - 1) // (z.shape[1] - 1), axis=1)
-    return jnp.concatenate([z[:, :1], rest], axis=1)
+    """Repeats (B, T, h, w, C) to (B, F, H, W, C), `shape` being F, H, W; nearest neighbour."""
+    z = latents
+    for axis, size in enumerate(shape, 1):
+        z = jnp.repeat(z, size // z.shape[axis], axis=axis)
+    return z
 
 
 def _affine(module: nn.Module, features: int) -> tuple[jax.Array, jax.Array]:
