@@ -1,0 +1,26 @@
+"""The accelerator benchmark at small size on CPU: that it runs, and what its rows say. The figures mean nothing."""
+
+import json
+
+import pytest
+
+from cogvx_jax.models.flops import token_count
+from cogvx_jax.scripts import benchmark_gpu
+
+
+def test_native_sizes():
+    tokens = {name: benchmark_gpu.case(name, small=False).tokens for name in benchmark_gpu.MODELS}
+    assert tokens == {"2b": 17776, "5b": 17776, "1.5-5b": 45106}
+    one = benchmark_gpu.case("1.5-5b", small=False)
+    assert (one.shape, one.kept) == ((1, 22, 96, 170, 16), 21)
+    assert token_count(one.spec.transformer, one.shape[1:4]) == one.tokens
+
+
+@pytest.mark.parametrize("part, columns", [("step", {"ours s for 50"}), ("decode", set())])
+def test_our_side_at_small_size(part, columns, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    benchmark_gpu.main(models=("5b",), parts=(part,), sides=("ours",), runs=1, small=True, json_file=file)
+    (row,) = json.loads(file.read_text())
+    assert row.keys() == {"model", "part", "ours s", "ours GiB", "ours first s"} | columns
+    assert 0 < row["ours s"] <= row["ours first s"]
+    assert f"| 5b | {part} |" in capsys.readouterr().out
