@@ -158,5 +158,18 @@ class RemoteFiles:
     def release(self) -> None:
         self._kept.clear()
 
+    def check_empty(self) -> None:
+        """Raises: FileExistsError where something is here."""
+        if self._system.exists(self._root) and self._system.ls(self._root, detail=False):
+            raise FileExistsError(f"{self.where} is not empty; nothing was written")
+
+    def upload(self, folder: Path, last: str) -> None:
+        """Writes all files of a folder here, those named `last` after the others."""
+        files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+        for path in files:
+            target = self._path(path.relative_to(folder).as_posix())
+            self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._system.put_file(str(path), target)
+
     def _path(self, file: str) -> str:
         return f"{self._root}/{file}" if file else self._root

@@ -1,8 +1,9 @@
-"""A model, wherever it can be loaded from, to a folder of Orbax checkpoints; see `convert.orbax`."""
+"""A model, wherever it can be loaded from, to a folder or bucket of Orbax checkpoints; see `convert.orbax`."""
 
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
-from cogvx_jax.convert.files import below, copy_files
+from cogvx_jax.convert.files import RemoteFiles, below, copy_files
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
 from cogvx_jax.convert.tables import COMPONENTS
 
@@ -22,12 +23,18 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
 
     Args:
       source: a folder in the published layout, or one that this function wrote, or the URL of one.
-      target: must not exist, or be empty.
+      target: a folder that does not exist, or is empty, or the URL of one. What goes below a URL is written to the
+        system's temporary folder first, all of it; its digests, without which it is no model, arrive there last.
       dtype: of the transformer and the text encoder; None keeps every array's own.
     Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model.
     """
-    if "://" in str(target):
-        raise ValueError(f"{target} is not a folder; convert into one and copy it, such as with gcloud storage cp")
+    if isinstance(target, str) and "://" in target:
+        place = RemoteFiles(target)
+        place.check_empty()
+        with tempfile.TemporaryDirectory() as folder:
+            write_orbax(source, Path(folder) / place.name, dtype)
+            place.upload(Path(folder) / place.name, last=DIGESTS)
+        return
     target = Path(target).absolute()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")

@@ -90,5 +90,28 @@ def test_converted_models_below_urls(small, uploaded, bucket, tmp_path):
     bucket.put(str(tmp_path / "model"), "/bucket/models/orbax", recursive=True)
     with pytest.raises(ValueError, match="tensorstore cannot read memory://.*; it reads folders and gs://, s3://"):
         cx.load("memory://bucket/models/orbax")
-    with pytest.raises(ValueError, match="gs://bucket/model is not a folder; convert into one and copy it"):
-        write_orbax(uploaded, "gs://bucket/model")
+
+
+def test_a_url_is_converted_into(small, uploaded, bucket, tmp_path, monkeypatch):
+    write_orbax(uploaded, f"file://{tmp_path}/model")
+    assert_identical(cx.load(f"file://{tmp_path}/model", verify=True).params, small("5b")[1].params)
+    with pytest.raises(FileExistsError, match="model is not empty; nothing was written"):
+        write_orbax(uploaded, f"file://{tmp_path}/model")
+
+    write_orbax(uploaded, "memory://bucket/models/orbax")
+    listed = files.open_files("memory://bucket/models/orbax")
+    assert files.open_files(tmp_path / "model").bytes("digests.json") == listed.bytes("digests.json")
+
+    # An upload that breaks off leaves no model.
+    put = MemoryFileSystem.put_file
+
+    def breaks_off(system, source, target, **options):
+        if "/vae/" in target:
+            raise OSError("no connection")
+        return put(system, source, target, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", breaks_off)
+    with pytest.raises(OSError, match="no connection"):
+        write_orbax(uploaded, "memory://bucket/models/half")
+    half = files.open_files("memory://bucket/models/half")
+    assert half.exists("model_index.json") and not half.exists("digests.json")

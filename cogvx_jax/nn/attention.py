@@ -127,7 +127,8 @@ def _cudnn_takes(q: jax.Array) -> bool:
 
 
 def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
-    """`_rows`, CHUNK queries at a time."""
+    """`_rows`, CHUNK queries at a time; a backward pass computes their weights again, which are S x T a head."""
+    compute = jax.checkpoint(lambda q, bias, q_ids: _rows(q, k, v, scale, bias, q_ids, kv_ids))
     tokens = q.shape[-2]
     whole = tokens - tokens % CHUNK
 
@@ -137,12 +138,12 @@ def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
 
     rows: tuple[Any, ...] = (q, bias, q_ids)  # what has a row a query
     heads = tuple(None if x is None else split(x) for x in rows)
-    y = jax.lax.map(lambda x: _rows(x[0], k, v, scale, x[1], x[2], kv_ids), heads)
+    y = jax.lax.map(lambda x: compute(*x), heads)
     y = jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], whole, v.shape[-1])
     if whole == tokens:
         return y
-    tail, bias, q_ids = (None if x is None else x[..., whole:, :] for x in rows)
-    return jnp.concatenate([y, _rows(tail, k, v, scale, bias, q_ids, kv_ids)], axis=-2)
+    tail = (None if x is None else x[..., whole:, :] for x in rows)
+    return jnp.concatenate([y, compute(*tail)], axis=-2)
 
 
 def _rows(q, k, v, scale, bias, q_ids, kv_ids):

@@ -22,7 +22,7 @@ def convert(
 
     Args:
       source: a model as for `generate`.
-      target: the folder to write; it must not exist, or be empty.
+      target: the folder to write, or its URL, such as gs://bucket/model; it must not exist, or be empty.
       dtype: of the transformer and the text encoder; None keeps every array's own.
     """
     from cogvx_jax.convert import write_orbax
@@ -30,7 +30,8 @@ def convert(
 
     began = time.monotonic()
     write_orbax(resolve(source), target, dtype)
-    print(f"{target}: {_gigabytes(Path(target)):.2f} GB in {time.monotonic() - began:.1f} s")
+    size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
+    print(f"{target}: {size}in {time.monotonic() - began:.1f} s")
 
 
 def verify(folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")], /) -> None:
