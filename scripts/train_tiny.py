@@ -107,6 +107,7 @@ TEXT_STAGES = (
     TextStage(5000, optim.muon(2e-3, 5000), focus=(0, 500)),
     TextStage(5000, optim.muon(2e-3, 5000, warmup=100), focus=(0, 600), stars=3.0, spins=2.0),
     TextStage(5500, optim.muon(2e-3, 5500, warmup=100), focus=(0, 600), stars=3.0, spins=2.0),
+    TextStage(3500, optim.muon(2e-3, 3500, warmup=100), focus=(100, 700), stars=2.5, spins=5.0),
 )
 
 
