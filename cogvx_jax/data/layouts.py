@@ -111,7 +111,7 @@ def _rows(path: Path, rows: Mapping[int, Mapping]) -> list[Source]:
 def _lists(folder: Path) -> list[Source]:
     """The layout of the authors' diffusers trainer, whose first data sets called prompts.txt prompt.txt.
 
-    That trainer also puts an image of images.txt in front of the clip, as one frame more; here it is the condition only.
+    That trainer also puts an image of images.txt in front of the clip, as a frame more; here it is the condition only.
     """
     names = {"prompts.txt": "prompts", "videos.txt": "videos"}
     if not (folder / "prompts.txt").exists() and (folder / "prompt.txt").exists():
