@@ -1,54 +1,66 @@
-"""Lists of captioned videos, and clips cut from them: what fine-tuning reads."""
+"""Captioned videos, and clips cut from them: what fine-tuning reads."""
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
 
-from cogvx_jax.data.video import read_video
+from cogvx_jax.data.tars import File, read_chunks
+from cogvx_jax.data.video import read_image, stream_video
+
+VIDEOS = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif"}
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A video file and what it shows."""
+    """A video file, or a picture as a clip of one frame, and what it shows."""
 
-    video: Path
+    video: File
     prompt: str
+    image: File | None = None  # what an image-to-video model is given; None is the clip's first frame
 
 
-def read_sources(path: Path) -> list[Source]:
-    """The videos and prompts that `path` lists.
-
-    Args:
-      path: a .jsonl file with a "video" and a "prompt" on each line, or a folder with prompts.txt and
-        videos.txt, whose lines belong together. Videos are relative to the file or folder.
-    Raises: FileNotFoundError; ValueError naming the line that cannot be read. The videos are not looked at.
-    """
-    if path.is_dir():
-        sources = _lists(path)
-    elif path.is_file():
-        sources = _jsonl(path)
-    else:
-        raise FileNotFoundError(f"there is no {str(path)!r}; give a .jsonl file, or a folder with prompts.txt")
-    if not sources:
-        raise ValueError(f"{path} lists no videos")
-    return sources
+class TooShort(ValueError):
+    """A video has fewer frames than were asked for."""
 
 
-def read_clip(path: Path, *, frames: int, fps: float, height: int, width: int) -> np.ndarray:
+def read_clip(source: File, *, frames: int, fps: float, height: int, width: int) -> np.ndarray:
     """The first `frames` frames at `fps` of a video, scaled and cropped about the centre: (F, H, W, 3) uint8.
 
-    A video of fewer frames per second than `fps` is taken frame by frame.
-    Raises: FileNotFoundError; ValueError for a file that is no video, or too short a one.
+    A video of fewer frames per second than `fps` is taken frame by frame; a picture is one frame. Nothing after
+    the last of these frames is decoded, and only one frame is held that is not yet scaled.
+
+    Raises: FileNotFoundError; TooShort; ValueError for a file that is neither, or damaged.
     """
-    pixels, own = read_video(path)
-    step = max((own or fps) / fps, 1.0)
-    chosen = np.round(np.arange(frames) * step).astype(int)
-    if chosen[-1] >= len(pixels):
-        raise ValueError(f"{len(pixels)} frames at {own or fps:g} fps are too short for {frames} at {fps:g} fps")
-    return crop(pixels[chosen], height, width)
+    if next(read_chunks(source), None) is None:
+        raise ValueError("the file is empty")
+    if source.suffix.lower() in PICTURES:
+        if frames > 1:
+            raise TooShort(f"a picture is one frame, too short for {frames}; encode pictures with --frames 1")
+        return read_picture(source, height, width)[None]
+    clip: list[np.ndarray] = []
+    with stream_video(source, strict=True) as stream:
+        own = stream.fps or fps
+        chosen = np.round(np.arange(frames) * max(own / fps, 1.0)).astype(int)
+        count = 0
+        for frame in stream.frames:
+            if count == chosen[len(clip)]:
+                clip.append(crop(frame[None], height, width)[0])
+                if len(clip) == frames:
+                    return np.stack(clip)
+            count += 1
+    expected = round((stream.duration or 0) * own)
+    if count < 0.9 * expected - 1:  # the length in the header is not exact
+        raise ValueError(f"it is damaged: it breaks off after {count} of about {expected} frames")
+    if not count:
+        raise ValueError("it holds no video frames")
+    raise TooShort(f"{count} frames at {own:g} fps are too short for {frames} at {fps:g} fps")
+
+
+def read_picture(source: File, height: int, width: int) -> np.ndarray:
+    """A picture scaled and cropped about the centre, (H, W, 3) uint8. Raises: as `video.read_image`."""
+    return crop(read_image(source)[None], height, width)[0]
 
 
 def crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -61,37 +73,3 @@ def crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     box = (left, top, wide - left, tall - top)
     bicubic = PIL.Image.Resampling.BICUBIC
     return np.stack([np.asarray(PIL.Image.fromarray(f).resize((width, height), bicubic, box)) for f in frames])
-
-
-def _jsonl(path: Path) -> list[Source]:
-    sources = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-        for name in ("video", "prompt"):
-            if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-                raise ValueError(f"{path}, line {number} has no {name}; each line has a video and a prompt")
-        sources.append(Source(path.parent / row["video"], row["prompt"].strip()))
-    return sources
-
-
-def _lists(folder: Path) -> list[Source]:
-    found = {}
-    for name in ("prompts.txt", "videos.txt"):
-        file = folder / name
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {name}; it needs prompts.txt and videos.txt (or give a .jsonl file)"
-            )
-        found[name] = [line.strip() for line in file.read_text().rstrip("\n").splitlines()]
-    prompts, videos = found["prompts.txt"], found["videos.txt"]
-    if len(prompts) != len(videos):
-        raise ValueError(f"{folder} has {len(prompts)} prompts but {len(videos)} videos; their lines belong together")
-    for number, pair in enumerate(zip(prompts, videos, strict=True), 1):
-        if not all(pair):
-            raise ValueError(f"{folder}, line {number} of {'prompts' if not pair[0] else 'videos'}.txt is empty")
-    return [Source(folder / video, prompt) for prompt, video in zip(prompts, videos, strict=True)]

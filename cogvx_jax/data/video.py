@@ -5,18 +5,23 @@ A clip is uint8 (F, H, W, 3) on the side of files and float (F, H, W, 3) in [-1,
 """
 
 import base64
+import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+
+from cogvx_jax.data.tars import Member, open_file
 
 # What ffmpeg writes for each suffix. The matrix is given and tagged, or players guess different colours.
 # A GIF gets one palette per frame: one for the whole clip would hold back every frame until the last.
@@ -26,6 +31,13 @@ ENCODERS = {
     "-c:v libx264 -crf 17 -pix_fmt yuv420p -movflags +faststart -f mp4",
     ".gif": "-filter_complex split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1 -loop 0 -f gif",
 }
+
+# What imageio_ffmpeg raises; the last three for a header unlike any.
+BROKEN = (OSError, RuntimeError, ValueError, LookupError, AttributeError)
+# It warns of every video that is turned, as phones' are.
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)
+# Else it forks with a function to run in the child, which can hang in a process of many threads, as those with JAX are.
+os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
 
 # How ffmpeg reads: by default its conversion to RGB leaves colours blocky and about one level too dark.
 DECODER = "-fps_mode passthrough -sws_flags bicubic+accurate_rnd+full_chroma_int"
@@ -90,13 +102,13 @@ def read_image(source) -> np.ndarray:
     """Reads a picture as (H, W, 3) uint8 RGB.
 
     Args:
-      source: a path, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Files and PIL
-        images are turned upright by their EXIF tag; an alpha channel is dropped, not blended.
+      source: a path, a member of a tar, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        Files and PIL images are turned upright by their EXIF tag; an alpha channel is dropped, not blended.
     Raises: FileNotFoundError for a path that does not exist; ValueError for anything that is not a picture.
     """
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike | Member):
         try:
-            with PIL.Image.open(_existing(source)) as image:
+            with PIL.Image.open(open_file(source) if isinstance(source, Member) else _existing(source)) as image:
                 return _rgb(image)
         except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as e:  # of PIL: broken files, files too large
             if isinstance(e, FileNotFoundError | PermissionError):
@@ -127,20 +139,57 @@ def read_video(source) -> tuple[np.ndarray, float | None]:
     """
     if not isinstance(source, str | os.PathLike):
         return _uint8(source, "FHW3"), None
-    path = _existing(source)
-    # "file:" keeps ffmpeg from reading a name such as "a:b.mp4" as a protocol.
-    reader = imageio_ffmpeg.read_frames(f"file:{path.absolute()}", output_params=DECODER.split())
-    try:
-        meta = next(reader)
-        w, h = meta["size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(h, w, 3) for frame in reader]
-    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as e:  # the last three: a header unlike any
-        raise ValueError(f"{str(source)!r} cannot be read as a video; give an mp4, webm or gif file") from e
-    finally:
-        reader.close()
+    with stream_video(source) as stream:
+        frames = list(stream.frames)
     if not frames:
         raise ValueError(f"{str(source)!r} holds no video frames; give an mp4, webm or gif file with at least one")
-    return np.stack(frames), meta["fps"] or None
+    return np.stack(frames), stream.fps
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A video while it is decoded: frames (H, W, 3) uint8 RGB, frames per second and seconds, where known."""
+
+    frames: Iterator[np.ndarray]
+    fps: float | None
+    duration: float | None
+
+
+@contextlib.contextmanager
+def stream_video(source: str | os.PathLike | Member, *, strict: bool = False) -> Iterator[Stream]:
+    """Decodes a video file as its frames are asked for; see `read_video`.
+
+        with stream_video("clip.mp4") as stream:
+            first = next(stream.frames)
+
+    Args:
+      strict: end where the file is damaged. By default ffmpeg makes frames up there.
+    Raises: FileNotFoundError; ValueError, here or on the way, for a file without a video in it.
+    """
+    if isinstance(source, Member):
+        url = source.url
+    else:  # "file:" keeps ffmpeg from reading a name such as "a:b.mp4" as a protocol
+        url = f"file:{_existing(source).absolute()}"
+    options = ["-xerror"] if strict else []
+    reader = imageio_ffmpeg.read_frames(url, input_params=options, output_params=DECODER.split())
+    unreadable = ValueError(f"{str(source)!r} cannot be read as a video; give an mp4, webm or gif file")
+    try:
+        try:
+            meta = next(reader)
+            width, height = meta["size"]
+        except BROKEN as error:
+            raise unreadable from error
+
+        def frames() -> Iterator[np.ndarray]:
+            try:
+                for frame in reader:
+                    yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
+            except BROKEN as error:
+                raise unreadable from error
+
+        yield Stream(frames(), meta["fps"] or None, meta["duration"] or None)
+    finally:
+        reader.close()
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -23,7 +23,9 @@ def encode(
     """Encodes videos and captions once, for training; what is there already is kept.
 
     Args:
-      data: a .jsonl file with a "video" and a "prompt" on each line, or a folder with prompts.txt and videos.txt.
+      data: a .jsonl or .csv file with video and prompt (image, if an image-to-video model is to be given another than
+        the first frame), a folder with prompts.txt and videos.txt (images.txt) or with videos/ and labels/, or tars of
+        webdataset: their folder, or a pattern such as 'data-{000..009}.tar'.
       out: the folder to fill.
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
@@ -202,7 +204,7 @@ def export(
 
 def _load(model: str, dtype: str | None, size: str | None, frames: int | None, data: Path | None, mesh=None):
     """The model, after all that can be checked without its weights."""
-    from cogvx_jax.data.clips import read_sources
+    from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.pipelines.model import load, load_spec
 
     if data is not None:
@@ -224,7 +226,7 @@ def _shape(spec, size: str | None, frames: int | None):
 
 
 def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None):
-    from cogvx_jax.data.clips import read_sources
+    from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.train import latents
 
     def report(line: str) -> None:

@@ -1,26 +1,31 @@
 """Clips and prompts as the models see them, encoded once and kept in a folder.
 
-Every file is named by what it was made of: the video's bytes, its size and length, the encoder's weights.
+Every file is named by what it was made of: the video's bytes, those of an image that goes with it, its size and
+length, the encoder's weights.
 So encoding again does only what is missing, and nothing stale is ever read:
 
     FOLDER/moments/KEY.npy   posterior mean and log variance (T, h, w, 32), float32
-    FOLDER/image/KEY.npy     first frame (H, W, 3), uint8
+    FOLDER/image/KEY.npy     first frame, or the image that goes with it (H, W, 3), uint8
     FOLDER/text/KEY.npy      states of a prompt (L, text_dim), float32
     FOLDER/cache.json        what the last encoding was of, and the keys of its clips
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
 
-from cogvx_jax.data.clips import Source, read_clip
+from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
+from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
@@ -28,6 +33,7 @@ from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
+READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,29 +84,32 @@ def encode(
 ) -> Cache:
     """Encodes what `folder` does not yet hold. Videos that cannot be used are reported and left out.
 
+    The next few clips are read while one is encoded; no others are held.
+
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
     vae_digest, text_digest = digest(model.params["vae"]), digest(model.params["text_encoder"])
-    clips, skipped, new = [], 0, 0
-    for source in sources:
+    clips, skipped, new = [], collections.Counter[str](), 0
+    read = functools.partial(_read_missing, folder=folder, vae=vae_digest, shape=shape)
+    for source, reading in _ahead(read, sources):
         try:
-            data = source.video.read_bytes()
-            key = _key(data, vae_digest, shape)
-            if not all(_file(folder, kind, key).exists() for kind in ("moments", "image")):
-                pixels = read_clip(source.video, **dataclasses.asdict(shape))
-                _save(_file(folder, "image", key), pixels[0])
-                _save(_file(folder, "moments", key), _moments(model, pixels))
-                new += 1
+            key, clip = reading.result()
         except (ValueError, OSError) as error:
-            if not isinstance(error, ValueError | FileNotFoundError | IsADirectoryError | PermissionError):
-                raise  # a full disk is no fault of the video
-            skipped += 1
+            skipped["too short" if isinstance(error, TooShort) else "unreadable"] += 1
             report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
             continue
+        if clip is not None and not _has_clip(folder, key):  # it may have been in the list just before
+            _save(_file(folder, "image", key), clip.image)
+            _save(_file(folder, "moments", key), _moments(model, clip.pixels))
+            new += 1
         clips.append((key, _text(model, source.prompt, text_digest, folder)))
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not clips:
-        raise ValueError(f"none of the {len(sources)} videos can be used, see above")
-    report(f"{len(clips)} clips in {folder}, {new} of them encoded now; {skipped} of {len(sources)} videos skipped")
+        raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
+    report(
+        f"{len(clips)} clips in {folder}, {new} of them encoded now; "
+        f"{skipped.total()} of {len(sources)} videos skipped{reasons and f' ({reasons})'}"
+    )
     cache = Cache(
         folder=folder,
         model=model.spec.name,
@@ -155,23 +164,69 @@ def digest(params: Any) -> str:
     return found.hexdigest()[:16]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """Pixels (F, H, W, 3) and the image of the clip (H, W, 3), uint8."""
+
+    pixels: np.ndarray
+    image: np.ndarray
+
+
+def _read_missing(source: Source, *, folder: Path, vae: str, shape: Shape) -> tuple[str, _Clip | None]:
+    """The key of a clip, and the clip where `folder` lacks it."""
+    images = [] if source.image is None else [_key(read_chunks(source.image))]
+    key = _key(read_chunks(source.video), vae, shape, *images)
+    if _has_clip(folder, key):
+        return key, None
+    pixels = read_clip(source.video, **dataclasses.asdict(shape))
+    image = pixels[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
+    return key, _Clip(pixels, image)
+
+
+def _ahead(
+    read: Callable[[Source], Any], sources: Iterable[Source]
+) -> Iterator[tuple[Source, concurrent.futures.Future]]:
+    """Reads in threads, in order, as many as READERS ahead of who takes them."""
+    pool = concurrent.futures.ThreadPoolExecutor(READERS)
+    begun: collections.deque = collections.deque()
+    try:
+        for source in sources:
+            begun.append((source, pool.submit(read, source)))
+            if len(begun) > READERS:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _moments(model: Model, pixels: np.ndarray) -> np.ndarray:
     run = encode_batch(model.spec.vae, model.mesh)
-    clip = replicate(np.float32(pixels[None] / 127.5 - 1), model.mesh)
-    return np.asarray(vaes.encode(model.vae, model.params["vae"], clip, encode_batch=run)[0])
+    clip = pixels[None].astype(np.float32)
+    clip /= 127.5
+    clip -= 1
+    moments = vaes.encode(model.vae, model.params["vae"], replicate(clip, model.mesh), encode_batch=run)
+    return np.asarray(moments[0])
 
 
 def _text(model: Model, prompt: str, encoder: str, folder: Path) -> str:
     """The key of a prompt's states, encoded where they are missing."""
-    key = _key(prompt.encode(), encoder, model.spec.transformer.text_length)
+    key = _key([prompt.encode()], encoder, model.spec.transformer.text_length)
     file = _file(folder, "text", key)
     if not file.exists():
         _save(file, np.asarray(encode_prompts(model, [prompt])[0], np.float32))
     return key
 
 
-def _key(data: bytes, *of: Any) -> str:
-    return hashlib.sha256(repr((FORMAT, *of)).encode() + b"\0" + data).hexdigest()[:32]
+def _key(data: Iterable[bytes], *of: Any) -> str:
+    found = hashlib.sha256(repr((FORMAT, *of)).encode() + b"\0")
+    for chunk in data:
+        found.update(chunk)
+    return found.hexdigest()[:32]
+
+
+def _has_clip(folder: Path, key: str) -> bool:
+    return all(_file(folder, kind, key).exists() for kind in ("moments", "image"))
 
 
 def _file(folder: Path, kind: str, key: str) -> Path:
