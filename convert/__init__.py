@@ -5,6 +5,7 @@ from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import export
 from cogvx_jax.convert.lora import read_lora, write_lora
+from cogvx_jax.convert.lpips import read_lpips
 from cogvx_jax.convert.orbax import verify
 from cogvx_jax.convert.orbax_export import write_orbax
 
@@ -14,6 +15,7 @@ __all__ = [
     "export",
     "load_params",
     "read_lora",
+    "read_lpips",
     "read_spec",
     "verify",
     "write_configs",

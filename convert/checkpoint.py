@@ -97,7 +97,7 @@ class Published:
     def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
         self._parameters = {p.path: p for p in component_parameters(spec, component)}
         self._tensors = Checkpoint(below(folder, component))
-        problems = _compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
+        problems = compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
         if problems:
             raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
 
@@ -141,7 +141,8 @@ def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...
     return {path: parameter.shape for path, parameter in abstract_params(getattr(spec, component)).items()}
 
 
-def _compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases: Mapping[str, str]) -> list[str]:
+def compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases: Mapping[str, str]) -> list[str]:
+    """A line for each tensor that is missing, spare or misshapen."""
     problems, known = [], set()
     wanted = {key: parameter for parameter in parameters for key in parameter.keys}
     for key, parameter in wanted.items():

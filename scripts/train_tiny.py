@@ -33,9 +33,10 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
-from cogvx_jax.train import optim
+from cogvx_jax.train import optim, vae_objective
 from cogvx_jax.train.loop import fit
 
+VAE_OBJECTIVE = vae_objective.VAEObjective(l1=1.0, squared=2.0, lpips=0.0, kl=1e-4)
 VAE = VAEConfig(channels=(16, 24, 32, 64), layers=1, groups=8, sample_height=64, sample_width=64)
 
 
@@ -163,11 +164,7 @@ def chance(scenes: list[shapes.Scene], *, stars: float = 1.0, spins: float = 1.0
 
 def vae_loss(vae: vaes.VAE, params, pixels: jax.Array, key: jax.Array) -> jax.Array:
     """L1 and squared error of the reconstruction, and a little KL. pixels: (B, F, H, W, 3) uint8."""
-    pixels = pixels.astype(jnp.float32) / 127.5 - 1
-    moments = vaes.encode(vae, params, pixels)
-    noise = jax.random.normal(key, (*moments.shape[:-1], vae.cfg.latent_channels))
-    error = vaes.decode(vae, params, vaes.sample(moments, noise)) - pixels
-    return jnp.mean(jnp.abs(error)) + 2 * jnp.mean(jnp.square(error)) + 1e-4 * jnp.mean(vaes.kl(moments))
+    return vae_objective.vae_loss(VAE_OBJECTIVE, vae, params, vae_objective.to_signed(pixels), key)
 
 
 def crop(clip: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

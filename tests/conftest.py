@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
 
 import cogvx_jax as cx
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
-from cogvx_jax.convert import export
+from cogvx_jax.convert import export, lpips
+from cogvx_jax.models.lpips import LPIPS, MEAN
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
@@ -36,6 +39,18 @@ def random_params():
         return jax.tree_util.tree_map_with_path(draw, shapes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def lpips_file(tmp_path_factory, random_params):
+    """Random weights of an LPIPS of few channels, in a file as the package `lpips` writes it."""
+    picture = jnp.zeros((1, 16, 16, 3))
+    leaves = traverse_util.flatten_dict(random_params(LPIPS((4, 4, 8, 8, 8)), picture, picture), sep="/")
+    rows = {row.ours: row for row in lpips.TABLE}
+    tensors = {rows[path].theirs: np.ascontiguousarray(rows[path].change.write(x)) for path, x in leaves.items()}
+    file = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
+    save_file(tensors | {"scaling_layer.shift": MEAN[None, :, None, None]}, file)
+    return file
 
 
 KINDS = {

@@ -20,7 +20,8 @@ from cogvx_jax.train.placement import names, place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
-Validate = Callable[[Any], dict[str, float]]  # moving average -> losses by name
+# moving average -> losses by name; where one is named "loss", it is the one that counts, else their mean
+Validate = Callable[[Any], dict[str, float]]
 
 
 def fit(
@@ -113,18 +114,21 @@ def progress(name: str, done: int, steps: int, rows: list[dict[str, float]], sec
 
 
 def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean loss and last gradient norm of the sound updates, None where there is none; the number of others."""
+    """Means and last gradient norm of the sound updates, None where there is none; the number of others."""
     sound = [row for row in rows if row["sound"]]
     loss = float(np.mean([row["loss"] for row in sound])) if sound else None
     summary = {"loss": loss, "grad_norm": sound[-1]["grad_norm"] if sound else None}
+    more = [name for name in rows[-1] if name not in ("loss", "grad_norm", "sound")]
+    summary |= {name: float(np.mean([row[name] for row in sound])) if sound else None for name in more}
     return summary | ({"skipped": len(rows) - len(sound)} if len(sound) < len(rows) else {})
 
 
 def _validate(folder: Path, state: update.State, validate: Validate, best: Checkpoints) -> None:
     losses = validate(state.average)
-    mean = float(np.mean(list(losses.values())))
+    mean = losses["loss"] if "loss" in losses else float(np.mean(list(losses.values())))
     _log(folder, {"step": int(state.step), "validation_loss": mean, "validation": losses})
-    print(f"{folder.name} {int(state.step)} validation loss {mean:.5f}", flush=True)
+    rest = "".join(f", {name} {value:.5g}" for name, value in losses.items() if "loss" in losses and name != "loss")
+    print(f"{folder.name} {int(state.step)} validation loss {mean:.5f}{rest}", flush=True)
     lowest = best.loss()
     if math.isfinite(mean) and (lowest is None or mean < lowest):
         best.save(state, mean)

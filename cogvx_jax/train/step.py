@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 Params = Any
-LossFn = Callable[[Params, Any, jax.Array], jax.Array]  # (params, batch, key) -> scalar
 Rows = dict[str, jax.Array]  # arrays (B, ...)
 
 
@@ -25,6 +24,17 @@ class Loss:
 
     def __call__(self, params: Params, batch: Any, key: jax.Array) -> jax.Array:
         return self.mean(params, self.draw(batch, key), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """What moves networks that are trained against each other, of which no one loss is the gradient."""
+
+    # (params, batch, updates done, key) -> the loss to show, the gradient, more numbers to show
+    of: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Params, dict[str, jax.Array]]]
+
+
+LossFn = Callable[[Params, Any, jax.Array], jax.Array] | Gradient  # (params, batch, key) -> scalar
 
 
 class State(NamedTuple):
@@ -58,7 +68,11 @@ def step(
       accumulate: parts that the batch is computed in, one after the other; above 1, `loss_fn` is a `Loss`.
     """
     key = jax.random.fold_in(key, state.step)
-    loss, grads = gradient(loss_fn, accumulate)(state.params, batch, key)
+    more: dict[str, jax.Array] = {}
+    if isinstance(loss_fn, Gradient) and accumulate == 1:
+        loss, grads, more = loss_fn.of(state.params, batch, state.step, key)
+    else:
+        loss, grads = gradient(loss_fn, accumulate)(state.params, batch, key)
     norm = optax.global_norm(grads)
     updates, opt = tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -66,12 +80,12 @@ def step(
     average = jax.tree.map(lambda a, p: a + weight * (p - a), state.average, params)
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
     kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), (params, average, opt), tuple(state[1:]))
-    return State(state.step + 1, *kept), {"loss": loss, "grad_norm": norm, "sound": sound}
+    return State(state.step + 1, *kept), more | {"loss": loss, "grad_norm": norm, "sound": sound}
 
 
 def gradient(loss_fn: LossFn, accumulate: int = 1) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Params]]:
     """Loss and gradient of a batch, (params, batch, key) -> (scalar, tree), in `accumulate` parts; see `step`."""
-    if accumulate == 1:
+    if accumulate == 1 and not isinstance(loss_fn, Gradient):
         return jax.value_and_grad(loss_fn)
     if not isinstance(loss_fn, Loss):
         raise TypeError("only a Loss can be taken of a part of a batch")
