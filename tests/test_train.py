@@ -11,7 +11,8 @@ import pytest
 from cogvx_jax.train import optim
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import fit, progress
+from cogvx_jax.train.loop import fit
+from cogvx_jax.train.progress import line
 
 
 def loss(params, batch, key):
@@ -147,7 +148,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
 
 def test_the_progress_line():
     rows = [{"loss": 0.5, "grad_norm": 1.0, "sound": 1.0}, {"loss": 0.25, "grad_norm": 2.0, "sound": 1.0}]
-    assert progress("panda", 100, 4000, rows, 2.0, 1500) == (
+    assert line("panda", 100, 4000, rows, 2.0, 1500) == (
         "panda 100/4000 loss 0.37500, 0.5 steps/s, 750 tokens/s, 2:10:00 left"
     )
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -215,17 +216,22 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert "validation loss" in capsys.readouterr().out
 
 
-def command(source, cache, out, steps):
-    """`cogvx train` in a process of its own, once it has logged three more updates."""
-    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", steps]
-    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3]
-    process = subprocess.Popen(
+def command(source, cache, out, *more, **variables):
+    """`cogvx train` in a process of its own, for ever."""
+    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", 10**6]
+    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3, *more]
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
         [sys.executable, "-u", "-m", "cogvx_jax.cli", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | here | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def running(process):
+    """The process, once it has logged three updates."""
     said = ""
     while said.count("steps/s") < 3 and (line := process.stdout.readline()):
         said += line
@@ -235,13 +241,13 @@ def command(source, cache, out, steps):
 
 def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     out = tmp_path / "run"
-    process = command(source, cache, out, 10**6)
+    process = running(command(source, cache, out))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     saved = Checkpoints(out / "checkpoints").latest()
     assert f"SIGTERM came; update {saved} is saved" in said.splitlines()[-1]
-    process = command(source, cache, out, 10**6)
+    process = running(command(source, cache, out))
     process.kill()
     process.communicate()
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -254,3 +260,36 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx, None))
     assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
+
+
+def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    mesh = ["--mesh", "data=2,fsdp=2", "--distributed"]
+    both = [command(source, cache, tmp_path / "run", *mesh, JAX_PROCESS_ID=str(i), **shared) for i in range(2)]
+    try:
+        running(both[0])
+        both[1].send_signal(signal.SIGTERM)  # of which the first process knows nothing
+        said = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    done = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert f"SIGTERM came; update {done} is saved" in said[0] and "update" not in said[1]
+    assert len(losses(tmp_path / "run")) == done  # one process logs
+    config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
+    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2))
+    train(source, cache, config, tmp_path / "alone", done + 3)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_processes_that_cannot_train_together_are_refused(source, cache, tmp_path):
+    options = dict(out=tmp_path / "run", model=str(source), distributed=True)
+    with pytest.raises(ValueError, match="--distributed needs --mesh"):
+        commands.train(data=cache.folder, **options)
+    with pytest.raises(ValueError, match="run `cogvx encode --data .*clips.jsonl` first"):
+        commands.train(data=tmp_path / "clips.jsonl", mesh="data=2", **options)

@@ -68,6 +68,7 @@ def train(
     log_every: int = 50,
     remat: bool = False,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    distributed: bool = False,
     dtype: DType | None = None,
 ) -> None:
     """Trains a LoRA of a model's transformer, all of it, or parts; a run that was stopped goes on.
@@ -104,12 +105,14 @@ def train(
       keep: newest checkpoints to keep.
       remat: compute each block anew in the backward pass, which saves memory.
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
+      distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
+        the folder of the run and that of the encoded clips.
       dtype: to compute in; what is trained is kept in float32.
     """
     import dataclasses
 
     from cogvx_jax.models.lora import LoRAConfig
-    from cogvx_jax.sharding import parse_mesh
+    from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
     from cogvx_jax.train.latents import is_cache, open_cache
     from cogvx_jax.train.objective import Objective
@@ -148,6 +151,12 @@ def train(
     for name, value in ({"steps": steps} | pace).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if distributed:
+        if mesh is None:
+            raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
+        if not is_cache(data):
+            raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {data}` first")
+        initialize()
     devices = None if mesh is None else parse_mesh(mesh)
     check_batch(devices, batch_size, accumulate)
     run.check_folder(out)
@@ -168,7 +177,8 @@ def train(
     use = (
         f"`cogvx export {out} --out FOLDER` makes a model of it" if whole else f"`cogvx generate --lora {out}` uses it"
     )
-    print(f"{out}: trained to update {steps}; {use}")
+    if first_process():
+        print(f"{out}: trained to update {steps}; {use}")
 
 
 def export(
