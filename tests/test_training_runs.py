@@ -17,6 +17,7 @@ from flax import traverse_util
 import cogvx_jax as cx
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
+from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
@@ -27,6 +28,7 @@ from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.placement import place_init
 from cogvx_jax.train.validation import hold_out
+from cogvx_jax.train.videos import write_videos
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")), batch_size=4, warmup=0, learning_rate=1e-2)
 FULL = dataclasses.replace(LORA, lora=None, parts=("*",), learning_rate=1e-3)
@@ -214,6 +216,41 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     # The same state has the same loss, whatever was done in between.
     train(source, cache, config, tmp_path / "run", 5, validate_every=4)
     assert "validation loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [(), ("blocks/attention/norm_*",)], ids=["lora", "parts"])
+def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tmp_path, monkeypatch, parts):
+    compiled, calls = [], []
+    monkeypatch.setattr(runs, "write_videos", lambda *a: (calls.append(len(compiled)), write_videos(*a)))
+    lines = [{"prompt": "a red circle", "steps": 2}, {"prompt": "a star", "steps": 2, "seed": 3}]
+    (tmp_path / "prompts.txt").write_text("\n".join(map(json.dumps, lines)))
+    options = dict(data=cache.folder, model=str(source), prompts=tmp_path / "prompts.txt", lora_rank=2, warmup=0)
+
+    def count(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        rate = dict(learning_rate=0.3 if parts else 1e-2, average=0.0)
+        commands.train(**options, **rate, out=tmp_path / "run", parts=parts, steps=5, video_every=2, save_every=9)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    made = sorted(str(path.relative_to(tmp_path / "run" / "videos")) for path in tmp_path.glob("run/videos/*/*"))
+    assert made == [f"{step}/{number}.mp4" for step in (2, 4, 5) for number in ("00", "01")]
+    assert calls[0] < calls[1] == calls[2]  # the second time everything is there
+    first, last = (read_video(tmp_path / "run" / "videos" / f"{step}/01.mp4")[0] for step in (2, 5))
+    assert first.shape == (9, 32, 48, 3) and not np.array_equal(first, last)
+    tuned = runs.read_model(tmp_path / "run", model) if parts else cx.load_lora(model, tmp_path / "run")
+    # With other norms attention's bound is another one, which is part of the program.
+    assert (tuned.spec == model.spec) == (not parts)
+    size = dict(height=32, width=48, num_frames=9, num_inference_steps=2)
+    cx.generate(tuned, "a star", seed=3, **size, progress=False).save(tmp_path / "again.mp4")
+    assert np.abs(np.float32(read_video(tmp_path / "again.mp4")[0]) - last).mean() < 0.5
+    with pytest.raises(ValueError, match="line 1: colour; a line has a prompt and any of"):
+        (tmp_path / "prompts.txt").write_text('{"prompt": "a star", "colour": "red"}')
+        commands.train(**options, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def command(source, cache, out, *more, **variables):

@@ -4,6 +4,8 @@ RUN/run.json      the settings; going on with others is refused
 RUN/log.jsonl     loss, gradient norm and pace; loss of clips that are not trained on
 RUN/checkpoints/  state of the newest updates
 RUN/best/         state of the lowest loss of those clips
+RUN/tensorboard/  the curve for TensorBoard, if asked for
+RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDATE/NUMBER.mp4
 """
 
 import dataclasses
@@ -34,6 +36,7 @@ from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
 from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
 from cogvx_jax.train.validation import hold_out, make_validate
+from cogvx_jax.train.videos import write_videos
 
 # Of run.json, what reading a run needs.
 KEYS = {"source", "name", "width", "layers", "lora"}
@@ -101,6 +104,9 @@ def train(
     save_every: int = 200,
     log_every: int = 50,
     keep: int = 2,
+    tensorboard: bool = False,
+    videos: Sequence[Mapping[str, Any]] = (),
+    video_every: int = 1000,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer to `steps` updates, on the model's mesh.
 
@@ -109,6 +115,9 @@ def train(
     Args:
       source: what the model was loaded from; it is noted in the run.
       keep: checkpoints to keep, the newest, beside the best by validation loss.
+      tensorboard: write the curve for TensorBoard, too.
+      videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
+        average every `video_every` updates; see `videos.write_videos`.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
       adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
@@ -139,6 +148,11 @@ def train(
     def whole(base: Any, part: Any) -> Any:
         return parts.join(base, part) if config.lora is None else loras.merge(base, part, _scale(config.lora))
 
+    def show(average: Any, done: int) -> None:
+        # The spec of training: the bound on logits of a model's own would be a new one, and another program, each time.
+        tuned = dataclasses.replace(_with(model, config.lora, average), spec=spec)
+        write_videos(tuned, videos, folder / "videos" / str(done))
+
     state = fit(
         start,
         batches,
@@ -156,8 +170,11 @@ def train(
         rate=config.rate,
         validate=make_validate(spec, rows, held_out, fixed, whole, config.batch_size, model.mesh) if held_out else None,
         validate_every=validate_every,
+        show=show if videos else None,
+        show_every=video_every,
         save_every=save_every,
         log_every=log_every,
+        tensorboard=tensorboard,
         keep=keep,
     )
     if not _finite(state.params):
