@@ -30,7 +30,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
-from cogvx_jax.sharding import replicate
+from cogvx_jax.sharding import host_blocks, replicate
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
 READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
@@ -155,12 +155,12 @@ def check_model(cache: Cache, model: Model) -> None:
 
 
 def digest(params: Any) -> str:
-    """A name for a tree of parameters: different numbers, another name."""
+    """A name for a tree of parameters: different numbers, another name; the same on any mesh."""
     found = hashlib.sha256()
     for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{path} {array.dtype} {array.shape}".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
+        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        for block in host_blocks(leaf):
+            found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:16]
 
 

@@ -66,6 +66,14 @@ def muon(peak: float, steps: int, *, warmup: int = 50, weight_decay: float = 1e-
     return optax.chain(optax.clip_by_global_norm(1.0), update)
 
 
+def schedule(peak: float, steps: int | None, warmup: int) -> optax.Schedule:
+    """The learning rate of `adamw` and `adafactor` by updates done before; `steps` None is that of `constant`."""
+    if steps is not None:
+        return optax.warmup_cosine_decay_schedule(0, peak, warmup, steps, peak / 100)
+    rate = _constant(peak, warmup)
+    return rate if callable(rate) else optax.constant_schedule(rate)
+
+
 def _constant(peak: float, warmup: int) -> optax.ScalarOrSchedule:
     return optax.warmup_constant_schedule(0, peak, warmup) if warmup else peak
 

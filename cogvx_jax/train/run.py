@@ -4,6 +4,8 @@ RUN/run.json      the settings; going on with others is refused
 RUN/log.jsonl     loss, gradient norm and pace; loss of clips that are not trained on
 RUN/checkpoints/  state of the newest updates
 RUN/best/         state of the lowest loss of those clips
+RUN/tensorboard/  the curve for TensorBoard, if asked for
+RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDATE/NUMBER.mp4
 """
 
 import dataclasses
@@ -22,11 +24,11 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import expected_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import token_count
+from cogvx_jax.models.flops import token_count, training_flops
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.pipelines.request import padded_latent_frames
-from cogvx_jax.sharding import replicate
+from cogvx_jax.sharding import first_process, replicate, wait_for_all
 from cogvx_jax.train import optim, parts
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Cache, check_model, digest
@@ -34,6 +36,7 @@ from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
 from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
 from cogvx_jax.train.validation import hold_out, make_validate
+from cogvx_jax.train.videos import write_videos
 
 # Of run.json, what reading a run needs.
 KEYS = {"source", "name", "width", "layers", "lora"}
@@ -75,6 +78,11 @@ class RunConfig:
             raise ValueError(f"a cosine of {self.cosine_steps} updates leaves none after a warmup of {self.warmup}")
 
     @property
+    def rate(self) -> optax.Schedule:
+        """Learning rate by updates done before."""
+        return optim.schedule(self.learning_rate, self.cosine_steps, self.warmup)
+
+    @property
     def tx(self) -> optax.GradientTransformation:
         rate, steps, warmup, weight_decay = self.learning_rate, self.cosine_steps, self.warmup, self.weight_decay
         if self.optimizer == "adafactor":
@@ -96,6 +104,9 @@ def train(
     save_every: int = 200,
     log_every: int = 50,
     keep: int = 2,
+    tensorboard: bool = False,
+    videos: Sequence[Mapping[str, Any]] = (),
+    video_every: int = 1000,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer to `steps` updates, on the model's mesh.
 
@@ -104,6 +115,9 @@ def train(
     Args:
       source: what the model was loaded from; it is noted in the run.
       keep: checkpoints to keep, the newest, beside the best by validation loss.
+      tensorboard: write the curve for TensorBoard, too.
+      videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
+        average every `video_every` updates; see `videos.write_videos`.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
       adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
@@ -117,7 +131,7 @@ def train(
     spec, start, frozen = _start(model, config)
     facts = _facts(model, cache, config, source)
     _check_same(folder, facts)
-    _write(folder, facts | {"steps": steps})
+    _write_together(folder, facts | {"steps": steps})
     fixed: dict[str, Any] = {"base": frozen, "empty": replicate(cache.empty_text(), model.mesh)}
     if spec.kind == "i2v":
         fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
@@ -134,6 +148,11 @@ def train(
     def whole(base: Any, part: Any) -> Any:
         return parts.join(base, part) if config.lora is None else loras.merge(base, part, _scale(config.lora))
 
+    def show(average: Any, done: int) -> None:
+        # The spec of training: the bound on logits of a model's own would be a new one, and another program, each time.
+        tuned = dataclasses.replace(_with(model, config.lora, average), spec=spec)
+        write_videos(tuned, videos, folder / "videos" / str(done))
+
     state = fit(
         start,
         batches,
@@ -147,10 +166,15 @@ def train(
         fixed=fixed,
         mesh=model.mesh,
         tokens=config.batch_size * _tokens(spec, cache),
+        flops=_flops(spec, cache, config, start),
+        rate=config.rate,
         validate=make_validate(spec, rows, held_out, fixed, whole, config.batch_size, model.mesh) if held_out else None,
         validate_every=validate_every,
+        show=show if videos else None,
+        show_every=video_every,
         save_every=save_every,
         log_every=log_every,
+        tensorboard=tensorboard,
         keep=keep,
     )
     if not _finite(state.params):
@@ -197,6 +221,13 @@ def _tokens(spec: ModelSpec, cache: Cache) -> int:
     shape, scale = cache.shape, spec.vae.spatial_compression
     latents = padded_latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale
     return token_count(spec.transformer, latents)
+
+
+def _flops(spec: ModelSpec, cache: Cache, config: RunConfig, trained: Any) -> int:
+    """Of an update."""
+    rank = 0 if config.lora is None else config.lora.rank
+    paths = trained if config.lora is not None else traverse_util.flatten_dict(trained, sep="/")
+    return training_flops(spec.transformer, _tokens(spec, cache), paths, batch=config.batch_size, rank=rank)
 
 
 def chosen_clips(count: int, batch: int, step: int, seed: int) -> list[int]:
@@ -332,6 +363,19 @@ def _read(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no run of `cogvx train`: it has no run.json") from None
     except ValueError as error:
         raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
+
+
+def _write_together(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Writes run.json once, when every process has read what was there.
+
+    Raises: ValueError where one of them does not see the folder of the first.
+    """
+    wait_for_all("run.json is read")
+    if first_process():
+        _write(folder, facts)
+    wait_for_all("run.json is written")
+    if not is_run(folder):
+        raise ValueError(f"{folder} must be one folder for all processes, on a disk that they share; here it is not")
 
 
 def _write(folder: Path, facts: Mapping[str, Any]) -> None:
