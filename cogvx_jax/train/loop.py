@@ -43,6 +43,9 @@ def fit(
     log_every: int = 50,
     keep: int = 2,
     patience: int = 10,
+    start: int = 0,
+    end: int | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> update.State:
     """Trains to `steps` updates from the newest checkpoint in `folder`, or from `params`.
 
@@ -57,6 +60,9 @@ def fit(
       validate: its mean loss is logged every `validate_every` updates, and the best state kept in `folder/best`.
       keep: checkpoints to keep, the newest.
       patience: updates in a row without a finite loss and gradient, after which training ends.
+      start, end: updates at which this stage of a run begins, and at which the last one ends; None is `steps`. The
+        best state is the best of this stage: on other clips, losses cannot be compared.
+      about: what each line of the log says, too.
     Raises: ValueError then; the last batch lies in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +72,7 @@ def fit(
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
     where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), None)
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)
+    end = steps if end is None else end
     key, rows, since, unsound = jax.random.key(seed), [], time.monotonic(), 0
     leave = False
     try:
@@ -77,15 +84,16 @@ def fit(
                 unsound = 0 if rows[-1]["sound"] else unsound + 1
                 if unsound == patience:
                     raise ValueError(_unsound(folder, batch, i, seed, patience))
-                done, leave = i + 1, stopped() and i + 1 < steps
+                done, leave = i + 1, stopped() and i + 1 < end
                 if done % log_every == 0 or done == steps:
                     seconds = (time.monotonic() - since) / len(rows)
-                    _log(folder, {"step": done} | _summary(rows) | {"seconds_per_step": round(seconds, 4)})
-                    print(progress(folder.name, done, steps, rows, seconds, tokens), flush=True)
+                    pace = {"seconds_per_step": round(seconds, 4)}
+                    _log(folder, {"step": done} | _summary(rows) | pace | dict(about or {}))
+                    print(progress(folder.name, done, end, rows, seconds, tokens), flush=True)
                     rows, since = [], time.monotonic()
                 if validate and best and not leave and (done % validate_every == 0 or done == steps):
                     began = time.monotonic()
-                    _validate(folder, state, validate, best)
+                    _validate(folder, state, validate, best, start)
                     since += time.monotonic() - began
                 if done % save_every == 0 or done == steps or leave:
                     checkpoints.save(state)
@@ -120,13 +128,18 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
     return summary | ({"skipped": len(rows) - len(sound)} if len(sound) < len(rows) else {})
 
 
-def _validate(folder: Path, state: update.State, validate: Validate, best: Checkpoints) -> None:
+def _validate(folder: Path, state: update.State, validate: Validate, best: Checkpoints, start: int) -> None:
     losses = validate(state.average)
     mean = float(np.mean(list(losses.values())))
     _log(folder, {"step": int(state.step), "validation_loss": mean, "validation": losses})
     print(f"{folder.name} {int(state.step)} validation loss {mean:.5f}", flush=True)
+    if not math.isfinite(mean):
+        return
     lowest = best.loss()
-    if math.isfinite(mean) and (lowest is None or mean < lowest):
+    if lowest is not None and (best.latest() or 0) <= start:  # of an earlier stage
+        best.forget()
+        lowest = None
+    if lowest is None or mean < lowest:
         best.save(state, mean)
 
 

@@ -1,0 +1,85 @@
+"""Which clips each update of a stage sees: a function of the update alone, so that a run resumes exactly."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.models.flops import token_count
+from cogvx_jax.pipelines.request import padded_latent_frames
+from cogvx_jax.train.latents import Cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Clips of one cache, and in which proportion to those of others they are drawn."""
+
+    cache: Cache
+    weight: int
+    clips: tuple[int, ...]  # numbers of those to train on
+    held_out: tuple[int, ...] = ()  # and of those to validate with
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a stage is trained on: `batches(step)` of its own updates, from 0, with `tokens` each on average."""
+
+    batches: Callable[[int], dict[str, Any]]
+    tokens: float
+
+
+def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[int, ...]) -> Feed:
+    """Batches of one cache each, as clips of several shapes cannot be stacked."""
+    weights = tuple(share.weight for share in shares)
+
+    def batches(step: int) -> dict[str, Any]:
+        which, before = turn(weights, step)
+        numbers = range(before * batch_size, (before + 1) * batch_size)
+        return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in numbers])
+
+    mean = sum(share.weight * _tokens(spec, share.cache) for share in shares) / sum(weights)
+    return Feed(batches, batch_size * mean)
+
+
+def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:
+    """What the objective of `spec` needs of these clips, stacked."""
+    found = cache.batch(numbers)
+    if spec.kind != "i2v":
+        del found["image"]
+    return found
+
+
+def choose(shares: Sequence[Share], which: int, place: int, seed: tuple[int, ...]) -> int:
+    """The clip of a share that comes at a place of its own. Each epoch shows all of them, in another order."""
+    clips = shares[which].clips
+    epoch, at = divmod(place, len(clips))
+    return clips[_order(len(clips), (*seed, which, epoch))[at]]
+
+
+def turn(weights: tuple[int, ...], place: int) -> tuple[int, int]:
+    """Whose turn it is at a place, and how often it has been before, by whole weights."""
+    turns = spread(weights)
+    time, at = divmod(place, len(turns))
+    return turns[at], time * weights[turns[at]] + turns[:at].count(turns[at])
+
+
+@functools.lru_cache
+def spread(weights: tuple[int, ...]) -> tuple[int, ...]:
+    """A sequence that holds each number as often as its weight says, at even distances: (3, 1) -> 0 0 1 0."""
+    times = [((i + 0.5) / weight, which) for which, weight in enumerate(weights) for i in range(weight)]
+    return tuple(which for _, which in sorted(times))
+
+
+@functools.lru_cache(maxsize=16)
+def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(count)
+
+
+def _tokens(spec: ModelSpec, cache: Cache) -> int:
+    """Of text and video, in each clip."""
+    shape, scale = cache.shape, spec.vae.spatial_compression
+    latents = padded_latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale
+    return token_count(spec.transformer, latents)
