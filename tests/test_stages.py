@@ -19,9 +19,11 @@ from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
 from cogvx_jax.train import commands, facts
 from cogvx_jax.train import run as runs
-from cogvx_jax.train.batches import Share, choose, feed, spread, turn
+from cogvx_jax.train.batches import Share, choose, feed, packed_feed, spread, turn
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
+from cogvx_jax.train.objective import Objective
+from cogvx_jax.train.pack import best_packing, plan
 from cogvx_jax.train.stages import Stage, read_stages
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
@@ -223,3 +225,73 @@ def test_what_a_stage_does_not_say_is_as_told(tmp_path):
     with pytest.raises(ValueError, match="give --data, or --stages"):
         commands.train(out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- packed rows ---
+
+
+def both(caches, *counts):
+    """Shares of videos, 18 video tokens each, and images, 2."""
+    names = ("videos", "images")
+    return [
+        Share(open_cache(caches / name), weight, tuple(range(count)))
+        for name, weight, count in zip(names, (3, 1), counts, strict=True)
+    ]
+
+
+def test_packed_batches_are_full_and_of_all_clips(caches):
+    fed = packed_feed(SPEC, both(caches, 5, 3), 2, 40, (0,))
+    assert (fed.packing.clips, fed.packing.most) == (5, 3)  # 3 or 4 videos and 1 or 2 images
+    seen, used = Counter(), 0
+    for step in range(8):
+        batch = fed.batches(step)
+        assert batch["clip"].shape == (2, 40) and batch["text"].shape == (2, 3, 8, 16)
+        sizes = [int(np.sum(row == place)) for row in batch["clip"] for place in range(3) if place in row]
+        seen += Counter(sizes)
+        used += sum(sizes) + 8 * len(sizes)
+    assert seen == {18: 30, 2: 10}
+    assert fed.packing.used == pytest.approx(used / (8 * 2 * (40 + 3 * 8))) and fed.tokens == pytest.approx(used / 8)
+    again = packed_feed(SPEC, both(caches, 5, 3), 2, 40, (0,)).batches(5)
+    jax.tree.map(np.testing.assert_array_equal, fed.batches(5), again)
+    with pytest.raises(ValueError, match="rows of 10 tokens cannot hold a clip of 18"):
+        packed_feed(SPEC, both(caches, 5, 3), 2, 10, (0,))
+    i2v = dataclasses.replace(SPEC, transformer=dataclasses.replace(SPEC.transformer, in_channels=8))
+    with pytest.raises(ValueError, match="frame pack is for text-to-video models"):
+        packed_feed(i2v, both(caches, 5, 3), 2, 40, (0,))
+
+
+@pytest.mark.parametrize("length", [20, 33, 64])
+def test_the_best_packing_fits_whatever_comes(length):
+    sizes, weights = (18, 7, 1), (3, 2, 4)
+    turns = spread(weights)
+    found = best_packing(sizes, turns, rows=3, length=length, words=4)
+    for step in range(2 * len(turns)):
+        lengths = [sizes[turns[i % 9]] for i in range(step * found.clips, (step + 1) * found.clips)]
+        rows = plan(lengths, length=length, most=found.most, report=lambda line: None)
+        assert len(rows) <= 3 and max(map(len, rows)) <= found.most
+    assert 0.5 < found.used <= 1
+
+
+def test_a_packed_run_learns_and_resumes_exactly(made, caches, tmp_path, capsys):
+    config = dataclasses.replace(LORA, lora=None, parts=("*",), objective=Objective(text_dropout=0.5))
+    packed = stage(40, caches / "videos", caches / "images", batch_size=2, pack=40, learning_rate=3e-3, accumulate=2)
+    train(made, (packed,), tmp_path / "whole", config)
+    said = capsys.readouterr().out
+    assert "stage 1: 5 clips an update in 2 rows of 40 video tokens and 3 texts, 85.9% of which are used" in said
+    assert log(tmp_path / "whole", "packed") == [pytest.approx(5 * (14 + 8) / (2 * (40 + 24)), abs=1e-4)] * 40
+    losses = log(tmp_path / "whole")
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+    train(made, (dataclasses.replace(packed, steps=23),), tmp_path / "parts", config)
+    train(made, (packed,), tmp_path / "parts", config)
+    assert log(tmp_path / "parts") == losses
+    same_state(tmp_path / "parts", tmp_path / "whole", 40)
+
+
+def test_adapters_are_trained_on_packed_rows_and_on_plain_ones_after_them(made, caches, tmp_path):
+    stages = (stage(1, caches / "images", pack=6), stage(1, caches / "images"))
+    config = dataclasses.replace(LORA, validation=1)
+    after = train(made, stages, tmp_path / "run", config).params["transformer"]["blocks"]
+    before = made[1].params["transformer"]["blocks"]
+    assert not np.array_equal(after["attention"]["q"]["kernel"], before["attention"]["q"]["kernel"])
+    np.testing.assert_array_equal(after["mlp"]["up"]["kernel"], before["mlp"]["up"]["kernel"])
+    assert len(log(tmp_path / "run", "validation_loss")) == 2 and facts.read(tmp_path / "run")["stages"][0]["pack"] == 6

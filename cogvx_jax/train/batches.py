@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.models.flops import token_count
-from cogvx_jax.pipelines.request import padded_latent_frames
+from cogvx_jax.models.transformer import check_packs
+from cogvx_jax.pipelines.request import latent_frames
 from cogvx_jax.train.latents import Cache
+from cogvx_jax.train.pack import Clip, Packing, best_packing, pack, plan, token_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Feed:
 
     batches: Callable[[int], dict[str, Any]]
     tokens: float
+    packing: Packing | None = None
 
 
 def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[int, ...]) -> Feed:
@@ -40,8 +42,31 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
         numbers = range(before * batch_size, (before + 1) * batch_size)
         return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in numbers])
 
-    mean = sum(share.weight * _tokens(spec, share.cache) for share in shares) / sum(weights)
-    return Feed(batches, batch_size * mean)
+    tokens = sum(share.weight * (_video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
+    return Feed(batches, batch_size * tokens / sum(weights))
+
+
+def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int, seed: tuple[int, ...]) -> Feed:
+    """Batches of rows with places for `length` video tokens, in which clips of all caches stand side by side.
+
+    Raises: ValueError for an image-to-video model, or a clip that is longer than a row.
+    """
+    cfg, weights = spec.transformer, tuple(share.weight for share in shares)
+    check_packs(cfg)
+    sizes = [_video_tokens(spec, share.cache) for share in shares]
+    packing = best_packing(sizes, spread(weights), rows=rows, length=length, words=cfg.text_length)
+
+    def batches(step: int) -> dict[str, Any]:
+        clips, tokens = [], []
+        for which, before in (turn(weights, step * packing.clips + i) for i in range(packing.clips)):
+            found = shares[which].cache.batch([choose(shares, which, before, seed)])
+            clips.append(Clip(found["moments"][0], found["text"][0]))
+            tokens.append(sizes[which])
+        places = plan(tokens, length=length, most=packing.most, report=lambda line: None)
+        full = [[clips[i] for i in row] for row in places] + [[]] * (rows - len(places))
+        return pack(cfg, full, length=length, most=packing.most)
+
+    return Feed(batches, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
 def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:
@@ -78,8 +103,9 @@ def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def _tokens(spec: ModelSpec, cache: Cache) -> int:
-    """Of text and video, in each clip."""
+def _video_tokens(spec: ModelSpec, cache: Cache) -> int:
+    """Of each clip."""
     shape, scale = cache.shape, spec.vae.spatial_compression
-    latents = padded_latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale
-    return token_count(spec.transformer, latents)
+    return token_count(
+        spec.transformer, (latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale)
+    )

@@ -21,11 +21,12 @@ from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
-from cogvx_jax.train.batches import Share, feed
+from cogvx_jax.train.batches import Share, feed, packed_feed
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import check_model, open_cache
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
+from cogvx_jax.train.packed_objective import make_partial_packed_loss
 from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
 from cogvx_jax.train.stages import Stage, ends
 from cogvx_jax.train.step import State
@@ -94,7 +95,9 @@ def train(
         check_model(cache, model)
     spec, start, frozen = _start(model, config)
     feeds = [
-        feed(spec, of, stage.batch_size, (config.seed, number))
+        packed_feed(spec, of, stage.batch_size, stage.pack, (config.seed, number))
+        if stage.pack
+        else feed(spec, of, stage.batch_size, (config.seed, number))
         for number, (stage, of) in enumerate(zip(stages, shares, strict=True))
     ]
     described = facts.describe(model, config, stages, shares, source)
@@ -112,10 +115,15 @@ def train(
     def run_stage(number: int) -> State:
         stage, end = stages[number], ends(stages)[number]
         begin, held_out = end - stage.steps, [share for share in shares[number] if share.held_out]
+        make, packing = make_partial_loss, feeds[number].packing
+        about: dict[str, float] = {"stage": number + 1}
+        if packing is not None:
+            make, about["packed"] = make_partial_packed_loss, round(packing.used, 4)
+            print(f"{folder.name} stage {number + 1}: {packing}", flush=True)
         return fit(
             start,
             lambda step: feeds[number].batches(step - begin),
-            place_loss(make_partial_loss(spec, config.objective, whole), model.mesh),
+            place_loss(make(spec, config.objective, whole), model.mesh),
             config.tx(stage, begin),
             steps=end,
             folder=folder,
@@ -132,7 +140,7 @@ def train(
             keep=keep,
             start=begin,
             end=ends(stages)[-1],
-            about={"stage": number + 1},
+            about=about,
         )
 
     done = _done(folder)

@@ -8,9 +8,12 @@ A file of them, where paths are relative to it:
     batch_size = 8
 
     [[stage]]
-    data = {"cache/videos" = 3, "cache/images" = 1}  # of every 4 batches, 3 are of videos
+    data = {"cache/videos" = 3, "cache/images" = 1}  # of every 4 clips, 3 are videos
     steps = 500
     learning_rate = 1e-4
+    pack = 20000  # rows of so many video tokens, which hold clips of any size and length; see `train.pack`
+
+Without `pack` each batch is of one folder of its data.
 """
 
 import dataclasses
@@ -26,11 +29,12 @@ class Stage:
 
     data: tuple[tuple[Path, int], ...]  # folders of `cogvx encode`, and in which proportion they are drawn from
     steps: int  # updates of this stage
-    batch_size: int = 4  # clips an update
+    batch_size: int = 4  # clips an update; of packed ones, rows
     accumulate: int = 1  # parts of a batch that are computed one after the other
     learning_rate: float = 5e-4  # of adapters; the authors use 5e-4 to 1e-3, and 1e-5 for all parameters
     schedule: Literal["constant", "cosine"] = "constant"  # after the warmup; a cosine falls to 1% at the stage's end
     warmup: int = 50  # updates from 0 to the learning rate
+    pack: int | None = None  # video tokens a row of clips of any size; None has one clip a row
 
     def __post_init__(self):
         if not self.data:
@@ -47,6 +51,8 @@ class Stage:
             raise ValueError(f"the learning rate must be above 0 and below 1, got {self.learning_rate}")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if self.pack is not None and self.pack < 1:
+            raise ValueError(f"packed rows need a token, got {self.pack}")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"the schedule must be constant or cosine, got {self.schedule!r}")
         if self.schedule == "cosine" and self.steps <= self.warmup:
@@ -60,6 +66,7 @@ KINDS: dict[str, Any] = {
     "learning_rate": float,
     "schedule": str,
     "warmup": int,
+    "pack": int,
 }
 
 
