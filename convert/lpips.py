@@ -54,7 +54,7 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
 
     def read(key: str) -> np.ndarray:
         stored = found[key]
-        return np.float32(files.read(stored.span).view(stored.dtype).reshape(stored.shape))
+        return np.asarray(files.read(stored.span).view(stored.dtype).reshape(stored.shape), np.float32)
 
     keys = [f"lin{stage}.model.1.weight" for stage in range(len(DEPTHS))]
     missing = [f"missing: {key} (1, C, 1, 1)" for key in keys if key not in found or len(found[key].shape) != 4]

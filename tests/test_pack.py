@@ -19,6 +19,7 @@ from cogvx_jax.train import packed_objective
 from cogvx_jax.train.objective import Objective
 from cogvx_jax.train.pack import Clip, pack, plan, to_patches, token_count
 from cogvx_jax.train.packed_objective import clip_losses, draw_clip_timesteps, make_packed_loss
+from cogvx_jax.train.step import gradient
 
 SMALL = TransformerConfig(
     layers=2,
@@ -174,6 +175,18 @@ def test_clips_do_not_see_each_other(params):
         after = predict(*changed)
         np.testing.assert_array_equal(after[others], before[others])
         assert (np.abs(after - before)[first].max(axis=-1) > 1e-4).all()  # every token of the clip sees the change
+
+
+def test_a_batch_of_rows_can_be_computed_in_parts(params):
+    batch = batch_of(KINDS["5b"]) | {"empty": normal(5, 3, 6)}
+    loss = make_packed_loss(spec_of("5b"), Objective())
+    results = (
+        jax.jit(gradient(loss, parts), compiler_options=QUICK)(params("5b"), batch, jax.random.key(0))
+        for parts in (1, 2)
+    )
+    (one, grads), (two, grads_in_parts) = results
+    np.testing.assert_allclose(two, one, rtol=1e-5)  # rows of two clips and of one weigh as much as their clips
+    close(grads_in_parts, grads)
 
 
 def test_rows_on_a_mesh(params):

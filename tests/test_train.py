@@ -140,13 +140,13 @@ def test_skipped_updates_are_counted_and_too_many_end_the_run(tmp_path, capsys):
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     seen = iter([3.0, 1.0, 2.0])
     options = dict(seed=0, folder=tmp_path, save_every=1, validate_every=2, keep=3)
-    fit(start(), batches, loss, optim.constant(0.1), steps=6, validate=lambda average: {"x": next(seen)}, **options)
+    fit(start(), batches, loss, optim.adamw(0.1), steps=6, validate=lambda average: {"x": next(seen)}, **options)
 
     def steps(name):
         return sorted(int(path.name) for path in (tmp_path / name).iterdir())
 
     assert steps("checkpoints") == [4, 5, 6] and steps("best") == [4]
-    fit(start(), batches, loss, optim.constant(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
+    fit(start(), batches, loss, optim.adamw(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
     assert steps("checkpoints") == [6, 7, 8] and steps("best") == [4]  # the best of an earlier part, too
     assert Checkpoints(tmp_path / "best", best=True).loss() == 1.0
     average = Checkpoints(tmp_path / "checkpoints").restore_average(start())

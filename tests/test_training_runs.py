@@ -27,11 +27,13 @@ from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.placement import place_init
+from cogvx_jax.train.stages import Stage
+from cogvx_jax.train.trained import read_lora
 from cogvx_jax.train.validation import hold_out
 from cogvx_jax.train.videos import write_videos
 
-LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")), batch_size=4, warmup=0, learning_rate=1e-2)
-FULL = dataclasses.replace(LORA, lora=None, parts=("*",), learning_rate=1e-3)
+LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")))
+FULL = dataclasses.replace(LORA, lora=None, parts=("*",))
 NORMS = dataclasses.replace(FULL, parts=("blocks/attention/norm_*", "out/bias"))
 
 
@@ -112,9 +114,15 @@ def mesh_of(sizes):
     return cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
-def train(source, cache, config, folder, steps, mesh=None, **options):
+def stage_of(cache, config, steps, accumulate=1):
+    rate = 1e-3 if config.lora is None else 1e-2
+    return Stage(data=((cache.folder, 1),), steps=steps, accumulate=accumulate, learning_rate=rate, warmup=0)
+
+
+def train(source, cache, config, folder, steps, mesh=None, accumulate=1, **options):
     model = cx.load(source, mesh=None if mesh is None else mesh_of(mesh))
-    return runs.train(model, cache, config, folder, steps=steps, source=str(source), **{"log_every": 1} | options)
+    stages = (stage_of(cache, config, steps, accumulate),)
+    return runs.train(model, stages, config, folder, source=str(source), **{"log_every": 1} | options)
 
 
 def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, tmp_path):
@@ -123,8 +131,9 @@ def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, t
     moved = {path for path in was if not np.array_equal(was[path], now[path])}
     assert moved == {f"blocks/attention/norm_{x}/{y}" for x in "qk" for y in ("scale", "bias")} | {"out/bias"}
     assert model.spec.transformer.logit_bound and runs._start(model, NORMS)[0].transformer.logit_bound is None
-    state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], NORMS.tx)
-    assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 1  # two moments each, and a count
+    tx = NORMS.tx(stage_of(cache, NORMS, 2))
+    state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], tx)
+    assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 2  # two moments each, and counts of theirs and the rate
     commands.export(tmp_path / "run", out=tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, after.params)
     with pytest.raises(ValueError, match="trained the model itself, not a LoRA"):
@@ -162,7 +171,7 @@ def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, ca
 def test_moments_lie_where_their_parameters_do(source):
     model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
     params = model.params["transformer"]
-    state = place_init(params, optim.constant(1e-3), model.mesh)
+    state = place_init(params, optim.adamw(1e-3), model.mesh)
     up = params["blocks"]["mlp"]["up"]["kernel"]
     same = [x for x in jax.tree.leaves(state) if x.shape == up.shape]
     assert len(same) == 4 and all(x.sharding == up.sharding for x in same)  # parameters, average, two moments
@@ -175,7 +184,7 @@ def test_moments_lie_where_their_parameters_do(source):
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
     with pytest.raises(ValueError, match="4 clips cannot be split over data=2 x fsdp=2 x 2 parts; .* multiple of 8"):
-        train(source, cache, dataclasses.replace(LORA, accumulate=2), tmp_path / "run", 1, dict(data=2, fsdp=2))
+        train(source, cache, LORA, tmp_path / "run", 1, dict(data=2, fsdp=2), accumulate=2)
     assert not (tmp_path / "run").exists()
     options = dict(data=cache.folder, out=tmp_path / "run", model=str(source))
     with pytest.raises(ValueError, match="6 devices, there are 8"):
@@ -211,7 +220,7 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert found[0]["validation_loss"] == pytest.approx(np.mean(list(found[0]["validation"].values())))
     best = min(found, key=lambda row: row["validation_loss"])["step"]
     assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [str(best)]
-    adapters = runs.read_lora(tmp_path / "run", SPEC, best=True).adapters
+    adapters = read_lora(tmp_path / "run", SPEC, best=True).adapters
     assert float(abs(adapters["blocks/attention/q/kernel"]["b"]).max()) > 0
     # The same state has the same loss, whatever was done in between.
     train(source, cache, config, tmp_path / "run", 5, validate_every=4)
@@ -294,7 +303,7 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     # What the kill left can be gone on from.
     config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
     _, start, _ = runs._start(cx.load(source), config)
-    state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx, None))
+    state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx(stage_of(cache, config, 1)), None))
     assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
 

@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
             strides = (1, 1, 1) if last else (2 if layer < TIME_LAYERS else 1, 2, 2)
             x = Conv(width, strides, name=f"conv_{layer}")(x)
             if layer:  # the first one's input is pixels, whose range means something
-                x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm_{layer}")(x)
+                (x,) = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm_{layer}")(x)
             x = act(x)
         return Conv(1, name="out")(x)[..., 0]
 

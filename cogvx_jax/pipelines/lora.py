@@ -38,9 +38,10 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
-    from cogvx_jax.train import run  # late, as a run is of a loaded model
+    from cogvx_jax.train import facts, trained  # late, as a run is of a loaded model
 
-    lora = run.read_lora(Path(source), spec) if run.is_run(Path(source)) else read_lora(Path(source), spec)
+    of_run = facts.is_run(Path(source))
+    lora = trained.read_lora(Path(source), spec) if of_run else read_lora(Path(source), spec)
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(lora.adapters)):
         raise ValueError(f"the LoRA {str(source)!r} holds numbers that are not finite: its training diverged")
     return lora

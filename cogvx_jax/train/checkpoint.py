@@ -57,6 +57,11 @@ class Checkpoints:
         step = self.latest()
         return None if step is None else float(self._manager.metrics(step)["loss"])
 
+    def forget(self) -> None:
+        """Deletes the newest checkpoint."""
+        self._manager.wait_until_finished()
+        self._manager.delete(self.latest())
+
     def save(self, state: State, loss: float | None = None) -> None:
         """Saves in the background, once for each step; a checkpoint appears under its name only when whole."""
         step = int(state.step)

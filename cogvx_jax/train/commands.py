@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -37,7 +37,8 @@ def encode(
 
 def train(
     *,
-    data: Path,
+    data: Path | None = None,
+    stages: Path | None = None,
     out: Path,
     model: str = "tiny",
     steps: int = 1000,
@@ -82,9 +83,12 @@ def train(
 
     Args:
       data: as for `encode`, or a folder that `encode` has filled.
+      stages: instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of
+        `encode` or a table of several and their weights, and any of steps, batch_size, accumulate, learning_rate,
+        schedule and warmup; what it does not say is as below.
       out: the run's folder. Videos are encoded to its folder "cache", if `data` lists any.
       model: as for `generate`.
-      steps: updates, those of an earlier part of the run included.
+      steps: updates, those of an earlier part of the run included; with `stages`, those of a stage.
       train: a LoRA, or all of the transformer's parameters.
       parts: trains only those parameters whose paths match one of these, such as "blocks/attention/*".
       lora_rank: of the adapters.
@@ -124,10 +128,12 @@ def train(
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
     from cogvx_jax.train.curve import check_tensorboard
+    from cogvx_jax.train.facts import check_folder
     from cogvx_jax.train.latents import is_cache, open_cache
     from cogvx_jax.train.objective import Objective
     from cogvx_jax.train.parts import EVERYTHING
     from cogvx_jax.train.placement import check_batch
+    from cogvx_jax.train.stages import Stage, read_stages
 
     if train == "full" and parts:
         raise ValueError("--train full trains everything; leave it out to train --parts")
@@ -146,12 +152,7 @@ def train(
             image_dropout=image_dropout,
             noise_offset=noise_offset,
         ),
-        batch_size=batch_size,
-        accumulate=accumulate,
         optimizer=optimizer,
-        learning_rate=(1e-5 if whole else 5e-4) if learning_rate is None else learning_rate,
-        cosine_steps=steps if schedule == "cosine" else None,
-        warmup=warmup,
         weight_decay=weight_decay,
         average=average,
         validation=validation,
@@ -159,32 +160,50 @@ def train(
     )
     pace = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
     pace |= {"video_every": video_every}
-    for name, value in ({"steps": steps} | pace).items():
+    for name, value in pace.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if (data is None) == (stages is None):
+        raise ValueError("give --data, or --stages with a file that names the data of each stage")
+    unencoded = None if data is None or is_cache(data) else data
+    if unencoded is None and (size is not None or frames is not None):
+        raise ValueError(f"{data or stages} is encoded already; size and frames are those of `cogvx encode`")
     if tensorboard:
         check_tensorboard()
     if distributed:
         if mesh is None:
             raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
-        if not is_cache(data):
+        if unencoded is not None:
             raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {data}` first")
         initialize()
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "learning_rate": (1e-5 if whole else 5e-4) if learning_rate is None else learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+    }
+    if stages is not None:
+        several = read_stages(stages, settings)
+    else:
+        several = (Stage(data=((out / "cache" if unencoded or data is None else data, 1),), **settings),)
     devices = None if mesh is None else parse_mesh(mesh)
-    check_batch(devices, batch_size, accumulate)
-    run.check_folder(out)
-    encoded = is_cache(data)
-    if encoded and (size is not None or frames is not None):
-        raise ValueError(f"{data} is encoded already; size and frames are those of `cogvx encode`")
-    cache = open_cache(data) if encoded else None
-    videos = _videos(model, prompts, size, frames, cache)
-    loaded = _load(model, dtype, size, frames, None if encoded else data, devices)
-    if cache is None:
-        cache = _encode(loaded, data, out / "cache", size, frames)
+    for stage in several:
+        check_batch(devices, stage.batch_size, stage.accumulate)
+        for folder, _ in stage.data if unencoded is None else ():
+            if not is_cache(folder):
+                raise ValueError(f"{folder} is not encoded; do that with `cogvx encode --data ... --out {folder}`")
+            open_cache(folder)  # finds what is missing before the weights are read
+    check_folder(out)
+    videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
+    loaded = _load(model, dtype, size, frames, unencoded, devices)
+    if unencoded is not None:
+        _encode(loaded, unencoded, out / "cache", size, frames)
     spec = dataclasses.replace(loaded.spec, transformer=dataclasses.replace(loaded.spec.transformer, remat=remat))
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
-        run.train(loaded, cache, config, out, steps=steps, source=model, tensorboard=tensorboard, videos=videos, **pace)
+        run.train(loaded, several, config, out, source=model, tensorboard=tensorboard, videos=videos, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -192,7 +211,7 @@ def train(
         f"`cogvx export {out} --out FOLDER` makes a model of it" if whole else f"`cogvx generate --lora {out}` uses it"
     )
     if first_process():
-        print(f"{out}: trained to update {steps}; {use}")
+        print(f"{out}: trained to update {sum(stage.steps for stage in several)}; {use}")
 
 
 def export(
@@ -208,7 +227,8 @@ def export(
     from cogvx_jax.convert import export as write_model
     from cogvx_jax.convert import write_lora
     from cogvx_jax.pipelines.model import load, load_spec
-    from cogvx_jax.train.run import is_lora, read_lora, read_model, run_dtype, run_source
+    from cogvx_jax.train.facts import is_lora, run_dtype, run_source
+    from cogvx_jax.train.trained import read_lora, read_model
 
     source = run_source(run)
     if is_lora(run):

@@ -50,6 +50,9 @@ def fit(
     tensorboard: bool = False,
     keep: int = 2,
     patience: int = 10,
+    start: int = 0,
+    end: int | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> update.State:
     """Trains to `steps` updates from the newest checkpoint in `folder`, or from `params`.
 
@@ -69,6 +72,9 @@ def fit(
       tensorboard: log to `folder/tensorboard`, too.
       keep: checkpoints to keep, the newest.
       patience: updates in a row without a finite loss and gradient, after which training ends.
+      start, end: updates at which this stage of a run begins, and at which the last one ends; None is `steps`. The
+        best state is the best of this stage: on other clips, losses cannot be compared.
+      about: what each line of the log says, too.
     Raises: ValueError then; the last batch lies in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,12 +84,14 @@ def fit(
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
     where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), everywhere(mesh))
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)
+    end = steps if end is None else end
     key, done, leave = jax.random.key(seed), int(state.step), False
     curve = Curve(folder, tensorboard=tensorboard, start=done)
     progress = Progress(
         folder,
         curve,
         steps=steps,
+        end=end,
         every=log_every,
         patience=patience,
         seed=seed,
@@ -91,6 +99,7 @@ def fit(
         flops=flops,
         devices=1 if mesh is None else mesh.size,
         rate=rate,
+        about=about,
     )
     try:
         with sigterm() as stopped:
@@ -99,11 +108,11 @@ def fit(
                 state, metrics = step(state, placed if fixed is None else placed | dict(fixed), key)
                 progress.add(i, batch, metrics)
                 done = i + 1
-                last, leave = done == steps, stopped(done) and done < steps
+                last, leave = done == steps, stopped(done) and done < end
                 if validate and best and not leave and (last or done % validate_every == 0):
                     with progress.paused():
-                        _validate(folder, curve, state, validate, best)
-                if show and not leave and (last or done % show_every == 0):
+                        _validate(folder, curve, state, validate, best, start)
+                if show and not leave and (done == end or done % show_every == 0):
                     with progress.paused():
                         show(state.average, done)
                 if last or leave or done % save_every == 0:
@@ -122,14 +131,21 @@ def fit(
     return state
 
 
-def _validate(folder: Path, curve: Curve, state: update.State, validate: Validate, best: Checkpoints) -> None:
+def _validate(
+    folder: Path, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
+) -> None:
     losses, done = validate(state.average), int(state.step)
     mean = losses["loss"] if "loss" in losses else float(np.mean(list(losses.values())))
     curve.add(done, {"validation_loss": mean, "validation": losses})
     rest = "".join(f", {name} {value:.5g}" for name, value in losses.items() if "loss" in losses and name != "loss")
     say(f"{folder.name} {done} validation loss {mean:.5f}{rest}")
+    if not math.isfinite(mean):
+        return
     lowest = best.loss()
-    if math.isfinite(mean) and (lowest is None or mean < lowest):
+    if lowest is not None and (best.latest() or 0) <= start:  # of an earlier stage
+        best.forget()
+        lowest = None
+    if lowest is None or mean < lowest:
         best.save(state, mean)
 
 

@@ -7,6 +7,9 @@ A row has places for `length` video tokens and for the text of `most` clips. `tr
 the loss of such a batch, in which every clip is as alone as in a batch of its own.
 """
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -56,6 +59,54 @@ def plan(sizes: Sequence[int], *, length: int, most: int, report: Callable[[str]
         f"{len(sizes)} of {places} places for text"
     )
     return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Batches of `rows` rows of `length` video tokens that hold `clips` clips together, each `most` at most."""
+
+    rows: int
+    length: int
+    most: int
+    clips: int
+    used: float  # share of all places for tokens, of text and video, that hold one
+
+    def __str__(self) -> str:
+        return (
+            f"{self.clips} clips an update in {self.rows} rows of {self.length} video tokens and {self.most} texts, "
+            f"{self.used:.1%} of which are used"
+        )
+
+
+def best_packing(sizes: Sequence[int], turns: Sequence[int], *, rows: int, length: int, words: int) -> Packing:
+    """The packing that uses most of the rows, of clips that come in a sequence without end.
+
+    Args:
+      sizes: video tokens of each kind of clip.
+      turns: the kinds of the sequence's clips, which repeat.
+      words: text tokens of a clip.
+    Raises: ValueError for a clip that is longer than a row.
+    """
+    lengths = [sizes[kind] for kind in turns]
+    period, mean = len(lengths), sum(lengths) / len(lengths)
+
+    @functools.cache
+    def count(clips: tuple[int, ...], most: int) -> int:
+        return len(plan(clips, length=length, most=most, report=lambda line: None))
+
+    def fits(clips: int, most: int) -> bool:
+        batches = period // math.gcd(period, clips)  # then they repeat, too
+        each = ([lengths[i % period] for i in range(b * clips, (b + 1) * clips)] for b in range(batches))
+        return all(count(tuple(sorted(some)), most) <= rows for some in each)
+
+    count(tuple(sizes), len(sizes))  # refuses what is too long
+    found = []
+    for most in range(1, length // min(sizes) + 1):
+        largest = min(int(rows * length / mean), rows * most)
+        clips = next(clips for clips in range(largest, 0, -1) if fits(clips, most))
+        used = clips * (mean + words) / (rows * (length + most * words))
+        found.append(Packing(rows, length, most, clips, used))
+    return max(found, key=lambda packing: packing.used)
 
 
 def pack(cfg: TransformerConfig, rows: Sequence[Sequence[Clip]], *, length: int, most: int) -> dict[str, np.ndarray]:

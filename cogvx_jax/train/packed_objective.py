@@ -3,10 +3,12 @@
     loss = make_packed_loss(spec, Objective())
     value = loss(transformer_params, pack(...), key)
 
+What `Objective` says of images does not matter, as image-to-video models cannot be packed.
+
 Shapes: R rows, N video tokens a row, C clips a row at most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -17,10 +19,10 @@ from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer, check_packs
 from cogvx_jax.train.objective import Objective, drop_text
-from cogvx_jax.train.step import LossFn
+from cogvx_jax.train.step import Loss, Rows
 
 
-def make_packed_loss(spec: ModelSpec, options: Objective) -> LossFn:
+def make_packed_loss(spec: ModelSpec, options: Objective) -> Loss:
     """`loss(params, batch, key) -> scalar`, the mean over the batch's clips, whatever their sizes.
 
     The batch is that of `pack`, and holds empty: (L, text_dim), states of "", where `options.empty` is
@@ -28,9 +30,20 @@ def make_packed_loss(spec: ModelSpec, options: Objective) -> LossFn:
 
     Raises: ValueError for an image-to-video model.
     """
+    return Loss(make_packed_draw(spec, options), lambda params, rows, batch: _mean(spec, params, rows))
+
+
+def make_partial_packed_loss(spec: ModelSpec, options: Objective, whole: Callable[[Any, Any], Any]) -> Loss:
+    """The same of a part of the parameters, or of adapters; see `objective.make_partial_loss`."""
+    draw = make_packed_draw(spec, options)
+    return Loss(draw, lambda part, rows, batch: _mean(spec, whole(batch["base"], part), rows))
+
+
+def make_packed_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
+    """`draw(batch, key)`: all that is random about the loss, for every row; see `clip_losses`, and `weight` (R, C)."""
     check_packs(spec.transformer)
 
-    def loss(params: Any, batch: Mapping[str, Any], key: jax.Array) -> jax.Array:
+    def draw(batch: Mapping[str, Any], key: jax.Array) -> Rows:
         keys = iter(jax.random.split(key, 5))
         used = clips_in(batch["clip"], batch["text"].shape[1])  # (R, C)
         real = (batch["clip"] >= 0)[..., None]
@@ -41,10 +54,17 @@ def make_packed_loss(spec: ModelSpec, options: Objective) -> LossFn:
             each = options.noise_offset * jax.random.normal(next(keys), used.shape, jnp.float32)
             noise = noise + _of_clip(each, batch["clip"])[..., None]
         text = drop_text(batch, next(keys), options)
-        losses = clip_losses(spec, params, {**batch, "text": text}, x0, noise, t)
-        return jnp.sum(losses) / jnp.maximum(jnp.sum(used), 1)
+        # The mean over rows of what is weighted so is that over clips, whichever rows are computed together.
+        weight = used * (len(used) / jnp.maximum(jnp.sum(used), 1))
+        kept = {name: batch[name] for name in ("clip", "positions")}
+        return {"x0": x0, "noise": noise, "t": t, "text": text, "weight": weight, **kept}
 
-    return loss
+    return draw
+
+
+def _mean(spec: ModelSpec, params: Any, rows: Rows) -> jax.Array:
+    losses = clip_losses(spec, params, rows, rows["x0"], rows["noise"], rows["t"])
+    return jnp.sum(losses * rows["weight"]) / len(losses)
 
 
 def clip_losses(

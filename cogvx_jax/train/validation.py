@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.sharding import activate, everywhere
+from cogvx_jax.train.batches import Share, read
 from cogvx_jax.train.latents import Cache
 from cogvx_jax.train.objective import Objective, make_draw, make_errors
 from cogvx_jax.train.placement import place_batch
@@ -44,18 +45,16 @@ def hold_out(cache: Cache, amount: float) -> tuple[list[int], list[int]]:
 
 def make_validate(
     spec: ModelSpec,
-    rows: Callable[[Sequence[int]], dict[str, Any]],
-    clips: Sequence[int],
+    shares: Sequence[Share],
     fixed: Mapping[str, Any],
     whole: Callable[[Any, Any], Any],
     batch_size: int,
     mesh: Mesh | None,
 ) -> Callable[[Any], dict[str, float]]:
-    """`validate(part) -> {"100": loss, ...}`, the mean over clips at each of TIMESTEPS.
+    """`validate(part) -> {"100": loss, ...}`, the mean over all clips at each of TIMESTEPS.
 
     Args:
-      rows: reads clips by their numbers.
-      clips: those to validate with.
+      shares: whose `held_out` to validate with.
       fixed: what is added to each batch; see `objective.make_partial_loss` for its `base` and for `whole`.
       batch_size: clips computed at a time.
     """
@@ -68,13 +67,14 @@ def make_validate(
 
     def validate(part: Any) -> dict[str, float]:
         found = {t: np.zeros(0) for t in TIMESTEPS}
-        for start in range(0, len(clips), batch_size):
-            some = list(clips[start : start + batch_size])
-            full = (some * batch_size)[:batch_size]  # one shape, one program
-            batch = place_batch(rows(full), mesh) | dict(fixed)
-            for t in TIMESTEPS:
-                key = jax.random.fold_in(jax.random.key(start), t)
-                found[t] = np.append(found[t], np.asarray(losses(part, batch, key, t))[: len(some)])
+        for share in shares:
+            for start in range(0, len(share.held_out), batch_size):
+                some = list(share.held_out[start : start + batch_size])
+                full = (some * batch_size)[:batch_size]  # one shape, one program
+                batch = place_batch(read(spec, share.cache, full), mesh) | dict(fixed)
+                for t in TIMESTEPS:
+                    key = jax.random.fold_in(jax.random.key(start), t)
+                    found[t] = np.append(found[t], np.asarray(losses(part, batch, key, t))[: len(some)])
         return {str(t): float(np.mean(each)) for t, each in found.items()}
 
     return validate
