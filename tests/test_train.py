@@ -208,7 +208,7 @@ def test_metrics_are_read_when_the_next_update_is_on_its_way(tmp_path, monkeypat
     seen, place, read = [], loop.place_batch, progress.read
     monkeypatch.setattr(loop, "place_batch", lambda *a: seen.append("sent") or place(*a))
     monkeypatch.setattr(progress, "read", lambda metrics: seen.append("read") or read(metrics))
-    fit(start(), batches, loss, optim.constant(0.1), steps=4, folder=tmp_path, seed=0)
+    fit(start(), batches, loss, optim.adamw(0.1), steps=4, folder=tmp_path, seed=0)
     assert seen == ["sent", "sent", "read", "sent", "read", "sent", "read", "read"]
 
 
@@ -230,13 +230,13 @@ def test_the_curve_is_written_for_tensorboard(tmp_path, monkeypatch):
         start(),
         batches,
         loss,
-        optim.constant(0.1, warmup=4),
+        optim.adamw(0.1, warmup=4),
         steps=3,
         folder=tmp_path,
         seed=0,
         log_every=1,
         tensorboard=True,
-        rate=optim.schedule(0.1, None, 4),
+        rate=optim.schedule(0.1, None, warmup=4),
         validate=lambda average: {"100": 0.5, "300": 1.5},
         validate_every=2,
     )

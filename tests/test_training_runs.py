@@ -28,7 +28,7 @@ from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.placement import place_init
 from cogvx_jax.train.stages import Stage
-from cogvx_jax.train.trained import read_lora
+from cogvx_jax.train.trained import read_lora, read_model
 from cogvx_jax.train.validation import hold_out
 from cogvx_jax.train.videos import write_videos
 
@@ -119,9 +119,9 @@ def stage_of(cache, config, steps, accumulate=1):
     return Stage(data=((cache.folder, 1),), steps=steps, accumulate=accumulate, learning_rate=rate, warmup=0)
 
 
-def train(source, cache, config, folder, steps, mesh=None, accumulate=1, **options):
+def train(source, cache, config, folder, steps, mesh=None, accumulate=1, stage=None, **options):
     model = cx.load(source, mesh=None if mesh is None else mesh_of(mesh))
-    stages = (stage_of(cache, config, steps, accumulate),)
+    stages = (stage or stage_of(cache, config, steps, accumulate),)
     return runs.train(model, stages, config, folder, source=str(source), **{"log_every": 1} | options)
 
 
@@ -250,7 +250,7 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     assert calls[0] < calls[1] == calls[2]  # the second time everything is there
     first, last = (read_video(tmp_path / "run" / "videos" / f"{step}/01.mp4")[0] for step in (2, 5))
     assert first.shape == (9, 32, 48, 3) and not np.array_equal(first, last)
-    tuned = runs.read_model(tmp_path / "run", model) if parts else cx.load_lora(model, tmp_path / "run")
+    tuned = read_model(tmp_path / "run", model) if parts else cx.load_lora(model, tmp_path / "run")
     # With other norms attention's bound is another one, which is part of the program.
     assert (tuned.spec == model.spec) == (not parts)
     size = dict(height=32, width=48, num_frames=9, num_inference_steps=2)
@@ -328,8 +328,9 @@ def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tm
     assert f"SIGTERM came; update {done} is saved" in said[0] and "update" not in said[1]
     assert len(losses(tmp_path / "run")) == done  # one process logs
     config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
-    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2))
-    train(source, cache, config, tmp_path / "alone", done + 3)
+    stage = Stage(data=((cache.folder, 1),), steps=done + 3)  # the command's own settings
+    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2), stage=stage)
+    train(source, cache, config, tmp_path / "alone", done + 3, stage=stage)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-4)
 
 
