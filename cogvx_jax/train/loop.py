@@ -1,14 +1,15 @@
 """Runs updates over a stream of batches: progress, a log of the curve, checkpoints, resumption."""
 
+import contextlib
 import functools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -19,6 +20,7 @@ from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.placement import names, place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 
+AHEAD = 2  # batches that are read at once, and held beside the one in use
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
 Validate = Callable[[Any], dict[str, float]]  # moving average -> losses by name
 
@@ -160,10 +162,8 @@ def _unsound(folder: Path, batch: Any, step: int, seed: int, patience: int) -> s
 
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """Draws the next batch in a thread while the current one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(batches, start)
-        for i in range(start, stop):
-            batch = following.result()
-            following = pool.submit(batches, i + 1)
-            yield i, batch
+    """Reads the next batches in threads while the current one is used; the place in the data is the step alone."""
+    steps = grain.MapDataset.range(start, stop).map(lambda step: (step, batches(step)))
+    ahead = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)))
+    with contextlib.closing(ahead):
+        yield from ahead
