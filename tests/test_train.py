@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.train import commands, loop, mfu, optim, parts, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import fit
+from cogvx_jax.train.loop import _ahead, fit
 
 
 def loss(params, batch, key):
@@ -53,6 +54,25 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     run(steps=20, folder=tmp_path / "parts")
     parts = run(steps=40, folder=tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_batches_are_read_ahead_but_not_far_and_in_order():
+    begun, together = [], threading.Barrier(2, timeout=30)
+
+    def read(step):
+        begun.append(step)
+        if step < 5:
+            together.wait()  # broken, unless two are read at once
+        if step == 8:
+            raise OSError("no such file")
+        return step**2
+
+    batches = _ahead(read, 3, 10)
+    assert next(batches) == (3, 9) and max(begun) <= 5
+    assert [next(batches) for _ in range(4)] == [(4, 16), (5, 25), (6, 36), (7, 49)]
+    with pytest.raises(OSError, match="no such file"):
+        next(batches)
+    assert list(_ahead(read, 7, 7)) == []
 
 
 def test_the_caller_keeps_its_parameters(tmp_path):

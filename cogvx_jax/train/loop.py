@@ -1,12 +1,13 @@
 """Runs updates over a stream of batches: progress, a log of the curve, checkpoints, resumption."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -20,6 +21,7 @@ from cogvx_jax.train.placement import place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 from cogvx_jax.train.progress import Progress, say
 
+AHEAD = 2  # batches that are read at once, and held beside the one in use
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
 # moving average -> losses by name; where one is named "loss", it is the one that counts, else their mean
 Validate = Callable[[Any], dict[str, float]]
@@ -150,10 +152,8 @@ def _validate(
 
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """Draws the next batch in a thread while the current one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(batches, start)
-        for i in range(start, stop):
-            batch = following.result()
-            following = pool.submit(batches, i + 1)
-            yield i, batch
+    """Reads the next batches in threads while the current one is used; the place in the data is the step alone."""
+    steps = grain.MapDataset.range(start, stop).map(lambda step: (step, batches(step)))
+    ahead = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)))
+    with contextlib.closing(ahead):
+        yield from ahead
