@@ -147,7 +147,7 @@ def denoise(
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     """
-    step = _step(model.spec.transformer, negative is not None, model.mesh)
+    step = model.compiled("step", _step(model.spec.transformer, negative is not None, model.mesh))
     states = text if negative is None else jnp.concatenate([negative, text])
     # Its own copy, since the state is donated to every step.
     state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
@@ -181,7 +181,7 @@ def denoise_in_one(
       noise: a `SeededNoise` draws inside the program; of another source all steps' noise is drawn before it, and
         held on every device.
     """
-    loop = _loop(model.spec.transformer, negative is not None, model.mesh)
+    loop = model.compiled("loop", _loop(model.spec.transformer, negative is not None, model.mesh))
     states = text if negative is None else jnp.concatenate([negative, text])
     state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)

@@ -34,7 +34,7 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
     ids = tokenize(model, prompts)
-    encode = _encode(model.spec.text_encoder, model.mesh)
+    encode = model.compiled("text", _encode(model.spec.text_encoder, model.mesh))
     return encode(model.params["text_encoder"], replicate(ids, model.mesh))
 
 
