@@ -1,11 +1,12 @@
 """The verb `cogvx compile`."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from cogvx_jax.pipelines.progress import report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -55,9 +56,6 @@ def compile_(
 
         jax.config.update("jax_platforms", "cpu")
     from cogvx_jax.pipelines.ahead import compile_programs
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
 
     began = time.monotonic()
     compile_programs(
