@@ -16,6 +16,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.pipelines.commands import convert, verify
 from cogvx_jax.pipelines.compile_command import compile_
 from cogvx_jax.pipelines.plan_command import plan
+from cogvx_jax.pipelines.progress import report
 from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
@@ -46,6 +47,7 @@ def generate(
     distributed: bool = False,
     one_program: bool = False,
     programs: Path | None = None,
+    exact: bool = False,
     progress: bool = True,
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
@@ -79,6 +81,7 @@ def generate(
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.
+      exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
     """
     options = {
@@ -98,6 +101,7 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, options)
     from cogvx_jax.data.video import check_writable, read_image, read_video
+    from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
@@ -119,7 +123,11 @@ def generate(
         requests.append(check_request(spec, job.prompt, **arguments))
     if mesh == "auto":
         devices = _auto_mesh(model, requests, dtype)
+    if exact:
+        check_exact(devices)
     loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
+    if exact:
+        loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
@@ -224,9 +232,6 @@ def _auto_mesh(source: str, requests: list[Any], dtype: str | None):
     from cogvx_jax.pipelines.plan import auto_mesh
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
 
     return auto_mesh(
         source,

@@ -106,8 +106,9 @@ def compile_programs(
     decoders: list[Any] = []
 
     def compiled() -> Iterator[stored.Program]:
-        here = contextlib.nullcontext() if found is None else programs.compiling_for(platform, mesh)
-        with here:
+        with contextlib.ExitStack() as stack:
+            if found is not None and wanted.mesh is not None:
+                stack.enter_context(programs.compiling_for(platform, wanted.mesh))
             for name in wanted.names():
                 for lowered in wanted.lower(name):
                     report(f"compiling {name}")
@@ -118,7 +119,7 @@ def compile_programs(
                     yield stored.Program(name=name, takes=stored.takes(arguments), compiled=program)
 
     def decode() -> dict[str, Any]:
-        weights = programs.weight_bytes(spec, mesh)["vae"]
+        weights = programs.weight_bytes(spec, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program) for program in decoders], weights))
         return {"latents": list(shape[1:]), "padding": wanted.padding, "bytes": needed}
 

@@ -19,9 +19,8 @@ def check_exact(mesh: Mesh | None) -> None:
     """Raises ValueError where a mesh splits more than videos and branches."""
     others = [] if mesh is None else [f"{a}={n}" for a, n in mesh.shape.items() if n > 1 and a not in AXES]
     if others:
-        raise ValueError(
-            f"exact results need a mesh of data and cfg only, got {','.join(others)}: other axes change the order of sums"
-        )
+        found = ",".join(others)
+        raise ValueError(f"exact results need a mesh of data and cfg only, got {found}: it changes the order of sums")
 
 
 def row_by_row(function: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:

@@ -25,7 +25,7 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
     tiles, which is lossy; see `models.tiling`.
     """
-    run = model.compiled("encode", encode_batch(model.spec.vae, model.mesh))
+    run = model.compiled("encode", encode_batch(model.spec.vae, _mesh(model)))
     params = model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
     each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
@@ -90,7 +90,7 @@ def decode_frames(
       padding: latent frames to drop from the front.
       tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
     """
-    run = model.compiled("decode", decode_batch(model.spec.vae, model.mesh))
+    run = model.compiled("decode", decode_batch(model.spec.vae, _mesh(model)))
     params = model.params["vae"]
     latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
     if tiling:
@@ -99,6 +99,11 @@ def decode_frames(
         batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)
     for pixels in batches:
         yield to_uint8(np.asarray(pixels[0]))
+
+
+def _mesh(model: Model) -> Mesh | None:
+    """What frames are spread over: the sums of norms then differ, so for exact results each device has all of them."""
+    return None if model.exact else model.mesh
 
 
 @functools.lru_cache

@@ -38,6 +38,7 @@ class Model:
     tokenizer: a `transformers` tokenizer for the text encoder.
     mesh: what the parameters lie on and computation is spread over; None is one device.
     programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
+    exact: compute each video and branch of guidance alone; see `pipelines.exact`.
     """
 
     spec: ModelSpec
@@ -45,6 +46,7 @@ class Model:
     tokenizer: Any
     mesh: Mesh | None = None
     programs: Programs | None = None
+    exact: bool = False
 
     @property
     def transformer(self) -> Transformer:
@@ -60,7 +62,9 @@ class Model:
 
     def compiled(self, name: str, function: Any) -> Any:
         """A jitted function, or before it the stored programs of its name; see `Programs.before`."""
-        return function if self.programs is None else self.programs.before(function, name, self.spec)
+        if self.programs is None or self.exact:  # exact ones are not stored
+            return function
+        return self.programs.before(function, name, self.spec)
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, {self.spec.kind}, {self.spec.transformer.dtype})"

@@ -151,8 +151,6 @@ def write_programs(
         manifest = {"format": FORMAT, "made_for": made_for, "request": request}
         manifest |= {"decode": decode(), "programs": entries}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if target.exists():
-            target.rmdir()
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial)
