@@ -9,6 +9,7 @@ Below this layer everything is functions on arrays and Flax modules: `cogvx_jax.
 """
 
 from cogvx_jax.data.video import Video
+from cogvx_jax.pipelines.ahead import compile_programs
 from cogvx_jax.pipelines.generate import generate
 from cogvx_jax.pipelines.lora import load_lora
 from cogvx_jax.pipelines.model import Model, load, load_spec
@@ -16,4 +17,4 @@ from cogvx_jax.pipelines.plan import plan
 from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Video", "generate", "load", "load_lora", "load_spec", "make_mesh", "plan"]
+__all__ = ["Model", "Video", "compile_programs", "generate", "load", "load_lora", "load_spec", "make_mesh", "plan"]

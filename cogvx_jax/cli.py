@@ -14,7 +14,9 @@ import tyro
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.pipelines.commands import convert, verify
+from cogvx_jax.pipelines.compile_command import compile_
 from cogvx_jax.pipelines.plan_command import plan
+from cogvx_jax.pipelines.progress import report
 from cogvx_jax.train.commands import encode, export, train
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
@@ -44,6 +46,8 @@ def generate(
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
     one_program: bool = False,
+    programs: Path | None = None,
+    exact: bool = False,
     progress: bool = True,
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
@@ -76,6 +80,8 @@ def generate(
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
+      programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.
+      exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
     """
     options = {
@@ -95,6 +101,7 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, options)
     from cogvx_jax.data.video import check_writable, read_image, read_video
+    from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
@@ -116,7 +123,11 @@ def generate(
         requests.append(check_request(spec, job.prompt, **arguments))
     if mesh == "auto":
         devices = _auto_mesh(model, requests, dtype)
-    loaded = load(model, dtype=dtype, mesh=devices)
+    if exact:
+        check_exact(devices)
+    loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
+    if exact:
+        loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
     for job in jobs:
@@ -222,9 +233,6 @@ def _auto_mesh(source: str, requests: list[Any], dtype: str | None):
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
 
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
-
     return auto_mesh(
         source,
         height=most.height,
@@ -293,6 +301,7 @@ def decode(
     tiling: bool = False,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    programs: Path | None = None,
 ) -> None:
     """Makes the video of latents that `cogvx generate` sampled and could not decode.
 
@@ -302,7 +311,7 @@ def decode(
       model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
-      mesh: as for `generate`.
+      mesh, programs: as for `generate`.
     """
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.model import load
@@ -312,7 +321,7 @@ def decode(
     began, saved = time.monotonic(), read_latents(latents)
     check_writable(out)
     devices = None if mesh is None else parse_mesh(mesh)
-    loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",))
+    loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs)
     count, height, width = _decode(loaded, saved, out, tiling)
     print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")
 
@@ -382,6 +391,7 @@ def main() -> None:
                 "decode": decode,
                 "info": info,
                 "plan": plan,
+                "compile": compile_,
                 "convert": convert,
                 "verify": verify,
                 "encode": encode,

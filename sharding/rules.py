@@ -33,15 +33,16 @@ UNEVEN = frozenset({"height", "width"})
 STORAGE = frozenset({"fsdp"})  # mesh axes over which parameters are only stored
 
 
-def spec(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> PartitionSpec:
+def spec(names: axes.Names, mesh: Mesh, shape: tuple[int, ...], *, even: bool = False) -> PartitionSpec:
     """The partition of an array whose axes are `names`; see `places`."""
-    return PartitionSpec(*(place or None for place in places(names, mesh, shape)))
+    return PartitionSpec(*(place or None for place in places(names, mesh, shape, even=even)))
 
 
-def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> list[tuple[str, ...]]:
+def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...], *, even: bool = False) -> list[tuple[str, ...]]:
     """The mesh axes that each axis of an array lies on; those absent from the mesh count as size 1.
 
-    An axis takes those of its mesh axes that divide it and stays whole over the others, but for `UNEVEN`.
+    An axis takes those of its mesh axes that divide it and stays whole over the others, but for `UNEVEN`; with
+    `even` for these, too, as programs take and return even parts only.
     Raises: ValueError for an unknown name, or two names that need the same mesh axis.
     """
     axes.check_names(names)
@@ -57,7 +58,7 @@ def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...]) -> list[tuple[
                 if name in LEFTOVERS and used[axis] != name:
                     continue
                 raise ValueError(f"{used[axis]!r} and {name!r} of one array both lie on the mesh axis {axis!r}")
-            if size % (count * math.prod(mesh.shape[a] for a in taken)) and name not in UNEVEN:
+            if size % (count * math.prod(mesh.shape[a] for a in taken)) and (even or name not in UNEVEN):
                 continue
             taken.append(axis)
             used[axis] = str(name)

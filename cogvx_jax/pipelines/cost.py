@@ -52,7 +52,11 @@ def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(_first_line(error)) from error
         raise
-    seconds = time.monotonic() - began
+    return read_cost(compiled, device_kind=device_kind, cores=cores, seconds=time.monotonic() - began)
+
+
+def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: float = 0.0) -> Cost:
+    """The cost of a compiled program; arguments as for `compile_cost`, and the seconds that it took to compile."""
     memory, program = compiled.memory_analysis(), Program(compiled.as_text())
     return Cost(
         arguments=memory.argument_size_in_bytes,

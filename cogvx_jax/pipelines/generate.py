@@ -1,5 +1,6 @@
 """Text, image and video to video."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.data.video import Video, fit, read_image, read_video
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.exact import check_exact, row_by_row
 from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model
@@ -46,6 +48,7 @@ def generate(
     tiling: bool = False,
     noise: NoiseSource | None = None,
     one_program: bool = False,
+    exact: bool = False,
 ) -> Any:
     """Makes one video per prompt. What is omitted is the model's own.
 
@@ -72,9 +75,15 @@ def generate(
       noise: the source of all random numbers, in place of `seed`.
       one_program: run all steps as one compiled program, for hardware that pays for every call, such as
         TPU7x, which tiles the weights anew. There is no bar then, and a run cannot be interrupted between steps.
+      exact: the same bits on one device and on every mesh of `data` and `cfg` alone, in any batch: each video and
+        each branch of guidance is computed by itself, and every device decodes whole frames. Slower, and every device
+        holds all of the text encoder while it runs.
     Returns: `Video`, or the latents as an array.
     Raises: ValueError or OSError for what cannot be done, before any of it is.
     """
+    if exact or model.exact:
+        check_exact(model.mesh)
+        model = dataclasses.replace(model, exact=True)
     frames, fps = (None, None) if video is None else read_video(video)
     request = check_request(
         model.spec,
@@ -147,10 +156,8 @@ def denoise(
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     """
-    step = _step(model.spec.transformer, negative is not None, model.mesh)
-    states = text if negative is None else jnp.concatenate([negative, text])
-    # Its own copy, since the state is donated to every step.
-    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
+    step = model.compiled("step", _step(model.spec.transformer, negative is not None, model.mesh, model.exact))
+    state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
@@ -181,15 +188,21 @@ def denoise_in_one(
       noise: a `SeededNoise` draws inside the program; of another source all steps' noise is drawn before it, and
         held on every device.
     """
-    loop = _loop(model.spec.transformer, negative is not None, model.mesh)
-    states = text if negative is None else jnp.concatenate([negative, text])
-    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
+    loop = model.compiled("loop", _loop(model.spec.transformer, negative is not None, model.mesh, model.exact))
+    state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
     return loop(model.params["transformer"], state, states, condition, steps, rows, weights, draw).latents
+
+
+def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None):
+    """What sampling starts from, and the states of all rows: those of the negatives come first."""
+    # Its own copy, since the state is donated to the steps.
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
+    return state, text if negative is None else jnp.concatenate([negative, text])
 
 
 class RecordedSteps(NamedTuple):
@@ -206,19 +219,18 @@ class RecordedSteps(NamedTuple):
 
 
 @functools.lru_cache
-def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
-    one = _update(cfg, guided)
+def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact: bool = False):
+    one = _update(cfg, guided, mesh, exact)
 
     def step(params, state, text, condition, t, row, weight, noise):
-        with activate(mesh):
-            return one(params, state, text, condition, t, row, weight, noise)
+        return one(params, state, text, condition, t, row, weight, noise)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
 @functools.lru_cache
-def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
-    one = _update(cfg, guided)
+def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact: bool = False):
+    one = _update(cfg, guided, mesh, exact)
 
     def loop(params, state, text, condition, timesteps, rows, weights, noise):
         def body(i, state):
@@ -229,15 +241,22 @@ def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
 
-        with activate(mesh):
-            return jax.lax.fori_loop(0, len(timesteps), body, state)
+        return jax.lax.fori_loop(0, len(timesteps), body, state)
 
     return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
-def _update(cfg: TransformerConfig, guided: bool):
+def _update(cfg: TransformerConfig, guided: bool, mesh: Mesh | None, exact: bool):
     """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
-    transformer = Transformer(cfg)
+
+    def predict(params, x, text, t):
+        return Transformer(cfg).apply({"params": params}, x, text, t).astype(jnp.float32)
+
+    def predict_on_mesh(params, x, text, t):
+        with activate(mesh):
+            return predict(params, x, text, t)
+
+    velocity = row_by_row(predict, mesh) if exact else predict_on_mesh
 
     def one(params, state, text, condition, t, row, weight, noise):
         x = state.latents
@@ -245,8 +264,7 @@ def _update(cfg: TransformerConfig, guided: bool):
             x = jnp.concatenate([x, condition], axis=-1)
         if guided:  # both branches in one batch: [negative, positive]
             x = jnp.concatenate([x, x])
-        prediction = transformer.apply({"params": params}, x, text, jnp.full((x.shape[0],), t))
-        prediction = prediction.astype(jnp.float32)
+        prediction = velocity(params, x, text, jnp.full((x.shape[0],), t))
         if guided:
             prediction = guidance.guide(*jnp.split(prediction, 2), weight)
         return samplers.update(state, prediction, row, noise)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax.axes import constrain
 from cogvx_jax.configs import ModelSpec, VAEConfig
@@ -16,7 +16,7 @@ from cogvx_jax.models import tiling as tiles
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
-from cogvx_jax.sharding import activate, everywhere, replicate
+from cogvx_jax.sharding import activate, everywhere, replicate, spec
 
 
 def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tiling: bool = False) -> jax.Array:
@@ -25,7 +25,8 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
     tiles, which is lossy; see `models.tiling`.
     """
-    run, params = encode_batch(model.spec.vae, model.mesh), model.params["vae"]
+    run = model.compiled("encode", encode_batch(model.spec.vae, _mesh(model)))
+    params = model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
     each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(each)
@@ -89,7 +90,8 @@ def decode_frames(
       padding: latent frames to drop from the front.
       tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
     """
-    run, params = decode_batch(model.spec.vae, model.mesh), model.params["vae"]
+    run = model.compiled("decode", decode_batch(model.spec.vae, _mesh(model)))
+    params = model.params["vae"]
     latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
     if tiling:
         batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
@@ -97,6 +99,11 @@ def decode_frames(
         batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)
     for pixels in batches:
         yield to_uint8(np.asarray(pixels[0]))
+
+
+def _mesh(model: Model) -> Mesh | None:
+    """What frames are spread over: the sums of norms then differ, so for exact results each device has all of them."""
+    return None if model.exact else model.mesh
 
 
 @functools.lru_cache
@@ -119,11 +126,24 @@ def lower_decode(
       shape: of the sampled latents (B, T, h, w, 16).
       padding: latent frames that are dropped first.
     """
-    run, cache = decode_batch(cfg, mesh), None
-    for start, stop in vaes.frame_batches(shape[1] - padding, cfg.decode_frames)[:2]:
-        latents = jax.ShapeDtypeStruct((1, stop - start, *shape[2:]), jnp.float32, sharding=everywhere(mesh))
-        lowered = run.lower(params, latents, cache)
-        cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info[1])
+    batches = vaes.frame_batches(shape[1] - padding, cfg.decode_frames)
+    sizes = [(1, stop - start, *shape[2:]) for start, stop in batches]
+    return _lower(decode_batch(cfg, mesh), mesh, params, sizes)
+
+
+def lower_encode(cfg: VAEConfig, mesh: Mesh | None, params: Any, shape: tuple[int, ...]) -> Iterator[Any]:
+    """The encoder like `lower_decode`, for clips (B, F, H, W, 3), which are encoded one at a time."""
+    sizes = [(1, stop - start, *shape[2:]) for start, stop in vaes.frame_batches(shape[1], cfg.encode_frames)]
+    return _lower(encode_batch(cfg, mesh), mesh, params, sizes)
+
+
+def _lower(run: Any, mesh: Mesh | None, params: Any, sizes: list[tuple[int, ...]]) -> Iterator[Any]:
+    cache = None
+    for size in sizes[:2]:
+        lowered = run.lower(params, jax.ShapeDtypeStruct(size, jnp.float32, sharding=everywhere(mesh)), cache)
+        cache = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_cache_place(x.shape, mesh)), lowered.out_info[1]
+        )
         yield lowered
 
 
@@ -135,6 +155,17 @@ def _compiled(cfg: VAEConfig, mesh: Mesh | None, method: str):
         with activate(mesh):
             x = constrain(x, None, None, "height", "width", None)
             y, cache = vae.apply({"params": params}, x, cache, method=method)
-        return (y if mesh is None else jax.lax.with_sharding_constraint(y, everywhere(mesh))), cache
+        if mesh is None:
+            return y, cache
+        # Said here, every batch after the first runs one program: the cache lies as it came.
+        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _cache_place(x.shape, mesh)), cache)
+        return jax.lax.with_sharding_constraint(y, everywhere(mesh)), cache
 
     return jax.jit(run, donate_argnums=2)
+
+
+def _cache_place(shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    """Where frames (B, 2, h, w, C) of the causal cache lie between batches."""
+    if mesh is None:
+        return None
+    return NamedSharding(mesh, spec((None, None, "height", "width", None), mesh, shape, even=True))

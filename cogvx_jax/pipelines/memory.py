@@ -10,12 +10,15 @@ from cogvx_jax.pipelines.model import Model
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
     """Bytes that decoding one video takes on each device beside the weights: the most any frame batch takes.
 
-    The program is compiled, which the decode needs anyway, and kept in the cache.
+    Where the model's stored programs do not tell, the program is compiled, which the decode needs anyway.
 
     Args:
       shape: of the sampled latents (B, T, h, w, 16); videos are decoded one at a time.
       padding: latent frames that are dropped first.
     """
+    known = None if model.programs is None else model.programs.decode_bytes(shape, padding)
+    if known is not None:
+        return known
     params = model.params["vae"]
     weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
     programs = lower_decode(model.spec.vae, model.mesh, params, shape, padding)

@@ -22,6 +22,7 @@ from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
+from cogvx_jax.pipelines.stored import Programs, read_programs
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,12 +37,16 @@ class Model:
     params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays.
     tokenizer: a `transformers` tokenizer for the text encoder.
     mesh: what the parameters lie on and computation is spread over; None is one device.
+    programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
+    exact: compute each video and branch of guidance alone; see `pipelines.exact`.
     """
 
     spec: ModelSpec
     params: dict[str, Any]
     tokenizer: Any
     mesh: Mesh | None = None
+    programs: Programs | None = None
+    exact: bool = False
 
     @property
     def transformer(self) -> Transformer:
@@ -55,6 +60,12 @@ class Model:
     def text_encoder(self) -> T5Encoder:
         return T5Encoder(self.spec.text_encoder)
 
+    def compiled(self, name: str, function: Any) -> Any:
+        """A jitted function, or before it the stored programs of its name; see `Programs.before`."""
+        if self.programs is None or self.exact:  # exact ones are not stored
+            return function
+        return self.programs.before(function, name, self.spec)
+
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, {self.spec.kind}, {self.spec.transformer.dtype})"
 
@@ -66,6 +77,7 @@ def load(
     dtype: str | None = None,
     components: tuple[str, ...] = COMPONENTS,
     verify: bool = False,
+    programs: str | os.PathLike | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -81,20 +93,24 @@ def load(
       components: what to load, such as ("vae",) to decode only; the tokenizer comes with the text encoder.
       verify: first read every array whole and compare it with the digest that `cogvx convert` wrote. Without it,
         missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
-    Raises: ValueError for an unknown name, a dtype the model cannot work in, or a checkpoint that
-      does not fit (every problem listed); FileNotFoundError for missing files.
+      programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
+        is compiled, with a warning. Its files are code: trust who wrote them.
+    Raises: ValueError for an unknown name, a dtype the model cannot work in, a checkpoint that
+      does not fit (every problem listed), or programs that were compiled for something else; FileNotFoundError for
+      missing files.
     """
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = with_dtype(read_spec(folder), dtype)
+    stored = None if programs is None else read_programs(programs, bounded(folder, spec), mesh)
     if verify:
         verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
     params = {name: load_component(folder, spec, name, mesh) for name in components}
     if "transformer" in params:
         spec = with_logit_bound(spec, params["transformer"])
-    return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh)
+    return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh, programs=stored)
 
 
 def load_component(folder: str | Path, spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
@@ -149,6 +165,17 @@ def with_logit_bound(spec: ModelSpec, transformer: Any) -> ModelSpec:
     norms = (block[norm][name] for norm in ("norm_q", "norm_k") for name in ("scale", "bias"))
     bound = logit_bound(*norms, scale=cfg.head_dim**-0.5)
     return dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=bound))
+
+
+def bounded(folder: str | Path, spec: ModelSpec) -> ModelSpec:
+    """`with_logit_bound` by what a folder holds, of which no more than the norms of queries and keys is read."""
+
+    def norms_only(path, shape, dtype, part):
+        wanted = path.startswith(("blocks/attention/norm_q", "blocks/attention/norm_k"))
+        return part(tuple(slice(n) for n in shape)) if wanted else None
+
+    dtype = parameter_dtype(spec, "transformer")
+    return with_logit_bound(spec, load_params(folder, spec, "transformer", dtype, put=norms_only))
 
 
 def parameter_dtype(spec: ModelSpec, component: str) -> str:

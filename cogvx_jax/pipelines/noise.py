@@ -33,6 +33,11 @@ class SeededNoise:
         # On the host, as keys on a device cannot be shared by several hosts.
         self._key, self._first = np.asarray(jax.random.key_data(jax.random.key(seed))), first
 
+    @classmethod
+    def abstract(cls) -> "SeededNoise":
+        """Its shapes alone, to compile for."""
+        return _from_leaves(None, (jax.ShapeDtypeStruct((2,), np.uint32), jax.ShapeDtypeStruct((), np.int32)))
+
     def latents(self, shape):
         return self._draw(shape, LATENTS, 0)
 

@@ -24,6 +24,7 @@ from cogvx_jax.pipelines import programs
 from cogvx_jax.pipelines.cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.model import load_spec, with_dtype
 from cogvx_jax.pipelines.request import check_request, frame_unit, latent_frames, padded_latent_frames
+from cogvx_jax.pipelines.stored import COMPONENT
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 
 GIB = 2**30
@@ -270,13 +271,13 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
         return dataclasses.replace(trial, why=f"the weights alone take {held:.1f} of {limit:.1f} GiB")
     found: dict[str, list[Cost]] = {}
     with programs.compiling_for(wanted.place.platform, mesh):
-        for name, component in (("step", "transformer"), ("text", "text_encoder"), ("decode", "vae")):
+        for name in ("step", "text", "decode"):  # what needs the most is compiled first
             report(f"compiling {name} for {show(sizes)}")
             try:
                 found[name] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
             except MemoryError as error:
                 return dataclasses.replace(trial, why=f"{name} does not fit: {error}")
-            measured: dict[str, Any] = {name: beside_weights(found[name], weights[component] * GIB) / GIB}
+            measured: dict[str, Any] = {name: beside_weights(found[name], weights[COMPONENT[name]] * GIB) / GIB}
             trial = dataclasses.replace(trial, **measured)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
@@ -296,13 +297,10 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
 
 
 def _lowered(wanted: _Wanted, mesh: Mesh, name: str) -> Iterator[Any]:
-    spec, shape = wanted.spec, wanted.shape
-    if name == "step":
-        yield programs.lower_step(spec, mesh, shape, guided=wanted.guided)
-    elif name == "text":
-        yield programs.lower_text(spec, mesh, shape[0], guided=wanted.guided)
-    else:
-        yield from programs.lower_decode(spec, mesh, shape, wanted.padding)
+    video = programs.Wanted(
+        spec=wanted.spec, mesh=mesh, shape=wanted.shape, padding=wanted.padding, guided=wanted.guided
+    )
+    return video.lower(name)
 
 
 def _cost(wanted: _Wanted, lowered: Any) -> Cost:
@@ -351,12 +349,8 @@ def show(sizes: dict[str, int]) -> str:
 
 def _file(wanted: _Wanted, facts: dict[str, Any]):
     """Where a plan is kept: by everything that decides it, versions too."""
-    versions = [jax.__version__, importlib.metadata.version("cogvx_jax")]
-    try:
-        versions.append(importlib.metadata.version("libtpu"))
-    except importlib.metadata.PackageNotFoundError:
-        versions.append("no libtpu")
-    key = hashlib.sha256(repr((wanted.spec, sorted(facts.items()), versions)).encode()).hexdigest()[:24]
+    versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
+    key = hashlib.sha256(repr((wanted.spec, sorted(facts.items()), sorted(versions.items()))).encode()).hexdigest()[:24]
     return cache.folder() / "plans" / f"{key}.json"
 
 

@@ -1,9 +1,10 @@
 """The verb `cogvx plan`, and what it prints."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+
+from cogvx_jax.pipelines.progress import report
 
 if TYPE_CHECKING:
     from cogvx_jax.pipelines.plan import Plan, Trial
@@ -56,9 +57,6 @@ def plan(
             jax.config.update("jax_num_cpu_devices", int(topology[4:]))
     from cogvx_jax.pipelines.plan import plan as make
     from cogvx_jax.sharding.topologies import TOPOLOGIES
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
 
     for name in TOPOLOGIES if topology == "all" else (topology,):
         made = make(

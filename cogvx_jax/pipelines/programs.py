@@ -1,17 +1,18 @@
-"""The programs that a video takes, lowered from shapes alone: what `plan` and `scripts/tpu_cost.py` compile.
+"""The programs that a video takes, lowered from shapes alone: what `plan`, `compile` and `scripts/tpu_cost.py` compile.
 
-They are the ones that `generate` runs: text encoder, denoising step, and the VAE's first two frame batches,
-which the others are like.
+They are the ones that `generate` runs: text encoder, denoising step or all steps in one, and the VAE's first two
+frame batches, which the others are like.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import ModelSpec
@@ -20,8 +21,45 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import generate, latents, text
 from cogvx_jax.pipelines.model import COMPONENTS, parameter_dtype
+from cogvx_jax.pipelines.noise import SeededNoise
 
 TABLE_COLUMNS = 6  # of a sampler's table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What programs depend on: all videos of one such value run the same ones."""
+
+    spec: ModelSpec
+    mesh: Mesh | None
+    shape: tuple[int, ...]  # of the sampled latents (B, T, h, w, C)
+    padding: int = 0  # latent frames that are dropped before decoding
+    guided: bool = True
+    sampler: str | None = None  # None: the model's own
+    steps: int | None = None  # in one program; None is one step a program
+    source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
+
+    def names(self) -> tuple[str, ...]:
+        """The programs of a video, in the order of use."""
+        encodes = self.spec.kind == "i2v" or self.source is not None
+        return ("text", *(["encode"] if encodes else []), "step" if self.steps is None else "loop", "decode")
+
+    def lower(self, name: str) -> Iterator[Any]:
+        """The program, or the programs of the first and of later frame batches, lowered."""
+        spec, mesh, shape = self.spec, self.mesh, self.shape
+        if name == "text":
+            yield lower_text(spec, mesh, shape[0], guided=self.guided)
+        elif name == "step":
+            yield lower_step(spec, mesh, shape, guided=self.guided, sampler=self.sampler)
+        elif name == "loop":
+            assert self.steps is not None
+            yield lower_loop(spec, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
+        elif name == "decode":
+            yield from lower_decode(spec, mesh, shape, self.padding)
+        else:
+            scale = spec.vae.spatial_compression
+            image = (1, 1, shape[2] * scale, shape[3] * scale, 3)
+            yield from latents.lower_encode(spec.vae, mesh, abstract_weights(spec, "vae", mesh), self.source or image)
 
 
 @contextlib.contextmanager
@@ -31,7 +69,7 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def abstract_weights(spec: ModelSpec, component: str, mesh: Mesh) -> dict[str, Any]:
+def abstract_weights(spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
     """A component's parameters as `load` places them on the mesh, without their numbers."""
     parameters = abstract_params(getattr(spec, component))
     where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
@@ -40,46 +78,67 @@ def abstract_weights(spec: ModelSpec, component: str, mesh: Mesh) -> dict[str, A
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def weight_bytes(spec: ModelSpec, mesh: Mesh) -> dict[str, int]:
+def weight_bytes(spec: ModelSpec, mesh: Mesh | None) -> dict[str, int]:
     """Bytes of each component's parameters on a device."""
 
     def bytes_of(leaf) -> int:
-        return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return int(np.prod(part)) * leaf.dtype.itemsize
 
     return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, c, mesh)))) for c in COMPONENTS}
 
 
-def lower_text(spec: ModelSpec, mesh: Mesh, videos: int, *, guided: bool) -> Any:
+def lower_text(spec: ModelSpec, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
     """The text encoder over the prompts, and with guidance over what to steer away from."""
     ids = (videos * (1 + guided), spec.transformer.text_length)
     encode = text._encode(spec.text_encoder, mesh)
     return encode.lower(abstract_weights(spec, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
 
 
-def lower_step(spec: ModelSpec, mesh: Mesh, shape: tuple[int, ...], *, guided: bool) -> Any:
+def lower_step(
+    spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], *, guided: bool, sampler: str | None = None
+) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
-    cfg = spec.transformer
+    step, drawn = generate._step(spec.transformer, guided, mesh), _everywhere(shape, "float32", mesh)
+    arguments = _denoising(spec, mesh, shape, (), guided=guided)
+    return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
+
+
+def lower_loop(
+    spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps: int, *, guided: bool, sampler: str | None = None
+) -> Any:
+    """All denoising steps as one program, which draws its noise itself."""
+    loop = generate._loop(spec.transformer, guided, mesh)
+    arguments = _denoising(spec, mesh, shape, (steps,), guided=guided)
+    return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
+
+
+def _denoising(spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps: tuple[int, ...], *, guided: bool):
+    """What step and loop take, but for the noise; `steps` is in front of what differs from step to step."""
 
     def array(shape, dtype="float32"):
         return _everywhere(shape, dtype, mesh)
 
-    states = array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), spec.text_encoder.dtype)
-    return generate._step(cfg, guided, mesh).lower(
+    cfg = spec.transformer
+    return (
         abstract_weights(spec, "transformer", mesh),
         SamplerState(array(shape), array(shape)),
-        states,
+        array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), spec.text_encoder.dtype),
         array(shape) if spec.kind == "i2v" else None,
-        array((), "int32"),
-        array((TABLE_COLUMNS,)),
-        array(()),
-        array(shape) if spec.defaults.sampler == "dpm" else None,
+        array(steps, "int32"),
+        array((*steps, TABLE_COLUMNS)),
+        array(steps),
     )
 
 
-def lower_decode(spec: ModelSpec, mesh: Mesh, shape: tuple[int, ...], padding: int = 0) -> Iterator[Any]:
+def _draws(spec: ModelSpec, sampler: str | None) -> bool:
+    return (sampler or spec.defaults.sampler) == "dpm"
+
+
+def lower_decode(spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], padding: int = 0) -> Iterator[Any]:
     """The VAE's decoder on the first frame batch of one video, and on the second, which takes its cache."""
     return latents.lower_decode(spec.vae, mesh, abstract_weights(spec, "vae", mesh), shape, padding)
 
 
-def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()))
+def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh | None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=sharding.everywhere(mesh))

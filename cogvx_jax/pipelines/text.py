@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import activate, everywhere, replicate
 
@@ -34,14 +35,19 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
     ids = tokenize(model, prompts)
-    encode = _encode(model.spec.text_encoder, model.mesh)
+    encode = model.compiled("text", _encode(model.spec.text_encoder, model.mesh, model.exact))
     return encode(model.params["text_encoder"], replicate(ids, model.mesh))
 
 
 @functools.lru_cache
-def _encode(cfg: T5Config, mesh: Mesh | None):
+def _encode(cfg: T5Config, mesh: Mesh | None, exact: bool = False):
+    def states(params, ids):
+        return T5Encoder(cfg).apply({"params": params}, ids)
+
     def encode(params, ids):
+        if exact:
+            return row_by_row(states, mesh)(params, ids)
         with activate(mesh):
-            return T5Encoder(cfg).apply({"params": params}, ids)
+            return states(params, ids)
 
     return jax.jit(encode, out_shardings=everywhere(mesh))

@@ -1,0 +1,180 @@
+"""`cogvx compile`: what it stores makes the same video in a process that compiles none of it, and fits nothing else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+import cogvx_jax as cx
+from cogvx_jax import cli
+from cogvx_jax.pipelines import memory, stored
+
+HEAVY = {"jit(encode)", "jit(step)", "jit(run)"}  # text encoder, denoising step, a frame batch of the VAE
+# Prints what was compiled for a video whose programs are stored, then for a longer one.
+FRESH = """
+import json, logging, sys, warnings
+import jax, numpy as np
+import cogvx_jax as cx
+folder, programs, out = sys.argv[1:]
+said, found = [], []
+class Listener(logging.Handler):
+    def emit(self, record):
+        words = record.getMessage().split()
+        if words[:4] == ["Finished", "XLA", "compilation", "of"]:
+            said.append(words[4])
+jax.config.update("jax_log_compiles", True)
+logger = logging.getLogger("jax")
+logger.handlers, logger.propagate = [Listener()], False
+model = cx.load(folder, programs=programs)
+for frames in (9, 17):
+    with warnings.catch_warnings(record=True) as caught:
+        video = cx.generate(model, "a red circle", num_frames=frames, num_inference_steps=2, progress=False)
+    np.save(f"{out}/{frames}.npy", video.frames)
+    found.append([said.copy(), [str(warning.message) for warning in caught]])
+    said.clear()
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def programs(small, tmp_path_factory):
+    """Those of the small 5B on one device; copy the folder before changing it."""
+    folder = tmp_path_factory.mktemp("programs") / "5b"
+    cx.compile_programs(small("5b")[0], folder)
+    return folder
+
+
+def test_a_fresh_process_compiles_only_what_is_not_there(small, programs, tmp_path):
+    folder, model = small("5b")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder), str(programs), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    (there, quiet), (longer, noted) = json.loads(done.stdout)
+    assert there and not HEAVY & set(there) and not quiet
+    assert {"jit(step)", "jit(run)"} <= set(longer) and "jit(encode)" not in longer
+    assert [line.split(" has no program ")[1].split()[0] for line in noted] == ["'step'", "'decode'"]
+    for frames in (9, 17):
+        video = cx.generate(model, "a red circle", num_frames=frames, num_inference_steps=2, progress=False)
+        np.testing.assert_array_equal(np.load(tmp_path / f"{frames}.npy"), video.frames)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "kind, sizes, one_program",
+    [("1.5-5b-i2v", dict(cfg=2, context=2), True), ("2b", dict(data=2, sp=4), False), ("5b-i2v", {}, False)],
+)
+def test_every_program_of_a_video_is_there(small, tmp_path, kind, sizes, one_program):
+    folder, _ = small(kind)
+    mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]) if sizes else None
+    videos, image = sizes.get("data", 1), np.full((32, 48, 3), 90, np.uint8) if kind.endswith("i2v") else None
+    options = dict(num_inference_steps=3, sampler="dpm")
+    cx.compile_programs(
+        folder,
+        tmp_path / "programs",
+        mesh=mesh,
+        videos=videos,
+        one_program=one_program,
+        from_video=image is None,
+        **options,
+    )
+    options |= dict(one_program=one_program, progress=False)
+    for video in [None] if image is not None else [None, np.full((9, 32, 48, 3), 90, np.uint8)]:
+        options |= dict(image=image, video=video, strength=1.0)
+        made = []
+        for kept in (None, tmp_path / "programs"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                model = cx.load(folder, mesh=mesh, programs=kept)
+                made.append(cx.generate(model, ["a red circle"] * videos, **options).frames)
+        np.testing.assert_array_equal(*made)
+
+
+def changed(programs, target, *path, value):
+    """A copy of the programs whose manifest says something else."""
+    shutil.copytree(programs, target)
+    manifest = json.loads((target / "programs.json").read_text())
+    inner = manifest
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (target / "programs.json").write_text(json.dumps(manifest))
+    return target
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("jaxlib", "0.1", r"are for jaxlib 0\.1 \(here "),
+        ("platform", "tpu", r"are for platform tpu \(here cpu\); `cogvx compile`"),
+        ("devices", "8 x TPU v5 lite", r"devices 8 x TPU v5 lite \(here 1 x cpu\)"),
+        ("code of cogvx_jax", "0", r"code of cogvx_jax 0 \(here "),
+        ("processor", "another", "processor another"),
+    ],
+)
+def test_programs_for_something_else_are_refused(small, programs, tmp_path, key, value, said):
+    other = changed(programs, tmp_path / "other", "made_for", key, value=value)
+    with pytest.raises(ValueError, match=said):
+        cx.load(small("5b")[0], programs=other)
+
+
+def test_another_model_type_or_mesh_is_refused(small, programs):
+    folder, _ = small("5b")
+    with pytest.raises(ValueError, match=r"model small-5b in float32, \w+ \(here small-5b in bfloat16, "):
+        cx.load(folder, dtype="bfloat16", programs=programs)
+    with pytest.raises(ValueError, match=r"model small-5b .*\(here small-2b "):
+        cx.load(small("2b")[0], programs=programs)
+    with pytest.raises(ValueError, match=r"mesh one device \(here cfg=2,sp=4\)"):
+        cx.load(folder, mesh=cx.make_mesh(cfg=2, sp=4), programs=programs)
+
+
+def test_damage_is_found(small, programs, tmp_path):
+    folder, _ = small("5b")
+    with pytest.raises(FileNotFoundError, match="has no programs.json: it is not a folder of `cogvx compile`"):
+        cx.load(folder, programs=tmp_path)
+    with pytest.raises(ValueError, match="is not of format 1"):
+        cx.load(folder, programs=changed(programs, tmp_path / "format", "format", value=2))
+    shutil.copytree(programs, tmp_path / "damaged")
+    file = tmp_path / "damaged" / "1-step.pickle"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="1-step.pickle is not what `cogvx compile` wrote"):
+        cx.load(folder, programs=tmp_path / "damaged")
+
+
+def test_it_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch, capsys):
+    def broken(compiled):
+        raise ValueError("this platform cannot")
+
+    monkeypatch.setattr(stored.serialize_executable, "serialize", broken)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("")
+    for out, said in (("out", "this platform cannot"), ("full", "is not an empty folder; nothing was written")):
+        monkeypatch.setattr(
+            sys, "argv", ["cogvx", "compile", "--model", str(small("5b")[0]), "--out", str(tmp_path / out)]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "something"]
+
+
+def test_the_check_of_memory_compiles_nothing(small, programs, monkeypatch):
+    model = cx.load(small("5b")[0], programs=programs)
+    shape = (2, 3, 4, 6, 4)
+    needed = memory.decode_bytes(small("5b")[1], shape)
+    monkeypatch.setattr(memory, "lower_decode", None)
+    assert memory.decode_bytes(model, shape) == needed
+    monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
+    with pytest.raises(ValueError, match="decoding 32x48 takes"):
+        memory.check_decode(model, shape)

@@ -1,0 +1,82 @@
+"""Exact results: the same bits on one device and on meshes of `data` and `cfg`, whatever the batch."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import cogvx_jax as cx
+from cogvx_jax import cli
+from cogvx_jax.pipelines.latents import decode_frames
+from cogvx_jax.pipelines.request import latent_frames
+
+KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
+MESHES = (dict(data=2), dict(cfg=2), dict(data=2, cfg=2))
+PROMPTS = ["a red circle", "a blue star"]
+IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
+
+
+@functools.cache
+def made(folder, kind, mesh, videos=2, one_program=False):
+    """Final latents, and frames of the last video."""
+    model = cx.load(folder, mesh=mesh)
+    latents = cx.generate(
+        model,
+        PROMPTS[:videos],
+        image=IMAGE if kind.endswith("i2v") else None,
+        num_inference_steps=3,
+        sampler="dpm",
+        output="latents",
+        progress=False,
+        one_program=one_program,
+        exact=True,
+    )
+    padding = latents.shape[1] - latent_frames(model.spec, model.spec.defaults.num_frames)
+    frames = decode_frames(dataclasses.replace(model, exact=True), latents[-1:], padding)
+    return latents, np.concatenate(list(frames))
+
+
+def cases():
+    for kind in KINDS:
+        for sizes in MESHES:
+            quick = kind == "5b" and sizes == dict(data=2, cfg=2)
+            name = "-".join([kind, *(f"{axis}{n}" for axis, n in sizes.items())])
+            yield pytest.param(kind, sizes, id=name, marks=() if quick else pytest.mark.full)
+
+
+def mesh_of(sizes):
+    return cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+@pytest.mark.parametrize("kind, sizes", cases())
+def test_every_bit_is_the_same(small, kind, sizes):
+    folder, _ = small(kind)
+    for here, alone in zip(made(folder, kind, mesh_of(sizes)), made(folder, kind, None), strict=True):
+        np.testing.assert_array_equal(here, alone)
+
+
+def test_a_video_does_not_depend_on_its_batch(small):
+    folder, _ = small("5b")
+    np.testing.assert_array_equal(made(folder, "5b", None, videos=1)[0], made(folder, "5b", None)[0][:1])
+
+
+@pytest.mark.full
+def test_every_bit_of_one_program_is_the_same(small):
+    folder, _ = small("5b")
+    there = made(folder, "5b", mesh_of(dict(data=2, cfg=2)), one_program=True)[0]
+    np.testing.assert_array_equal(there, made(folder, "5b", None, one_program=True)[0])
+
+
+def test_other_meshes_are_refused(small, monkeypatch, capsys):
+    folder, _ = small("5b")
+    model = cx.load(folder, mesh=mesh_of(dict(cfg=2, sp=2)))
+    with pytest.raises(ValueError, match="exact results need a mesh of data and cfg only, got sp=2"):
+        cx.generate(model, "a red circle", exact=True)
+    arguments = ["generate", "a red circle", "--model", folder, "--exact", "--mesh", "fsdp=4,context=2"]
+    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "data and cfg only, got fsdp=4,context=2" in capsys.readouterr().err
