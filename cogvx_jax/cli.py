@@ -16,6 +16,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.pipelines.commands import convert, verify
 from cogvx_jax.pipelines.plan_command import plan
 from cogvx_jax.train.commands import encode, export, train
+from cogvx_jax.train.vae_command import train_vae
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
 
@@ -391,6 +392,7 @@ def main() -> None:
                 "verify": verify,
                 "encode": encode,
                 "train": train,
+                "train-vae": train_vae,
                 "export": export,
             },
             prog="cogvx",
