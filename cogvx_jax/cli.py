@@ -18,6 +18,7 @@ from cogvx_jax.pipelines.compile_command import compile_
 from cogvx_jax.pipelines.plan_command import plan
 from cogvx_jax.pipelines.progress import report
 from cogvx_jax.train.commands import encode, export, train
+from cogvx_jax.train.vae_command import train_vae
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
 
@@ -396,6 +397,7 @@ def main() -> None:
                 "verify": verify,
                 "encode": encode,
                 "train": train,
+                "train-vae": train_vae,
                 "export": export,
             },
             prog="cogvx",

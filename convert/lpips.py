@@ -23,7 +23,8 @@ COLOURS = {"scaling_layer.shift": MEAN, "scaling_layer.scale": DEVIATION}  # con
 
 
 def _table() -> tuple[Row, ...]:
-    rows, place = [], 0  # of a layer in VGG16, where ReLU and pooling count, too
+    rows: list[Row] = []
+    place = 0  # of a layer in VGG16, where ReLU and pooling count, too
     for stage, depth in enumerate(DEPTHS):
         for i in range(depth):
             theirs, ours = f"net.slice{stage + 1}.{place}", f"conv_{stage}_{i}"
@@ -54,7 +55,7 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
 
     def read(key: str) -> np.ndarray:
         stored = found[key]
-        return np.asarray(files.read(stored.span).view(stored.dtype).reshape(stored.shape), np.float32)
+        return files.read(stored.span).view(stored.dtype).reshape(stored.shape).astype(np.float32)
 
     keys = [f"lin{stage}.model.1.weight" for stage in range(len(DEPTHS))]
     missing = [f"missing: {key} (1, C, 1, 1)" for key in keys if key not in found or len(found[key].shape) != 4]

@@ -215,15 +215,31 @@ def train(
 
 
 def export(
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")], /, *, out: Path, best: bool = False
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    /,
+    *,
+    out: Path,
+    best: bool = False,
+    scaling_factor: float | None = None,
 ) -> None:
     """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model in the published layout.
 
     Args:
-      run: folder of `cogvx train`.
+      run: folder of `cogvx train` or `cogvx train-vae`.
       out: a .safetensors file that does not exist, or for a run of the model itself a folder that does not.
       best: of the lowest validation loss, not of the newest checkpoint.
+      scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
+        keeps the model's.
     """
+    from cogvx_jax.train.vae_run import is_vae_run
+
+    if is_vae_run(run):
+        from cogvx_jax.train.vae_command import export_vae
+
+        export_vae(run, out, best, scaling_factor)
+        return
+    if scaling_factor is not None:
+        raise ValueError(f"{run} left the VAE as it is; --scaling-factor is for a run of `cogvx train-vae`")
     from cogvx_jax.convert import export as write_model
     from cogvx_jax.convert import write_lora
     from cogvx_jax.pipelines.model import load, load_spec

@@ -7,7 +7,7 @@ discriminator; it prints no weights. Those here are of the family (Rombach et al
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def make_gradient(
     def of(params: Any, batch: Any, step: jax.Array, key: jax.Array):
         latent_key, frame_key = jax.random.split(key)
         pixels = to_signed(batch["pixels"])
-        perceptual = None if lpips is None else functools.partial(lpips.apply, {"params": batch["lpips"]})
+        perceptual = distance_of(lpips, batch)
 
         def forward(moving):
             return reconstruct(vae, batch["frozen"] | moving, pixels, latent_key, remat=remat)
@@ -161,6 +161,17 @@ def make_gradient(
         return loss, grads, terms
 
     return Gradient(of)
+
+
+def distance_of(lpips: LPIPS | None, batch: Any) -> Perceptual | None:
+    """The distance by `lpips`, whose parameters are in the batch."""
+    if lpips is None:
+        return None
+
+    def distance(x: jax.Array, y: jax.Array) -> jax.Array:
+        return cast(jax.Array, lpips.apply({"params": batch["lpips"]}, x, y))
+
+    return distance
 
 
 def to_signed(pixels: jax.Array) -> jax.Array:

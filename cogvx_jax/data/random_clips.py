@@ -1,0 +1,116 @@
+"""Clips cut at random out of videos, in time, place and scale: what a VAE is trained on."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import PIL.Image
+
+from cogvx_jax.data.clips import Source
+from cogvx_jax.data.video import DECODER
+
+
+class RandomClips:
+    """Draws batches of clips (B, F, height, width, 3) uint8 from videos.
+
+    Args:
+      sources: the videos; their captions are not used.
+      fps: frames per second, one of which is drawn for each clip.
+      report: told once of each video that cannot be used, for which another is drawn.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        frames: int,
+        fps: Sequence[float],
+        height: int,
+        width: int,
+        report: Callable[[str], None] = print,
+    ):
+        self._sources, self._frames, self._fps, self._size = list(sources), frames, tuple(fps), (height, width)
+        self._report, self._skipped = report, set[int]()
+
+    def batch(self, count: int, seed: tuple[int, ...]) -> np.ndarray:
+        """`count` clips, the same ones for the same seed. Raises: ValueError where no video can be used."""
+        rng = np.random.default_rng(seed)
+        return np.stack([self._clip(rng) for _ in range(count)])
+
+    def _clip(self, rng: np.random.Generator) -> np.ndarray:
+        for number in rng.permutation(len(self._sources)):
+            source = self._sources[number]
+            fps = float(rng.choice(self._fps))
+            try:
+                return random_clip(source.video, rng, frames=self._frames, fps=fps, size=self._size)
+            except (ValueError, OSError) as error:
+                if number not in self._skipped:
+                    self._skipped.add(number)
+                    self._report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
+        raise ValueError(f"none of the {len(self._sources)} videos can be used, see above")
+
+
+def random_clip(path: Path, rng: np.random.Generator, *, frames: int, fps: float, size: tuple[int, int]) -> np.ndarray:
+    """`frames` frames at `fps` of a video from anywhere in it, (F, height, width, 3) uint8.
+
+    Of its area, a random part: as large as `size`, or up to all that has that shape, scaled down bicubically.
+    A video of fewer frames per second than `fps` is taken frame by frame. Only these frames are held, whatever the
+    video's length.
+
+    Raises: FileNotFoundError; ValueError for a file that is no video, or one that is too short or too small.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path")
+    own, length, tall, wide = _probe(path, fps)
+    places = np.round(np.arange(frames) * max(own / fps, 1.0)).astype(int)
+    spare = length - 1 - places[-1]
+    if spare < 0:
+        raise ValueError(f"{length} frames at {own:g} fps are too short for {frames} at {fps:g} fps")
+    height, width = size
+    if tall < height or wide < width:
+        raise ValueError(f"its {tall}x{wide} pixels are fewer than the clips' {height}x{width}")
+    first = int(rng.integers(spare + 1))
+    scale = rng.uniform(1, min(tall / height, wide / width))
+    top, left = rng.uniform(0, tall - scale * height), rng.uniform(0, wide - scale * width)
+    box, bicubic = (left, top, left + scale * width, top + scale * height), PIL.Image.Resampling.BICUBIC
+    clip: list[np.ndarray] = []
+    # Half a frame early, or rounding may lose the first one.
+    for number, frame in enumerate(_decode(path, max(first - 0.5, 0) / own, (tall, wide))):
+        if number == places[len(clip)]:
+            clip.append(np.asarray(PIL.Image.fromarray(frame).resize((width, height), bicubic, box)))
+        if len(clip) == frames:
+            return np.stack(clip)
+    raise ValueError(f"it breaks off before frame {first + places[-1]} of about {length}")
+
+
+def _probe(path: Path, fps: float) -> tuple[float, int, int, int]:
+    """Frames per second, `fps` where the file says nothing, frames, height and width, by the file's header."""
+    with _reading(path) as reader:
+        meta = next(reader)
+        own = meta["fps"] or fps
+        return own, round(meta["duration"] * own), meta["size"][1], meta["size"][0]
+
+
+def _decode(path: Path, start: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) from `start` seconds on."""
+    with _reading(path, ["-ss", f"{start:.4f}"] if start else []) as reader:
+        next(reader)
+        for frame in reader:
+            yield np.frombuffer(frame, np.uint8).reshape(*size, 3)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, options: Sequence[str] = ()) -> Iterator[Any]:
+    """What ffmpeg says of a video, then its frames as bytes."""
+    reader = imageio_ffmpeg.read_frames(
+        f"file:{path.absolute()}", input_params=list(options), output_params=DECODER.split()
+    )
+    try:
+        yield reader
+    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+        raise ValueError("it cannot be read as a video") from error
+    finally:
+        reader.close()
