@@ -98,7 +98,7 @@ def generate(
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.request import check_request
-    from cogvx_jax.sharding import initialize, parse_mesh
+    from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
         initialize()
@@ -242,6 +242,7 @@ def _run(model, source: str, job: Job, progress: bool, one_program: bool) -> Non
     from cogvx_jax.pipelines.generate import generate as sample
     from cogvx_jax.pipelines.request import check_request, latent_frames
     from cogvx_jax.pipelines.saved import SavedLatents, save_latents
+    from cogvx_jax.sharding import first_process
 
     began = time.monotonic()
     arguments = job.arguments()
@@ -272,6 +273,7 @@ def _decode(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
     """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.pipelines.latents import decode_frames
+    from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
     with VideoWriter(out, fps=saved.fps) if first_process() else contextlib.nullcontext() as writer:
@@ -280,13 +282,6 @@ def _decode(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
                 writer.write(pixels)
             count, shape = count + len(pixels), pixels.shape
     return count, shape[1], shape[2]
-
-
-def first_process() -> bool:
-    """Whether this is the one of several hosts that writes files."""
-    import jax
-
-    return jax.process_index() == 0
 
 
 def decode(

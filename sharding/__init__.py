@@ -2,8 +2,8 @@
 
 from cogvx_jax.sharding.layout import activate
 from cogvx_jax.sharding.mesh import MESH_AXES, auto, make_mesh, parse_mesh
-from cogvx_jax.sharding.placement import everywhere, put, replicate, shardings
-from cogvx_jax.sharding.processes import initialize
+from cogvx_jax.sharding.placement import everywhere, host_blocks, place, put, replicate, shardings
+from cogvx_jax.sharding.processes import first_process, initialize, wait_for_all
 from cogvx_jax.sharding.rules import RULES, spec
 
 __all__ = [
@@ -12,11 +12,15 @@ __all__ = [
     "activate",
     "auto",
     "everywhere",
+    "first_process",
+    "host_blocks",
     "initialize",
     "make_mesh",
     "parse_mesh",
+    "place",
     "put",
     "replicate",
     "shardings",
     "spec",
+    "wait_for_all",
 ]

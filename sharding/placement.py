@@ -2,12 +2,13 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogvx_jax.models.abstract import Abstract
@@ -64,13 +65,32 @@ def everywhere(mesh: Mesh | None) -> NamedSharding | None:
 
 def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
     """A copy of an array, equal on every host, on each device of the mesh; None is the default device."""
-    if mesh is None:
+    return place(x, everywhere(mesh))
+
+
+def place(x: Any, where: NamedSharding | None) -> jax.Array:
+    """An array, equal on every host, on devices, each with its part of it; None is the default device."""
+    if where is None:
         return jnp.asarray(x)
-    where = NamedSharding(mesh, PartitionSpec())
     if isinstance(x, jax.Array) and where.is_fully_addressable:
         return jax.device_put(x, where)  # from device to device
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+
+def host_blocks(x: Any) -> Iterator[np.ndarray]:
+    """The whole of an array in this host's memory, in one block or, if other hosts hold parts of it, in blocks.
+
+    A block is an entry of the leading axis, such as a layer: every device has to hold a copy of it for a moment. All
+    processes must ask for it together.
+    """
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        yield np.asarray(x)
+    elif x.ndim > 2:
+        for i in range(x.shape[0]):
+            yield np.asarray(multihost_utils.process_allgather(x[i], tiled=True))
+    else:
+        yield np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> jax.Array:

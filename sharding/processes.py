@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -30,3 +31,13 @@ def initialize(*, heartbeat: int = 60) -> None:
         arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the default cannot leave the process
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat)
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that writes and prints what all of them know."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come here; `name` is the same in all."""
+    multihost_utils.sync_global_devices(name)

@@ -2,17 +2,25 @@
 
 import functools
 import json
+import sys
 import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import traverse_util
+from tensorboardX.proto import event_pb2
 
-from cogvx_jax.train import optim
+from cogvx_jax.configs import TransformerConfig
+from cogvx_jax.models import lora
+from cogvx_jax.models.flops import training_flops
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.train import commands, loop, mfu, optim, parts, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import _ahead, fit, progress
+from cogvx_jax.train.loop import _ahead, fit
 
 
 def loss(params, batch, key):
@@ -167,9 +175,103 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
 
 def test_the_progress_line():
     rows = [{"loss": 0.5, "grad_norm": 1.0, "sound": 1.0}, {"loss": 0.25, "grad_norm": 2.0, "sound": 1.0}]
-    assert progress("panda", 100, 4000, rows, 2.0, 1500) == (
+    assert progress.line("panda", 100, 4000, rows, 2.0, 1500) == (
         "panda 100/4000 loss 0.37500, 0.5 steps/s, 750 tokens/s, 2:10:00 left"
     )
+    assert "750 tokens/s, MFU 41.5%, 2:10:00 left" in progress.line("panda", 100, 4000, rows, 2.0, 1500, 0.415)
+
+
+def test_utilisation_is_of_all_devices_and_of_known_ones():
+    assert mfu.utilisation(int(197e12), 2.0, 4, "TPU v5 lite") == pytest.approx(1 / 8)
+    assert mfu.peak("TPU v5") > mfu.peak("TPU v5 lite") and mfu.peak("NVIDIA H100 PCIe") < mfu.peak("NVIDIA H100 80GB")
+    assert mfu.utilisation(10**15, 1.0, 1) is None  # of a CPU no peak is known
+    assert mfu.utilisation(0, 1.0, 1, "TPU v4") is None
+
+
+def products(jaxpr):
+    """Operations of all products in a program, those in loops as often as they run."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shared = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+            total += 2 * int(shared) * eqn.outvars[0].aval.size
+        inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
+        total += eqn.params.get("length", 1) * sum(products(part) for part in inner if hasattr(part, "eqns"))
+    return total
+
+
+@pytest.mark.parametrize("kind", ["full", "mlp", "lora"])
+def test_operations_of_an_update_are_those_of_its_program(kind):
+    cfg = TransformerConfig(
+        layers=3, heads=4, head_dim=32, in_channels=4, out_channels=4, text_dim=8, text_length=16, time_dim=8
+    )
+    x, text, t = jnp.zeros((2, 4, 8, 8, 4)), jnp.zeros((2, 16, 8)), jnp.zeros(2)
+    base = jax.eval_shape(lambda key: nn.unbox(Transformer(cfg).init(key, x, text, t)["params"]), jax.random.key(0))
+    adapters = lora.LoRAConfig(rank=4, targets=("to_q", "ff"))
+    if kind == "lora":
+        trained, paths = jax.eval_shape(lambda: lora.init(jax.random.key(0), base, adapters)), adapters.paths
+    else:
+        trained = parts.split(base, ["*"] if kind == "full" else ["blocks/mlp/*"])[0]
+        paths = traverse_util.flatten_dict(trained, sep="/")
+
+    def loss(part, base):
+        whole = lora.merge(base, part, 1.0) if kind == "lora" else parts.join(base, part)
+        return jnp.sum(Transformer(cfg).apply({"params": whole}, x, text, t))
+
+    counted = products(jax.make_jaxpr(jax.value_and_grad(loss))(trained, base).jaxpr)
+    formula = training_flops(cfg, 16 + 4 * 4 * 4, paths, batch=2, rank=4 if kind == "lora" else 0)
+    assert formula == pytest.approx(counted, rel=0.03) and formula < counted  # which has embeddings and modulation
+
+
+def test_metrics_are_read_when_the_next_update_is_on_its_way(tmp_path, monkeypatch):
+    seen, place, read = [], loop.place_batch, progress.read
+    monkeypatch.setattr(loop, "place_batch", lambda *a: seen.append("sent") or place(*a))
+    monkeypatch.setattr(progress, "read", lambda metrics: seen.append("read") or read(metrics))
+    fit(start(), batches, loss, optim.adamw(0.1), steps=4, folder=tmp_path, seed=0)
+    assert seen == ["sent", "sent", "read", "sent", "read", "sent", "read", "read"]
+
+
+def scalars(folder):
+    """What TensorBoard's files hold: {(tag, step): value}."""
+    found = {}
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:  # a record is its size in 8 bytes, 4 of check sum, itself, and 4 more
+            size = int.from_bytes(data[:8], "little")
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            data = data[16 + size :]
+    return found
+
+
+def test_the_curve_is_written_for_tensorboard(tmp_path, monkeypatch):
+    fit(
+        start(),
+        batches,
+        loss,
+        optim.adamw(0.1, warmup=4),
+        steps=3,
+        folder=tmp_path,
+        seed=0,
+        log_every=1,
+        tensorboard=True,
+        rate=optim.schedule(0.1, None, warmup=4),
+        validate=lambda average: {"100": 0.5, "300": 1.5},
+        validate_every=2,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = scalars(tmp_path / "tensorboard")
+    assert {tag for tag, step in found} == {
+        *("loss", "grad_norm", "learning_rate", "steps_per_second"),
+        *("validation_loss", "validation/100", "validation/300"),
+    }
+    assert [found["loss", i] for i in (1, 2, 3)] == pytest.approx([row["loss"] for row in rows if "loss" in row])
+    assert [found["learning_rate", i] for i in (1, 2, 3)] == pytest.approx([0, 0.025, 0.05])
+    assert (found["validation_loss", 2], found["validation/300", 3]) == (1.0, 1.5)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ValueError, match="pip install tensorboardX"):
+        commands.train(data=tmp_path, out=tmp_path / "run", tensorboard=True)
 
 
 @pytest.mark.parametrize("steps", [None, 200])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from flax import traverse_util
 import cogvx_jax as cx
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
+from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
@@ -26,8 +28,9 @@ from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.placement import place_init
 from cogvx_jax.train.stages import Stage
-from cogvx_jax.train.trained import read_lora
+from cogvx_jax.train.trained import read_lora, read_model
 from cogvx_jax.train.validation import hold_out
+from cogvx_jax.train.videos import write_videos
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")))
 FULL = dataclasses.replace(LORA, lora=None, parts=("*",))
@@ -224,17 +227,57 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert "validation loss" in capsys.readouterr().out
 
 
-def command(source, cache, out, steps):
-    """`cogvx train` in a process of its own, once it has logged three more updates."""
-    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", steps]
-    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3]
-    process = subprocess.Popen(
+@pytest.mark.parametrize("parts", [(), ("blocks/attention/norm_*",)], ids=["lora", "parts"])
+def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tmp_path, monkeypatch, parts):
+    compiled, calls = [], []
+    monkeypatch.setattr(runs, "write_videos", lambda *a: (calls.append(len(compiled)), write_videos(*a)))
+    lines = [{"prompt": "a red circle", "steps": 2}, {"prompt": "a star", "steps": 2, "seed": 3}]
+    (tmp_path / "prompts.txt").write_text("\n".join(map(json.dumps, lines)))
+    options = dict(data=cache.folder, model=str(source), prompts=tmp_path / "prompts.txt", lora_rank=2, warmup=0)
+
+    def count(name, seconds, **_):
+        if name == "/jax/core/compile/backend_compile_duration":
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        rate = dict(learning_rate=0.3 if parts else 1e-2, average=0.0)
+        commands.train(**options, **rate, out=tmp_path / "run", parts=parts, steps=5, video_every=2, save_every=9)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    made = sorted(str(path.relative_to(tmp_path / "run" / "videos")) for path in tmp_path.glob("run/videos/*/*"))
+    assert made == [f"{step}/{number}.mp4" for step in (2, 4, 5) for number in ("00", "01")]
+    assert calls[0] < calls[1] == calls[2]  # the second time everything is there
+    first, last = (read_video(tmp_path / "run" / "videos" / f"{step}/01.mp4")[0] for step in (2, 5))
+    assert first.shape == (9, 32, 48, 3) and not np.array_equal(first, last)
+    tuned = read_model(tmp_path / "run", model) if parts else cx.load_lora(model, tmp_path / "run")
+    # With other norms attention's bound is another one, which is part of the program.
+    assert (tuned.spec == model.spec) == (not parts)
+    size = dict(height=32, width=48, num_frames=9, num_inference_steps=2)
+    cx.generate(tuned, "a star", seed=3, **size, progress=False).save(tmp_path / "again.mp4")
+    assert np.abs(np.float32(read_video(tmp_path / "again.mp4")[0]) - last).mean() < 0.5
+    with pytest.raises(ValueError, match="line 1: colour; a line has a prompt and any of"):
+        (tmp_path / "prompts.txt").write_text('{"prompt": "a star", "colour": "red"}')
+        commands.train(**options, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def command(source, cache, out, *more, **variables):
+    """`cogvx train` in a process of its own, for ever."""
+    arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", 10**6]
+    arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3, *more]
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
         [sys.executable, "-u", "-m", "cogvx_jax.cli", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | here | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def running(process):
+    """The process, once it has logged three updates."""
     said = ""
     while said.count("steps/s") < 3 and (line := process.stdout.readline()):
         said += line
@@ -244,13 +287,13 @@ def command(source, cache, out, steps):
 
 def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     out = tmp_path / "run"
-    process = command(source, cache, out, 10**6)
+    process = running(command(source, cache, out))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     saved = Checkpoints(out / "checkpoints").latest()
     assert f"SIGTERM came; update {saved} is saved" in said.splitlines()[-1]
-    process = command(source, cache, out, 10**6)
+    process = running(command(source, cache, out))
     process.kill()
     process.communicate()
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -263,3 +306,36 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx(stage_of(cache, config, 1)), None))
     assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
+
+
+def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    mesh = ["--mesh", "data=2,fsdp=2", "--distributed"]
+    both = [command(source, cache, tmp_path / "run", *mesh, JAX_PROCESS_ID=str(i), **shared) for i in range(2)]
+    try:
+        running(both[0])
+        both[1].send_signal(signal.SIGTERM)  # of which the first process knows nothing
+        said = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    done = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert f"SIGTERM came; update {done} is saved" in said[0] and "update" not in said[1]
+    assert len(losses(tmp_path / "run")) == done  # one process logs
+    config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
+    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2))
+    train(source, cache, config, tmp_path / "alone", done + 3)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_processes_that_cannot_train_together_are_refused(source, cache, tmp_path):
+    options = dict(out=tmp_path / "run", model=str(source), distributed=True)
+    with pytest.raises(ValueError, match="--distributed needs --mesh"):
+        commands.train(data=cache.folder, **options)
+    with pytest.raises(ValueError, match="run `cogvx encode --data .*clips.jsonl` first"):
+        commands.train(data=tmp_path / "clips.jsonl", mesh="data=2", **options)

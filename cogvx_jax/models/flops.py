@@ -1,5 +1,7 @@
 """Tokens and floating-point operations of the transformer, counted by hand."""
 
+from collections.abc import Collection
+
 from cogvx_jax.configs import TransformerConfig
 
 
@@ -16,5 +18,31 @@ def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1) ->
     scores and their product with the values (2 S D each). Embeddings, modulation and the output are left out:
     they are less than a percent of the published sizes.
     """
-    weights = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
-    return batch * cfg.layers * tokens * (2 * weights + 4 * tokens * cfg.width)
+    return batch * cfg.layers * tokens * (2 * sum(_kernels(cfg).values()) + 4 * tokens * cfg.width)
+
+
+def training_flops(
+    cfg: TransformerConfig, tokens: int, trained: Collection[str], *, batch: int = 1, rank: int = 0
+) -> int:
+    """Of one update on `batch` sequences of `tokens`: the products of the forward and of the backward pass.
+
+    A product of the forward pass, F = `transformer_flops` in all, comes again twice in the backward pass, for the
+    gradient of either factor; one with a kernel that stays as it is, K in all, only once. So an update takes 3 F - K,
+    which for all of the model is 3 F. A LoRA is added to its kernels before they are used: their gradients are taken,
+    and a kernel (in, out) costs 6 r in out beside, for the product of a and b and its two gradients. What `remat`
+    computes anew is not counted, nor what `transformer_flops` leaves out.
+
+    Args:
+      trained: paths of parameters that are trained or adapted; those that are not kernels of blocks count for nothing.
+      rank: of a LoRA.
+    """
+    kernels, forward = _kernels(cfg), transformer_flops(cfg, tokens, batch=batch)
+    own = sum(size for path, size in kernels.items() if path in trained)
+    frozen = 2 * batch * cfg.layers * tokens * (sum(kernels.values()) - own)
+    return 3 * forward - frozen + 6 * rank * cfg.layers * own
+
+
+def _kernels(cfg: TransformerConfig) -> dict[str, int]:
+    """Numbers in each kernel of a block, by path."""
+    attention = {f"blocks/attention/{name}/kernel": cfg.width**2 for name in ("q", "k", "v", "out")}
+    return attention | {f"blocks/mlp/{name}/kernel": cfg.width * cfg.mlp for name in ("up", "down")}

@@ -26,9 +26,13 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What a stage is trained on: `batches(step)` of its own updates, from 0, with `tokens` each on average."""
+    """What a stage is trained on: `batches(step)` of its own updates, from 0, of so many clips.
+
+    tokens: of text and video, in a batch on average.
+    """
 
     batches: Callable[[int], dict[str, Any]]
+    clips: int
     tokens: float
     packing: Packing | None = None
 
@@ -42,8 +46,8 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
         numbers = range(before * batch_size, (before + 1) * batch_size)
         return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in numbers])
 
-    tokens = sum(share.weight * (_video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
-    return Feed(batches, batch_size * tokens / sum(weights))
+    tokens = sum(share.weight * (video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
+    return Feed(batches, batch_size, batch_size * tokens / sum(weights))
 
 
 def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int, seed: tuple[int, ...]) -> Feed:
@@ -53,7 +57,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     """
     cfg, weights = spec.transformer, tuple(share.weight for share in shares)
     check_packs(cfg)
-    sizes = [_video_tokens(spec, share.cache) for share in shares]
+    sizes = [video_tokens(spec, share.cache) for share in shares]
     packing = best_packing(sizes, spread(weights), rows=rows, length=length, words=cfg.text_length)
 
     def batches(step: int) -> dict[str, Any]:
@@ -66,7 +70,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
         full = [[clips[i] for i in row] for row in places] + [[]] * (rows - len(places))
         return pack(cfg, full, length=length, most=packing.most)
 
-    return Feed(batches, packing.used * rows * (length + packing.most * cfg.text_length), packing)
+    return Feed(batches, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
 def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def _video_tokens(spec: ModelSpec, cache: Cache) -> int:
+def video_tokens(spec: ModelSpec, cache: Cache) -> int:
     """Of each clip."""
     shape, scale = cache.shape, spec.vae.spatial_compression
     return token_count(

@@ -67,8 +67,12 @@ def train(
     save_every: int = 200,
     keep: int = 2,
     log_every: int = 50,
+    tensorboard: bool = False,
+    prompts: Path | None = None,
+    video_every: int = 1000,
     remat: bool = False,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    distributed: bool = False,
     dtype: DType | None = None,
 ) -> None:
     """Trains a LoRA of a model's transformer, all of it, or parts; a run that was stopped goes on.
@@ -106,15 +110,23 @@ def train(
       validate_every: updates between validations; the state of the lowest loss is kept.
       save_every: updates between checkpoints.
       keep: newest checkpoints to keep.
+      tensorboard: write the curve to the run's folder "tensorboard", too (pip install tensorboardX).
+      prompts: a file of prompts, as `generate --prompts-file` takes it, whose videos the moving average makes on the
+        way, to the folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and
+        with seed 0.
+      video_every: updates between them.
       remat: compute each block anew in the backward pass, which saves memory.
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
+      distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
+        the folder of the run and that of the encoded clips.
       dtype: to compute in; what is trained is kept in float32.
     """
     import dataclasses
 
     from cogvx_jax.models.lora import LoRAConfig
-    from cogvx_jax.sharding import parse_mesh
+    from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
+    from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.facts import check_folder
     from cogvx_jax.train.latents import is_cache, open_cache
     from cogvx_jax.train.objective import Objective
@@ -146,14 +158,23 @@ def train(
         seed=seed,
     )
     pace = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
+    pace |= {"video_every": video_every}
     for name, value in pace.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if tensorboard:
+        check_tensorboard()
     if (data is None) == (stages is None):
         raise ValueError("give --data, or --stages with a file that names the data of each stage")
-    videos = None if data is None or is_cache(data) else data
-    if videos is None and (size is not None or frames is not None):
+    listed = None if data is None or is_cache(data) else data
+    if listed is None and (size is not None or frames is not None):
         raise ValueError(f"{data or stages} is encoded already; size and frames are those of `cogvx encode`")
+    if distributed:
+        if mesh is None:
+            raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
+        if listed is not None:
+            raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {data}` first")
+        initialize()
     settings: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
@@ -165,29 +186,32 @@ def train(
     if stages is not None:
         several = read_stages(stages, settings)
     else:
-        several = (Stage(data=((out / "cache" if videos or data is None else data, 1),), **settings),)
+        several = (Stage(data=((out / "cache" if listed or data is None else data, 1),), **settings),)
     devices = None if mesh is None else parse_mesh(mesh)
     for stage in several:
         check_batch(devices, stage.batch_size, stage.accumulate)
-        for folder, _ in stage.data if videos is None else ():
+        for folder, _ in stage.data if listed is None else ():
             if not is_cache(folder):
                 raise ValueError(f"{folder} is not encoded; do that with `cogvx encode --data ... --out {folder}`")
             open_cache(folder)  # finds what is missing before the weights are read
     check_folder(out)
-    loaded = _load(model, dtype, size, frames, videos, devices)
-    if videos is not None:
-        _encode(loaded, videos, out / "cache", size, frames)
+    last = None if listed else open_cache(several[-1].data[0][0])
+    videos = _videos(model, prompts, size, frames, last)
+    loaded = _load(model, dtype, size, frames, listed, devices)
+    if listed is not None:
+        _encode(loaded, listed, out / "cache", size, frames)
     spec = dataclasses.replace(loaded.spec, transformer=dataclasses.replace(loaded.spec.transformer, remat=remat))
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
-        run.train(loaded, several, config, out, source=model, **pace)
+        run.train(loaded, several, config, out, source=model, tensorboard=tensorboard, videos=videos, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
     use = (
         f"`cogvx export {out} --out FOLDER` makes a model of it" if whole else f"`cogvx generate --lora {out}` uses it"
     )
-    print(f"{out}: trained to update {sum(stage.steps for stage in several)}; {use}")
+    if first_process():
+        print(f"{out}: trained to update {sum(stage.steps for stage in several)}; {use}")
 
 
 def export(
@@ -241,6 +265,29 @@ def _shape(spec, size: str | None, frames: int | None):
     image = "any" if spec.kind == "i2v" else None
     request = check_request(spec, "", image=image, height=height, width=width, num_frames=frames)
     return Shape(request.height, request.width, request.frames, float(spec.defaults.fps))
+
+
+def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, cache):
+    """What `generate` is to make on the way, all of it checked."""
+    from cogvx_jax.cli import read_jobs
+    from cogvx_jax.data.video import read_image, read_video
+    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.request import check_request
+
+    if prompts is None:
+        return []
+    spec, videos = load_spec(model), []
+    shape = _shape(spec, size, frames) if cache is None else cache.shape
+    for job in read_jobs(None, prompts, Path("video.mp4"), {}):
+        own = {name: value for name, value in job.arguments().items() if value is not None}
+        arguments = {"height": shape.height, "width": shape.width, "num_frames": shape.frames} | own
+        if job.image is not None:
+            arguments["image"] = read_image(job.image)
+        if job.video is not None:
+            arguments["video"] = read_video(job.video)[0]
+        check_request(spec, job.prompt, **{k: v for k, v in arguments.items() if k not in ("seed", "tiling")})
+        videos.append({"prompt": job.prompt} | arguments)
+    return videos
 
 
 def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None):

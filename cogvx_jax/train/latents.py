@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
-from cogvx_jax.sharding import replicate
+from cogvx_jax.sharding import host_blocks, replicate
 
+# NumPy's headers are parsed by Python's own parser, which threads break for each other before 3.11.8 and 3.12.2.
+_HEADERS = Lock()
 FORMAT = 1  # part of every key: raise it when what is stored changes
 
 
@@ -70,7 +73,9 @@ class Cache:
         return self._read("text", self.empty)
 
     def _read(self, kind: str, key: str) -> np.ndarray:
-        return np.load(_file(self.folder, kind, key))
+        with _HEADERS:
+            array = np.load(_file(self.folder, kind, key), mmap_mode="r")
+        return np.array(array)
 
 
 def encode(
@@ -146,12 +151,12 @@ def check_model(cache: Cache, model: Model) -> None:
 
 
 def digest(params: Any) -> str:
-    """A name for a tree of parameters: different numbers, another name."""
+    """A name for a tree of parameters: different numbers, another name; the same on any mesh."""
     found = hashlib.sha256()
     for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{path} {array.dtype} {array.shape}".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
+        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        for block in host_blocks(leaf):
+            found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:16]
 
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.placement import names, place_batch, place_init
+from cogvx_jax.train.curve import Curve
+from cogvx_jax.train.placement import place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
+from cogvx_jax.train.progress import Progress, say
 
 AHEAD = 2  # batches that are read at once, and held beside the one in use
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
@@ -39,10 +40,15 @@ def fit(
     fixed: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     tokens: int = 0,
+    flops: int = 0,
+    rate: optax.Schedule | None = None,
     validate: Validate | None = None,
     validate_every: int = 200,
+    show: Callable[[Any, int], None] | None = None,
+    show_every: int = 1000,
     save_every: int = 200,
     log_every: int = 50,
+    tensorboard: bool = False,
     keep: int = 2,
     patience: int = 10,
     start: int = 0,
@@ -54,12 +60,17 @@ def fit(
     Appends a line of JSON to `folder/log.jsonl` every `log_every` updates, and for every validation. On
     SIGTERM it saves a checkpoint and ends the process with status 0.
 
+    Several processes run this together on one mesh, with the same arguments; the first one writes what is not a
+    checkpoint, and all stop at the same update. They must see one `folder`.
+
     Args:
       accumulate: parts that a batch is computed in; see `step.step`.
       fixed: what is added to each batch, on the devices already; batches are then dicts.
       mesh: what the state and batches are spread over; `params`, `fixed` and `loss_fn` are on it already.
-      tokens: of a batch, for the progress line.
+      tokens, flops, rate: for the progress line and the log, see `Progress`.
       validate: its mean loss is logged every `validate_every` updates, and the best state kept in `folder/best`.
+      show: called with the moving average and the updates done, every `show_every` updates and after the last.
+      tensorboard: log to `folder/tensorboard`, too.
       keep: checkpoints to keep, the newest.
       patience: updates in a row without a finite loss and gradient, after which training ends.
       start, end: updates at which this stage of a run begins, and at which the last one ends; None is `steps`. The
@@ -72,69 +83,62 @@ def fit(
     best = Checkpoints(folder / "best", 1, best=True) if validate else None
     state = checkpoints.restore(place_init(params, tx, mesh))  # not the caller's buffers: every step donates them
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
-    where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), None)
+    where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), everywhere(mesh))
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)
     end = steps if end is None else end
-    key, rows, since, unsound = jax.random.key(seed), [], time.monotonic(), 0
-    leave = False
+    key, done, leave = jax.random.key(seed), int(state.step), False
+    curve = Curve(folder, tensorboard=tensorboard, start=done)
+    progress = Progress(
+        folder,
+        curve,
+        steps=end,
+        stop=steps,
+        every=log_every,
+        patience=patience,
+        seed=seed,
+        tokens=tokens,
+        flops=flops,
+        devices=1 if mesh is None else mesh.size,
+        rate=rate,
+        about=about,
+    )
     try:
         with sigterm() as stopped:
-            for i, batch in _ahead(batches, int(state.step), steps):
+            for i, batch in _ahead(batches, done, steps):
                 placed = place_batch(batch, mesh)
                 state, metrics = step(state, placed if fixed is None else placed | dict(fixed), key)
-                rows.append({name: float(value) for name, value in metrics.items()})
-                unsound = 0 if rows[-1]["sound"] else unsound + 1
-                if unsound == patience:
-                    raise ValueError(_unsound(folder, batch, i, seed, patience))
-                done, leave = i + 1, stopped() and i + 1 < end
-                if done % log_every == 0 or done == steps:
-                    seconds = (time.monotonic() - since) / len(rows)
-                    pace = {"seconds_per_step": round(seconds, 4)}
-                    _log(folder, {"step": done} | _summary(rows) | pace | dict(about or {}))
-                    print(progress(folder.name, done, end, rows, seconds, tokens), flush=True)
-                    rows, since = [], time.monotonic()
-                if validate and best and not leave and (done % validate_every == 0 or done == steps):
-                    began = time.monotonic()
-                    _validate(folder, state, validate, best, start)
-                    since += time.monotonic() - began
-                if done % save_every == 0 or done == steps or leave:
+                progress.add(i, batch, metrics)
+                done = i + 1
+                last, leave = done == steps, stopped(done) and done < end
+                if validate and best and not leave and (last or done % validate_every == 0):
+                    with progress.paused():
+                        _validate(folder, curve, state, validate, best, start)
+                if show and not leave and (last or done % show_every == 0):
+                    with progress.paused():
+                        show(state.average, done)
+                if last or leave or done % save_every == 0:
                     checkpoints.save(state)
                 if leave:
                     break
+            progress.catch_up()
     finally:
         checkpoints.close()
         if best:
             best.close()
+        curve.close()
     if leave:
-        print(f"{folder.name}: SIGTERM came; update {done} is saved, the same command goes on from it", flush=True)
+        say(f"{folder.name}: SIGTERM came; update {done} is saved, the same command goes on from it")
         raise SystemExit(0)
     return state
 
 
-def progress(name: str, done: int, steps: int, rows: list[dict[str, float]], seconds: float, tokens: int) -> str:
-    """A line on the updates in `rows`, each of which took `seconds`."""
-    summary = _summary(rows)
-    loss = "not finite" if summary["loss"] is None else f"{summary['loss']:.5f}"
-    line = f"{name} {done}/{steps} loss {loss}, {1 / seconds:.3g} steps/s"
-    line += f", {tokens / seconds:,.0f} tokens/s" if tokens else ""
-    left = round((steps - done) * seconds)
-    line += f", {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
-    return line + (f"; {summary['skipped']} updates skipped, not finite" if "skipped" in summary else "")
-
-
-def _summary(rows: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean loss and last gradient norm of the sound updates, None where there is none; the number of others."""
-    sound = [row for row in rows if row["sound"]]
-    loss = float(np.mean([row["loss"] for row in sound])) if sound else None
-    summary = {"loss": loss, "grad_norm": sound[-1]["grad_norm"] if sound else None}
-    return summary | ({"skipped": len(rows) - len(sound)} if len(sound) < len(rows) else {})
-
-
-def _validate(folder: Path, state: update.State, validate: Validate, best: Checkpoints, start: int) -> None:
-    losses = validate(state.average)
+def _validate(
+    folder: Path, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
+) -> None:
+    losses, done = validate(state.average), int(state.step)
     mean = float(np.mean(list(losses.values())))
-    _log(folder, {"step": int(state.step), "validation_loss": mean, "validation": losses})
-    print(f"{folder.name} {int(state.step)} validation loss {mean:.5f}", flush=True)
+    curve.add(done, {"validation_loss": mean, "validation": losses})
+    say(f"{folder.name} {done} validation loss {mean:.5f}")
     if not math.isfinite(mean):
         return
     lowest = best.loss()
@@ -143,22 +147,6 @@ def _validate(folder: Path, state: update.State, validate: Validate, best: Check
         lowest = None
     if lowest is None or mean < lowest:
         best.save(state, mean)
-
-
-def _log(folder: Path, row: dict[str, Any]) -> None:
-    with open(folder / "log.jsonl", "a") as log:
-        log.write(json.dumps(row) + "\n")
-
-
-def _unsound(folder: Path, batch: Any, step: int, seed: int, patience: int) -> str:
-    """Saves the batch of a step; the sentence that says so."""
-    file = folder / f"batch-{step}.npz"
-    leaves: dict[str, Any] = {"/".join(names(path)) or "batch": x for path, x in jax.tree.leaves_with_path(batch)}
-    np.savez(file, **leaves | {"step": step, "seed": seed})
-    return (
-        f"{folder}: {patience} updates in a row had a loss or gradient that is not finite; the batch of the last is in "
-        f"{file.name}, its step and seed give the key: check the data, or begin in another folder with a lower rate"
-    )
 
 
 def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:

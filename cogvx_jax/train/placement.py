@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax.models.abstract import Abstract
-from cogvx_jax.sharding import RULES, activate, everywhere, shardings, spec
+from cogvx_jax.sharding import RULES, activate, everywhere, place, shardings, spec
 from cogvx_jax.train import step as update
 from cogvx_jax.train.step import Loss, State
 
@@ -39,7 +39,7 @@ def place_adapters(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh
         *layers, features, out = parameters[path].names
         names = {"a": (*layers, features, None), "b": (*layers, None, out)}
         where = shardings({side: Abstract(x.shape, names[side]) for side, x in ab.items()}, mesh)
-        placed[path] = jax.device_put(ab, where)
+        placed[path] = {side: place(x, where[side]) for side, x in ab.items()}
     return placed
 
 
@@ -63,13 +63,13 @@ def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None)
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """Rows (B, ...) of this host on the devices that compute them."""
+    """Rows (B, ...), the same on every host, on the devices that compute them: of its rows, each host sends its own."""
     if mesh is None:
         return batch
 
     def one(x):
         names = ("batch", *(None,) * (x.ndim - 1))
-        return jax.device_put(x, NamedSharding(mesh, spec(names, mesh, x.shape)))
+        return place(x, NamedSharding(mesh, spec(names, mesh, x.shape)))
 
     return jax.tree.map(one, batch)
 

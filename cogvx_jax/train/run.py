@@ -4,34 +4,41 @@ RUN/run.json      the settings; going on with others is refused
 RUN/log.jsonl     loss, gradient norm and pace; loss of clips that are not trained on
 RUN/checkpoints/  state of the newest updates
 RUN/best/         state of the lowest loss of those clips
+RUN/tensorboard/  the curve for TensorBoard, if asked for
+RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDATE/NUMBER.mp4
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
-from cogvx_jax.train.batches import Share, feed, packed_feed
+from cogvx_jax.train.batches import Share, feed, packed_feed, video_tokens
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import check_model, open_cache
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
 from cogvx_jax.train.packed_objective import make_partial_packed_loss
 from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
+from cogvx_jax.train.progress import say
 from cogvx_jax.train.stages import Stage, ends
 from cogvx_jax.train.step import State
 from cogvx_jax.train.trained import transformer_shapes, with_trained
 from cogvx_jax.train.validation import hold_out, make_validate
+from cogvx_jax.train.videos import write_videos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +63,11 @@ class RunConfig:
         if self.weight_decay < 0 or not 0 <= self.average < 1:
             raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
 
+    def rate(self, stage: Stage, start: int = 0) -> optax.Schedule:
+        """Learning rate by updates of the run done before, in a stage that begins at update `start`."""
+        steps = stage.steps if stage.schedule == "cosine" else None
+        return optim.schedule(stage.learning_rate, steps, warmup=stage.warmup, start=start)
+
     def tx(self, stage: Stage, start: int = 0) -> optax.GradientTransformation:
         """The optimizer of a stage that begins at update `start`; its state fits every stage."""
         make = optim.adafactor if self.optimizer == "adafactor" else optim.adamw
@@ -74,6 +86,9 @@ def train(
     save_every: int = 200,
     log_every: int = 50,
     keep: int = 2,
+    tensorboard: bool = False,
+    videos: Sequence[Mapping[str, Any]] = (),
+    video_every: int = 1000,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer through all stages, on the model's mesh.
 
@@ -83,6 +98,9 @@ def train(
     Args:
       source: what the model was loaded from; it is noted in the run.
       keep: checkpoints to keep, the newest, beside the best of the stage by validation loss.
+      tensorboard: write the curve for TensorBoard, too.
+      videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
+        average every `video_every` updates; see `videos.write_videos`.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
       adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
@@ -112,6 +130,11 @@ def train(
             return parts.join(base, part)
         return loras.merge(base, part, config.lora.alpha / config.lora.rank)
 
+    def show(average: Any, done: int) -> None:
+        # The spec of training: the bound on logits of a model's own would be a new one, and another program, each time.
+        tuned = dataclasses.replace(with_trained(model, config.lora, average), spec=spec)
+        write_videos(tuned, videos, folder / "videos" / str(done))
+
     def run_stage(number: int) -> State:
         stage, end = stages[number], ends(stages)[number]
         begin, held_out = end - stage.steps, [share for share in shares[number] if share.held_out]
@@ -119,7 +142,7 @@ def train(
         about: dict[str, float] = {"stage": number + 1}
         if packing is not None:
             make, about["packed"] = make_partial_packed_loss, round(packing.used, 4)
-            print(f"{folder.name} stage {number + 1}: {packing}", flush=True)
+            say(f"{folder.name} stage {number + 1}: {packing}")
         return fit(
             start,
             lambda step: feeds[number].batches(step - begin),
@@ -133,17 +156,22 @@ def train(
             fixed=fixed,
             mesh=model.mesh,
             tokens=round(feeds[number].tokens),
+            flops=_flops(spec, shares[number], feeds[number].clips, config, start),
+            rate=config.rate(stage, begin),
             validate=make_validate(spec, held_out, fixed, whole, stage.batch_size, model.mesh) if held_out else None,
             validate_every=validate_every,
+            show=show if videos else None,
+            show_every=video_every,
             save_every=save_every,
             log_every=log_every,
+            tensorboard=tensorboard,
             keep=keep,
             start=begin,
             end=ends(stages)[-1],
             about=about,
         )
 
-    done = _done(folder)
+    done = _done(folder) if len(stages) > 1 else 0
     for number, end in enumerate(ends(stages)[:-1]):
         if done < end:
             run_stage(number)  # its state is not held here: the next stage reads it from the checkpoint
@@ -173,6 +201,17 @@ def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
     transformer = dataclasses.replace(model.spec.transformer, logit_bound=None)
     trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
     return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
+
+
+def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConfig, trained: Any) -> int:
+    """Of an update on so many clips, on average."""
+    rank = 0 if config.lora is None else config.lora.rank
+    paths = trained if config.lora is not None else traverse_util.flatten_dict(trained, sep="/")
+    total = 0
+    for share in shares:
+        tokens = spec.transformer.text_length + video_tokens(spec, share.cache)
+        total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
+    return total // sum(share.weight for share in shares)
 
 
 def _done(folder: Path) -> int:

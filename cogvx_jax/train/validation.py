@@ -1,5 +1,6 @@
 """The loss of clips that are kept out of training, at the timesteps of the paper, with the same noise every time."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.sharding import activate
+from cogvx_jax.sharding import activate, everywhere
 from cogvx_jax.train.batches import Share, read
 from cogvx_jax.train.latents import Cache
 from cogvx_jax.train.objective import Objective, make_draw, make_errors
@@ -59,7 +60,7 @@ def make_validate(
     """
     draw, errors = make_draw(spec, PLAIN), make_errors(spec)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=everywhere(mesh))
     def losses(part, batch, key, t):
         with activate(mesh):
             return errors(whole(batch["base"], part), draw(batch, key, jnp.full(batch_size, t)))
