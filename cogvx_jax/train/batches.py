@@ -27,9 +27,13 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What a stage is trained on: `batches(step)` of its own updates, from 0, with `tokens` each on average."""
+    """What a stage is trained on: `batches(step)` of its own updates, from 0, of so many clips.
+
+    tokens: of text and video, in a batch on average.
+    """
 
     batches: Callable[[int], dict[str, Any]]
+    clips: int
     tokens: float
     packing: Packing | None = None
 
@@ -54,7 +58,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     """
     cfg, weights = spec.transformer, tuple(share.weight for share in shares)
     check_packs(cfg)
-    sizes = [_video_tokens(spec, share.cache) for share in shares]
+    sizes = [video_tokens(spec, share.cache) for share in shares]
     packing = best_packing(sizes, spread(weights), rows=rows, length=length, words=cfg.text_length)
 
     def batches(step: int) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
         full = [[clips[i] for i in row] for row in places] + [[]] * (rows - len(places))
         return pack(cfg, full, length=length, most=packing.most)
 
-    return Feed(batches, packing.used * rows * (length + packing.most * cfg.text_length), packing)
+    return Feed(batches, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
 def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def train(
       keep: newest checkpoints to keep.
       tensorboard: write the curve to the run's folder "tensorboard", too (pip install tensorboardX).
       prompts: a file of prompts, as `generate --prompts-file` takes it, whose videos the moving average makes on the
-        way, to the folder "videos" of the run; unless a line says otherwise, of the size of the clips and with seed 0.
+        way, to the folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and
+        with seed 0.
       video_every: updates between them.
       remat: compute each block anew in the backward pass, which saves memory.
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import host_blocks, replicate
 
+# NumPy's headers are parsed by Python's own parser, which threads break for each other before 3.11.8 and 3.12.2.
+_HEADERS = Lock()
 FORMAT = 1  # part of every key: raise it when what is stored changes
 READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
 
@@ -76,7 +79,9 @@ class Cache:
         return self._read("text", self.empty)
 
     def _read(self, kind: str, key: str) -> np.ndarray:
-        return np.load(_file(self.folder, kind, key))
+        with _HEADERS:
+            array = np.load(_file(self.folder, kind, key), mmap_mode="r")
+        return np.array(array)
 
 
 def encode(

@@ -35,6 +35,7 @@ class Progress:
       about: what each line of the log says, too.
       seed: of the run, to be saved with a batch.
       patience: updates in a row without a finite loss and gradient that end the run.
+      about: what each line of the log says, too.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Progress:
         self._unsound = 0 if row["sound"] else self._unsound + 1
         if self._unsound == self._patience:
             raise ValueError(_unsound(self._folder, batch, step, self._seed, self._patience))
-        if done % self._every == 0 or done == self._steps:
+        if done % self._every == 0 or done == self._stop:
             self._say(done)
 
     def _say(self, done: int) -> None:

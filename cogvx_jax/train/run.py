@@ -167,7 +167,7 @@ def train(
             about=about,
         )
 
-    done = _done(folder)
+    done = _done(folder) if len(stages) > 1 else 0
     for number, end in enumerate(ends(stages)[:-1]):
         if done < end:
             run_stage(number)  # its state is not held here: the next stage reads it from the checkpoint
