@@ -29,7 +29,7 @@ def encode(
       out: the folder to fill.
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
-      frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own.
+      frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own. 1 takes pictures, too.
       dtype: to compute in.
     """
     _encode(_load(model, dtype, size, frames, data), data, out, size, frames)
