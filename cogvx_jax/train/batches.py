@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,8 +46,8 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
         numbers = range(before * batch_size, (before + 1) * batch_size)
         return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in numbers])
 
-    tokens = sum(map(operator.mul, weights, token_counts(spec, shares)))
-    return Feed(batches, batch_size * tokens / sum(weights))
+    tokens = sum(share.weight * (video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
+    return Feed(batches, batch_size, batch_size * tokens / sum(weights))
 
 
 def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int, seed: tuple[int, ...]) -> Feed:
@@ -108,12 +107,7 @@ def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def token_counts(spec: ModelSpec, shares: Sequence[Share]) -> list[int]:
-    """Of text and video, in each clip of each share."""
-    return [_video_tokens(spec, share.cache) + spec.transformer.text_length for share in shares]
-
-
-def _video_tokens(spec: ModelSpec, cache: Cache) -> int:
+def video_tokens(spec: ModelSpec, cache: Cache) -> int:
     """Of each clip."""
     shape, scale = cache.shape, spec.vae.spatial_compression
     return token_count(

@@ -92,8 +92,8 @@ def fit(
     progress = Progress(
         folder,
         curve,
-        steps=steps,
-        end=end,
+        steps=end,
+        stop=steps,
         every=log_every,
         patience=patience,
         seed=seed,

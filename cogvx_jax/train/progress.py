@@ -27,12 +27,12 @@ class Progress:
 
     Args:
       folder: of the run.
-      steps: the last update that a line is about; `end` is that of the whole run.
+      steps: updates of the whole run.
+      stop: updates after which this part of it ends, which a line says.
       every: updates that a line is about.
       tokens, flops: of an update, 0 if not known; see `models.flops.training_flops`.
       devices: that compute it together.
       rate: learning rate by updates done before, to be logged.
-      about: what each line of the log says, too.
       seed: of the run, to be saved with a batch.
       patience: updates in a row without a finite loss and gradient that end the run.
       about: what each line of the log says, too.
@@ -44,7 +44,7 @@ class Progress:
         curve: Curve,
         *,
         steps: int,
-        end: int,
+        stop: int,
         every: int,
         patience: int,
         seed: int,
@@ -54,8 +54,8 @@ class Progress:
         rate: optax.Schedule | None = None,
         about: Mapping[str, Any] | None = None,
     ):
-        self._folder, self._curve, self._steps, self._end, self._every = folder, curve, steps, end, every
-        self._about = dict(about or {})
+        self._folder, self._curve, self._steps, self._every = folder, curve, steps, every
+        self._stop, self._about = stop, dict(about or {})
         self._patience, self._seed, self._rate = patience, seed, rate
         self._tokens, self._flops, self._devices = tokens, flops, devices
         self._waiting: deque[tuple[int, Any, Any]] = deque()  # updates whose metrics were not read yet
@@ -102,7 +102,7 @@ class Progress:
             found["learning_rate"] = float(self._rate(done - 1))
         found["seconds_per_step"] = round(seconds, 4)
         self._curve.add(done, found | ({} if mfu is None else {"mfu": round(mfu, 4)}) | self._about)
-        say(line(self._folder.name, done, self._end, self._rows, seconds, self._tokens, mfu))
+        say(line(self._folder.name, done, self._steps, self._rows, seconds, self._tokens, mfu))
         self._rows, self._since = [], time.monotonic()
 
 

@@ -24,9 +24,9 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.sharding import first_process, replicate, wait_for_all
+from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
-from cogvx_jax.train.batches import Share, feed, packed_feed, token_counts
+from cogvx_jax.train.batches import Share, feed, packed_feed, video_tokens
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.latents import check_model, open_cache
 from cogvx_jax.train.loop import fit
@@ -63,12 +63,16 @@ class RunConfig:
         if self.weight_decay < 0 or not 0 <= self.average < 1:
             raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
 
+    def rate(self, stage: Stage, start: int = 0) -> optax.Schedule:
+        """Learning rate by updates of the run done before, in a stage that begins at update `start`."""
+        steps = stage.steps if stage.schedule == "cosine" else None
+        return optim.schedule(stage.learning_rate, steps, warmup=stage.warmup, start=start)
+
     def tx(self, stage: Stage, start: int = 0) -> optax.GradientTransformation:
         """The optimizer of a stage that begins at update `start`; its state fits every stage."""
         make = optim.adafactor if self.optimizer == "adafactor" else optim.adamw
-        return make(
-            stage.learning_rate, stage.decay_steps, warmup=stage.warmup, weight_decay=self.weight_decay, start=start
-        )
+        steps = stage.steps if stage.schedule == "cosine" else None
+        return make(stage.learning_rate, steps, warmup=stage.warmup, weight_decay=self.weight_decay, start=start)
 
 
 def train(
@@ -116,7 +120,7 @@ def train(
     ]
     described = facts.describe(model, config, stages, shares, source)
     facts.check_same(folder, described, dataclasses.asdict(RunConfig()))
-    _write_together(folder, described)
+    facts.write(folder, described)
     fixed: dict[str, Any] = {"base": frozen, "empty": replicate(shares[0][0].cache.empty_text(), model.mesh)}
     if spec.kind == "i2v":
         fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
@@ -152,8 +156,8 @@ def train(
             fixed=fixed,
             mesh=model.mesh,
             tokens=round(feeds[number].tokens),
-            flops=0 if packing else _flops(spec, shares[number], stage.batch_size, config, start),
-            rate=optim.schedule(stage.learning_rate, stage.decay_steps, warmup=stage.warmup, start=begin),
+            flops=_flops(spec, shares[number], feeds[number].clips, config, start),
+            rate=config.rate(stage, begin),
             validate=make_validate(spec, held_out, fixed, whole, stage.batch_size, model.mesh) if held_out else None,
             validate_every=validate_every,
             show=show if videos else None,
@@ -199,28 +203,15 @@ def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
     return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
 
 
-def _flops(spec: ModelSpec, shares: Sequence[Share], batch_size: int, config: RunConfig, trained: Any) -> int:
-    """Of an update, on average."""
+def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConfig, trained: Any) -> int:
+    """Of an update on so many clips, on average."""
     rank = 0 if config.lora is None else config.lora.rank
     paths = trained if config.lora is not None else traverse_util.flatten_dict(trained, sep="/")
-    flops = [
-        share.weight * training_flops(spec.transformer, tokens, paths, batch=batch_size, rank=rank)
-        for share, tokens in zip(shares, token_counts(spec, shares), strict=True)
-    ]
-    return sum(flops) // sum(share.weight for share in shares)
-
-
-def _write_together(folder: Path, described: Mapping[str, Any]) -> None:
-    """Writes run.json once, when every process has read what was there.
-
-    Raises: ValueError where one of them does not see the folder of the first.
-    """
-    wait_for_all("run.json is read")
-    if first_process():
-        facts.write(folder, described)
-    wait_for_all("run.json is written")
-    if not facts.is_run(folder):
-        raise ValueError(f"{folder} must be one folder for all processes, on a disk that they share; here it is not")
+    total = 0
+    for share in shares:
+        tokens = spec.transformer.text_length + video_tokens(spec, share.cache)
+        total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
+    return total // sum(share.weight for share in shares)
 
 
 def _done(folder: Path) -> int:

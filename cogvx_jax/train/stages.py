@@ -58,11 +58,6 @@ class Stage:
         if self.schedule == "cosine" and self.steps <= self.warmup:
             raise ValueError(f"a cosine of {self.steps} updates leaves none after a warmup of {self.warmup}")
 
-    @property
-    def decay_steps(self) -> int | None:
-        """Updates in which the learning rate falls; None where it does not."""
-        return self.steps if self.schedule == "cosine" else None
-
 
 KINDS: dict[str, Any] = {
     "steps": int,

@@ -87,7 +87,7 @@ def train_vae(
       dtype: to compute in; the parameters are kept in float32.
     """
     from cogvx_jax.cli import parse_size
-    from cogvx_jax.data.clips import read_sources
+    from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.models.discriminator import DiscriminatorConfig
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.sharding import parse_mesh
