@@ -175,8 +175,8 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None)
         first, *others = differ
         more = f", and of other {', '.join(others)}" if others else ""
         raise ValueError(
-            f"the programs in {folder} are for {first} {theirs.get(first, 'none')} (here {here.get(first, 'none')}){more}; "
-            "`cogvx compile` makes new ones"
+            f"the programs in {folder} are for {first} {theirs.get(first, 'none')} "
+            f"(here {here.get(first, 'none')}){more}; `cogvx compile` makes new ones"
         )
     loaded = []
     for entry in manifest["programs"]:
