@@ -26,7 +26,7 @@ from cogvx_jax.pipelines.model import COMPONENTS, TINY
 from cogvx_jax.scripts.benchmark import FULL, PROMPT, random_params
 
 WAYS = ("nothing kept", "jax's cache", "stored programs")
-# Prints the seconds since the process began until the model is there, and until the video is.
+# Prints the seconds since the process began until the model is there and until the video is, and the processor's.
 PROCESS = """
 import time; began = time.monotonic()
 import sys, json
@@ -34,7 +34,7 @@ import cogvx_jax as cx
 model, programs = sys.argv[1:]
 loaded = cx.load(model, programs=programs or None); there = time.monotonic() - began
 cx.generate(loaded, {prompt!r}, num_inference_steps=2, progress=False)
-print(json.dumps([there, time.monotonic() - began]))
+print(json.dumps([there, time.monotonic() - began, time.process_time()]))
 """
 
 
@@ -45,7 +45,7 @@ def main(*, models: tuple[Literal["tiny", "medium"], ...] = ("tiny", "medium"), 
       models: "tiny", "medium".
       runs: processes of each kind.
     """
-    print("| model | " + " | ".join(f"{way}: loaded, first video" for way in WAYS) + " |")
+    print("| model | " + " | ".join(f"{way}: loaded, first video, processor" for way in WAYS) + " |")
     print("|---" * (1 + len(WAYS)) + "|")
     for model in models:
         with tempfile.TemporaryDirectory() as temporary:
@@ -66,14 +66,12 @@ def measure(source: str, folder: Path, runs: int) -> list[str]:
             if way == "jax's cache" and i == 0:
                 start(source, cache)
             seconds[way].append(start(source, cache, folder / "programs" if way == "stored programs" else None))
-    medians = {
-        way: [statistics.median(each) for each in zip(*several, strict=True)] for way, several in seconds.items()
-    }
-    return [f"{there:.1f} s, {video:.1f} s" for there, video in medians.values()]
+    columns = [zip(*several, strict=True) for several in seconds.values()]
+    return [", ".join(f"{statistics.median(each):.1f} s" for each in cell) for cell in columns]
 
 
 def start(source: str, cache: Path, programs: Path | None = None) -> list[float]:
-    """Seconds until a process has its model, and until it has its video."""
+    """Seconds until a process has its model and until it has its video, and what it took of the processors."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", PROCESS.format(prompt=PROMPT), source, str(programs or "")],

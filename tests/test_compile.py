@@ -14,6 +14,7 @@ import pytest
 import cogvx_jax as cx
 from cogvx_jax import cli
 from cogvx_jax.pipelines import memory, stored
+from cogvx_jax.sharding.topologies import has_libtpu
 
 HEAVY = {"jit(encode)", "jit(step)", "jit(run)"}  # text encoder, denoising step, a frame batch of the VAE
 # Prints what was compiled for a video whose programs are stored, then for a longer one.
@@ -135,6 +136,19 @@ def test_another_model_type_or_mesh_is_refused(small, programs):
         cx.load(small("2b")[0], programs=programs)
     with pytest.raises(ValueError, match=r"mesh one device \(here cfg=2,sp=4\)"):
         cx.load(folder, mesh=cx.make_mesh(cfg=2, sp=4), programs=programs)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not has_libtpu(), reason="compiling for a TPU that is not here needs libtpu")
+def test_programs_for_a_tpu_are_stored_and_refused_elsewhere(small, tmp_path):
+    folder, out = small("5b")[0], tmp_path / "programs"
+    options = ["--model", folder, "--topology", "v5e:2x2", "--mesh", "cfg=2,sp=2", "--out", out]
+    subprocess.run([sys.executable, "-m", "cogvx_jax.cli", "compile", *map(str, options)], check=True)
+    manifest = json.loads((out / "programs.json").read_text())
+    assert manifest["made_for"]["devices"] == "4 x TPU v5 lite"
+    assert [entry["name"] for entry in manifest["programs"]] == ["text", "step", "decode"]
+    with pytest.raises(ValueError, match=r"are for platform tpu \(here cpu\), and of other devices, .*libtpu"):
+        cx.load(folder, mesh=cx.make_mesh(cfg=2, sp=2, devices=jax.devices()[:4]), programs=out)
 
 
 def test_damage_is_found(small, programs, tmp_path):

@@ -96,15 +96,15 @@ def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> di
       devices: those of the mesh, in its order, or the one.
     """
     kind = devices[0].platform
-    found = versions() | {
-        "code of cogvx_jax": _code(),
+    found = {
         "platform": kind,
+        "mesh": _axes(mesh),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "hosts": str(len({device.process_index for device in devices})),
-        "mesh": _axes(mesh),
         "order of devices": ",".join(str(device.id) for device in devices),
         "model": f"{spec.name} in {spec.transformer.dtype}, {_digest(repr(spec).encode())[:12]}",
-    }
+        "code of cogvx_jax": _code(),
+    } | versions()
     if kind == "cpu":
         found["processor"] = _processor()
     if kind != "tpu":  # without one, libtpu decides nothing
@@ -170,17 +170,23 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None)
     devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
     here, theirs = conditions(spec, mesh, devices), manifest["made_for"]
     names = [*theirs, *(here.keys() - theirs.keys())]
-    differ = [f"{n} {theirs.get(n)} (here {here.get(n)})" for n in names if theirs.get(n) != here.get(n)]
+    differ = [name for name in names if theirs.get(name) != here.get(name)]
     if differ:
-        raise ValueError(f"the programs in {folder} are for {' and '.join(differ)}; `cogvx compile` makes new ones")
+        first, *others = differ
+        more = f", and of other {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"the programs in {folder} are for {first} {theirs.get(first, 'none')} "
+            f"(here {here.get(first, 'none')}){more}; `cogvx compile` makes new ones"
+        )
     loaded = []
     for entry in manifest["programs"]:
         file = folder / entry["file"]
         data = file.read_bytes()
         if _digest(data) != entry["sha256"]:
             raise ValueError(f"{file} is not what `cogvx compile` wrote: its digest differs; make the folder anew")
+        serialized, in_tree, out_tree = pickle.loads(data)
         compiled = serialize_executable.deserialize_and_load(
-            *pickle.loads(data), backend=devices[0].client, execution_devices=devices
+            serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
         )
         loaded.append(Program(name=entry["name"], takes=entry["takes"], compiled=compiled))
     return Programs(folder, spec, loaded, manifest["decode"])
