@@ -134,6 +134,8 @@ def train_vae(
     check_batch(devices, batch_size)
     run.check_folder(out)
     sources = read_sources(data)
+    if not all(isinstance(source.video, Path) for source in sources):
+        raise ValueError(f"{data} has videos in tars; clips are cut anywhere out of video files: unpack them first")
     run.hold_out(sources, validation)
     loaded = load(model, dtype=dtype, mesh=devices, components=("vae",))
 
