@@ -38,6 +38,7 @@ def videos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.full  # minutes of compiling
 def test_train_resume_validate_and_export(tmp_path, videos, small, lpips_file, monkeypatch, capsys):
     folder, model = small("5b")
     out, whole = tmp_path / "run", tmp_path / "whole"

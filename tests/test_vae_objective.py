@@ -19,7 +19,7 @@ from cogvx_jax.train import step as update
 from cogvx_jax.train import vae_objective
 from cogvx_jax.train.vae_objective import VAEObjective, frame_distance, make_gradient
 
-CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=4)
+CFG = VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4)
 ADVERSARY = DiscriminatorConfig(width=4, layers=2, groups=4)
 
 
@@ -85,6 +85,7 @@ def test_frames_are_compared_one_at_a_time(lpips_file):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.full  # a minute of compiling
 def test_the_gradient_is_that_of_the_weighted_losses(vae, adversary, lpips_file):
     """Of the VAE by plain differentiation of what is shown, its weight held; of the adversary, of its own loss."""
     model, params = vae
