@@ -169,7 +169,7 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None)
     manifest = _manifest(folder)
     devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
     here, theirs = conditions(spec, mesh, devices), manifest["made_for"]
-    names = [*theirs, *(here.keys() - theirs.keys())]
+    names = [*here, *(name for name in theirs if name not in here)]
     differ = [name for name in names if theirs.get(name) != here.get(name)]
     if differ:
         first, *others = differ
