@@ -266,6 +266,7 @@ def command(source, cache, out, *more, **variables):
     """`cogvx train` in a process of its own, for ever."""
     arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", 10**6]
     arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3, *more]
+    arguments += ["--learning-rate", 0.01, "--warmup", 0]  # as `stage_of` has them
     here = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
         [sys.executable, "-u", "-m", "cogvx_jax.cli", *map(str, arguments)],
