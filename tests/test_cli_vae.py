@@ -78,6 +78,7 @@ def test_train_resume_validate_and_export(tmp_path, videos, small, lpips_file, m
     assert "objective.kl was 1e-06 and is now 1.0" in capsys.readouterr().err
 
 
+@pytest.mark.full  # minutes of compiling
 def test_a_decoder_is_trained_alone(tmp_path, videos, small, monkeypatch, capsys):
     folder, model = small("5b")
     arguments = ["train-vae", "--data", videos / "clips.jsonl", "--model", folder, "--out", tmp_path / "run", *TRAIN]
