@@ -119,9 +119,9 @@ def stage_of(cache, config, steps, accumulate=1):
     return Stage(data=((cache.folder, 1),), steps=steps, accumulate=accumulate, learning_rate=rate, warmup=0)
 
 
-def train(source, cache, config, folder, steps, mesh=None, accumulate=1, stage=None, **options):
+def train(source, cache, config, folder, steps, mesh=None, accumulate=1, **options):
     model = cx.load(source, mesh=None if mesh is None else mesh_of(mesh))
-    stages = (stage or stage_of(cache, config, steps, accumulate),)
+    stages = (stage_of(cache, config, steps, accumulate),)
     return runs.train(model, stages, config, folder, source=str(source), **{"log_every": 1} | options)
 
 
@@ -329,9 +329,8 @@ def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tm
     assert f"SIGTERM came; update {done} is saved" in said[0] and "update" not in said[1]
     assert len(losses(tmp_path / "run")) == done  # one process logs
     config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
-    stage = Stage(data=((cache.folder, 1),), steps=done + 3)  # the command's own settings
-    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2), stage=stage)
-    train(source, cache, config, tmp_path / "alone", done + 3, stage=stage)
+    train(source, cache, config, tmp_path / "run", done + 3, dict(fsdp=2, tensor=2))
+    train(source, cache, config, tmp_path / "alone", done + 3)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "alone"), rtol=1e-4)
 
 
