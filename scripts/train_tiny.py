@@ -312,7 +312,8 @@ in the script. 224 of the 1736 combinations are held out of all training. The VA
 on whole clips; then text encoder and transformer learn on its latents. The shipped run was short of time: stages
 were cut to the step counts below while they ran (the learning rate of transformer_0 followed schedules of 9600, 4000
 and 2500 updates up to update 800, 1400 and 2500), and transformer_0 and _1 saw the latents of the VAE before
-vae_3. Stars were 1.2 times smaller, like the other shapes, in all clips but those of vae_7, transformer_5 and _6. A run from nothing will end a little elsewhere.
+vae_3. Stars were as small as other shapes, 1/1.2 of what they are now, but in vae_7, transformer_5 and _6. A run from
+nothing will end a little elsewhere.
 
 {measured}
 
