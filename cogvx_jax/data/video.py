@@ -27,6 +27,10 @@ ENCODERS = {
     ".gif": "-filter_complex split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1 -loop 0 -f gif",
 }
 
+# imageio_ffmpeg would run Python between fork and exec, which now and then hangs in a process with threads, as jax's
+# and those that read ahead are.
+os.environ.setdefault("IMAGEIO_FFMPEG_NO_PREVENT_SIGINT", "1")
+
 # How ffmpeg reads: by default its conversion to RGB leaves colours blocky and about one level too dark.
 DECODER = "-fps_mode passthrough -sws_flags bicubic+accurate_rnd+full_chroma_int"
 
