@@ -10,6 +10,7 @@ import pytest
 from cogvx_jax.configs import VAEConfig
 from cogvx_jax.models import tiling
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.nn.backend import PLAIN, using
 from cogvx_jax.nn.conv import CausalConv, FrameConv
 
 CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2)  # 4x4 in space
@@ -27,7 +28,12 @@ def params(random_params):
 
 def compiled(cfg, method):
     vae = vaes.VAE(cfg)
-    return jax.jit(lambda p, x, cache: vae.apply({"params": p}, x, cache, method=method))
+
+    def run(p, x, cache):
+        with using(PLAIN):  # the definitions, which compile fastest
+            return vae.apply({"params": p}, x, cache, method=method)
+
+    return jax.jit(run)
 
 
 ENCODE_BATCH, DECODE_BATCH = compiled(CFG, "encode_batch"), compiled(CFG, "decode_batch")
