@@ -27,6 +27,7 @@ def test_the_two_lines_stand_in_the_readme_and_in_ci():
     assert "pip install --quiet -e '.[test]' && pytest" in ci
 
 
+@pytest.mark.full  # each is a process of its own
 def test_the_commands_run(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star grows on a white background\n")
     # Of a video that an earlier command makes.

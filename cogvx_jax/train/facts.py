@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +106,21 @@ def is_lora(folder: Path) -> bool:
     return read(folder)["lora"] is not None
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Raises: FileNotFoundError; ValueError for a file that is not a run's."""
+def read(folder: Path, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
+    """What run.json says.
+
+    Args:
+      keys: that it must have.
+      verb: of `cogvx` that writes such a run, for messages.
+    Raises: FileNotFoundError; ValueError for a file that is not such a run's.
+    """
     try:
         facts = json.loads((folder / "run.json").read_text())
-        if not isinstance(facts, dict) or not KEYS <= facts.keys():
-            raise ValueError(f"it has not all of {', '.join(sorted(KEYS))}")
+        if not isinstance(facts, dict) or not facts.keys() >= set(keys):
+            raise ValueError(f"it has not all of {', '.join(sorted(keys))}")
         return facts
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no run of `cogvx train`: it has no run.json") from None
+        raise FileNotFoundError(f"{folder} holds no run of `cogvx {verb}`: it has no run.json") from None
     except ValueError as error:
         raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
 

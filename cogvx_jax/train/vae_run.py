@@ -32,6 +32,7 @@ from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import activate, replicate
 from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.facts import read, write
 from cogvx_jax.train.latents import digest
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.placement import check_batch, place_batch
@@ -139,7 +140,7 @@ def train_vae(
     clips = RandomClips(trained, fps=config.fps, report=report, **shape)
     clips.batch(1, (config.seed, 0))  # one that can be used, before anything is written
     shown = _read_held_out(held_out, config, report)
-    _write(folder, facts | {"steps": steps})
+    write(folder, facts | {"steps": steps})
 
     vae = model.vae
     if config.whole_clips:
@@ -238,7 +239,7 @@ def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: 
       scaling_factor: of the new latents; None keeps the model's.
     Raises: ValueError for a run without such a checkpoint, or one begun with another VAE.
     """
-    facts = _read(folder)
+    facts = read(folder, KEYS, "train-vae")
     if facts["vae"] != digest(model.params["vae"]):
         raise ValueError(f"{folder} was trained from another VAE than that of this {model.spec.name}")
     flat = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(model.spec, "vae").items()}
@@ -267,7 +268,7 @@ def is_vae_run(folder: Path) -> bool:
 
 def vae_run_source(folder: Path) -> tuple[str, str]:
     """What the run's model was loaded from, and the type it computed in."""
-    facts = _read(folder)
+    facts = read(folder, KEYS, "train-vae")
     return str(facts["source"]), str(facts["dtype"])
 
 
@@ -327,28 +328,9 @@ def _check_same(folder: Path, facts: Mapping[str, Any]) -> None:
     check_folder(folder)
     if not is_vae_run(folder):
         return
-    was, now = (traverse_util.flatten_dict(dict(x), sep=".") for x in (_read(folder), facts))
+    was, now = (traverse_util.flatten_dict(dict(x), sep=".") for x in (read(folder, KEYS, "train-vae"), facts))
     ignored = {"steps", "source"}  # a run may go on, and its model may have moved
     changed = [name for name in now if name not in ignored and was.get(name) != now[name]]
     if changed:
         each = "; ".join(f"{name} was {was.get(name)} and is now {now[name]}" for name in changed)
         raise ValueError(f"{folder} holds a run with other settings: {each}; repeat them, or give another folder")
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-        if not isinstance(facts, dict) or not KEYS <= facts.keys():
-            raise ValueError(f"it has not all of {', '.join(sorted(KEYS))}")
-        return facts
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no run of `cogvx train-vae`: it has no run.json") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
-
-
-def _write(folder: Path, facts: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".run.json"
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    partial.replace(folder / "run.json")
