@@ -125,7 +125,7 @@ def generate(
     if mesh == "auto":
         devices = _auto_mesh(model, requests, dtype)
     if exact:
-        check_exact(devices)
+        check_exact(devices, one_program=one_program)
     loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)

@@ -20,7 +20,7 @@ IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
 
 
 @functools.cache
-def made(folder, kind, mesh, videos=2, one_program=False):
+def made(folder, kind, mesh, videos=2):
     """Final latents, and frames of the last video."""
     model = cx.load(folder, mesh=mesh)
     latents = cx.generate(
@@ -31,7 +31,6 @@ def made(folder, kind, mesh, videos=2, one_program=False):
         sampler="dpm",
         output="latents",
         progress=False,
-        one_program=one_program,
         exact=True,
     )
     padding = latents.shape[1] - latent_frames(model.spec, model.spec.defaults.num_frames)
@@ -63,18 +62,13 @@ def test_a_video_does_not_depend_on_its_batch(small):
     np.testing.assert_array_equal(made(folder, "5b", None, videos=1)[0], made(folder, "5b", None)[0][:1])
 
 
-@pytest.mark.full
-def test_every_bit_of_one_program_is_the_same(small):
-    folder, _ = small("5b")
-    there = made(folder, "5b", mesh_of(dict(data=2, cfg=2)), one_program=True)[0]
-    np.testing.assert_array_equal(there, made(folder, "5b", None, one_program=True)[0])
-
-
 def test_other_meshes_are_refused(small, monkeypatch, capsys):
     folder, _ = small("5b")
     model = cx.load(folder, mesh=mesh_of(dict(cfg=2, sp=2)))
     with pytest.raises(ValueError, match="exact results need a mesh of data and cfg only, got sp=2"):
         cx.generate(model, "a red circle", exact=True)
+    with pytest.raises(ValueError, match="exact results need a program per step"):
+        cx.generate(cx.load(folder), "a red circle", exact=True, one_program=True)
     arguments = ["generate", "a red circle", "--model", folder, "--exact", "--mesh", "fsdp=4,context=2"]
     monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments)])
     with pytest.raises(SystemExit):

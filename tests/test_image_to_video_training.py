@@ -103,7 +103,7 @@ def test_an_image_to_video_lora_trains_the_same_on_a_mesh(kind, small, data, tmp
     """Image noise and dropout are drawn for the global batch, and the VAE that encodes images lies on every device."""
     folder, model = small(kind)
     run("encode", "--model", folder, "--data", data, "--out", tmp_path / "cache")
-    for name, mesh in (("alone", []), ("mesh", ["--mesh", "data=2,fsdp=2"])):
+    for name, mesh in (("alone", []), ("mesh", ["--mesh", "data=2,fsdp=2,context=2"])):
         options = ["--data", tmp_path / "cache", "--out", tmp_path / name, "--steps", "3", *TRAIN, "--batch-size", "4"]
         run("train", "--model", folder, *options, "--learning-rate", "0.01", *mesh)
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone"), rtol=1e-5)

@@ -15,8 +15,10 @@ from cogvx_jax.sharding import everywhere, spec
 AXES = ("data", "cfg")
 
 
-def check_exact(mesh: Mesh | None) -> None:
-    """Raises ValueError where a mesh splits more than videos and branches."""
+def check_exact(mesh: Mesh | None, *, one_program: bool = False) -> None:
+    """Raises ValueError where a mesh splits more than videos and branches, or the steps are one program."""
+    if one_program:
+        raise ValueError("exact results need a program per step: as one, each mesh fuses its parts in other ways")
     others = [] if mesh is None else [f"{a}={n}" for a, n in mesh.shape.items() if n > 1 and a not in AXES]
     if others:
         found = ",".join(others)

@@ -82,7 +82,7 @@ def generate(
     Raises: ValueError or OSError for what cannot be done, before any of it is.
     """
     if exact or model.exact:
-        check_exact(model.mesh)
+        check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
     frames, fps = (None, None) if video is None else read_video(video)
     request = check_request(
@@ -188,7 +188,7 @@ def denoise_in_one(
       noise: a `SeededNoise` draws inside the program; of another source all steps' noise is drawn before it, and
         held on every device.
     """
-    loop = model.compiled("loop", _loop(model.spec.transformer, negative is not None, model.mesh, model.exact))
+    loop = model.compiled("loop", _loop(model.spec.transformer, negative is not None, model.mesh))
     state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
@@ -229,8 +229,8 @@ def _step(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact:
 
 
 @functools.lru_cache
-def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact: bool = False):
-    one = _update(cfg, guided, mesh, exact)
+def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
+    one = _update(cfg, guided, mesh)
 
     def loop(params, state, text, condition, timesteps, rows, weights, noise):
         def body(i, state):
@@ -246,7 +246,7 @@ def _loop(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact:
     return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
-def _update(cfg: TransformerConfig, guided: bool, mesh: Mesh | None, exact: bool):
+def _update(cfg: TransformerConfig, guided: bool, mesh: Mesh | None, exact: bool = False):
     """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
 
     def predict(params, x, text, t):
