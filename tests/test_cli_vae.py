@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tarfile
 
 import jax
 import numpy as np
@@ -12,8 +13,9 @@ from cogvx_jax import cli
 from cogvx_jax.data import shapes
 from cogvx_jax.data.clips import Source
 from cogvx_jax.data.random_clips import RandomClips, random_clip
+from cogvx_jax.data.tars import read_samples
 from cogvx_jax.data.video import VideoWriter
-from cogvx_jax.train.vae_run import hold_out
+from cogvx_jax.train.vae_run import split
 
 TRAIN = ["--size", "16x24", "--frames", "9", "--log-every", "1", "--warmup", "0", "--learning-rate", "0.01"]
 GAN = ["--discriminator-start", "1", "--discriminator-width", "4", "--discriminator-layers", "2"]
@@ -112,6 +114,11 @@ def test_clips_are_cut_anywhere(tmp_path):
     assert min(heights) > 50 and max(heights) > 85  # from 16 rows of the 32 to nearly all
     same = random_clip(tmp_path / "v.mp4", np.random.default_rng(3), frames=5, fps=4, size=(16, 16))
     np.testing.assert_array_equal(same, clips[3])
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "v.mp4", "v.mp4")
+    packed = read_samples(tmp_path / "a.tar")["v"]["mp4"]
+    same = random_clip(packed, np.random.default_rng(3), frames=5, fps=4, size=(16, 16))
+    np.testing.assert_array_equal(same, clips[3])
     with pytest.raises(ValueError, match="its 32x48 pixels are fewer than the clips' 40x40"):
         random_clip(tmp_path / "v.mp4", np.random.default_rng(0), frames=5, fps=4, size=(40, 40))
 
@@ -132,12 +139,12 @@ def test_videos_that_cannot_be_used_are_named_once(videos):
 
 def test_held_out_videos_do_not_depend_on_order(videos):
     sources = [Source(videos / f"{i}.mp4", "x") for i in range(4)]
-    train, held = hold_out(sources, 0.3)
+    train, held = split(sources, 0.3)
     assert len(held) == 2 and not set(train) & set(held)
-    assert set(hold_out(sources[::-1], 0.3)[1]) == set(held) and hold_out(sources, 0)[1] == []
+    assert set(split(sources[::-1], 0.3)[1]) == set(held) and split(sources, 0)[1] == []
     for amount, words in ((4, "none is left"), (-1, "or their number"), (1.5, "or their number")):
         with pytest.raises(ValueError, match=words):
-            hold_out(sources, amount)
+            split(sources, amount)
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, videos, small, monkeypatch, capsys):

@@ -1,16 +1,13 @@
 """Clips cut at random out of videos, in time, place and scale: what a VAE is trained on."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 
 from cogvx_jax.data.clips import Source
-from cogvx_jax.data.video import DECODER
+from cogvx_jax.data.tars import File
+from cogvx_jax.data.video import stream_video
 
 
 class RandomClips:
@@ -53,7 +50,9 @@ class RandomClips:
         raise ValueError(f"none of the {len(self._sources)} videos can be used, see above")
 
 
-def random_clip(path: Path, rng: np.random.Generator, *, frames: int, fps: float, size: tuple[int, int]) -> np.ndarray:
+def random_clip(
+    source: File, rng: np.random.Generator, *, frames: int, fps: float, size: tuple[int, int]
+) -> np.ndarray:
     """`frames` frames at `fps` of a video from anywhere in it, (F, height, width, 3) uint8.
 
     Of its area, a random part: as large as `size`, or up to all that has that shape, scaled down bicubically.
@@ -62,9 +61,9 @@ def random_clip(path: Path, rng: np.random.Generator, *, frames: int, fps: float
 
     Raises: FileNotFoundError; ValueError for a file that is no video, or one that is too short or too small.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}; check the path")
-    own, length, tall, wide = _probe(path, fps)
+    with stream_video(source) as stream:  # for what its header says
+        own, tall, wide = stream.fps or fps, stream.height, stream.width
+    length = round((stream.duration or 0) * own)
     places = np.round(np.arange(frames) * max(own / fps, 1.0)).astype(int)
     spare = length - 1 - places[-1]
     if spare < 0:
@@ -78,39 +77,10 @@ def random_clip(path: Path, rng: np.random.Generator, *, frames: int, fps: float
     box, bicubic = (left, top, left + scale * width, top + scale * height), PIL.Image.Resampling.BICUBIC
     clip: list[np.ndarray] = []
     # Half a frame early, or rounding may lose the first one.
-    for number, frame in enumerate(_decode(path, max(first - 0.5, 0) / own, (tall, wide))):
-        if number == places[len(clip)]:
-            clip.append(np.asarray(PIL.Image.fromarray(frame).resize((width, height), bicubic, box)))
-        if len(clip) == frames:
-            return np.stack(clip)
+    with stream_video(source, start=max(first - 0.5, 0) / own) as stream:
+        for number, frame in enumerate(stream.frames):
+            if number == places[len(clip)]:
+                clip.append(np.asarray(PIL.Image.fromarray(frame).resize((width, height), bicubic, box)))
+            if len(clip) == frames:
+                return np.stack(clip)
     raise ValueError(f"it breaks off before frame {first + places[-1]} of about {length}")
-
-
-def _probe(path: Path, fps: float) -> tuple[float, int, int, int]:
-    """Frames per second, `fps` where the file says nothing, frames, height and width, by the file's header."""
-    with _reading(path) as reader:
-        meta = next(reader)
-        own = meta["fps"] or fps
-        return own, round(meta["duration"] * own), meta["size"][1], meta["size"][0]
-
-
-def _decode(path: Path, start: float, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) from `start` seconds on."""
-    with _reading(path, ["-ss", f"{start:.4f}"] if start else []) as reader:
-        next(reader)
-        for frame in reader:
-            yield np.frombuffer(frame, np.uint8).reshape(*size, 3)
-
-
-@contextlib.contextmanager
-def _reading(path: Path, options: Sequence[str] = ()) -> Iterator[Any]:
-    """What ffmpeg says of a video, then its frames as bytes."""
-    reader = imageio_ffmpeg.read_frames(
-        f"file:{path.absolute()}", input_params=list(options), output_params=DECODER.split()
-    )
-    try:
-        yield reader
-    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError("it cannot be read as a video") from error
-    finally:
-        reader.close()

@@ -151,18 +151,21 @@ class Stream:
     """A video while it is decoded: frames (H, W, 3) uint8 RGB, frames per second and seconds, where known."""
 
     frames: Iterator[np.ndarray]
+    height: int
+    width: int
     fps: float | None
     duration: float | None
 
 
 @contextlib.contextmanager
-def stream_video(source: str | os.PathLike | Member, *, strict: bool = False) -> Iterator[Stream]:
+def stream_video(source: str | os.PathLike | Member, *, start: float = 0.0, strict: bool = False) -> Iterator[Stream]:
     """Decodes a video file as its frames are asked for; see `read_video`.
 
         with stream_video("clip.mp4") as stream:
             first = next(stream.frames)
 
     Args:
+      start: seconds into the video, before which no frame is given.
       strict: end where the file is damaged. By default ffmpeg makes frames up there.
     Raises: FileNotFoundError; ValueError, here or on the way, for a file without a video in it.
     """
@@ -170,7 +173,7 @@ def stream_video(source: str | os.PathLike | Member, *, strict: bool = False) ->
         url = source.url
     else:  # "file:" keeps ffmpeg from reading a name such as "a:b.mp4" as a protocol
         url = f"file:{_existing(source).absolute()}"
-    options = ["-xerror"] if strict else []
+    options = (["-ss", f"{start:.4f}"] if start else []) + (["-xerror"] if strict else [])
     reader = imageio_ffmpeg.read_frames(url, input_params=options, output_params=DECODER.split())
     unreadable = ValueError(f"{str(source)!r} cannot be read as a video; give an mp4, webm or gif file")
     try:
@@ -187,7 +190,7 @@ def stream_video(source: str | os.PathLike | Member, *, strict: bool = False) ->
             except BROKEN as error:
                 raise unreadable from error
 
-        yield Stream(frames(), meta["fps"] or None, meta["duration"] or None)
+        yield Stream(frames(), height, width, meta["fps"] or None, meta["duration"] or None)
     finally:
         reader.close()
 

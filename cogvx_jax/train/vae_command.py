@@ -77,7 +77,7 @@ def train_vae(
       batch_size: clips an update.
       learning_rate: of the VAE, reached after `warmup` updates.
       discriminator_rate: of the discriminator, which warms up as long when it begins.
-      average: decay of the moving average that is exported.
+      average: decay of the moving average that is exported; 0 keeps none, which saves its memory.
       validation: videos to keep out and validate with: a share of them, or from 1 on their number.
       validate_every: updates between validations, by PSNR, SSIM and the terms; the state of the lowest loss is kept.
       save_every: updates between checkpoints.
@@ -134,9 +134,7 @@ def train_vae(
     check_batch(devices, batch_size)
     run.check_folder(out)
     sources = read_sources(data)
-    if not all(isinstance(source.video, Path) for source in sources):
-        raise ValueError(f"{data} has videos in tars; clips are cut anywhere out of video files: unpack them first")
-    run.hold_out(sources, validation)
+    run.split(sources, validation)
     loaded = load(model, dtype=dtype, mesh=devices, components=("vae",))
 
     def report(line: str) -> None:
