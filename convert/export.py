@@ -4,8 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import DTYPES, STEMS, component_parameters
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.files import check_new, new_folder
 from cogvx_jax.convert.tables import COMPONENTS, Parameter
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
@@ -42,22 +41,14 @@ def export(
     Raises: FileExistsError if the folder holds something; ConversionError if the parameters are not
       this model's or the published files cannot express the spec.
     """
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder; nothing was written")
+    check_new(folder)
     tensors = _tensors(spec, params, dtype)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         write_configs(spec, partial)
         for component in COMPONENTS:
             _write_weights(partial / component, STEMS[component], tensors[component], max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial / "tokenizer"))
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The files of a model: in a folder, or below a URL that fsspec knows, of which byte ranges are read."""
 
+import contextlib
 import mmap
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +68,31 @@ def copy_files(place: str | Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name in files.names():
         (target / name).write_bytes(files.bytes(name))
+
+
+def check_new(folder: str | os.PathLike) -> Path:
+    """The absolute path of a folder to write. Raises FileExistsError if it exists and holds something."""
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+    return target
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends well and is deleted when it does not.
+
+    Raises: FileExistsError as `check_new`.
+    """
+    target = check_new(folder)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
 
 
 class LocalFiles:

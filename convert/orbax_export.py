@@ -1,8 +1,6 @@
 """A model, wherever it can be loaded from, to a folder or bucket of Orbax checkpoints; see `convert.orbax`."""
 
 import json
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
-from cogvx_jax.convert.files import RemoteFiles, below, copy_files
+from cogvx_jax.convert.files import RemoteFiles, below, check_new, copy_files, new_folder
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
 from cogvx_jax.convert.tables import COMPONENTS
 
@@ -35,13 +33,9 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
             write_orbax(source, Path(folder) / place.name, dtype)
             place.upload(Path(folder) / place.name, last=DIGESTS)
         return
-    target = Path(target).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+    check_new(target)
     spec = read_spec(source)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(target) as partial:
         write_configs(spec, partial)
         copy_files(below(source, "tokenizer"), partial / "tokenizer")
         listed: dict[str, Any] = {}
@@ -55,10 +49,6 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
                 checkpointer.save(partial / component / "orbax", args=args)
         manifest = {"format": FORMAT, "arrays": listed}
         (partial / DIGESTS).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def _blocks(array: np.ndarray) -> ocp.SaveArgs:

@@ -1,7 +1,7 @@
 """Where arrays live: one table from the meaning of axes to the axes of a mesh, and what follows from it."""
 
 from cogvx_jax.sharding.layout import activate
-from cogvx_jax.sharding.mesh import MESH_AXES, auto, make_mesh, parse_mesh
+from cogvx_jax.sharding.mesh import MESH_AXES, auto, format_mesh, make_mesh, parse_mesh
 from cogvx_jax.sharding.placement import everywhere, host_blocks, place, put, replicate, shardings
 from cogvx_jax.sharding.processes import first_process, initialize, wait_for_all
 from cogvx_jax.sharding.rules import RULES, spec
@@ -13,6 +13,7 @@ __all__ = [
     "auto",
     "everywhere",
     "first_process",
+    "format_mesh",
     "host_blocks",
     "initialize",
     "make_mesh",

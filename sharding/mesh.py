@@ -1,7 +1,7 @@
 """Meshes with this project's axes, laid out by the hardware's topology."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,6 +87,11 @@ def parse_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
             raise ValueError(f"{text!r} is not a mesh such as 'cfg=2,sp=4'; its axes are {known}, each at most once")
         sizes[name] = int(size)
     return make_mesh(**sizes, devices=devices)
+
+
+def format_mesh(sizes: Mapping[str, int]) -> str:
+    """What `parse_mesh` reads, of axis -> size; without an axis above 1, "one device"."""
+    return ",".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "one device"
 
 
 def auto(mesh: Mesh) -> Mesh:

@@ -48,6 +48,11 @@ def formulations() -> Formulations:
     return chosen if chosen is not None else BY_PLATFORM.get(jax.default_backend(), BY_PLATFORM["gpu"])
 
 
+def platform_of(device: jax.Device) -> str:
+    """Which of "cpu", "tpu" and "gpu" it is, whoever made it."""
+    return device.platform if device.platform in BY_PLATFORM else "gpu"
+
+
 @contextlib.contextmanager
 def using(choice: Formulations) -> Iterator[None]:
     """Fixes the choices inside the block: for tests, benchmarks, compiling for another platform.

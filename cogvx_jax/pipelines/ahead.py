@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from cogvx_jax import sharding
 from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
+from cogvx_jax.convert.files import check_new
+from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import programs, stored
 from cogvx_jax.pipelines.cost import beside_weights, read_cost
 from cogvx_jax.pipelines.model import bounded, resolve, with_dtype
@@ -59,7 +61,7 @@ def compile_programs(
       report: gets a line before each compilation.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
-    stored.check_target(folder)
+    check_new(folder)
     found = None if topology is None else find(topology)
     devices = jax.devices() if found is None else found.devices()
     if isinstance(mesh, str):
@@ -68,7 +70,7 @@ def compile_programs(
         mesh = sharding.make_mesh(devices=devices)
     mesh = None if mesh is None else sharding.auto(mesh)
     devices = devices[:1] if mesh is None else list(mesh.devices.flat)
-    platform = devices[0].platform if devices[0].platform in ("cpu", "tpu") else "gpu"
+    platform = platform_of(devices[0])
 
     where = resolve(source)
     spec = bounded(where, with_dtype(read_spec(where), dtype, platform=platform))

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from cogvx_jax import cache, sharding
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.flops import token_count, transformer_flops
+from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import programs
 from cogvx_jax.pipelines.cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.model import load_spec, with_dtype
@@ -185,7 +186,7 @@ def auto_mesh(source: str, *, report: Report = lambda line: None, **asked: Any) 
         return sharding.make_mesh(**sizes)
     made = plan(source, report=report, **asked)
     if made.chosen is not None:
-        report(f"--mesh {show(made.chosen.mesh)}")
+        report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
     return made.mesh
 
 
@@ -237,16 +238,12 @@ def _place(name: str | None) -> _Place:
         return _Place(
             name=f"{len(devices)} x {devices[0].device_kind}",
             devices=devices,
-            platform=_platform(devices[0]),
+            platform=platform_of(devices[0]),
             topology=None,
         )
     slice_ = topology(name)
     devices = tuple(slice_.devices())
-    return _Place(name=name, devices=devices, platform=_platform(devices[0]), topology=slice_)
-
-
-def _platform(device: Any) -> str:
-    return device.platform if device.platform in ("cpu", "tpu") else "gpu"
+    return _Place(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
 
 
 def _compute_spec(spec: ModelSpec, dtype: str | None, place: _Place) -> ModelSpec:
@@ -272,7 +269,7 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
     found: dict[str, list[Cost]] = {}
     with programs.compiling_for(wanted.place.platform, mesh):
         for name in ("step", "text", "decode"):  # what needs the most is compiled first
-            report(f"compiling {name} for {show(sizes)}")
+            report(f"compiling {name} for {sharding.format_mesh(sizes)}")
             try:
                 found[name] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
             except MemoryError as error:
@@ -322,7 +319,7 @@ def _instead(wanted: _Wanted, made: Plan, report: Report) -> str:
             dataclasses.replace(wanted, shape=shape, padding=shape[1] - latent_frames(spec, frames)), leanest, report
         )
         if trial.fits:
-            ways.append(f"{frames} frames on {show(leanest)} ({trial.memory:.1f} GiB)")
+            ways.append(f"{frames} frames on {sharding.format_mesh(leanest)} ({trial.memory:.1f} GiB)")
             break
         if not (trial.step or trial.text):  # the weights are what is too large
             break
@@ -341,10 +338,6 @@ def _shorter(spec: ModelSpec, frames: int) -> list[int]:
     return [
         n for n in dict.fromkeys((1 + frames // 2 // unit * unit, 1 + frames // 4 // unit * unit)) if 1 < n < frames
     ]
-
-
-def show(sizes: dict[str, int]) -> str:
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
 
 
 def _file(wanted: _Wanted, facts: dict[str, Any]):

@@ -120,9 +120,9 @@ def _row(made: "Plan", trial: "Trial") -> str:
 
 
 def _name(trial: "Trial") -> str:
-    from cogvx_jax.pipelines.plan import show
+    from cogvx_jax.sharding import format_mesh
 
-    return show(trial.mesh)
+    return format_mesh(trial.mesh)
 
 
 def _reason(made: "Plan") -> str:

@@ -12,7 +12,6 @@ import os
 import pickle
 import platform
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,6 +23,8 @@ from jax.sharding import Mesh
 
 from cogvx_jax.cache import versions
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.files import new_folder
+from cogvx_jax.sharding import format_mesh
 
 MANIFEST = "programs.json"
 FORMAT = 1
@@ -98,7 +99,7 @@ def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> di
     kind = devices[0].platform
     found = {
         "platform": kind,
-        "mesh": _axes(mesh),
+        "mesh": format_mesh({} if mesh is None else mesh.shape),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "hosts": str(len({device.process_index for device in devices})),
         "order of devices": ",".join(str(device.id) for device in devices),
@@ -112,14 +113,6 @@ def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> di
     if kind in ("gpu", "cuda", "rocm"):
         found["runtime"] = devices[0].client.platform_version
     return found
-
-
-def check_target(folder: str | os.PathLike) -> Path:
-    """The folder to write to. Raises FileExistsError if it holds something."""
-    target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
-    return target
 
 
 def write_programs(
@@ -137,10 +130,7 @@ def write_programs(
       decode: called after the last program: "latents" (T, h, w, C), "padding" and "bytes" of decoding them.
     Raises: FileExistsError; ValueError where the platform's programs cannot be stored.
     """
-    target = check_target(folder)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         entries = []
         for number, program in enumerate(programs):
             data = pickle.dumps(serialize_executable.serialize(program.compiled))
@@ -151,10 +141,6 @@ def write_programs(
         manifest = {"format": FORMAT, "made_for": made_for, "request": request}
         manifest |= {"decode": decode(), "programs": entries}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None) -> Programs:
@@ -207,11 +193,6 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _shape(leaf: Any) -> str:
     array = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
     return f"{jax.dtypes.canonicalize_dtype(array.dtype)}{tuple(array.shape)}"
-
-
-def _axes(mesh: Mesh | None) -> str:
-    sizes = {} if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
-    return ",".join(f"{axis}={size}" for axis, size in sizes.items()) or "one device"
 
 
 def _code() -> str:
