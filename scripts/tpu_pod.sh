@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs one `cogvx` command on every host of a TPU slice: they join into one run (--distributed), whose first
-# host writes the video, which is then copied here.
+# Runs one `cogvx` command on every host of a TPU slice: they join into one run (--distributed). The first host
+# writes the video, which is then copied here; a run of training stays on the disk that the hosts share.
 set -euo pipefail
 
 usage() {
   cat >&2 <<'TEXT'
-usage: scripts/tpu_pod.sh --tpu NAME --zone ZONE [--project ID] [--install SPEC] [--dry-run] -- cogvx generate ...
+usage: scripts/tpu_pod.sh --tpu NAME --zone ZONE [--project ID] [--install SPEC] [--dry-run] -- cogvx generate|train ...
 
   --tpu NAME        the TPU VM, as `gcloud compute tpus tpu-vm list` names it
   --zone ZONE       where it is
@@ -49,10 +49,12 @@ done
 [[ -n $tpu ]] || fail "--tpu is missing"
 [[ -n $zone ]] || fail "--zone is missing"
 (($# > 1)) && [[ $1 == cogvx ]] || fail "after -- comes the command to run, such as cogvx generate 'a red circle' --mesh sp=8"
-[[ $2 == generate ]] || fail "only cogvx generate runs on several hosts, got $2"
+verb=$2
+[[ $verb == generate || $verb == train ]] || fail "only cogvx generate and train run on several hosts, got $verb"
 
 command=("$@")
-out=out.mp4 spread=false
+out='' spread=false
+[[ $verb == train ]] || out=out.mp4
 for ((i = 2; i < $#; i++)); do
   case ${command[i]} in
     --distributed) fail "leave --distributed out: it is added here" ;;
@@ -63,6 +65,9 @@ for ((i = 2; i < $#; i++)); do
   esac
 done
 [[ -n $out ]] || fail "--out needs a value"
+if [[ $verb == train ]]; then
+  [[ $out == /* ]] || fail "--out must be a folder on a disk that all hosts share, such as /shared/run, got $out"
+fi
 $spread || fail "--mesh is missing: without it, every host would compute the same on one chip"
 command+=(--distributed)
 
@@ -90,5 +95,6 @@ if [[ -n $install ]]; then
 fi
 quoted=$(printf '%q ' "${command[@]}")
 everywhere "export PATH=\$HOME/.local/bin:\$PATH; ${quoted% }"
+[[ $verb == generate ]] || exit 0
 # Process 0 of a slice is worker 0.
 run gcloud compute tpus tpu-vm scp "$tpu:$out" "$out" "${where[@]}" --worker=0

@@ -11,6 +11,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "tpu_pod.sh"
 WHERE = ["--tpu", "my-tpu", "--zone", "us-west4-a"]
 GENERATE = ["cogvx", "generate", "a panda's $5 guitar", "--mesh", "sp=8"]
+TRAIN = ["cogvx", "train", "--data", "/shared/cache", "--mesh", "data=8", "--out", "/shared/run"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script is for bash")
 
@@ -35,6 +36,13 @@ def test_a_dry_run_prints_the_commands():
     assert copy[3:7] == ["tpu-vm", "scp", "my-tpu:out.mp4", "out.mp4"] and copy[-1] == "--worker=0"
 
 
+def test_training_stays_where_it_is():
+    done = run(*WHERE, "--dry-run", "--", *TRAIN)
+    assert done.returncode == 0, done.stderr
+    (train,) = map(shlex.split, done.stdout.splitlines())
+    assert shlex.split(train[-1].split("; ")[1]) == [*TRAIN, "--distributed"]
+
+
 def test_the_hosts_get_the_prompt_as_it_was(tmp_path):
     """A stand-in for gcloud runs the command as a host's shell would."""
     for name, text in {
@@ -56,7 +64,9 @@ def test_the_hosts_get_the_prompt_as_it_was(tmp_path):
         (["--tpu", "--zone", "z", "--", *GENERATE], "--tpu needs a value"),
         ([*WHERE, "--chips", "8"], "unknown option --chips"),
         (WHERE, "after -- comes the command to run"),
-        ([*WHERE, "--", "cogvx", "train"], "only cogvx generate runs on several hosts, got train"),
+        ([*WHERE, "--", "cogvx", "encode"], "only cogvx generate and train run on several hosts, got encode"),
+        ([*WHERE, "--", "cogvx", "train", "--mesh", "data=8"], "--out needs a value"),
+        ([*WHERE, "--", *TRAIN[:-1], "run"], "--out must be a folder on a disk that all hosts share"),
         ([*WHERE, "--", *GENERATE[:3]], "--mesh is missing"),
         ([*WHERE, "--", *GENERATE, "--distributed"], "leave --distributed out"),
         ([*WHERE, "--", *GENERATE, "--out"], "--out needs a value"),
