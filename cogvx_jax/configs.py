@@ -5,6 +5,7 @@ from typing import Literal
 
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
 Kind = Literal["t2v", "i2v"]
+Remat = Literal["none", "products", "block", "offload"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class TransformerConfig:
     temporal_interpolation: float = 1.0
     norm_eps: float = 1e-5  # q/k norms have their own, 1e-6
     dtype: str = "float32"  # of activations; norms, softmax and the time embedding stay float32
-    remat: bool = False  # recompute each block in the backward pass
+    remat: Remat = "none"  # what the backward pass computes anew; see `nn.remat`
     # No attention logit is above it, by the weights of the q/k norms: a property of the checkpoint that
     # `load` fills in, because a kernel must know it when it is compiled. None: unknown, as in training.
     logit_bound: float | None = None

@@ -350,7 +350,8 @@ def test_bfloat16_is_close(random_params):
     assert 0 < np.abs(half - y).max() < 0.05 * np.abs(y).max()
 
 
-def test_gradients_with_and_without_remat(random_params):
+@pytest.mark.parametrize("remat", ["products", "block"])
+def test_gradients_with_and_without_remat(random_params, remat):
     cfg = small()
     latents, text, t = inputs(cfg)
     params = random_params(Transformer(cfg), latents, text, t)
@@ -361,7 +362,7 @@ def test_gradients_with_and_without_remat(random_params):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, latents, text)
 
-    kept, again = gradients(cfg), gradients(dataclasses.replace(cfg, remat=True))
+    kept, again = gradients(cfg), gradients(dataclasses.replace(cfg, remat=remat))
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     _, to_latents, to_text = kept

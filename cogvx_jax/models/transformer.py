@@ -28,6 +28,7 @@ from cogvx_jax.nn.embeddings import (
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.nn.parameters import parameter
+from cogvx_jax.nn.remat import block_input, product, rematerialized
 
 OFS = 2.0  # what every user of 1.5-I2V feeds its `ofs` embedding
 QK_NORM_EPS = 1e-6
@@ -129,9 +130,8 @@ class Transformer(nn.Module):
         x, rope = pad_tokens(x, rope)
         x = constrain(x, "batch", "seq", None)
 
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         blocks = nn.scan(
-            block,
+            rematerialized(Block, cfg.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
@@ -161,7 +161,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None) -> tuple[jax.Array, None]:
-        cfg = self.cfg
+        cfg, x = self.cfg, block_input(x)
         y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time, clips)
         x = x + gate * Attention(cfg, self.tokens, name="attention")(y, rope, clips)
         y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time, clips)
@@ -206,7 +206,7 @@ class Attention(nn.Module):
         cfg = self.cfg
 
         def project(name):
-            y = Dense(cfg.width, ("embed", "heads"), cfg.dtype, name=name)(x)
+            y = product(Dense(cfg.width, ("embed", "heads"), cfg.dtype, name=name)(x))
             return y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)
 
         q = LayerNorm(QK_NORM_EPS, name="norm_q")(project("q"))  # (B, S, A, K)
@@ -217,7 +217,7 @@ class Attention(nn.Module):
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=cfg.logit_bound)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y)
+        return product(Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y))
 
 
 class FeedForward(nn.Module):
@@ -228,9 +228,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = functools.partial(Dense, dtype=self.cfg.dtype)
-        x = dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x)  # (B, S, M)
+        x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x))  # (B, S, M)
         x = constrain(nn.gelu(x, approximate=True), "batch", "seq", "mlp")
-        return dense(self.cfg.width, axes=("mlp", "embed"), name="down")(x)
+        return product(dense(self.cfg.width, axes=("mlp", "embed"), name="down")(x))
 
 
 class TimeEmbedding(nn.Module):

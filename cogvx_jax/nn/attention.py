@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 
 from cogvx_jax.nn import flash
 from cogvx_jax.nn.backend import formulations
+from cogvx_jax.nn.remat import product
 
 CHUNK = 1024  # queries at a time: with one head, their scores then stay in the cache of a CPU
 KERNEL_WIDTHS = (64, 128)  # of heads, that "pallas" is compiled and counted for
@@ -61,6 +62,11 @@ def attention(
     choice, width = formulations().attention, q.shape[-1]
     if choice == "pallas" and bias is None and width in KERNEL_WIDTHS:
         return flash.flash_attention(q, k, v, scale=scale, max_logit=max_logit, segments=pair, kv_length=kv_length)
+    return product(_without_kernel(q, k, v, scale, bias, pair, kv_length, choice))
+
+
+def _without_kernel(q, k, v, scale, bias, pair, kv_length, choice: str) -> jax.Array:
+    """`attention`, of which `segments` are a pair or None, by anything but "pallas"."""
     if kv_length is not None and kv_length < k.shape[2]:  # else even a weight of 0 would meet a NaN
         k, v = k[:, :, :kv_length], v[:, :, :kv_length]
         bias = None if bias is None else bias[..., :kv_length]

@@ -1,4 +1,4 @@
-"""A TPU kernel for softmax attention, full and bidirectional, and its gradient.
+"""A TPU kernel for softmax attention, full and bidirectional.
 
 Shapes: B batch, A heads, S queries, T keys, K head width. Inside, sequences are minor, (B, A, K, S):
 64 numbers across would fill half of a register and of every tile in memory.
@@ -19,12 +19,13 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from cogvx_jax.nn import flash_gradient
+
 LANES = 128
 NOTHING = -0.7 * float(np.finfo(np.float32).max)  # a logit that no sum notices; differences stay finite
 # Weights that nothing was subtracted from, times values up to 2^10, are summed over T keys in float32,
 # which ends at 2^127.
 VALUE_BITS = 10
-BACKWARD_SCORES = 2**26  # scores in float32 that the backward pass holds at a time, at most
 
 
 class Blocks(NamedTuple):
@@ -64,8 +65,8 @@ def flash_attention(
     """softmax(scale * q k^T) v by the kernel; see `cogvx_jax.nn.attention.attention` for the arguments.
 
     Products take their operands as they come (bfloat16, or float32 at jax's default precision) and add
-    up in float32. The gradient is not a kernel: it recomputes the scores in float32, so many queries
-    at a time as BACKWARD_SCORES allows, by plain XLA. On a mesh, call it under `shard_map`.
+    up in float32. Where a gradient is wanted, both passes are those of `nn.flash_gradient`. On a mesh, call it
+    under `shard_map`.
 
     Args:
       q: (B, A, S, K). k, v: (B, A, T, K). bfloat16 or float32; float16 is computed as float32.
@@ -134,8 +135,11 @@ def _attend(q, k, v, segments, options):
 
 
 def _attend_forward(q, k, v, segments, options):
-    y = _attend(q, k, v, segments, options)
-    return y, (q, k, v, segments, y)
+    # Another kernel, that has a backward pass.
+    run = functools.partial(
+        flash_gradient.attend, scale=options.scale, length=options.length, interpret=options.interpret
+    )
+    return jax.vjp(lambda q, k, v: run(q, k, v, segments), q, k, v)
 
 
 def _forward(q, k, v, segments, options):
@@ -246,44 +250,8 @@ def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented):
         o_ref[...] = y.astype(o_ref.dtype)
 
 
-def _attend_backward(options, residuals, dy):
-    q, k, v, segments, y = residuals
-    batch, heads, queries, width = q.shape
-    length = options.length
-    f32 = functools.partial(jnp.asarray, dtype=jnp.float32)
-    keys, values = f32(k[:, :, :length]), f32(v[:, :, :length])
-    delta = jnp.sum(f32(dy) * f32(y), axis=-1, keepdims=True)  # (B, A, S, 1)
-    rows = [f32(q), f32(dy), delta]
-    if segments is not None:
-        rows.append(segments[0][:, None, :, None])
-    chunk = min(queries, max(8, BACKWARD_SCORES // (batch * heads * length)))
-    chunks = pl.cdiv(queries, chunk)
-
-    def split(x):  # (..., S, n) -> (chunks, ..., chunk, n); what is added has dy = 0
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - queries), (0, 0)))
-        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, x.shape[-1]), 2, 0)
-
-    def body(sums, x):
-        q, dy, delta, *ids = x
-        s = jnp.einsum("baqk,batk->baqt", q, keys) * options.scale
-        if ids:
-            keep = ids[0] == segments[1][:, None, None, :length]
-            s = jnp.where(keep, s, NOTHING)
-        p = jnp.exp(s - jnp.max(s, axis=-1, keepdims=True))
-        p = p / jnp.sum(p, axis=-1, keepdims=True)
-        if ids:
-            p = jnp.where(keep, p, 0)
-        ds = p * (jnp.einsum("baqk,batk->baqt", dy, values) - delta) * options.scale
-        dk, dv = sums
-        dk = dk + jnp.einsum("baqt,baqk->batk", ds, q)
-        dv = dv + jnp.einsum("baqt,baqk->batk", p, dy)
-        return (dk, dv), jnp.einsum("baqt,batk->baqk", ds, keys)
-
-    start = (jnp.zeros_like(keys), jnp.zeros_like(values))
-    (dk, dv), dq = jax.lax.scan(body, start, tuple(split(x) for x in rows))
-    dq = jnp.moveaxis(dq, 0, 2).reshape(batch, heads, chunks * chunk, width)[:, :, :queries]
-    missing = ((0, 0), (0, 0), (0, k.shape[2] - length), (0, 0))
-    return dq.astype(q.dtype), jnp.pad(dk, missing).astype(k.dtype), jnp.pad(dv, missing).astype(v.dtype), None
+def _attend_backward(options, pull, dy):
+    return *pull(dy), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

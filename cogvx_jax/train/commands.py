@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from cogvx_jax.configs import Remat
+
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -72,7 +74,7 @@ def train(
     tensorboard: bool = False,
     prompts: Path | None = None,
     video_every: int = 1000,
-    remat: bool = False,
+    remat: Remat = "products",
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
     dtype: DType | None = None,
@@ -99,7 +101,7 @@ def train(
       optimizer: adafactor keeps far less than adamw.
       learning_rate: reached after `warmup` updates; None is 5e-4 for a LoRA, else 1e-5.
       schedule: constant from then on, or a cosine down to 1% at the last of `steps`.
-      average: decay of the moving average that is exported.
+      average: decay of the moving average that is exported; 0 keeps none, which saves its memory.
       timesteps: "explicit" gives each clip of a batch a part of the range of its own.
       text_dropout: share of captions that are left out, for guidance.
       empty: what stands for a caption left out: the encoded empty prompt, or zeros.
@@ -117,7 +119,8 @@ def train(
         way, to the folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and
         with seed 0.
       video_every: updates between them.
-      remat: compute each block anew in the backward pass, which saves memory.
+      remat: what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is
+        cheap ("products"); whole blocks, a quarter more work ("block"), whose inputs may wait on the host ("offload").
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
       distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
         the folder of the run and that of the encoded clips.
