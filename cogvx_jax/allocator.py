@@ -1,5 +1,6 @@
 """Host memory that one step frees is kept for the next one."""
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -26,3 +27,13 @@ def keep_freed_memory() -> None:
     mallopt(M_ARENA_MAX, 1)  # for all threads: the heaps of other arenas are too small for large blocks
     mallopt(M_MMAP_MAX, 0)  # large blocks from the heap, too
     mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
+
+
+def give_back_freed_memory() -> None:
+    """Has glibc give all that is free back to the system, once.
+
+    After a first call, which compiles: that leaves holes in the heap, too small for the blocks of the next calls.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,7 @@
-"""The static cost of the programs that a video takes, per TPU device, and a gate that holds them to a table.
+"""The static cost of the programs of a video or of an update, per TPU device, and a gate that holds them to a table.
 
     python -m cogvx_jax.scripts.tpu_cost --topologies v5e:2x4 --models 5b
+    python -m cogvx_jax.scripts.tpu_cost --models 5b --programs lora --mesh fsdp=8 --remat block
     python -m cogvx_jax.scripts.tpu_cost --check          # against scripts/tpu_cost.json; what CI runs
 
 Nothing runs: programs are compiled ahead of time, which needs libtpu. The figures depend on the versions of jax and
@@ -19,16 +20,19 @@ from typing import Any, Literal
 
 import tyro
 
+from cogvx_jax.configs import Remat
+
 TABLE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # compiles in less than a minute; v6e takes several times as long
-Part = Literal["step", "text", "decode"]
+TRAINING = ("lora", "full")
+Part = Literal["step", "text", "decode", "lora", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One program on one device. GiB and MiB are binary; `video_seconds` is what all its runs in a video take."""
+    """One program on one device. GiB and MiB are binary; `all_seconds` is of its runs in a video, or in an update."""
 
     model: str
     topology: str
@@ -41,7 +45,7 @@ class Row:
     mega_cycles: float  # of all operations, loops unrolled
     kernel_mega_cycles: float
     milliseconds: float
-    video_seconds: float
+    all_seconds: float
     collectives: dict[str, tuple[int, float]]  # kind -> how many, MiB of results
     compile_seconds: float
 
@@ -55,6 +59,7 @@ def main(
     topologies: tuple[str, ...] = (TOPOLOGY,),
     mesh: str | None = None,
     programs: tuple[Part, ...] = ("step",),
+    remat: Remat = "block",
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -65,7 +70,9 @@ def main(
       models: names of presets.
       topologies: TPU slices, such as v5e:2x4.
       mesh: such as cfg=2,sp=4; None is the first candidate of `cogvx plan` without split weights.
-      programs: the denoising step, the text encoder, and the VAE's first two frame batches.
+      programs: the denoising step, the text encoder, and the VAE's first two frame batches; an update of a LoRA, or of
+        all parameters by AdamW, on a clip for each part of the mesh that takes clips.
+      remat: what the backward pass of an update computes anew.
       check: compile the rows of the table and compare: exit status 1 where one differs by more than 2%.
       write: put the rows into the table, beside what is there.
       json_file: also write the rows here.
@@ -75,7 +82,7 @@ def main(
     table: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.exists() else {"versions": versions, "rows": {}}
     if check:
         raise SystemExit(compare(table, versions))
-    rows = [row for topology in topologies for model in models for row in costs(model, topology, mesh, programs)]
+    rows = [row for topology in topologies for model in models for row in costs(model, topology, mesh, programs, remat)]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     if write:
@@ -85,30 +92,54 @@ def main(
         TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) -> Iterator[Row]:
+def costs(
+    model: str, topology: str, mesh: str | None, parts: tuple[Part, ...], remat: Remat = "block"
+) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
-    from cogvx_jax.models.flops import token_count, transformer_flops
+    from cogvx_jax.models.abstract import abstract_params
+    from cogvx_jax.models.flops import token_count, training_flops, transformer_flops
+    from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.pipelines import programs
     from cogvx_jax.pipelines.cost import compile_cost
     from cogvx_jax.pipelines.model import with_dtype
-    from cogvx_jax.pipelines.plan import LIKELY_BOUND, candidates, show
+    from cogvx_jax.pipelines.plan import LIKELY_BOUND, candidates
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
     from cogvx_jax.presets import PRESETS
     from cogvx_jax.sharding.topologies import topology as find
+    from cogvx_jax.train import optim
+    from cogvx_jax.train.ahead import lower_update
 
     slice_ = find(topology)
     assert slice_.generation is not None
     spec = with_dtype(PRESETS[model], None, platform="tpu")
     cfg = dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND)
     spec, devices, own = dataclasses.replace(spec, transformer=cfg), slice_.devices(), spec.defaults
-    mesh = mesh or show(next(candidates(cfg.heads, len(devices), 1, guided=True)))
+    mesh = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True)))
     made = sharding.parse_mesh(mesh, devices)
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
     padding = frames - latent_frames(spec, own.num_frames)
     tokens = token_count(cfg, shape[1:4])
     batches = (frames - padding) // (spec.vae.decode_frames or frames)
+    clips = math.prod(made.shape[axis] for axis in sharding.RULES["batch"])
+    pixels = (clips, frames - padding, *shape[2:])
+
+    def update(part: Part) -> list[tuple[str, int, Any]]:
+        # Of weights that change nothing bounds the logits.
+        tuned = dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=None, remat=remat))
+        lora = LoRAConfig() if part == "lora" else None
+        return [(f"{part} {remat}", 1, lower_update(tuned, made, pixels, lora, optim.adamw(1e-4, None)))]
+
+    def tera_flops(part: Part) -> float | None:
+        if part == "step":
+            return transformer_flops(cfg, tokens, batch=2) / len(devices) / 1e12
+        if part in TRAINING:
+            paths = LoRAConfig().paths if part == "lora" else tuple(abstract_params(cfg))
+            rank = LoRAConfig().rank if part == "lora" else 0
+            return training_flops(cfg, tokens, paths, batch=clips, rank=rank) / len(devices) / 1e12
+        return None
+
     with programs.compiling_for("tpu", made):
         for part in parts:
             lowered = {
@@ -122,6 +153,8 @@ def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) 
                         enumerate(programs.lower_decode(spec, made, shape, padding)), (1, batches - 1), strict=False
                     )
                 ],
+                "lora": lambda: update("lora"),
+                "full": lambda: update("full"),
             }[part]
             for name, runs, program in lowered():
                 cost = compile_cost(program, device_kind=devices[0].device_kind, cores=slice_.generation.cores)
@@ -134,11 +167,11 @@ def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) 
                     arguments_gib=cost.arguments / 2**30,
                     temporaries_gib=cost.temporaries / 2**30,
                     peak_gib=cost.peak / 2**30,
-                    tflops=transformer_flops(cfg, tokens, batch=2) / len(devices) / 1e12 if part == "step" else None,
+                    tflops=tera_flops(part),
                     mega_cycles=cost.cycles / 1e6,
                     kernel_mega_cycles=cost.kernel_cycles / 1e6,
                     milliseconds=1000 * seconds,
-                    video_seconds=runs * seconds,
+                    all_seconds=runs * seconds,
                     collectives={kind: (n, size / 2**20) for kind, (n, size) in cost.collectives.items()},
                     compile_seconds=cost.seconds,
                 )
@@ -149,11 +182,12 @@ def costs(model: str, topology: str, mesh: str | None, parts: tuple[Part, ...]) 
 def line(row: Row) -> str:
     """A row for people."""
     spoken = ", ".join(f"{n} {kind} {size:.0f} MiB" for kind, (n, size) in sorted(row.collectives.items()))
+    whole = "an update" if row.program.split()[0] in TRAINING else "a video"
     flops = "" if row.tflops is None else f"{row.tflops:.1f} TFLOP, "
     return (
         f"{row.key}: arguments {row.arguments_gib:.2f} + temporaries {row.temporaries_gib:.2f}, peak "
         f"{row.peak_gib:.2f} GiB; {flops}{row.mega_cycles:.0f} M cycles + kernels {row.kernel_mega_cycles:.0f} M = "
-        f"{row.milliseconds:.0f} ms, {row.video_seconds:.1f} s a video; {spoken}; "
+        f"{row.milliseconds:.0f} ms, {row.all_seconds:.1f} s {whole}; {spoken}; "
         f"compiled in {row.compile_seconds:.0f} s"
     )
 
@@ -190,7 +224,9 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
     worse = 0
     for key, was in table["rows"].items():
         model, topology, mesh, program = key.split(" ", 3)
-        (row,) = (r for r in costs(model, topology, mesh, (program.split()[0],)) if r.program == program)  # type: ignore[arg-type]
+        part, *rest = program.split()
+        remat: Any = rest[0] if part in TRAINING else "block"
+        (row,) = (r for r in costs(model, topology, mesh, (part,), remat) if r.program == program)  # type: ignore[arg-type]
         found = differences(was, held(row))
         worse += bool(found)
         print(f"{key}: {'; '.join(found) or 'as in the table'}", flush=True)

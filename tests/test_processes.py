@@ -30,6 +30,24 @@ assert len(up.sharding.device_set) == 8 and len(up.addressable_shards) == 4
 latents = cx.generate(model, "a red circle", num_inference_steps=2, sampler="dpm", output="latents", progress=False)
 np.save(f"{out}/{jax.process_index()}.npy", latents)
 """
+# Each process has only those rows of a batch that its devices compute.
+ROWS = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+from cogvx_jax.sharding import initialize
+initialize()
+import jax.numpy as jnp, numpy as np
+import cogvx_jax as cx
+from cogvx_jax.train.placement import own_rows, place_batch
+rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
+for sizes in ({"data": 2, "sp": 2}, {"data": 2, "fsdp": 2}, {"sp": 4}):
+    mesh = cx.make_mesh(**sizes)
+    own = own_rows(mesh, 8)
+    placed = place_batch({"x": rows[list(own.numbers)]}, mesh, own)["x"]
+    weighted = jax.jit(lambda x: jnp.sum(x * jnp.arange(8)[:, None]))(placed)
+    assert placed.shape == (8, 3) and float(weighted) == np.sum(rows * np.arange(8)[:, None])
+    print("rows", *own.numbers, flush=True)
+"""
 # The second process dies after a first collective; the first waits for it in another.
 DIE = """
 import os, jax
@@ -86,6 +104,15 @@ def test_two_processes_make_the_same_latents(small, tmp_path):
     first, second = (np.load(tmp_path / f"{i}.npy") for i in range(2))
     np.testing.assert_array_equal(first, second)
     assert np.abs(first - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_each_process_reads_its_own_rows():
+    running = start(ROWS)
+    said = finish(running)
+    assert [process.returncode for process in running] == [0, 0], said
+    first, second, every = "0 1 2 3", "4 5 6 7", "0 1 2 3 4 5 6 7"
+    read = [[line[5:] for line in text.splitlines() if line.startswith("rows ")] for text in said]
+    assert read == [[first, first, every], [second, second, every]]
 
 
 def test_the_command_writes_once(small, tmp_path):

@@ -169,7 +169,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     fit(start(), batches, loss, optim.adamw(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
     assert steps("checkpoints") == [6, 7, 8] and steps("best") == [4]  # the best of an earlier part, too
     assert Checkpoints(tmp_path / "best", best=True).loss() == 1.0
-    average = Checkpoints(tmp_path / "checkpoints").restore_average(start())
+    average = Checkpoints(tmp_path / "checkpoints").restore_exported(start())
     assert float(jnp.abs(average["dense"]["bias"]).min()) > 0
 
 

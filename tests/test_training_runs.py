@@ -21,15 +21,18 @@ from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+from cogvx_jax.sharding import replicate
 from cogvx_jax.train import commands, optim, parts
 from cogvx_jax.train import run as runs
 from cogvx_jax.train import step as update
+from cogvx_jax.train.ahead import lower_update
+from cogvx_jax.train.batches import Share, choose, read
 from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.held_out import hold_out
 from cogvx_jax.train.latents import Shape, digest, open_cache
-from cogvx_jax.train.placement import place_init
+from cogvx_jax.train.placement import place_batch, place_init
 from cogvx_jax.train.stages import Stage
 from cogvx_jax.train.trained import read_lora, read_model
-from cogvx_jax.train.validation import hold_out
 from cogvx_jax.train.videos import write_videos
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")))
@@ -195,16 +198,34 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
         commands.train(**options, accumulate=3)
 
 
+@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path, config):
+    sizes = dict(data=2, fsdp=2, tensor=2)
+    train(source, cache, config, tmp_path / "run", 1, sizes)
+    model = cx.load(source, mesh=mesh_of(sizes))
+    spec, start, base = runs._start(model, config)
+    tx, mesh = config.tx(stage_of(cache, config, 1)), model.mesh
+    compiled = lower_update(spec, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
+    numbers = [choose([Share(cache, 1, tuple(range(6)))], 0, place, (config.seed, 0)) for place in range(4)]
+    batch = place_batch(read(spec, cache, numbers), mesh) | {"base": base}
+    _, metrics = compiled(
+        place_init(start, tx, mesh),
+        batch | {"empty": replicate(cache.empty_text(), mesh)},
+        replicate(jax.random.key(config.seed), mesh),
+    )
+    np.testing.assert_allclose(metrics["loss"], losses(tmp_path / "run")[0], rtol=1e-6)
+
+
 def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
-    train_on, held_out = hold_out(cache, 2)
-    assert len(held_out) == 2 and sorted(train_on + held_out) == list(range(6))
-    twice = dataclasses.replace(cache, clips=cache.clips[::-1] + (("clip9", "words"), (cache.clips[0][0], "empty")))
-    kept = {twice.clips[i][0] for i in hold_out(twice, 0.3)[1]}
-    assert len(kept) == 3 and not kept & {twice.clips[i][0] for i in hold_out(twice, 0.3)[0]}
-    assert hold_out(cache, 0) == (list(range(6)), [])
+    videos = [video for video, _ in cache.clips]
+    held_out = hold_out(videos, 2)
+    assert len(held_out) == 2 and held_out < set(videos) and hold_out(videos[::-1] + videos, 2) == held_out
+    assert held_out < hold_out(videos, 0.5) and len(hold_out(videos, 0.5)) == 3 and hold_out(videos, 0) == set()
+    moved = hold_out([f"elsewhere/{video}" for video in videos], 2, name=lambda key: key.rpartition("/")[2])
+    assert moved == {f"elsewhere/{video}" for video in held_out}
     for amount, words in ((6, "none is left"), (-1, "below 1, or their number"), (1.5, "below 1, or their number")):
         with pytest.raises(ValueError, match=words):
-            hold_out(cache, amount)
+            hold_out(videos, amount)
 
     config = dataclasses.replace(LORA, validation=2, average=0.0)
     train(source, cache, config, tmp_path / "run", 4, validate_every=2)

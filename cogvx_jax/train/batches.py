@@ -26,12 +26,14 @@ class Share:
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What a stage is trained on: `batches(step)` of its own updates, from 0, of so many clips.
+    """What a stage is trained on: `batches(step, rows)`, those rows of the batch of an update of its own, from 0.
 
+    rows: of a batch, in which there are so many clips.
     tokens: of text and video, in a batch on average.
     """
 
-    batches: Callable[[int], dict[str, Any]]
+    batches: Callable[[int, Sequence[int]], dict[str, Any]]
+    rows: int
     clips: int
     tokens: float
     packing: Packing | None = None
@@ -41,13 +43,13 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
     """Batches of one cache each, as clips of several shapes cannot be stacked."""
     weights = tuple(share.weight for share in shares)
 
-    def batches(step: int) -> dict[str, Any]:
+    def batches(step: int, rows: Sequence[int]) -> dict[str, Any]:
         which, before = turn(weights, step)
-        numbers = range(before * batch_size, (before + 1) * batch_size)
-        return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in numbers])
+        places = [before * batch_size + row for row in rows]
+        return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in places])
 
     tokens = sum(share.weight * (video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
-    return Feed(batches, batch_size, batch_size * tokens / sum(weights))
+    return Feed(batches, batch_size, batch_size, batch_size * tokens / sum(weights))
 
 
 def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int, seed: tuple[int, ...]) -> Feed:
@@ -60,17 +62,18 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     sizes = [video_tokens(spec, share.cache) for share in shares]
     packing = best_packing(sizes, spread(weights), rows=rows, length=length, words=cfg.text_length)
 
-    def batches(step: int) -> dict[str, Any]:
-        clips, tokens = [], []
-        for which, before in (turn(weights, step * packing.clips + i) for i in range(packing.clips)):
-            found = shares[which].cache.batch([choose(shares, which, before, seed)])
-            clips.append(Clip(found["moments"][0], found["text"][0]))
-            tokens.append(sizes[which])
-        places = plan(tokens, length=length, most=packing.most, report=lambda line: None)
-        full = [[clips[i] for i in row] for row in places] + [[]] * (rows - len(places))
-        return pack(cfg, full, length=length, most=packing.most)
+    def clip(which: int, before: int) -> Clip:
+        found = shares[which].cache.batch([choose(shares, which, before, seed)])
+        return Clip(found["moments"][0], found["text"][0])
 
-    return Feed(batches, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
+    def batches(step: int, wanted: Sequence[int]) -> dict[str, Any]:
+        turns = [turn(weights, step * packing.clips + i) for i in range(packing.clips)]
+        tokens = [sizes[which] for which, _ in turns]
+        places = plan(tokens, length=length, most=packing.most, report=lambda line: None)
+        places += [[]] * (rows - len(places))
+        return pack(cfg, [[clip(*turns[i]) for i in places[row]] for row in wanted], length=length, most=packing.most)
+
+    return Feed(batches, rows, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
 def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:

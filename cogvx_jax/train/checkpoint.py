@@ -20,7 +20,9 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int = 2, *, best: bool = False):
         by_loss: dict[str, Any] = {"best_fn": lambda metrics: metrics["loss"], "best_mode": "min"} if best else {}
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, **by_loss)
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._manager = ocp.CheckpointManager(
+            Path(folder).absolute(), options=options, item_handlers=ocp.PyTreeCheckpointHandler()
+        )
 
     def latest(self) -> int | None:
         """Updates done at the newest checkpoint; None where there is none."""
@@ -35,21 +37,20 @@ class Checkpoints:
         if step is None:
             return state
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        return self._manager.restore(step, args=_restore(like))
 
-    def restore_average(self, like: Any) -> Any:
-        """The moving average of the newest checkpoint, which must exist, and nothing else of it, on one device.
+    def restore_exported(self, like: Any) -> Any:
+        """What the newest checkpoint, which must exist, has for use: its `State.exported`, on one device.
 
         Args:
           like: a tree of its shapes.
         """
         here = SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-        item = {"average": shapes}
-        restore = ocp.args.PyTreeRestore(
-            item, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(item)
-        )
-        return self._manager.restore(self.latest(), args=restore)["average"]
+        step = self.latest()
+        saved = self._manager.item_metadata(step)
+        part = "params" if saved["average"] is None else "average"
+        return self._manager.restore(step, args=_restore({part: shapes}, partial_restore=True))[part]
 
     def loss(self) -> float | None:
         """The loss that the newest checkpoint was saved with; None where there is none."""
@@ -67,8 +68,27 @@ class Checkpoints:
         step = int(state.step)
         if step != self.latest():
             metrics = None if loss is None else {"loss": loss}
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics, force=True)
 
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), **options)
+
+
+def read_exported(run: Path, like: Any, best: bool) -> Any:
+    """What a run's newest checkpoint has for use, or its best by validation loss; `like` as above.
+
+    Raises: ValueError where there is no such checkpoint.
+    """
+    checkpoints = Checkpoints(run / ("best" if best else "checkpoints"))
+    try:
+        if checkpoints.latest() is None:
+            which = "of the best validation loss; train with --validation" if best else "yet; train it first"
+            raise ValueError(f"{run} has no checkpoint {which}")
+        return checkpoints.restore_exported(like)
+    finally:
+        checkpoints.close()

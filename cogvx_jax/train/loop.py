@@ -13,17 +13,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cogvx_jax.allocator import give_back_freed_memory
 from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.curve import Curve
-from cogvx_jax.train.placement import place_batch, place_init
+from cogvx_jax.train.placement import Rows, place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 from cogvx_jax.train.progress import Progress, say
 
 AHEAD = 2  # batches that are read at once, and held beside the one in use
 Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
-# moving average -> losses by name; where one is named "loss", it is the one that counts, else their mean
+# what is exported -> losses by name; where one is named "loss", it is the one that counts, else their mean
 Validate = Callable[[Any], dict[str, float]]
 
 
@@ -40,6 +41,7 @@ def fit(
     accumulate: int = 1,
     fixed: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
+    rows: Rows | None = None,
     tokens: int = 0,
     flops: int = 0,
     rate: optax.Schedule | None = None,
@@ -65,12 +67,14 @@ def fit(
     checkpoint, and all stop at the same update. They must see one `folder`.
 
     Args:
+      decay: of the moving average; 0 has none, which saves its memory: the parameters themselves are exported.
       accumulate: parts that a batch is computed in; see `step.step`.
       fixed: what is added to each batch, on the devices already; batches are then dicts.
       mesh: what the state and batches are spread over; `params`, `fixed` and `loss_fn` are on it already.
+      rows: of a batch, that `batches` gives here; None is all of them, on every host.
       tokens, flops, rate: for the progress line and the log, see `Progress`.
       validate: its mean loss is logged every `validate_every` updates, and the best state kept in `folder/best`.
-      show: called with the moving average and the updates done, every `show_every` updates and after the last.
+      show: called with what is exported and the updates done, every `show_every` updates and after the last.
       tensorboard: log to `folder/tensorboard`, too.
       keep: checkpoints to keep, the newest.
       patience: updates in a row without a finite loss and gradient, after which training ends.
@@ -82,12 +86,14 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     best = Checkpoints(folder / "best", 1, best=True) if validate else None
-    state = checkpoints.restore(place_init(params, tx, mesh))  # not the caller's buffers: every step donates them
+    # Not the caller's buffers: every step donates them.
+    state = checkpoints.restore(place_init(params, tx, mesh, average=decay > 0))
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
     where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), everywhere(mesh))
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)
     end = steps if end is None else end
-    key, done, leave = jax.random.key(seed), int(state.step), False
+    key, first, leave = jax.random.key(seed), int(state.step), False
+    done = first
     curve = Curve(folder, tensorboard=tensorboard, start=done)
     progress = Progress(
         folder,
@@ -106,9 +112,12 @@ def fit(
     try:
         with sigterm() as stopped:
             for i, batch in _ahead(batches, done, steps):
-                placed = place_batch(batch, mesh)
+                placed = place_batch(batch, mesh, rows)
                 state, metrics = step(state, placed if fixed is None else placed | dict(fixed), key)
                 progress.add(i, batch, metrics)
+                if done == first:
+                    jax.block_until_ready(metrics)
+                    give_back_freed_memory()
                 done = i + 1
                 last, leave = done == steps, stopped(done) and done < end
                 if validate and best and not leave and (last or done % validate_every == 0):
@@ -116,7 +125,7 @@ def fit(
                         _validate(folder, curve, state, validate, best, start)
                 if show and not leave and (done == end or done % show_every == 0):
                     with progress.paused():
-                        show(state.average, done)
+                        show(state.exported, done)
                 if last or leave or done % save_every == 0:
                     checkpoints.save(state)
                 if leave:
@@ -136,7 +145,7 @@ def fit(
 def _validate(
     folder: Path, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
 ) -> None:
-    losses, done = validate(state.average), int(state.step)
+    losses, done = validate(state.exported), int(state.step)
     mean = losses["loss"] if "loss" in losses else float(np.mean(list(losses.values())))
     curve.add(done, {"validation_loss": mean, "validation": losses})
     rest = "".join(f", {name} {value:.5g}" for name, value in losses.items() if "loss" in losses and name != "loss")

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion import objective, schedule
@@ -89,7 +90,7 @@ def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
 
     Gives x, what the transformer sees, x0 and noise, what it is to predict, text and timesteps t, (B, ...) each.
     """
-    alphas_bar = jnp.asarray(schedule.alphas_bar(spec.schedule), jnp.float32)
+    alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
 
     def draw(batch: Mapping[str, Any], key: jax.Array, t: jax.Array | None = None) -> Rows:
         keys = iter(jax.random.split(key, 7))
@@ -98,7 +99,7 @@ def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
         t = draw_timesteps(time_key, count, spec.schedule.steps, options.timesteps) if t is None else t
         noise = draw_noise(next(keys), x0.shape, options.noise_offset)
         text = drop_text(batch, next(keys), options)
-        x = objective.add_noise(x0, noise, alphas_bar[t])
+        x = objective.add_noise(x0, noise, jnp.asarray(alphas_bar)[t])
         if spec.kind == "i2v":
             condition = _image_latents(spec, batch, options, next(keys), next(keys))
             kept = jax.random.uniform(next(keys), (count, 1, 1, 1)) >= options.image_dropout
@@ -114,11 +115,11 @@ def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
 def make_errors(spec: ModelSpec) -> Callable[[Any, Rows], jax.Array]:
     """`errors(params, rows)`: the loss (B,) of each clip that `make_draw` has drawn."""
     transformer = Transformer(spec.transformer)
-    alphas_bar = jnp.asarray(schedule.alphas_bar(spec.schedule), jnp.float32)
+    alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
 
     def errors(params: Any, rows: Rows) -> jax.Array:
         prediction = cast(jax.Array, transformer.apply({"params": params}, rows["x"], rows["text"], rows["t"]))
-        return objective.loss(prediction, rows["x0"], rows["noise"], alphas_bar[rows["t"]])
+        return objective.loss(prediction, rows["x0"], rows["noise"], jnp.asarray(alphas_bar)[rows["t"]])
 
     return errors
 

@@ -121,7 +121,7 @@ def pack(cfg: TransformerConfig, rows: Sequence[Sequence[Clip]], *, length: int,
     Raises: ValueError for a model or clips that cannot be packed so.
     """
     check_packs(cfg)
-    texts = {clip.text.shape for row in rows for clip in row}
+    texts = {clip.text.shape for row in rows for clip in row} or {(cfg.text_length, cfg.text_dim)}
     if len(texts) != 1:
         raise ValueError(f"all clips need texts of one shape, got {sorted(texts)}")
     features = cfg.patch**2 * (cfg.patch_t or 1) * cfg.out_channels

@@ -1,5 +1,6 @@
 """Where a run's state, batches and loss live on a mesh, by the rules of `sharding`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,23 +35,32 @@ def place_adapters(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh
     """
     if mesh is None:
         return adapters
-    placed = {}
+    return jax.tree.map(place, adapters, adapter_shardings(adapters, parameters, mesh))
+
+
+def adapter_shardings(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh) -> Any:
+    """Where `place_adapters` puts them, by their shapes."""
+    where = {}
     for path, ab in adapters.items():
         *layers, features, out = parameters[path].names
         names = {"a": (*layers, features, None), "b": (*layers, None, out)}
-        where = shardings({side: Abstract(x.shape, names[side]) for side, x in ab.items()}, mesh)
-        placed[path] = {side: place(x, where[side]) for side, x in ab.items()}
-    return placed
+        where[path] = shardings({side: Abstract(x.shape, names[side]) for side, x in ab.items()}, mesh)
+    return where
 
 
-def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None) -> State:
+def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None, *, average: bool = True) -> State:
     """`step.init` with buffers of its own: moments and average where their parameters are, all else on every device."""
 
     def init(params):
-        return update.init(jax.tree.map(jnp.copy, params), tx)
+        return update.init(jax.tree.map(jnp.copy, params), tx, average=average)
 
     if mesh is None:
         return jax.jit(init)(params)
+    return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), params, mesh))(params)
+
+
+def state_shardings(state: State, params: Any, mesh: Mesh) -> State:
+    """Where the state of a run lies, by its shapes and by where its parameters are."""
     params_at = {names(path): x for path, x in jax.tree.leaves_with_path(params)}
 
     def where(path, x):
@@ -59,19 +69,50 @@ def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None)
         same = (params_at[keys[i:]] for i in range(len(keys)) if keys[i:] in params_at)
         return next((p.sharding for p in same if p.shape == x.shape), everywhere(mesh))
 
-    return jax.jit(init, out_shardings=jax.tree.map_with_path(where, jax.eval_shape(init, params)))(params)
+    return jax.tree.map_with_path(where, state)
 
 
-def place_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """Rows (B, ...), the same on every host, on the devices that compute them: of its rows, each host sends its own."""
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of a batch that a host has: their numbers, in order, of so many."""
+
+    numbers: tuple[int, ...]
+    count: int
+
+
+def own_rows(mesh: Mesh | None, count: int) -> Rows:
+    """Those that devices of this process compute: no other row of a batch need be read here."""
+    if mesh is None:
+        return Rows(tuple(range(count)), count)
+    blocks = row_sharding(mesh, (count,)).addressable_devices_indices_map((count,)).values()
+    return Rows(tuple(sorted({row for block in blocks if block for row in range(count)[block[0]]})), count)
+
+
+def place_batch(batch: Any, mesh: Mesh | None, rows: Rows | None = None) -> Any:
+    """Rows (B, ...) on the devices that compute them.
+
+    Args:
+      batch: whose arrays hold `rows` of all B; None is all of them, the same on every host.
+    """
     if mesh is None:
         return batch
 
     def one(x):
-        names = ("batch", *(None,) * (x.ndim - 1))
-        return place(x, NamedSharding(mesh, spec(names, mesh, x.shape)))
+        if rows is None:
+            return place(x, row_sharding(mesh, x.shape))
+        shape, at = (rows.count, *x.shape[1:]), {number: i for i, number in enumerate(rows.numbers)}
+
+        def block(index):
+            return x[[at[number] for number in range(rows.count)[index[0]]]]
+
+        return jax.make_array_from_callback(shape, row_sharding(mesh, shape), block)
 
     return jax.tree.map(one, batch)
+
+
+def row_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array of rows (B, ...) lies."""
+    return NamedSharding(mesh, spec(("batch", *(None,) * (len(shape) - 1)), mesh, shape))
 
 
 def place_loss(loss: Loss, mesh: Mesh | None) -> Loss:

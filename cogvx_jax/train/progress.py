@@ -141,12 +141,13 @@ def say(text: str) -> None:
 
 
 def _unsound(folder: Path, batch: Any, step: int, seed: int, patience: int) -> str:
-    """Saves the batch of a step; the sentence that says so."""
-    file = folder / f"batch-{step}.npz"
-    if first_process():
-        leaves: dict[str, Any] = {"/".join(names(path)) or "batch": x for path, x in jax.tree.leaves_with_path(batch)}
-        np.savez(file, **leaves | {"step": step, "seed": seed})
+    """Saves the batch of a step, each process what it read of it; the sentence that says so."""
+    processes = jax.process_count()
+    file = folder / (f"batch-{step}.npz" if processes == 1 else f"batch-{step}-{jax.process_index()}.npz")
+    leaves: dict[str, Any] = {"/".join(names(path)) or "batch": x for path, x in jax.tree.leaves_with_path(batch)}
+    np.savez(file, **leaves | {"step": step, "seed": seed})
+    where = file.name if processes == 1 else f"batch-{step}-0.npz to batch-{step}-{processes - 1}.npz"
     return (
         f"{folder}: {patience} updates in a row had a loss or gradient that is not finite; the batch of the last is in "
-        f"{file.name}, its step and seed give the key: check the data, or begin in another folder with a lower rate"
+        f"{where}, its step and seed give the key: check the data, or begin in another folder with a lower rate"
     )

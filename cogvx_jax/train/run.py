@@ -28,16 +28,17 @@ from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
 from cogvx_jax.train.batches import Share, feed, packed_feed, video_tokens
 from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.held_out import hold_out
 from cogvx_jax.train.latents import check_model, open_cache
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
 from cogvx_jax.train.packed_objective import make_partial_packed_loss
-from cogvx_jax.train.placement import check_batch, place_adapters, place_loss
+from cogvx_jax.train.placement import check_batch, own_rows, place_adapters, place_loss
 from cogvx_jax.train.progress import say
 from cogvx_jax.train.stages import Stage, ends
 from cogvx_jax.train.step import State
 from cogvx_jax.train.trained import transformer_shapes, with_trained
-from cogvx_jax.train.validation import hold_out, make_validate
+from cogvx_jax.train.validation import make_validate
 from cogvx_jax.train.videos import write_videos
 
 
@@ -65,14 +66,14 @@ class RunConfig:
 
     def rate(self, stage: Stage, start: int = 0) -> optax.Schedule:
         """Learning rate by updates of the run done before, in a stage that begins at update `start`."""
-        steps = stage.steps if stage.schedule == "cosine" else None
-        return optim.schedule(stage.learning_rate, steps, warmup=stage.warmup, start=start)
+        return optim.schedule(stage.learning_rate, stage.decay_steps, warmup=stage.warmup, start=start)
 
     def tx(self, stage: Stage, start: int = 0) -> optax.GradientTransformation:
         """The optimizer of a stage that begins at update `start`; its state fits every stage."""
         make = optim.adafactor if self.optimizer == "adafactor" else optim.adamw
-        steps = stage.steps if stage.schedule == "cosine" else None
-        return make(stage.learning_rate, steps, warmup=stage.warmup, weight_decay=self.weight_decay, start=start)
+        return make(
+            stage.learning_rate, stage.decay_steps, warmup=stage.warmup, weight_decay=self.weight_decay, start=start
+        )
 
 
 def train(
@@ -143,9 +144,10 @@ def train(
         if packing is not None:
             make, about["packed"] = make_partial_packed_loss, round(packing.used, 4)
             say(f"{folder.name} stage {number + 1}: {packing}")
+        rows = own_rows(model.mesh, feeds[number].rows)
         return fit(
             start,
-            lambda step: feeds[number].batches(step - begin),
+            lambda step: feeds[number].batches(step - begin, rows.numbers),
             place_loss(make(spec, config.objective, whole), model.mesh),
             config.tx(stage, begin),
             steps=end,
@@ -155,6 +157,7 @@ def train(
             accumulate=stage.accumulate,
             fixed=fixed,
             mesh=model.mesh,
+            rows=rows,
             tokens=round(feeds[number].tokens),
             flops=_flops(spec, shares[number], feeds[number].clips, config, start),
             rate=config.rate(stage, begin),
@@ -176,17 +179,17 @@ def train(
         if done < end:
             run_stage(number)  # its state is not held here: the next stage reads it from the checkpoint
     state = run_stage(len(stages) - 1)
-    if not _finite(state.params):
-        raise ValueError(f"{folder}: training diverged; begin in another folder with a lower learning rate")
-    return with_trained(model, config.lora, state.average)
+    return with_trained(model, config.lora, state.exported)
 
 
 def _shares(stage: Stage, validation: float) -> list[Share]:
     shares = []
     for folder, weight in stage.data:
         cache = open_cache(folder)
-        clips, held_out = hold_out(cache, validation)
-        shares.append(Share(cache, weight, tuple(clips), tuple(held_out)))
+        chosen = hold_out((video for video, _ in cache.clips), validation)
+        held_out = {number for number, (video, _) in enumerate(cache.clips) if video in chosen}
+        clips = (number for number in range(len(cache.clips)) if number not in held_out)
+        shares.append(Share(cache, weight, tuple(clips), tuple(sorted(held_out))))
     return shares
 
 
@@ -221,8 +224,3 @@ def _done(folder: Path) -> int:
         return checkpoints.latest() or 0
     finally:
         checkpoints.close()
-
-
-@jax.jit
-def _finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

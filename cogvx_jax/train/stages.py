@@ -58,6 +58,11 @@ class Stage:
         if self.schedule == "cosine" and self.steps <= self.warmup:
             raise ValueError(f"a cosine of {self.steps} updates leaves none after a warmup of {self.warmup}")
 
+    @property
+    def decay_steps(self) -> int | None:
+        """Updates over which the learning rate falls; None where it stays."""
+        return self.steps if self.schedule == "cosine" else None
+
 
 KINDS: dict[str, Any] = {
     "steps": int,

@@ -42,13 +42,19 @@ class State(NamedTuple):
 
     step: jax.Array  # () int32, updates done
     params: Params
-    average: Params  # exponential moving average of `params`, what is exported
+    average: Params | None  # exponential moving average of `params`; None where none is held
     opt: optax.OptState
 
+    @property
+    def exported(self) -> Params:
+        """What the run is for: the average, or the parameters themselves."""
+        return self.params if self.average is None else self.average
 
-def init(params: Params, tx: optax.GradientTransformation) -> State:
-    average = jax.tree.map(jnp.copy, params)  # its own buffers: the state is donated as a whole
-    return State(jnp.zeros((), jnp.int32), params, average, tx.init(params))
+
+def init(params: Params, tx: optax.GradientTransformation, *, average: bool = True) -> State:
+    # The average has its own buffers: the state is donated as a whole.
+    mean = jax.tree.map(jnp.copy, params) if average else None
+    return State(jnp.zeros((), jnp.int32), params, mean, tx.init(params))
 
 
 def step(
@@ -64,7 +70,7 @@ def step(
     """One update on the global batch. Where the loss or the gradient is not finite, nothing but the count moves.
 
     Args:
-      decay: of the moving average, warmed up from 0.
+      decay: of the moving average, where the state has one, warmed up from 0.
       accumulate: parts that the batch is computed in, one after the other; above 1, `loss_fn` is a `Loss`.
     """
     key = jax.random.fold_in(key, state.step)
@@ -74,13 +80,20 @@ def step(
     else:
         loss, grads = gradient(loss_fn, accumulate)(state.params, batch, key)
     norm = optax.global_norm(grads)
-    updates, opt = tx.update(grads, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    weight = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    average = jax.tree.map(lambda a, p: a + weight * (p - a), state.average, params)
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), (params, average, opt), tuple(state[1:]))
-    return State(state.step + 1, *kept), more | {"loss": loss, "grad_norm": norm, "sound": sound}
+
+    def move(state: State, grads: Params) -> State:
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            weight = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+            average = jax.tree.map(lambda a, p: a + weight * (p - a), average, params)
+        return State(state.step, params, average, opt)
+
+    # Not a choice between old and new numbers, which would hold both.
+    state = jax.lax.cond(sound, move, lambda state, grads: state, state, grads)
+    return state._replace(step=state.step + 1), more | {"loss": loss, "grad_norm": norm, "sound": sound}
 
 
 def gradient(loss_fn: LossFn, accumulate: int = 1) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Params]]:

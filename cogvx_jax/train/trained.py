@@ -14,7 +14,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.train import facts, parts
-from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.checkpoint import read_exported
 from cogvx_jax.train.latents import digest
 
 
@@ -28,7 +28,7 @@ def read_lora(folder: Path, spec: ModelSpec, *, best: bool = False) -> LoRA:
     if said["lora"] is None:
         raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
     lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
-    adapters = _average(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
+    adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
     return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
 
 
@@ -44,7 +44,7 @@ def read_model(folder: Path, model: Model, *, best: bool = False) -> Model:
     if said["transformer"] != digest(model.params["transformer"]):
         raise ValueError(f"{folder} was trained from other weights than those of this {model.spec.name}")
     like, _ = parts.split(transformer_shapes(model.spec), said["parts"])
-    return with_trained(model, None, _average(folder, like, best))
+    return with_trained(model, None, read_exported(folder, like, best))
 
 
 def with_trained(model: Model, lora: LoRAConfig | None, trained: Any) -> Model:
@@ -72,14 +72,3 @@ def _check_model(folder: Path, said: Mapping[str, Any], spec: ModelSpec) -> None
             f"{folder} does not fit {spec.name} (width {width}, {layers} layers); "
             f"it was made for {said['name']} (width {said['width']}, {said['layers']} layers)"
         )
-
-
-def _average(folder: Path, like: Any, best: bool) -> Any:
-    checkpoints = Checkpoints(folder / ("best" if best else "checkpoints"))
-    try:
-        if checkpoints.latest() is None:
-            which = "of the best validation loss; train with --validation" if best else "yet; train it first"
-            raise ValueError(f"{folder} has no checkpoint {which}")
-        return checkpoints.restore_average(like)
-    finally:
-        checkpoints.close()

@@ -9,7 +9,6 @@ RUN/best/         state of the lowest loss of those clips
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ from cogvx_jax.models.lpips import LPIPS
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import activate, replicate
-from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.checkpoint import read_exported
 from cogvx_jax.train.facts import read, write
+from cogvx_jax.train.held_out import hold_out
 from cogvx_jax.train.latents import digest
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.placement import check_batch, place_batch
@@ -132,7 +132,7 @@ def train_vae(
         raise ValueError(f"steps must be at least 1, got {steps}")
     mesh, objective = model.mesh, config.objective
     check_batch(mesh, config.batch_size)
-    trained, held_out = hold_out(sources, config.validation)
+    trained, held_out = split(sources, config.validation)
     network, weights = (None, None) if lpips is None else read_lpips(lpips)
     facts = _facts(model, sources, config, source, weights)
     _check_same(folder, facts)
@@ -175,7 +175,7 @@ def train_vae(
         log_every=log_every,
         keep=keep,
     )
-    return _with(model, state.average["vae"])
+    return _with(model, state.exported["vae"])
 
 
 def make_validate(
@@ -213,22 +213,11 @@ def make_validate(
     return validate
 
 
-def hold_out(sources: Sequence[Source], amount: float) -> tuple[list[Source], list[Source]]:
-    """The videos to train on, and those to validate with: which ones depends on their names alone.
-
-    Args:
-      amount: below 1 a share of the videos, from 1 on how many.
-    Raises: ValueError for an amount below 0, not whole from 1 on, or that leaves none to train on.
-    """
-    if not 0 <= amount < math.inf or amount > 1 and amount % 1:
-        raise ValueError(f"validation must be a share of the videos below 1, or their number, got {amount:g}")
-    videos = sorted({str(s.video) for s in sources}, key=lambda name: hashlib.sha256(Path(name).name.encode()).digest())
-    count = int(amount) if amount >= 1 else math.ceil(amount * len(videos))
-    if count >= len(videos):
-        raise ValueError(f"with {count} of {len(videos)} videos kept for validation, none is left to train on")
-    chosen = set(videos[:count])
-    unique = list({str(s.video): s for s in sources}.values())  # one with several captions is one video
-    return [s for s in unique if str(s.video) not in chosen], [s for s in unique if str(s.video) in chosen]
+def split(sources: Sequence[Source], amount: float) -> tuple[list[Source], list[Source]]:
+    """The videos to train on, and those to validate with, by the names of their files; see `held_out.hold_out`."""
+    unique = {str(source.video): source for source in sources}  # one with several captions is one video
+    chosen = hold_out(unique, amount, name=lambda key: Path(key).name)  # wherever their folder lies
+    return [s for key, s in unique.items() if key not in chosen], [unique[key] for key in unique if key in chosen]
 
 
 def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
@@ -244,14 +233,7 @@ def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: 
         raise ValueError(f"{folder} was trained from another VAE than that of this {model.spec.name}")
     flat = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(model.spec, "vae").items()}
     like, _ = _split(traverse_util.unflatten_dict(flat, sep="/"), facts["decoder_only"])
-    checkpoints = Checkpoints(folder / ("best" if best else "checkpoints"))
-    try:
-        if checkpoints.latest() is None:
-            which = "of the best validation loss; train with --validation" if best else "yet; train it first"
-            raise ValueError(f"{folder} has no checkpoint {which}")
-        average = checkpoints.restore_average({"vae": like})["vae"]
-    finally:
-        checkpoints.close()
+    average = read_exported(folder, {"vae": like}, best)["vae"]
     if scaling_factor is not None:
         vae = dataclasses.replace(model.spec.vae, scaling_factor=scaling_factor)
         model = dataclasses.replace(model, spec=dataclasses.replace(model.spec, vae=vae))

@@ -1,8 +1,6 @@
 """The loss of clips that are kept out of training, at the timesteps of the paper, with the same noise every time."""
 
 import functools
-import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,33 +12,12 @@ from jax.sharding import Mesh
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.sharding import activate, everywhere
 from cogvx_jax.train.batches import Share, read
-from cogvx_jax.train.latents import Cache
 from cogvx_jax.train.objective import Objective, make_draw, make_errors
 from cogvx_jax.train.placement import place_batch
 
 TIMESTEPS = (100, 300, 500, 700, 900)  # arXiv:2408.06072, section 3.3
 # Captions and images all stay, and nothing is added to them.
 PLAIN = Objective(text_dropout=0.0, image_dropout=0.0, image_noise=False)
-
-
-def hold_out(cache: Cache, amount: float) -> tuple[list[int], list[int]]:
-    """The numbers of a cache's clips to train on, and of those to validate with.
-
-    Which they are depends on the videos alone, not on their order, and all captions of a video go together.
-
-    Args:
-      amount: below 1 a share of the videos, from 1 on how many.
-    Raises: ValueError for an amount below 0, not whole from 1 on, or that leaves none to train on.
-    """
-    videos = sorted({key for key, _ in cache.clips}, key=lambda key: hashlib.sha256(key.encode()).digest())
-    if not 0 <= amount < math.inf or amount > 1 and amount % 1:
-        raise ValueError(f"validation must be a share of the clips below 1, or their number, got {amount:g}")
-    count = int(amount) if amount >= 1 else math.ceil(amount * len(videos))
-    if count >= len(videos):
-        raise ValueError(f"with {count} of {len(videos)} videos kept for validation, none is left to train on")
-    chosen = set(videos[:count])
-    numbers = range(len(cache.clips))
-    return [i for i in numbers if cache.clips[i][0] not in chosen], [i for i in numbers if cache.clips[i][0] in chosen]
 
 
 def make_validate(
