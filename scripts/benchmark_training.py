@@ -19,6 +19,7 @@ import optax
 from cogvx_jax.allocator import give_back_freed_memory
 from cogvx_jax.models import lora
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.nn.backend import formulations
 from cogvx_jax.scripts.benchmark import FULL, SMALL, Run, Sizes, Workload, normal, our_params
 from cogvx_jax.train import step as update
 
@@ -42,7 +43,7 @@ def inputs(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def our_update(sizes: Sizes, folder: Path, *, adapters: bool) -> Run:
-    cfg = dataclasses.replace(sizes.spec.transformer, remat="products")  # the default of `cogvx train`
+    cfg = dataclasses.replace(sizes.spec.transformer, remat=formulations().remat)
     base = our_params(sizes, folder, "transformer")
     tx = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, *BETAS, weight_decay=WEIGHT_DECAY))
 

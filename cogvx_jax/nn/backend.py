@@ -12,22 +12,27 @@ from typing import Literal
 
 import jax
 
+from cogvx_jax.configs import Remat
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Formulations:
-    """One choice per operation; see `nn.attention` and `nn.conv` for what the names mean."""
+    """One choice per operation; see `nn.attention`, `nn.conv` and `nn.remat` for what the names mean."""
 
     attention: Literal["plain", "chunked", "by_head", "pallas", "cudnn"] = "chunked"
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
+    remat: Remat = "block"  # of training, unless told: what makes long clips fit
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
 
 PLAIN = Formulations(attention="plain")  # the definitions, for reference
 BY_PLATFORM = {
-    "cpu": Formulations(attention="by_head", causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent"),
+    "cpu": Formulations(
+        attention="by_head", causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent", remat="products"
+    ),
     "tpu": Formulations(
         attention="pallas",
         causal_conv="by_size",

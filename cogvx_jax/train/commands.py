@@ -74,7 +74,7 @@ def train(
     tensorboard: bool = False,
     prompts: Path | None = None,
     video_every: int = 1000,
-    remat: Remat = "products",
+    remat: Remat | None = None,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
     dtype: DType | None = None,
@@ -121,6 +121,7 @@ def train(
       video_every: updates between them.
       remat: what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is
         cheap ("products"); whole blocks, a quarter more work ("block"), whose inputs may wait on the host ("offload").
+        None is "products" on CPU, else "block".
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
       distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
         the folder of the run and that of the encoded clips.
@@ -129,6 +130,7 @@ def train(
     import dataclasses
 
     from cogvx_jax.models.lora import LoRAConfig
+    from cogvx_jax.nn.backend import formulations
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
     from cogvx_jax.train.curve import check_tensorboard
@@ -204,7 +206,8 @@ def train(
     loaded = _load(model, dtype, size, frames, unencoded, devices)
     if unencoded is not None:
         _encode(loaded, unencoded, out / "cache", size, frames)
-    spec = dataclasses.replace(loaded.spec, transformer=dataclasses.replace(loaded.spec.transformer, remat=remat))
+    cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
+    spec = dataclasses.replace(loaded.spec, transformer=cfg)
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
         run.train(loaded, several, config, out, source=model, tensorboard=tensorboard, videos=videos, **pace)
