@@ -63,7 +63,8 @@ def our_update(sizes: Sizes, folder: Path, *, adapters: bool) -> Run:
     states = [update.init(jax.tree.map(jnp.copy, params), tx, average=False)]  # torch has no average
     del params, base
     gc.collect()  # the arrays that were read
-    key, compiled = jax.random.key(0), []
+    key = jax.random.key(0)
+    compiled: list[bool] = []
 
     def run():
         states[0], metrics = step(states[0], batch, key)
