@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Runs one `cogvx` command on every host of a TPU slice: they join into one run (--distributed). The first host
-# writes the video, which is then copied here; a run of training stays on the disk that the hosts share.
+# writes the video, which is then copied here; encoded clips and runs stay on the disk that the hosts share.
 set -euo pipefail
 
 usage() {
   cat >&2 <<'TEXT'
-usage: scripts/tpu_pod.sh --tpu NAME --zone ZONE [--project ID] [--install SPEC] [--dry-run] -- cogvx generate|train ...
+usage: scripts/tpu_pod.sh --tpu NAME --zone ZONE [--project ID] [--install SPEC] [--dry-run] -- cogvx generate|encode|train ...
 
   --tpu NAME        the TPU VM, as `gcloud compute tpus tpu-vm list` names it
   --zone ZONE       where it is
@@ -50,11 +50,11 @@ done
 [[ -n $zone ]] || fail "--zone is missing"
 (($# > 1)) && [[ $1 == cogvx ]] || fail "after -- comes the command to run, such as cogvx generate 'a red circle' --mesh sp=8"
 verb=$2
-[[ $verb == generate || $verb == train ]] || fail "only cogvx generate and train run on several hosts, got $verb"
+[[ $verb =~ ^(generate|encode|train)$ ]] || fail "only cogvx generate, encode and train run on several hosts, got $verb"
 
 command=("$@")
 out='' spread=false
-[[ $verb == train ]] || out=out.mp4
+[[ $verb != generate ]] || out=out.mp4
 for ((i = 2; i < $#; i++)); do
   case ${command[i]} in
     --distributed) fail "leave --distributed out: it is added here" ;;
@@ -65,10 +65,10 @@ for ((i = 2; i < $#; i++)); do
   esac
 done
 [[ -n $out ]] || fail "--out needs a value"
-if [[ $verb == train ]]; then
+if [[ $verb != generate ]]; then
   [[ $out == /* ]] || fail "--out must be a folder on a disk that all hosts share, such as /shared/run, got $out"
 fi
-$spread || fail "--mesh is missing: without it, every host would compute the same on one chip"
+$spread || [[ $verb == encode ]] || fail "--mesh is missing: without it, every host would compute the same on one chip"
 command+=(--distributed)
 
 where=("--zone=$zone")

@@ -1,5 +1,7 @@
 """Two processes of four virtual devices each, joined over loopback."""
 
+import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax.data.video import read_video
+from cogvx_jax.data.layouts import read_sources
+from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.sharding import processes
+from cogvx_jax.train.latents import encode, open_cache
 
 ROOT = Path(__file__).parents[1]
 GENERATE = """
@@ -125,6 +129,30 @@ def test_the_command_writes_once(small, tmp_path):
     assert len(read_video(out)[0]) == 9
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
     assert "out.mp4" in said[0] and "out.mp4" not in said[1]
+
+
+def test_each_process_encodes_a_part_of_the_videos(small, tmp_path):
+    folder, model = small("5b")
+    (tmp_path / "broken.mp4").write_bytes(b"x" * 100)
+    for i in range(3):
+        with VideoWriter(tmp_path / f"{i}.mp4", 8) as writer:
+            writer.write(np.random.default_rng(i).integers(0, 255, (9, 32, 48, 3), np.uint8))
+    names = ["0.mp4", "broken.mp4", "1.mp4", "2.mp4", "0.mp4"]
+    lines = [json.dumps({"video": name, "prompt": f"video {i}"}) for i, name in enumerate(names)]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    running = start(
+        "cogvx_jax.cli", "encode", "--data", tmp_path / "list.jsonl", "--out", tmp_path / "cache", "--model", folder,
+        "--distributed",
+    )  # fmt: skip
+    said = finish(running)
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "4 clips in" in said[0] and "1 of 5 videos skipped (1 unreadable)" in said[0] and "4 clips" not in said[1]
+    together = open_cache(tmp_path / "cache")
+    alone = encode(model, read_sources(tmp_path / "list.jsonl"), tmp_path / "alone", together.shape, lines.append)
+    assert dataclasses.replace(together, folder=alone.folder) == alone
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["cache.json", "image", "moments", "text"]
+    for mine, theirs in zip(together.batch(range(4)).values(), alone.batch(range(4)).values(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_dead_process_ends_the_others():

@@ -36,11 +36,12 @@ def test_a_dry_run_prints_the_commands():
     assert copy[3:7] == ["tpu-vm", "scp", "my-tpu:out.mp4", "out.mp4"] and copy[-1] == "--worker=0"
 
 
-def test_training_stays_where_it_is():
-    done = run(*WHERE, "--dry-run", "--", *TRAIN)
+@pytest.mark.parametrize("command", [TRAIN, ["cogvx", "encode", "--data", "/shared/x.jsonl", "--out", "/shared/x"]])
+def test_training_stays_where_it_is(command):
+    done = run(*WHERE, "--dry-run", "--", *command)
     assert done.returncode == 0, done.stderr
-    (train,) = map(shlex.split, done.stdout.splitlines())
-    assert shlex.split(train[-1].split("; ")[1]) == [*TRAIN, "--distributed"]
+    (only,) = map(shlex.split, done.stdout.splitlines())
+    assert shlex.split(only[-1].split("; ")[1]) == [*command, "--distributed"]
 
 
 def test_the_hosts_get_the_prompt_as_it_was(tmp_path):
@@ -64,7 +65,7 @@ def test_the_hosts_get_the_prompt_as_it_was(tmp_path):
         (["--tpu", "--zone", "z", "--", *GENERATE], "--tpu needs a value"),
         ([*WHERE, "--chips", "8"], "unknown option --chips"),
         (WHERE, "after -- comes the command to run"),
-        ([*WHERE, "--", "cogvx", "encode"], "only cogvx generate and train run on several hosts, got encode"),
+        ([*WHERE, "--", "cogvx", "export"], "only cogvx generate, encode and train run on several hosts, got export"),
         ([*WHERE, "--", "cogvx", "train", "--mesh", "data=8"], "--out needs a value"),
         ([*WHERE, "--", *TRAIN[:-1], "run"], "--out must be a folder on a disk that all hosts share"),
         ([*WHERE, "--", *GENERATE[:3]], "--mesh is missing"),

@@ -20,6 +20,7 @@ def encode(
     model: str = "tiny",
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     frames: int | None = None,
+    distributed: bool = False,
     dtype: DType | None = None,
 ) -> None:
     """Encodes videos and captions once, for training; what is there already is kept.
@@ -32,9 +33,14 @@ def encode(
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
       frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own. 1 takes pictures, too.
+      distributed: this is one of several processes that run the same command, as for `generate`: each encodes a part of
+        the videos, on its first device. They share the folder.
       dtype: to compute in.
     """
-    _encode(_load(model, dtype, size, frames, data), data, out, size, frames)
+    process, processes = 0, 1
+    if distributed:
+        process, processes = _join()
+    _encode(_load(model, dtype, size, frames, data), data, out, size, frames, process, processes)
 
 
 def train(
@@ -313,11 +319,22 @@ def _videos(model: str, prompts: Path | None, size: str | None, frames: int | No
     return videos
 
 
-def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None):
+def _join() -> tuple[int, int]:
+    """Joins the other processes; the number of this one, and how many there are."""
+    import jax
+
+    from cogvx_jax.sharding import initialize
+
+    initialize()
+    return jax.process_index(), jax.process_count()
+
+
+def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None, process: int = 0, processes: int = 1):
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.train import latents
 
     def report(line: str) -> None:
         print(f"cogvx: {line}" if line.startswith("skipped") else line, file=sys.stderr, flush=True)
 
-    return latents.encode(loaded, read_sources(data), out, _shape(loaded.spec, size, frames), report)
+    shape, sources = _shape(loaded.spec, size, frames), read_sources(data)
+    return latents.encode(loaded, sources, out, shape, report, process=process, processes=processes)

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -31,7 +31,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
-from cogvx_jax.sharding import host_blocks, replicate
+from cogvx_jax.sharding import host_blocks, replicate, wait_for_all
 
 # NumPy's headers are parsed by Python's own parser, which threads break for each other before 3.11.8 and 3.12.2.
 _HEADERS = Lock()
@@ -85,49 +85,79 @@ class Cache:
 
 
 def encode(
-    model: Model, sources: Sequence[Source], folder: Path, shape: Shape, report: Callable[[str], None] = print
+    model: Model,
+    sources: Sequence[Source],
+    folder: Path,
+    shape: Shape,
+    report: Callable[[str], None] = print,
+    *,
+    process: int = 0,
+    processes: int = 1,
 ) -> Cache:
     """Encodes what `folder` does not yet hold. Videos that cannot be used are reported and left out.
 
     The next few clips are read while one is encoded; no others are held.
 
+    Args:
+      process, processes: which of several processes this is, each of which encodes every so manieth video with a
+        model on devices of its own. They call this together and see one `folder`.
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
     vae_digest, text_digest = digest(model.params["vae"]), digest(model.params["text_encoder"])
-    clips, skipped, new = [], collections.Counter[str](), 0
+    part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
     read = functools.partial(_read_missing, folder=folder, vae=vae_digest, shape=shape)
-    for source, reading in _ahead(read, sources):
+    own = range(process, len(sources), processes)
+    for number, (source, reading) in zip(own, _ahead(read, [sources[i] for i in own]), strict=True):
         try:
             key, clip = reading.result()
         except (ValueError, OSError) as error:
-            skipped["too short" if isinstance(error, TooShort) else "unreadable"] += 1
+            part["skipped"]["too short" if isinstance(error, TooShort) else "unreadable"] += 1
             report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
             continue
         if clip is not None and not _has_clip(folder, key):  # it may have been in the list just before
             _save(_file(folder, "image", key), clip.image)
             _save(_file(folder, "moments", key), _moments(model, clip.pixels))
-            new += 1
-        clips.append((key, _text(model, source.prompt, text_digest, folder)))
+            part["new"] += 1
+        part["clips"].append((number, key, _text(model, source.prompt, text_digest, folder)))
+    parts = [part] if processes == 1 else _exchange(folder, part, process, processes)
+    clips = sorted(clip for each in parts for clip in each["clips"])
+    skipped = sum((collections.Counter(each["skipped"]) for each in parts), collections.Counter[str]())
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not clips:
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
-    report(
-        f"{len(clips)} clips in {folder}, {new} of them encoded now; "
-        f"{skipped.total()} of {len(sources)} videos skipped{reasons and f' ({reasons})'}"
-    )
     cache = Cache(
         folder=folder,
         model=model.spec.name,
         vae=vae_digest,
         text_encoder=text_digest,
         shape=shape,
-        clips=tuple(clips),
+        clips=tuple((key, text) for _, key, text in clips),
         empty=_text(model, "", text_digest, folder),
     )
-    facts = dataclasses.asdict(cache)
-    del facts["folder"]
-    _replace(folder / "cache.json", lambda file: file.write(json.dumps(facts, indent=1).encode()))
+    if process == 0:
+        report(
+            f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
+            f"{skipped.total()} of {len(sources)} videos skipped{reasons and f' ({reasons})'}"
+        )
+        facts = dataclasses.asdict(cache)
+        del facts["folder"]
+        _replace(folder / "cache.json", lambda file: file.write(json.dumps(facts, indent=1).encode()))
     return cache
+
+
+def _exchange(folder: Path, part: dict[str, Any], process: int, processes: int) -> list[dict[str, Any]]:
+    """What each process has done, by a file of each."""
+    files = [folder / f".part-{i}-of-{processes}.json" for i in range(processes)]
+    _replace(files[process], lambda file: file.write(json.dumps(part).encode()))
+    wait_for_all("clips are encoded")
+    if missing := [file.name for file in files if not file.exists()]:
+        raise ValueError(
+            f"{folder} must be one folder for all processes, on a disk that they share; {missing[0]} is not"
+        )
+    parts = [json.loads(file.read_text()) for file in files]
+    wait_for_all("parts are read")
+    files[process].unlink()
+    return parts
 
 
 def is_cache(folder: Path) -> bool:
@@ -245,7 +275,7 @@ def _save(path: Path, array: np.ndarray) -> None:
 def _replace(path: Path, write: Callable[[Any], Any]) -> None:
     """Writes a file that appears under its name only when whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")  # of any process of any host
     try:
         with partial.open("wb") as file:
             write(file)
