@@ -27,6 +27,7 @@ TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # compiles in less than a minute; v6e takes several times as long
 TRAINING = ("lora", "full")
+Kernel = Literal["pallas", "splash"]
 Part = Literal["step", "text", "decode", "lora", "full"]
 
 
@@ -60,6 +61,7 @@ def main(
     mesh: str | None = None,
     programs: tuple[Part, ...] = ("step",),
     remat: Remat = "block",
+    attention: Kernel = "pallas",
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -73,6 +75,7 @@ def main(
       programs: the denoising step, the text encoder, and the VAE's first two frame batches; an update of a LoRA, or of
         all parameters by AdamW, on a clip for each part of the mesh that takes clips.
       remat: what the backward pass of an update computes anew.
+      attention: the kernel of this package, or JAX's splash attention to compare with.
       check: compile the rows of the table and compare: exit status 1 where one differs by more than 2%.
       write: put the rows into the table, beside what is there.
       json_file: also write the rows here.
@@ -82,7 +85,12 @@ def main(
     table: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.exists() else {"versions": versions, "rows": {}}
     if check:
         raise SystemExit(compare(table, versions))
-    rows = [row for topology in topologies for model in models for row in costs(model, topology, mesh, programs, remat)]
+    rows = [
+        row
+        for topology in topologies
+        for model in models
+        for row in costs(model, topology, mesh, programs, remat, attention)
+    ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     if write:
@@ -93,13 +101,19 @@ def main(
 
 
 def costs(
-    model: str, topology: str, mesh: str | None, parts: tuple[Part, ...], remat: Remat = "block"
+    model: str,
+    topology: str,
+    mesh: str | None,
+    parts: tuple[Part, ...],
+    remat: Remat = "block",
+    attention: Kernel = "pallas",
 ) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
     from cogvx_jax.models.abstract import abstract_params
     from cogvx_jax.models.flops import token_count, training_flops, transformer_flops
     from cogvx_jax.models.lora import LoRAConfig
+    from cogvx_jax.nn.backend import BY_PLATFORM, using
     from cogvx_jax.pipelines import programs
     from cogvx_jax.pipelines.cost import compile_cost
     from cogvx_jax.pipelines.model import with_dtype
@@ -140,7 +154,8 @@ def costs(
             return training_flops(cfg, tokens, paths, batch=clips, rank=rank) / len(devices) / 1e12
         return None
 
-    with programs.compiling_for("tpu", made):
+    choice = dataclasses.replace(BY_PLATFORM["tpu"], attention=attention)
+    with programs.compiling_for("tpu", made), using(choice):
         for part in parts:
             lowered = {
                 "step": lambda: [
@@ -163,7 +178,7 @@ def costs(
                     model=model,
                     topology=topology,
                     mesh=mesh,
-                    program=name,
+                    program=name if attention == "pallas" else f"{name} {attention}",
                     arguments_gib=cost.arguments / 2**30,
                     temporaries_gib=cost.temporaries / 2**30,
                     peak_gib=cost.peak / 2**30,
@@ -227,10 +242,12 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         model, topology, mesh, program = key.split(" ", 3)
         part, *rest = program.split()
         remat: Any = rest[0] if part in TRAINING else "block"
-        (row,) = (r for r in costs(model, topology, mesh, (part,), remat) if r.program == program)  # type: ignore[arg-type]
-        found = differences(was, held(row))
-        worse += bool(found)
-        print(f"{key}: {'; '.join(found) or 'as in the table'}", flush=True)
+        kernel: Kernel = "splash" if rest[-1:] == ["splash"] else "pallas"
+        found = costs(model, topology, mesh, (part,), remat, kernel)  # type: ignore[arg-type]
+        (row,) = (r for r in found if r.program == program)
+        changed = differences(was, held(row))
+        worse += bool(changed)
+        print(f"{key}: {'; '.join(changed) or 'as in the table'}", flush=True)
     if worse:
         print(f"{worse} rows differ by more than {TOLERANCE:.0%}; if that is meant, repeat with --write for these rows")
     return min(worse, 1)

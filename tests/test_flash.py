@@ -20,7 +20,7 @@ from cogvx_jax.convert import read_spec
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn import attention as attention_module
-from cogvx_jax.nn import flash, flash_gradient
+from cogvx_jax.nn import flash, splash
 from cogvx_jax.nn.attention import attention, logit_bound
 from cogvx_jax.nn.backend import Formulations, using
 from cogvx_jax.nn.flash import Blocks, flash_attention, needs_maximum
@@ -124,7 +124,7 @@ def test_segments(bound):
 @pytest.mark.parametrize("segmented", [False, True])
 def test_gradients_are_those_of_the_definition(monkeypatch, segmented):
     q, k, v = inputs(150, 300, batch=2)
-    monkeypatch.setattr(flash_gradient, "BLOCKS", range(128, 129, 128))  # several, the last ones ragged
+    monkeypatch.setattr(splash, "BLOCKS", range(128, 129, 128))  # several, the last ones ragged
     segments = None
     if segmented:  # some queries have no key
         segments = (jnp.arange(150)[None].repeat(2, 0) // 60, jnp.arange(300)[None].repeat(2, 0) // 120)
@@ -145,7 +145,7 @@ def test_gradients_are_those_of_the_definition(monkeypatch, segmented):
 
 
 def test_blocks_of_the_gradient_pad_little():
-    assert [flash_gradient.fit(n) for n in (17776, 45332, 300)] == [(17920, 896), (45440, 640), (384, 384)]
+    assert [splash.fit(n) for n in (17776, 45332, 300)] == [(17920, 896), (45440, 640), (384, 384)]
 
 
 def test_the_choice_of_blocks():

@@ -10,7 +10,7 @@ import pytest
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines import plan as plans
-from cogvx_jax.pipelines.cost import Cost, Program
+from cogvx_jax.pipelines.cost import SPLASH, Cost, Program
 from cogvx_jax.pipelines.plan import candidates, plan
 from cogvx_jax.pipelines.plan_command import table
 from cogvx_jax.presets import PRESETS
@@ -39,6 +39,9 @@ metadata={op_name="jit(step)/flash_attention/pallas_call"}
 ENTRY %main (p: bf16[8]) -> bf16[8] {
   %w = (s32[], bf16[1,4,64,128]{3,2,1,0}) while(%t), condition=%cond.1, body=%body.1
   %unknown = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"9223372036854775807"}
+  %j = bf16[2,5,640,64]{3,2,1,0} custom-call(%m, %q, %k), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={s8[5,1,1]{2,1,0}, bf16[2,5,640,64]{3,2,1,0}, bf16[2,5,128,64]{3,2,1,0}}, \
+metadata={op_name="jit(step)/splash_mha_fwd_segmented_no_residuals"}
   %known = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
   %s = (bf16[8]{0}, bf16[32]{0}) all-gather-start(%p), channel_id=2
   %d = bf16[32]{0} all-gather-done(%s)
@@ -50,6 +53,7 @@ def test_a_program_is_read_with_its_loops():
     program = Program(PROGRAM)
     assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know
     assert program.scores() == 3 * 1 * 4 * 128 * 256
+    assert program.scores(SPLASH) == 2 * 5 * 640 * 128
     assert program.collectives() == {"all-to-all": (3, 3 * 4 * 64 * 128 * 2), "all-gather": (1, 64)}
 
 

@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     """What a compilation gives instead of `ROW`: set `compiled["row"]`."""
     given = {"row": ROW}
 
-    def costs(model, topology, mesh, parts, remat):
+    def costs(model, topology, mesh, parts, remat, attention):
         assert (model, topology, mesh, parts) == ("5b", "v5e:2x4", "cfg=2,sp=4", ("step",))
         yield given["row"]
 

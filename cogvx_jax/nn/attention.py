@@ -7,10 +7,11 @@ K head width.
     chunked  CHUNK queries at a time
     by_head  a loop over batch and heads around that
     pallas   the kernel of `nn.flash`, for TPUs
+    splash   JAX's own kernels for TPUs, which "pallas" uses where a gradient is wanted; alone, to compare with
     cudnn    cuDNN's flash attention, for NVIDIA GPUs
 
-What a formulation cannot do falls to "chunked": the last two want no bias and a head width of theirs,
-cuDNN half precision and no segments. Neither is partitioned by XLA along the sequence: on a mesh that
+What a formulation cannot do falls to "chunked": the last three want no bias and a head width of theirs,
+cuDNN half precision and no segments. None is partitioned by XLA along the sequence: on a mesh that
 shards it, call `attention` under `shard_map`.
 """
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cogvx_jax.nn import flash
+from cogvx_jax.nn import flash, splash
 from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.remat import product
 
@@ -62,6 +63,8 @@ def attention(
     choice, width = formulations().attention, q.shape[-1]
     if choice == "pallas" and bias is None and width in KERNEL_WIDTHS:
         return flash.flash_attention(q, k, v, scale=scale, max_logit=max_logit, segments=pair, kv_length=kv_length)
+    if choice == "splash" and bias is None and width in KERNEL_WIDTHS:
+        return splash.attend(q, k, v, pair, scale=scale, length=kv_length or k.shape[2])
     return product(_without_kernel(q, k, v, scale, bias, pair, kv_length, choice))
 
 

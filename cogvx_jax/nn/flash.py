@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from cogvx_jax.nn import flash_gradient
+from cogvx_jax.nn import splash
 
 LANES = 128
 NOTHING = -0.7 * float(np.finfo(np.float32).max)  # a logit that no sum notices; differences stay finite
@@ -65,7 +65,7 @@ def flash_attention(
     """softmax(scale * q k^T) v by the kernel; see `cogvx_jax.nn.attention.attention` for the arguments.
 
     Products take their operands as they come (bfloat16, or float32 at jax's default precision) and add
-    up in float32. Where a gradient is wanted, both passes are those of `nn.flash_gradient`. On a mesh, call it
+    up in float32. Where a gradient is wanted, both passes are those of `nn.splash`. On a mesh, call it
     under `shard_map`.
 
     Args:
@@ -136,9 +136,7 @@ def _attend(q, k, v, segments, options):
 
 def _attend_forward(q, k, v, segments, options):
     # Another kernel, that has a backward pass.
-    run = functools.partial(
-        flash_gradient.attend, scale=options.scale, length=options.length, interpret=options.interpret
-    )
+    run = functools.partial(splash.attend, scale=options.scale, length=options.length, interpret=options.interpret)
     return jax.vjp(lambda q, k, v: run(q, k, v, segments), q, k, v)
 
 

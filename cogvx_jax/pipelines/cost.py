@@ -16,6 +16,9 @@ from typing import Any
 # `scripts/attention_blocks.py` counts them, whatever the number of cores: for v5e and v6e of the kernel and the blocks
 # in use, for the others of an early form of it.
 SCORE_CYCLES = {"TPU v4": 3.21, "TPU v5 lite": 2.63, "TPU v5": 2.65, "TPU v6 lite": 1.43, "TPU7x": 1.34}
+OURS, SPLASH = "flash_attention", "splash_mha_fwd"  # in the names of kernels
+# The same of JAX's splash attention with segment ids, at its best blocks, forward.
+SPLASH_CYCLES = {"TPU v5 lite": 4.35, "TPU v6 lite": 2.87}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
@@ -63,7 +66,14 @@ def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: 
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         cycles=program.cycles(),
-        kernel_cycles=round(program.scores() * score_cycles(device_kind) / 1000 / cores),
+        kernel_cycles=round(
+            (
+                program.scores() * score_cycles(device_kind)
+                + program.scores(SPLASH) * score_cycles(device_kind, SPLASH_CYCLES)
+            )
+            / 1000
+            / cores
+        ),
         collectives=program.collectives(),
         seconds=seconds,
     )
@@ -79,10 +89,10 @@ def beside_weights(costs: list[Cost], weights: float) -> float:
     return max(cost.peak for cost in costs) - taken
 
 
-def score_cycles(device_kind: str) -> float:
-    """Cycles for a thousand scores; 0 for a device without the kernel."""
-    names = [name for name in SCORE_CYCLES if device_kind.startswith(name)]
-    return SCORE_CYCLES[max(names, key=len)] if names else 0.0
+def score_cycles(device_kind: str, table: Mapping[str, float] = SCORE_CYCLES) -> float:
+    """Cycles for a thousand scores; 0 for a device that is not in the table."""
+    names = [name for name in table if device_kind.startswith(name)]
+    return table[max(names, key=len)] if names else 0.0
 
 
 class Program:
@@ -109,13 +119,15 @@ class Program:
                 total += times * int(found) if int(found) < UNKNOWN else 0
         return total
 
-    def scores(self) -> int:
-        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through."""
+    def scores(self, kernel: str = OURS) -> int:
+        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through, or those of JAX's splash."""
         total = 0
         for times, line in self._walk(self._entry):
-            if "tpu_custom_call" in line and "flash_attention" in line:
-                (batch, heads, _, queries), (*_, keys) = _shapes(line.partition("operand_layout_constraints=")[2])[:2]
-                total += times * batch * heads * queries * keys
+            if "tpu_custom_call" in line and kernel in line:
+                shapes = _shapes(line.partition("operand_layout_constraints=")[2])
+                q, k, *_ = (shape for shape in shapes if len(shape) == 4)
+                tokens = 3 if kernel == OURS else 2  # the axis
+                total += times * q[0] * q[1] * q[tokens] * k[tokens]
         return total
 
     def collectives(self) -> dict[str, tuple[int, int]]:

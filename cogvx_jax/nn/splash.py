@@ -1,6 +1,6 @@
-"""Attention for TPUs where its gradient is wanted: JAX's splash attention, whose backward pass is kernels, too.
+"""JAX's splash attention, for TPUs: its backward pass is kernels, too, so gradients are taken of it.
 
-Shapes as in `nn.flash`, whose kernel is faster forward and has no other way.
+Shapes as in `nn.flash`, whose kernel is faster, but goes forward only.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from cogvx_jax.nn.remat import PRODUCT
@@ -34,9 +34,9 @@ def attend(
     """
     queries, keys = q.shape[2], k.shape[2]
     (padded_q, block_q), (padded_kv, block_kv) = fit(queries), fit(keys)
-    kernel = splash.make_splash_mha_single_device(
+    kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.FullMask((padded_q, padded_kv))] * q.shape[1]),
-        block_sizes=splash.BlockSizes(
+        block_sizes=kernels.BlockSizes(
             block_q=block_q,
             block_kv=block_kv,
             block_kv_compute=block_kv,
@@ -53,7 +53,7 @@ def attend(
     if segments is not None or length < padded_kv:
         ours, theirs = segments or (jnp.zeros((len(q), n), jnp.int32) for n in (queries, keys))
         exist = jnp.where(jnp.arange(keys) < length, theirs, NO_KEY)
-        ids = splash.SegmentIds(_pad(ours, padded_q, 1), _pad(exist, padded_kv, 1, NO_KEY))
+        ids = kernels.SegmentIds(_pad(ours, padded_q, 1), _pad(exist, padded_kv, 1, NO_KEY))
     run = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0))
     # What stands at queries that are padding is dropped below, so that its gradient is 0.
     q, k, v = _pad(q * scale, padded_q, 2), *(_pad(_zeroed(x, length), padded_kv, 2) for x in (k, v))
