@@ -40,8 +40,9 @@ ENTRY %main (p: bf16[8]) -> bf16[8] {
   %w = (s32[], bf16[1,4,64,128]{3,2,1,0}) while(%t), condition=%cond.1, body=%body.1
   %unknown = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"9223372036854775807"}
   %j = bf16[2,5,640,64]{3,2,1,0} custom-call(%m, %q, %k), custom_call_target="tpu_custom_call", \
-operand_layout_constraints={s8[5,1,1]{2,1,0}, bf16[2,5,640,64]{3,2,1,0}, bf16[2,5,128,64]{3,2,1,0}}, \
-metadata={op_name="jit(step)/splash_mha_fwd_segmented_no_residuals"}
+operand_layout_constraints={s8[5,1,1]{2,1,0}, bf16[10,640,64]{2,1,0}, bf16[10,128,64]{2,1,0}}, attributes={
+"block_q": 640
+}}, metadata={op_name="jit(step)/splash_mha_fwd_segmented_no_residuals"}
   %known = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
   %s = (bf16[8]{0}, bf16[32]{0}) all-gather-start(%p), channel_id=2
   %d = bf16[32]{0} all-gather-done(%s)

@@ -106,10 +106,12 @@ class Program:
                 name = found[2]
                 self._operations[name] = []
                 self._entry = name if found[1] else self._entry
+            elif line.rstrip() == "}":
+                name = ""
             elif name and line.startswith("  "):
                 self._operations[name].append(line)
-            elif line.startswith("}"):
-                name = ""
+            elif name and self._operations[name]:  # the attributes of a kernel may have line ends
+                self._operations[name][-1] += line
 
     def cycles(self) -> int:
         """Of all operations that have an estimate."""
@@ -124,10 +126,9 @@ class Program:
         total = 0
         for times, line in self._walk(self._entry):
             if "tpu_custom_call" in line and kernel in line:
-                shapes = _shapes(line.partition("operand_layout_constraints=")[2])
-                q, k, *_ = (shape for shape in shapes if len(shape) == 4)
-                tokens = 3 if kernel == OURS else 2  # the axis
-                total += times * q[0] * q[1] * q[tokens] * k[tokens]
+                q, k = _shapes(line.partition("operand_layout_constraints=")[2], "bf16|f32")[:2]
+                tokens = -1 if kernel == OURS else -2  # the axis: (..., K, S), or (..., S, K)
+                total += times * math.prod(q[:-2]) * q[tokens] * k[tokens]
         return total
 
     def collectives(self) -> dict[str, tuple[int, int]]:
@@ -157,8 +158,8 @@ class Program:
         return max(constants, default=1)
 
 
-def _shapes(text: str) -> list[tuple[int, ...]]:
-    return [tuple(map(int, dims.split(","))) for dims in re.findall(r"\w+\[([\d,]+)\]", text)]
+def _shapes(text: str, kinds: str) -> list[tuple[int, ...]]:
+    return [tuple(map(int, dims.split(","))) for dims in re.findall(rf"\b(?:{kinds})\[([\d,]+)\]", text)]
 
 
 def _sizes(result: str) -> list[int]:
