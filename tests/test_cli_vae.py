@@ -15,7 +15,7 @@ from cogvx_jax.data.clips import Source
 from cogvx_jax.data.random_clips import RandomClips, random_clip
 from cogvx_jax.data.tars import read_samples
 from cogvx_jax.data.video import VideoWriter
-from cogvx_jax.train.vae_run import split
+from cogvx_jax.train.vae_run import split_videos
 
 TRAIN = ["--size", "16x24", "--frames", "9", "--log-every", "1", "--warmup", "0", "--learning-rate", "0.01"]
 GAN = ["--discriminator-start", "1", "--discriminator-width", "4", "--discriminator-layers", "2"]
@@ -139,12 +139,12 @@ def test_videos_that_cannot_be_used_are_named_once(videos):
 
 def test_held_out_videos_do_not_depend_on_order(videos):
     sources = [Source(videos / f"{i}.mp4", "x") for i in range(4)]
-    train, held = split(sources, 0.3)
+    train, held = split_videos(sources, 0.3)
     assert len(held) == 2 and not set(train) & set(held)
-    assert set(split(sources[::-1], 0.3)[1]) == set(held) and split(sources, 0)[1] == []
+    assert set(split_videos(sources[::-1], 0.3)[1]) == set(held) and split_videos(sources, 0)[1] == []
     for amount, words in ((4, "none is left"), (-1, "or their number"), (1.5, "or their number")):
         with pytest.raises(ValueError, match=words):
-            split(sources, amount)
+            split_videos(sources, amount)
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, videos, small, monkeypatch, capsys):

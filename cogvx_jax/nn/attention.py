@@ -69,7 +69,7 @@ def attention(
 
 
 def _without_kernel(q, k, v, scale, bias, pair, kv_length, choice: str) -> jax.Array:
-    """`attention`, of which `segments` are a pair or None, by anything but "pallas"."""
+    """`attention`, of which `segments` are a pair or None, by anything but the kernels for TPUs."""
     if kv_length is not None and kv_length < k.shape[2]:  # else even a weight of 0 would meet a NaN
         k, v = k[:, :, :kv_length], v[:, :, :kv_length]
         bias = None if bias is None else bias[..., :kv_length]

@@ -134,7 +134,7 @@ def train_vae(
     check_batch(devices, batch_size)
     run.check_folder(out)
     sources = read_sources(data)
-    run.split(sources, validation)
+    run.split_videos(sources, validation)
     loaded = load(model, dtype=dtype, mesh=devices, components=("vae",))
 
     def report(line: str) -> None:

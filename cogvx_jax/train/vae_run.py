@@ -132,7 +132,7 @@ def train_vae(
         raise ValueError(f"steps must be at least 1, got {steps}")
     mesh, objective = model.mesh, config.objective
     check_batch(mesh, config.batch_size)
-    trained, held_out = split(sources, config.validation)
+    trained, held_out = split_videos(sources, config.validation)
     network, weights = (None, None) if lpips is None else read_lpips(lpips)
     facts = _facts(model, sources, config, source, weights)
     _check_same(folder, facts)
@@ -213,11 +213,11 @@ def make_validate(
     return validate
 
 
-def split(sources: Sequence[Source], amount: float) -> tuple[list[Source], list[Source]]:
+def split_videos(sources: Sequence[Source], amount: float) -> tuple[list[Source], list[Source]]:
     """The videos to train on, and those to validate with, by the names of their files; see `held_out.hold_out`."""
     unique = {str(source.video): source for source in sources}  # one with several captions is one video
     chosen = hold_out(unique, amount, name=lambda key: Path(key).name)  # wherever their folder lies
-    return [s for key, s in unique.items() if key not in chosen], [unique[key] for key in unique if key in chosen]
+    return [s for key, s in unique.items() if key not in chosen], [s for key, s in unique.items() if key in chosen]
 
 
 def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
