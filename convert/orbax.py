@@ -18,11 +18,11 @@ import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.files import below, open_files
+from cogvx_jax.places import kvstore
 
 DIGESTS = "digests.json"
 FORMAT = "cogvx orbax 1"  # changes when an older program could not read the folder
 BLOCK_BYTES = 64 * 2**20
-URLS = ("gs", "s3", "http", "https", "file")  # whose arrays tensorstore reads by itself
 
 
 def is_orbax(folder: str | Path) -> bool:
@@ -94,7 +94,7 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
         prefix = f"{component}/"
         listed = {p.removeprefix(prefix): a for p, a in read_digests(folder).items() if p.startswith(prefix)}
         wanted = {path: array["shape"] for path, array in listed.items()} if shapes is None else shapes
-        base = _base(below(below(folder, component), "orbax"))
+        base = kvstore(below(below(folder, component), "orbax"))
         opening = {path: ts.open(_spec(base, path)) for path in wanted}
         self._arrays: dict[str, ts.TensorStore] = {}
         problems = [f"spare: {path} {listed[path]['shape']}" for path in listed.keys() - wanted.keys()]
@@ -144,20 +144,10 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
         """Nothing is held between reads."""
 
 
-def _base(folder: str | Path) -> Any:
-    """Where the files are, as tensorstore says it."""
-    if isinstance(folder, str) and "://" in folder:
-        if folder.partition("://")[0] not in URLS:
-            known = ", ".join(f"{scheme}://" for scheme in URLS)
-            raise ValueError(f"tensorstore cannot read {folder}; it reads folders and {known}")
-        return f"{folder}/"
-    return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
-
-
 def _spec(base: Any, path: str) -> dict[str, Any]:
     # Orbax names an array by its keys, joined with dots.
-    kvstore = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
-    return {"driver": "zarr", "kvstore": kvstore, "open": True}
+    entries = {"driver": "ocdbt", "base": base, "path": path.replace("/", ".") + "/"}
+    return {"driver": "zarr", "kvstore": entries, "open": True}
 
 
 def _strings(array: Mapping[str, Any]) -> dict[str, str]:

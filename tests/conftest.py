@@ -13,6 +13,8 @@ from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5C
 from cogvx_jax.convert import export, lpips
 from cogvx_jax.models.lpips import LPIPS, MEAN
 from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+from cogvx_jax.train.cache import Cache, clip_name, open_cache, store_of, text_name, write_cache
+from cogvx_jax.train.latents import digest
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -51,6 +53,30 @@ def lpips_file(tmp_path_factory, random_params):
     file = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
     save_file(tensors | {"scaling_layer.shift": MEAN[None, :, None, None]}, file)
     return file
+
+
+@pytest.fixture(scope="session")
+def random_cache():
+    """`random_cache(folder, model, shape, count)`: clips of random numbers, as `cogvx encode` would write them."""
+
+    def make(folder, model, shape, count):
+        rng, store = np.random.default_rng(shape.width), store_of(folder)
+        channels, cfg = model.spec.vae.latent_channels, model.spec.transformer
+        for i in range(count):
+            mean = rng.normal(size=((shape.frames - 1) // 4 + 1, shape.height // 8, shape.width // 8, channels))
+            moments = np.float32(np.concatenate([mean, np.full_like(mean, -5)], axis=-1))
+            image = np.zeros((shape.height, shape.width, 3), np.uint8)
+            store.add(clip_name(f"{i}"), {"moments": moments, "image": image})
+        for text in ("words", "empty"):
+            states = rng.normal(size=(cfg.text_length, cfg.text_dim))
+            store.add(text_name(text), {"states": np.float32(states)})
+        store.commit()
+        made = {part: digest(model.params[part]) for part in ("vae", "text_encoder")}
+        clips = tuple((f"{i}", "words") for i in range(count))
+        write_cache(Cache(folder=folder, model=model.spec.name, shape=shape, clips=clips, empty="empty", **made))
+        return open_cache(folder)
+
+    return make
 
 
 KINDS = {

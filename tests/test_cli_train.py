@@ -1,5 +1,6 @@
 """Fine-tuning `tiny` from the command line: data, cache, run, resumption, export; and what is refused."""
 
+import dataclasses
 import json
 import sys
 
@@ -18,7 +19,8 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.scripts import finetune_tiny
 from cogvx_jax.train import facts
 from cogvx_jax.train import run as runs
-from cogvx_jax.train.latents import Shape, encode, open_cache
+from cogvx_jax.train.cache import Shape, open_cache, write_cache
+from cogvx_jax.train.latents import encode
 from cogvx_jax.train.stages import Stage
 from cogvx_jax.train.trained import read_lora
 
@@ -138,8 +140,9 @@ def test_a_cache_knows_what_it_is_of(tmp_path, videos, model, monkeypatch, capsy
         stage = Stage(data=((cache.folder, 1),), steps=1)
         runs.train(other, (stage,), runs.RunConfig(), tmp_path / "run", source="tiny")
     assert not (tmp_path / "run").exists()
-    next((tmp_path / "moments").iterdir()).unlink()
-    with pytest.raises(ValueError, match="lacks 1 files"):
+    gone = dataclasses.replace(cache, clips=(*cache.clips, ("gone", cache.clips[0][1])))
+    write_cache(gone)
+    with pytest.raises(ValueError, match="lacks 1 entries, such as clip/gone"):
         open_cache(tmp_path)
 
 

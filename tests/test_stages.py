@@ -20,8 +20,8 @@ from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
 from cogvx_jax.train import commands, facts
 from cogvx_jax.train import run as runs
 from cogvx_jax.train.batches import Share, choose, feed, packed_feed, spread, turn
+from cogvx_jax.train.cache import Shape, open_cache
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.objective import Objective
 from cogvx_jax.train.pack import best_packing, plan
 from cogvx_jax.train.stages import Stage, read_stages
@@ -52,31 +52,13 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def caches(made, tmp_path_factory):
+def caches(made, random_cache, tmp_path_factory):
     """Folders as `cogvx encode` makes them: five videos, three images, and one clip alone."""
     base = tmp_path_factory.mktemp("caches")
-    write_cache(base / "videos", made[1], Shape(32, 48, 9, 8.0), 5)
-    write_cache(base / "images", made[1], Shape(32, 16, 1, 8.0), 3)
-    write_cache(base / "one", made[1], Shape(16, 16, 1, 8.0), 1)
+    random_cache(base / "videos", made[1], Shape(32, 48, 9, 8.0), 5)
+    random_cache(base / "images", made[1], Shape(32, 16, 1, 8.0), 3)
+    random_cache(base / "one", made[1], Shape(16, 16, 1, 8.0), 1)
     return base
-
-
-def write_cache(folder, model, shape, count):
-    rng = np.random.default_rng(shape.width)
-
-    def write(kind, key, array):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-        np.save(folder / kind / f"{key}.npy", np.float32(array))
-
-    for i in range(count):
-        mean = rng.normal(size=((shape.frames - 1) // 4 + 1, shape.height // 8, shape.width // 8, 4))
-        write("moments", f"{i}", np.concatenate([mean, np.full_like(mean, -5)], axis=-1))
-        write("image", f"{i}", np.zeros((shape.height, shape.width, 3)))
-    for text in ("words", "empty"):
-        write("text", text, rng.normal(size=(8, 16)))
-    about = {part: digest(model.params[part]) for part in ("vae", "text_encoder")}
-    about |= {"model": "small", "clips": [(f"{i}", "words") for i in range(count)], "empty": "empty"}
-    (folder / "cache.json").write_text(json.dumps(about | {"shape": dataclasses.asdict(shape)}))
 
 
 def stage(steps, *folders, **settings):

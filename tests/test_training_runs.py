@@ -27,9 +27,9 @@ from cogvx_jax.train import run as runs
 from cogvx_jax.train import step as update
 from cogvx_jax.train.ahead import lower_update
 from cogvx_jax.train.batches import Share, choose, read
+from cogvx_jax.train.cache import Shape
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.held_out import hold_out
-from cogvx_jax.train.latents import Shape, digest, open_cache
 from cogvx_jax.train.placement import place_batch, place_init
 from cogvx_jax.train.stages import Stage
 from cogvx_jax.train.trained import read_lora, read_model
@@ -83,25 +83,9 @@ def model(source):
 
 
 @pytest.fixture(scope="module")
-def cache(model, tmp_path_factory):
-    """Six random clips as `cogvx encode` would have made them."""
-    folder, rng = tmp_path_factory.mktemp("cache"), np.random.default_rng(0)
-
-    def write(kind, key, array):
-        (folder / kind).mkdir(exist_ok=True)
-        np.save(folder / kind / f"{key}.npy", np.float32(array))
-
-    for i in range(6):
-        mean = rng.normal(size=(3, 4, 6, 4))
-        write("moments", f"clip{i}", np.concatenate([mean, np.full_like(mean, -5)], axis=-1))
-        write("image", f"clip{i}", np.zeros((32, 48, 3)))
-    for text in ("words", "empty"):
-        write("text", text, rng.normal(size=(8, 16)))
-    made = {part: digest(model.params[part]) for part in ("vae", "text_encoder")}
-    facts = made | {"model": "small", "clips": [(f"clip{i}", "words") for i in range(6)], "empty": "empty"}
-    shape = Shape(32, 48, 9, 8.0)
-    (folder / "cache.json").write_text(json.dumps(facts | {"shape": dataclasses.asdict(shape)}))
-    return open_cache(folder)
+def cache(model, random_cache, tmp_path_factory):
+    """Six random clips."""
+    return random_cache(tmp_path_factory.mktemp("cache"), model, Shape(32, 48, 9, 8.0), 6)
 
 
 def losses(folder):

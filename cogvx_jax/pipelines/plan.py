@@ -26,6 +26,7 @@ from cogvx_jax.pipelines.cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.model import load_spec, with_dtype
 from cogvx_jax.pipelines.request import check_request, frame_unit, latent_frames, padded_latent_frames
 from cogvx_jax.pipelines.stored import COMPONENT
+from cogvx_jax.places import write_whole
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 
 GIB = 2**30
@@ -163,10 +164,7 @@ def plan(
     made = Plan(**facts, trials=tuple(trials))
     if made.chosen is None:
         made = dataclasses.replace(made, instead=_instead(wanted, made, report))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(".part")
-    partial.write_text(made.json())
-    partial.replace(kept)
+    write_whole(kept, made.json().encode())
     return made
 
 

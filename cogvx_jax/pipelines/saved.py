@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cogvx_jax.places import write_whole
+
 FORMAT = "cogvx latents 1"  # changes when an older program could not read the file
 
 
@@ -23,13 +25,11 @@ class SavedLatents:
 
 def save_latents(path: str | os.PathLike, saved: SavedLatents) -> None:
     """Writes a safetensors file, which appears under its name only when whole."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    path = Path(path)
     facts = {"padding": saved.padding, "fps": saved.fps, "model": saved.model, "prompt": saved.prompt}
-    part = path.with_name(path.name + ".part")
-    save_file({"latents": np.ascontiguousarray(saved.latents)}, part, {"format": FORMAT, "run": json.dumps(facts)})
-    part.replace(path)
+    metadata = {"format": FORMAT, "run": json.dumps(facts)}
+    write_whole(Path(path), save({"latents": np.ascontiguousarray(saved.latents)}, metadata))
 
 
 def read_latents(path: str | os.PathLike) -> SavedLatents:

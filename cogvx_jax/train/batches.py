@@ -10,7 +10,7 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.pipelines.request import latent_frames
-from cogvx_jax.train.latents import Cache
+from cogvx_jax.train.cache import Cache
 from cogvx_jax.train.pack import Clip, Packing, best_packing, pack, plan, token_count
 
 

@@ -139,9 +139,9 @@ def train(
     from cogvx_jax.nn.backend import formulations
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
+    from cogvx_jax.train.cache import is_cache, open_cache
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.facts import check_folder
-    from cogvx_jax.train.latents import is_cache, open_cache
     from cogvx_jax.train.objective import Objective
     from cogvx_jax.train.parts import EVERYTHING
     from cogvx_jax.train.placement import check_batch
@@ -288,7 +288,7 @@ def _shape(spec, size: str | None, frames: int | None):
     """Size and length of the clips, which must be such as the model generates."""
     from cogvx_jax.cli import parse_size
     from cogvx_jax.pipelines.request import check_request
-    from cogvx_jax.train.latents import Shape
+    from cogvx_jax.train.cache import Shape
 
     height, width = parse_size(size)
     image = "any" if spec.kind == "i2v" else None

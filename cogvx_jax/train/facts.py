@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.places import write_whole
 from cogvx_jax.sharding import first_process, wait_for_all
 from cogvx_jax.train.batches import Share
 from cogvx_jax.train.latents import digest
@@ -132,10 +133,7 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     wait_for_all("run.json is read")
     if first_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".run.json"
-        partial.write_text(json.dumps(facts, indent=2) + "\n")
-        partial.replace(folder / "run.json")
+        write_whole(folder / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
     wait_for_all("run.json is written")
     if not is_run(folder):
         raise ValueError(f"{folder} must be one folder for all processes, on a disk that they share; here it is not")

@@ -27,9 +27,10 @@ from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
 from cogvx_jax.train.batches import Share, feed, packed_feed, video_tokens
+from cogvx_jax.train.cache import open_cache
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.held_out import hold_out
-from cogvx_jax.train.latents import check_model, open_cache
+from cogvx_jax.train.latents import check_model
 from cogvx_jax.train.loop import fit
 from cogvx_jax.train.objective import Objective, make_partial_loss
 from cogvx_jax.train.packed_objective import make_partial_packed_loss
