@@ -82,8 +82,9 @@ def test_encode_train_resume_export_and_generate(tmp_path, videos, model, monkey
     run("train", "--data", cache, "--out", out, "--steps", "3", *TRAIN, monkeypatch=monkeypatch)
     log = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert log == [1, 2, 3]
-    whole = tmp_path / "whole"  # a run that was not stopped ends at the same numbers
-    run("train", "--data", cache, "--out", whole, "--steps", "3", *TRAIN, monkeypatch=monkeypatch)
+    whole = tmp_path / "whole"  # a run that was not stopped, whose batches processes read, ends at the same numbers
+    arguments = ["--data", cache, "--out", whole, "--steps", "3", "--workers", "2"]
+    run("train", *arguments, *TRAIN, monkeypatch=monkeypatch)
     trained = read_lora(out, model.spec)
     jax.tree.map(np.testing.assert_array_equal, trained.adapters, read_lora(whole, model.spec).adapters)
     assert float(abs(trained.adapters["blocks/mlp/up/kernel"]["b"]).max()) > 0

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 import threading
 
@@ -20,7 +21,8 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.train import commands, loop, mfu, optim, parts, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import _ahead, fit
+from cogvx_jax.train.loop import fit
+from cogvx_jax.train.reading import read_ahead
 
 
 def loss(params, batch, key):
@@ -67,12 +69,34 @@ def test_batches_are_read_ahead_but_not_far_and_in_order():
             raise OSError("no such file")
         return step**2
 
-    batches = _ahead(read, 3, 10)
+    batches = read_ahead(read, 3, 10)
     assert next(batches) == (3, 9) and max(begun) <= 5
     assert [next(batches) for _ in range(4)] == [(4, 16), (5, 25), (6, 36), (7, 49)]
     with pytest.raises(OSError, match="no such file"):
         next(batches)
-    assert list(_ahead(read, 7, 7)) == []
+    assert list(read_ahead(read, 7, 7)) == []
+
+
+def test_processes_read_the_same_batches_in_order(tmp_path):
+    def read(step):
+        if step == 8:
+            raise OSError("no such file")
+        return {"x": np.full(3, step), "by": os.getpid()}
+
+    found = read_ahead(read, 3, 10, workers=2)
+    rows = [next(found) for _ in range(5)]
+    assert [step for step, _ in rows] == [3, 4, 5, 6, 7]
+    for step, batch in rows:
+        np.testing.assert_array_equal(batch["x"], np.full(3, step))
+    readers = {int(batch["by"]) for _, batch in rows}
+    assert len(readers) == 2 and os.getpid() not in readers
+    with pytest.raises(OSError, match="no such file"):
+        next(found)
+    found.close()
+    for reader in readers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(reader, 0)
+    assert list(read_ahead(read, 7, 7, workers=2)) == []
 
 
 def test_the_caller_keeps_its_parameters(tmp_path):

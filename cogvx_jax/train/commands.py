@@ -80,6 +80,7 @@ def train(
     tensorboard: bool = False,
     prompts: Path | None = None,
     video_every: int = 1000,
+    workers: int = 0,
     remat: Remat | None = None,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
@@ -125,6 +126,8 @@ def train(
         way, to the folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and
         with seed 0.
       video_every: updates between them.
+      workers: processes that read batches ahead; 0 reads in threads of this one, which mostly suffices, as clips are
+        encoded already.
       remat: what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is
         cheap ("products"); whole blocks, a quarter more work ("block"), whose inputs may wait on the host ("offload").
         None is "products" on CPU, else "block".
@@ -170,11 +173,13 @@ def train(
         validation=validation,
         seed=seed,
     )
-    pace = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
+    pace: dict[str, Any] = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
     pace |= {"video_every": video_every}
     for name, value in pace.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     if (data is None) == (stages is None):
         raise ValueError("give --data, or --stages with a file that names the data of each stage")
     unencoded = None if data is None or is_cache(data) else data
@@ -216,7 +221,8 @@ def train(
     spec = dataclasses.replace(loaded.spec, transformer=cfg)
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
-        run.train(loaded, several, config, out, source=model, tensorboard=tensorboard, videos=videos, **pace)
+        about: dict[str, Any] = {"source": model, "tensorboard": tensorboard, "videos": videos, "workers": workers}
+        run.train(loaded, several, config, out, **about, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -1,13 +1,11 @@
 """Runs updates over a stream of batches: progress, a log of the curve, checkpoints, resumption."""
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import optax
@@ -21,9 +19,8 @@ from cogvx_jax.train.curve import Curve
 from cogvx_jax.train.placement import Rows, place_batch, place_init
 from cogvx_jax.train.preemption import sigterm
 from cogvx_jax.train.progress import Progress, say
+from cogvx_jax.train.reading import Batches, read_ahead
 
-AHEAD = 2  # batches that are read at once, and held beside the one in use
-Batches = Callable[[int], Any]  # step -> batch; a function of the step alone, so that a run resumes exactly
 # what is exported -> losses by name; where one is named "loss", it is the one that counts, else their mean
 Validate = Callable[[Any], dict[str, float]]
 
@@ -42,6 +39,7 @@ def fit(
     fixed: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     rows: Rows | None = None,
+    workers: int = 0,
     tokens: int = 0,
     flops: int = 0,
     rate: optax.Schedule | None = None,
@@ -72,6 +70,7 @@ def fit(
       fixed: what is added to each batch, on the devices already; batches are then dicts.
       mesh: what the state and batches are spread over; `params`, `fixed` and `loss_fn` are on it already.
       rows: of a batch, that `batches` gives here; None is all of them, on every host.
+      workers: processes that read batches; see `read_ahead`.
       tokens, flops, rate: for the progress line and the log, see `Progress`.
       validate: its mean loss is logged every `validate_every` updates, and the best state kept in `folder/best`.
       show: called with what is exported and the updates done, every `show_every` updates and after the last.
@@ -111,7 +110,7 @@ def fit(
     )
     try:
         with sigterm() as stopped:
-            for i, batch in _ahead(batches, done, steps):
+            for i, batch in read_ahead(batches, done, steps, workers):
                 placed = place_batch(batch, mesh, rows)
                 state, metrics = step(state, placed if fixed is None else placed | dict(fixed), key)
                 progress.add(i, batch, metrics)
@@ -158,11 +157,3 @@ def _validate(
         lowest = None
     if lowest is None or mean < lowest:
         best.save(state, mean)
-
-
-def _ahead(batches: Batches, start: int, stop: int) -> Iterator[tuple[int, Any]]:
-    """Reads the next batches in threads while the current one is used; the place in the data is the step alone."""
-    steps = grain.MapDataset.range(start, stop).map(lambda step: (step, batches(step)))
-    ahead = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)))
-    with contextlib.closing(ahead):
-        yield from ahead

@@ -9,6 +9,7 @@ RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDA
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
-from cogvx_jax.train.batches import Share, feed, packed_feed, video_tokens
+from cogvx_jax.train.batches import Feed, Share, feed, packed_feed, video_tokens
 from cogvx_jax.train.cache import open_cache
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.held_out import hold_out
@@ -91,6 +92,7 @@ def train(
     tensorboard: bool = False,
     videos: Sequence[Mapping[str, Any]] = (),
     video_every: int = 1000,
+    workers: int = 0,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer through all stages, on the model's mesh.
 
@@ -103,6 +105,7 @@ def train(
       tensorboard: write the curve for TensorBoard, too.
       videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
         average every `video_every` updates; see `videos.write_videos`.
+      workers: processes that read batches ahead; 0 reads in threads.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
       adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
@@ -148,7 +151,7 @@ def train(
         rows = own_rows(model.mesh, feeds[number].rows)
         return fit(
             start,
-            lambda step: feeds[number].batches(step - begin, rows.numbers),
+            functools.partial(_read, feeds[number], begin, rows.numbers),
             place_loss(make(spec, config.objective, whole), model.mesh),
             config.tx(stage, begin),
             steps=end,
@@ -159,6 +162,7 @@ def train(
             fixed=fixed,
             mesh=model.mesh,
             rows=rows,
+            workers=workers,
             tokens=round(feeds[number].tokens),
             flops=_flops(spec, shares[number], feeds[number].clips, config, start),
             rate=config.rate(stage, begin),
@@ -216,6 +220,11 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
         tokens = spec.transformer.text_length + video_tokens(spec, share.cache)
         total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
     return total // sum(share.weight for share in shares)
+
+
+def _read(of: Feed, begin: int, rows: tuple[int, ...], step: int) -> dict[str, Any]:
+    """The batch of an update of the run; `begin` is the stage's first."""
+    return of.batches(step - begin, rows)
 
 
 def _done(folder: Path) -> int:

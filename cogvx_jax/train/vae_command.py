@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -43,6 +43,7 @@ def train_vae(
     save_every: int = 200,
     keep: int = 2,
     log_every: int = 50,
+    workers: int = 0,
     remat: bool = False,
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -82,6 +83,7 @@ def train_vae(
       validate_every: updates between validations, by PSNR, SSIM and the terms; the state of the lowest loss is kept.
       save_every: updates between checkpoints.
       keep: newest checkpoints to keep.
+      workers: processes that cut clips out of the videos ahead; 0 does it in threads of this one.
       remat: compute each frame batch anew in the backward pass, which saves memory.
       mesh: as for `train`.
       dtype: to compute in; the parameters are kept in float32.
@@ -95,10 +97,12 @@ def train_vae(
     from cogvx_jax.train.placement import check_batch
     from cogvx_jax.train.vae_objective import VAEObjective
 
-    pace = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
+    pace: dict[str, Any] = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
     for name, value in ({"steps": steps} | pace).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if workers < 0:
+        raise ValueError(f"workers must be at least 0, got {workers}")
     own = load_spec(model).defaults
     height, width = parse_size(size)
     config = run.VAERunConfig(
@@ -141,9 +145,8 @@ def train_vae(
         print(f"cogvx: {line}", file=sys.stderr, flush=True)
 
     try:
-        run.train_vae(
-            loaded, sources, config, out, steps=steps, source=model, lpips=lpips, remat=remat, report=report, **pace
-        )
+        about: dict[str, Any] = {"source": model, "lpips": lpips, "remat": remat, "workers": workers, "report": report}
+        run.train_vae(loaded, sources, config, out, steps=steps, **about, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)

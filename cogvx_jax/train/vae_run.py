@@ -7,6 +7,7 @@ RUN/best/         state of the lowest loss of those clips
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -112,6 +113,7 @@ def train_vae(
     save_every: int = 200,
     log_every: int = 50,
     keep: int = 2,
+    workers: int = 0,
     report: Callable[[str], None] = print,
 ) -> Model:
     """Trains the model's VAE, or its decoder, to `steps` updates, on the model's mesh.
@@ -124,6 +126,7 @@ def train_vae(
       source: what the model was loaded from; it is noted in the run.
       lpips: the file for `read_lpips`; None leaves that term out.
       remat: compute each frame batch anew in the backward pass, which saves memory.
+      workers: processes that cut clips out of videos ahead; 0 does it in threads.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a run with other settings, videos of which none can be used,
       a batch that the mesh cannot split, or a wrong file of LPIPS; and where too many numbers are not finite.
@@ -155,12 +158,9 @@ def train_vae(
     if weights is not None:
         fixed["lpips"] = jax.tree.map(lambda x: replicate(x, mesh), weights)
 
-    def batches(step: int) -> dict[str, np.ndarray]:
-        return {"pixels": clips.batch(config.batch_size, (config.seed, 1, step))}
-
     state = fit(
         params,
-        batches,
+        functools.partial(_read, clips, config),
         _on_mesh(make_gradient(objective, vae, network, discriminator, remat=remat), mesh),
         config.tx,
         steps=steps,
@@ -174,6 +174,7 @@ def train_vae(
         save_every=save_every,
         log_every=log_every,
         keep=keep,
+        workers=workers,
     )
     return _with(model, state.exported["vae"])
 
@@ -275,6 +276,11 @@ def _split(vae: Any, decoder_only: bool) -> tuple[Any, Any]:
 
 def _with(model: Model, moved: Any) -> Model:
     return dataclasses.replace(model, params=model.params | {"vae": model.params["vae"] | moved})
+
+
+def _read(clips: RandomClips, config: VAERunConfig, step: int) -> dict[str, np.ndarray]:
+    """The batch of an update."""
+    return {"pixels": clips.batch(config.batch_size, (config.seed, 1, step))}
 
 
 def _read_held_out(sources: Sequence[Source], config: VAERunConfig, report: Callable[[str], None]) -> list[np.ndarray]:
