@@ -5,6 +5,7 @@ import uuid
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import fsspec
 from etils import epath
 
 Place: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
@@ -15,13 +16,21 @@ URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by it
 def place(text: str | os.PathLike) -> Place:
     """The folder or file of that path or URL.
 
-    Raises: ValueError for a URL of a kind that is not written to.
+    Raises: ValueError for a URL of a kind that is not written to, or that nothing installed can write to.
     """
     name = os.fspath(text)
-    if "://" not in name:
+    scheme, found, _ = name.partition("://")
+    if not found:
         return Path(name)
-    if name.partition("://")[0] not in BUCKETS:
-        raise ValueError(f"{name} is no folder to write to; give a path, or {' or '.join(f'{b}://' for b in BUCKETS)}")
+    if scheme not in BUCKETS:
+        raise ValueError(f"{name} is no place known here; give a path, or {' or '.join(f'{b}://' for b in BUCKETS)}")
+    try:
+        protocols = fsspec.get_filesystem_class(scheme).protocol
+    except ImportError as error:
+        raise ValueError(f"cannot use {name}: {error}") from None
+    for protocol in (protocols,) if isinstance(protocols, str) else protocols:
+        # Other hosts write, too: what a listing said before says nothing now.
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath.Path(name)
 
 

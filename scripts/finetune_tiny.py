@@ -44,8 +44,8 @@ def main(
     base = cx.load(model)
     scores = {"before": evaluate(base, held_out[:prompts], folder / "before.png", seed)}
     commands.train(
-        data=data,
-        out=folder / "run",
+        data=str(data),
+        out=str(folder / "run"),
         model=model,
         steps=steps,
         lora_rank=rank,

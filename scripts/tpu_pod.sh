@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one `cogvx` command on every host of a TPU slice: they join into one run (--distributed). The first host
-# writes the video, which is then copied here; encoded clips and runs stay on the disk that the hosts share.
+# writes the video, which is then copied here; encoded clips and runs stay in the bucket, or on the disk that the hosts share.
 set -euo pipefail
 
 usage() {
@@ -66,7 +66,8 @@ for ((i = 2; i < $#; i++)); do
 done
 [[ -n $out ]] || fail "--out needs a value"
 if [[ $verb != generate ]]; then
-  [[ $out == /* ]] || fail "--out must be a folder on a disk that all hosts share, such as /shared/run, got $out"
+  [[ $out == /* || $out == gs://* ]] ||
+    fail "--out must be a bucket such as gs://bucket/run, or a folder on a disk that all hosts share, got $out"
 fi
 $spread || [[ $verb == encode ]] || fail "--mesh is missing: without it, every host would compute the same on one chip"
 command+=(--distributed)

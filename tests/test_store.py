@@ -104,7 +104,7 @@ def test_a_file_appears_only_when_whole(tmp_path, monkeypatch):
 def test_places(tmp_path):
     assert place("a/b") == Path("a/b") and str(place("gs://bucket/a") / "b") == "gs://bucket/a/b"
     assert kvstore("gs://bucket/a") == "gs://bucket/a/" and kvstore(tmp_path)["path"] == f"{tmp_path}/"
-    with pytest.raises(ValueError, match="is no folder to write to; give a path, or gs:// or s3://"):
+    with pytest.raises(ValueError, match="is no place known here; give a path, or gs:// or s3://"):
         place("http://example.org/a")
     with pytest.raises(ValueError, match="tensorstore cannot read ftp://a"):
         kvstore("ftp://a")

@@ -13,6 +13,7 @@ from cogvx_jax.convert import read_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.places import is_bucket, place
 
 
 def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0) -> Model:
@@ -22,7 +23,8 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     from one to the next compiles nothing.
 
     Args:
-      source: a file or folder as diffusers or PEFT writes it, a run folder of `cogvx train`, or a `LoRA`.
+      source: a file or folder as diffusers or PEFT writes it, a run folder of `cogvx train`, which may be the URL of
+        one in a bucket, or a `LoRA`.
       weight: what to multiply it by; 1 is as it was trained. A file that does not tell its alpha counts as
         alpha = rank, as in diffusers: one of SAT's exporter then needs 1 / rank, one of the authors' diffusers
         trainer (rank 128, alpha 64) 0.5.
@@ -40,8 +42,13 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
     from cogvx_jax.train import facts, trained  # late, as a run is of a loaded model
 
-    of_run = facts.is_run(Path(source))
-    lora = trained.read_lora(Path(source), spec) if of_run else read_lora(Path(source), spec)
+    where = place(source)
+    if facts.is_run(where):
+        lora = trained.read_lora(where, spec)
+    elif is_bucket(where):
+        raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
+    else:
+        lora = read_lora(Path(where), spec)
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(lora.adapters)):
         raise ValueError(f"the LoRA {str(source)!r} holds numbers that are not finite: its training diverged")
     return lora

@@ -11,12 +11,13 @@ from cogvx_jax.configs import Remat
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
 DType = Literal["float32", "bfloat16", "float16"]
+Where = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
 
 def encode(
     *,
     data: Path,
-    out: Path,
+    out: Where,
     model: str = "tiny",
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     frames: int | None = None,
@@ -29,7 +30,7 @@ def encode(
       data: a .jsonl or .csv file with video and prompt (image, if an image-to-video model is to be given another than
         the first frame), a folder with prompts.txt and videos.txt (images.txt) or with videos/ and labels/, or tars of
         webdataset: their folder, or a pattern such as 'data-{000..009}.tar'.
-      out: the folder to fill.
+      out: the folder to fill, or the URL of one in a bucket, such as gs://bucket/cache.
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
       frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own. 1 takes pictures, too.
@@ -37,17 +38,19 @@ def encode(
         the videos, on its first device. They share the folder.
       dtype: to compute in.
     """
-    process, processes = 0, 1
+    from cogvx_jax.places import place
+
+    folder, process, processes = place(out), 0, 1
     if distributed:
         process, processes = _join()
-    _encode(_load(model, dtype, size, frames, data), data, out, size, frames, process, processes)
+    _encode(_load(model, dtype, size, frames, data), data, folder, size, frames, process, processes)
 
 
 def train(
     *,
-    data: Path | None = None,
+    data: Where | None = None,
     stages: Path | None = None,
-    out: Path,
+    out: Where,
     model: str = "tiny",
     steps: int = 1000,
     train: Literal["lora", "full"] = "lora",
@@ -91,11 +94,12 @@ def train(
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
 
     Args:
-      data: as for `encode`, or a folder that `encode` has filled.
+      data: as for `encode`, or a folder that `encode` has filled, which may lie in a bucket.
       stages: instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of
         `encode` or a table of several and their weights, and any of steps, batch_size, accumulate, learning_rate,
         schedule and warmup; what it does not say is as below.
-      out: the run's folder. Videos are encoded to its folder "cache", if `data` lists any.
+      out: the run's folder, or the URL of one in a bucket. Videos are encoded to its folder "cache", if `data` lists
+        any.
       model: as for `generate`.
       steps: updates, those of an earlier part of the run included; with `stages`, those of a stage.
       train: a LoRA, or all of the transformer's parameters.
@@ -140,6 +144,7 @@ def train(
 
     from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import formulations
+    from cogvx_jax.places import is_bucket, place
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
     from cogvx_jax.train.cache import is_cache, open_cache
@@ -173,8 +178,13 @@ def train(
         validation=validation,
         seed=seed,
     )
-    pace: dict[str, Any] = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
-    pace |= {"video_every": video_every}
+    pace: dict[str, Any] = {
+        "validate_every": validate_every,
+        "save_every": save_every,
+        "log_every": log_every,
+        "keep": keep,
+        "video_every": video_every,
+    }
     for name, value in pace.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -182,11 +192,14 @@ def train(
         raise ValueError(f"workers must be at least 0, got {workers}")
     if (data is None) == (stages is None):
         raise ValueError("give --data, or --stages with a file that names the data of each stage")
-    unencoded = None if data is None or is_cache(data) else data
+    folder, encoded = place(out), None if data is None else place(data)
+    unencoded = None if encoded is None or is_cache(encoded) else Path(encoded)
+    if unencoded is not None and is_bucket(encoded):
+        raise ValueError(f"{data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
     if unencoded is None and (size is not None or frames is not None):
         raise ValueError(f"{data or stages} is encoded already; size and frames are those of `cogvx encode`")
     if tensorboard:
-        check_tensorboard()
+        check_tensorboard(folder)
     if distributed:
         if mesh is None:
             raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
@@ -204,25 +217,25 @@ def train(
     if stages is not None:
         several = read_stages(stages, settings)
     else:
-        several = (Stage(data=((out / "cache" if unencoded or data is None else data, 1),), **settings),)
+        several = (Stage(data=((folder / "cache" if unencoded or encoded is None else encoded, 1),), **settings),)
     devices = None if mesh is None else parse_mesh(mesh)
     for stage in several:
         check_batch(devices, stage.batch_size, stage.accumulate)
-        for folder, _ in stage.data if unencoded is None else ():
-            if not is_cache(folder):
-                raise ValueError(f"{folder} is not encoded; do that with `cogvx encode --data ... --out {folder}`")
-            open_cache(folder)  # finds what is missing before the weights are read
-    check_folder(out)
+        for clips, _ in stage.data if unencoded is None else ():
+            if not is_cache(clips):
+                raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
+            open_cache(clips)  # finds what is missing before the weights are read
+    check_folder(folder)
     videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
     loaded = _load(model, dtype, size, frames, unencoded, devices)
     if unencoded is not None:
-        _encode(loaded, unencoded, out / "cache", size, frames)
+        _encode(loaded, unencoded, folder / "cache", size, frames)
     cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
     spec = dataclasses.replace(loaded.spec, transformer=cfg)
     loaded = dataclasses.replace(loaded, spec=spec)
     try:
         about: dict[str, Any] = {"source": model, "tensorboard": tensorboard, "videos": videos, "workers": workers}
-        run.train(loaded, several, config, out, **about, **pace)
+        run.train(loaded, several, config, folder, **about, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -234,7 +247,7 @@ def train(
 
 
 def export(
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
     /,
     *,
     out: Path,
@@ -244,18 +257,20 @@ def export(
     """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model in the published layout.
 
     Args:
-      run: folder of `cogvx train` or `cogvx train-vae`.
+      run: folder of `cogvx train` or `cogvx train-vae`, or its URL.
       out: a .safetensors file that does not exist, or for a run of the model itself a folder that does not.
       best: of the lowest validation loss, not of the newest checkpoint.
       scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
         keeps the model's.
     """
+    from cogvx_jax.places import place
     from cogvx_jax.train.vae_run import is_vae_run
 
-    if is_vae_run(run):
+    folder = place(run)
+    if is_vae_run(folder):
         from cogvx_jax.train.vae_command import export_vae
 
-        export_vae(run, out, best, scaling_factor)
+        export_vae(folder, out, best, scaling_factor)
         return
     if scaling_factor is not None:
         raise ValueError(f"{run} left the VAE as it is; --scaling-factor is for a run of `cogvx train-vae`")
@@ -265,16 +280,16 @@ def export(
     from cogvx_jax.train.facts import is_lora, run_dtype, run_source
     from cogvx_jax.train.trained import read_lora, read_model
 
-    source = run_source(run)
-    if is_lora(run):
+    source = run_source(folder)
+    if is_lora(folder):
         spec = load_spec(source)
-        lora = read_lora(run, spec, best=best)
+        lora = read_lora(folder, spec, best=best)
         write_lora(out, lora, spec)
         print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
         return
     if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{run} trained the model itself; give a new folder for it, not {out}")
-    model = read_model(run, load(source, dtype=run_dtype(run)), best=best)
+    model = read_model(folder, load(source, dtype=run_dtype(folder)), best=best)
     write_model(out, model.spec, model.params, model.tokenizer)
     print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
 
@@ -335,7 +350,7 @@ def _join() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _encode(loaded, data: Path, out: Path, size: str | None, frames: int | None, process: int = 0, processes: int = 1):
+def _encode(loaded, data: Path, out: Any, size: str | None, frames: int | None, process: int = 0, processes: int = 1):
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.train import latents
 

@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from cogvx_jax.places import Place, is_bucket, write_whole
 from cogvx_jax.sharding import first_process
 
 MISSING = "--tensorboard needs tensorboardX: pip install tensorboardX"
@@ -21,8 +21,11 @@ class Curve:
     Raises: ValueError where tensorboardX is asked for and missing.
     """
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False, start: int = 0):
+    def __init__(self, folder: Place, *, tensorboard: bool = False, start: int = 0):
         self._file, self._writer = folder / "log.jsonl", None
+        self._written = ""  # all of a file in a bucket, where nothing can be added to one
+        if is_bucket(folder) and first_process() and self._file.exists():
+            self._written = self._file.read_text()
         if tensorboard and first_process():
             self._writer = _writer()(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
@@ -30,8 +33,13 @@ class Curve:
         """Of an update: numbers by name, None where there is none, or numbers in a dict of their own."""
         if not first_process():
             return
-        with self._file.open("a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+        line = json.dumps({"step": step, **row}) + "\n"
+        if is_bucket(self._file):
+            self._written += line
+            write_whole(self._file, self._written.encode())
+        else:
+            with self._file.open("a") as file:
+                file.write(line)
         if self._writer is not None:
             for name, value in _scalars(row):
                 self._writer.add_scalar(name, value, step)
@@ -42,8 +50,10 @@ class Curve:
             self._writer.close()
 
 
-def check_tensorboard() -> None:
-    """Raises ValueError where tensorboardX is missing."""
+def check_tensorboard(folder: Place) -> None:
+    """Raises ValueError where tensorboardX is missing, or cannot write to the run's folder."""
+    if is_bucket(folder):
+        raise ValueError(f"--tensorboard needs a run on a disk, not {folder}; its log.jsonl has the same numbers")
     _writer()
 
 

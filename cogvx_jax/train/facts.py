@@ -3,11 +3,10 @@
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.places import write_whole
+from cogvx_jax.places import Place, write_whole
 from cogvx_jax.sharding import first_process, wait_for_all
 from cogvx_jax.train.batches import Share
 from cogvx_jax.train.latents import digest
@@ -54,7 +53,7 @@ def _stage(stage: Stage, shares: Sequence[Share]) -> dict[str, Any]:
     return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)} | {"data": data}
 
 
-def check_same(folder: Path, facts: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
+def check_same(folder: Place, facts: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
     """Raises ValueError where `folder` holds a run that does not begin as `facts` say.
 
     Stages may be added at the end, and the last one be made longer, or shorter while it is the last.
@@ -81,33 +80,33 @@ def check_same(folder: Path, facts: Mapping[str, Any], unsaid: Mapping[str, Any]
         raise ValueError(f"{folder} holds a run with other settings: {each}; repeat them, or give another folder")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Place) -> None:
     """Raises ValueError where `folder` holds something, but neither a run nor the clips for one."""
     if folder.exists() and not is_run(folder) and not (folder / "cache").is_dir():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; give another folder")
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: Place) -> bool:
     return (folder / "run.json").is_file()
 
 
-def run_source(folder: Path) -> str:
+def run_source(folder: Place) -> str:
     """What the run's model was loaded from."""
     return str(read(folder)["source"])
 
 
-def run_dtype(folder: Path) -> str:
+def run_dtype(folder: Place) -> str:
     """What the run's model computed in, and held its parameters in."""
     return str(read(folder)["dtype"])
 
 
-def is_lora(folder: Path) -> bool:
+def is_lora(folder: Place) -> bool:
     """Whether a run trains a LoRA, not the model's parameters."""
     return read(folder)["lora"] is not None
 
 
-def read(folder: Path, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
+def read(folder: Place, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
     """What run.json says.
 
     Args:
@@ -126,7 +125,7 @@ def read(folder: Path, keys: Collection[str] = KEYS, verb: str = "train") -> dic
         raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
 
 
-def write(folder: Path, facts: Mapping[str, Any]) -> None:
+def write(folder: Place, facts: Mapping[str, Any]) -> None:
     """Writes run.json once, when every process has read what was there.
 
     Raises: ValueError where one of them does not see the folder of the first.
@@ -136,7 +135,7 @@ def write(folder: Path, facts: Mapping[str, Any]) -> None:
         write_whole(folder / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
     wait_for_all("run.json is written")
     if not is_run(folder):
-        raise ValueError(f"{folder} must be one folder for all processes, on a disk that they share; here it is not")
+        raise ValueError(f"{folder} must be one folder that all processes see; here it is not")
 
 
 def flat(facts: Any, name: str = "") -> dict[str, Any]:

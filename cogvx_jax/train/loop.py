@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from cogvx_jax.allocator import give_back_freed_memory
+from cogvx_jax.places import Place
 from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
@@ -32,7 +32,7 @@ def fit(
     tx: optax.GradientTransformation,
     *,
     steps: int,
-    folder: Path,
+    folder: Place,
     seed: int,
     decay: float = 0.999,
     accumulate: int = 1,
@@ -142,7 +142,7 @@ def fit(
 
 
 def _validate(
-    folder: Path, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
+    folder: Place, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
 ) -> None:
     losses, done = validate(state.exported), int(state.step)
     mean = losses["loss"] if "loss" in losses else float(np.mean(list(losses.values())))

@@ -1,16 +1,17 @@
 """What a person sees of a run's updates, and when they have gone wrong too often."""
 
 import contextlib
+import io
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from cogvx_jax.places import Place, write_whole
 from cogvx_jax.sharding import first_process
 from cogvx_jax.train.curve import Curve
 from cogvx_jax.train.mfu import utilisation
@@ -40,7 +41,7 @@ class Progress:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         curve: Curve,
         *,
         steps: int,
@@ -140,12 +141,14 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _unsound(folder: Path, batch: Any, step: int, seed: int, patience: int) -> str:
+def _unsound(folder: Place, batch: Any, step: int, seed: int, patience: int) -> str:
     """Saves the batch of a step, each process what it read of it; the sentence that says so."""
     processes = jax.process_count()
     file = folder / (f"batch-{step}.npz" if processes == 1 else f"batch-{step}-{jax.process_index()}.npz")
     leaves: dict[str, Any] = {"/".join(names(path)) or "batch": x for path, x in jax.tree.leaves_with_path(batch)}
-    np.savez(file, **leaves | {"step": step, "seed": seed})
+    data = io.BytesIO()
+    np.savez(data, **leaves | {"step": step, "seed": seed})
+    write_whole(file, data.getvalue())
     where = file.name if processes == 1 else f"batch-{step}-0.npz to batch-{step}-{processes - 1}.npz"
     return (
         f"{folder}: {patience} updates in a row had a loss or gradient that is not finite; the batch of the last is in "

@@ -11,7 +11,6 @@ RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDA
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -25,6 +24,7 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.places import Place
 from cogvx_jax.sharding import replicate
 from cogvx_jax.train import facts, optim, parts
 from cogvx_jax.train.batches import Feed, Share, feed, packed_feed, video_tokens
@@ -82,7 +82,7 @@ def train(
     model: Model,
     stages: tuple[Stage, ...],
     config: RunConfig,
-    folder: Path,
+    folder: Place,
     *,
     source: str,
     validate_every: int = 200,
@@ -227,7 +227,7 @@ def _read(of: Feed, begin: int, rows: tuple[int, ...], step: int) -> dict[str, A
     return of.batches(step - begin, rows)
 
 
-def _done(folder: Path) -> int:
+def _done(folder: Place) -> int:
     """Updates of the run's newest checkpoint."""
     checkpoints = Checkpoints(folder / "checkpoints")
     try:

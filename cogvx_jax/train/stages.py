@@ -1,6 +1,6 @@
 """The stages of a run, one after the other: on which clips, how many at a time, how fast and for how long.
 
-A file of them, where paths are relative to it:
+A file of them, where paths are relative to it, unless they are URLs of buckets:
 
     [[stage]]
     data = "cache/small"  # a folder of `cogvx encode`
@@ -22,12 +22,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from cogvx_jax.places import Place, place
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """A part of a run. Raises: ValueError for numbers that cannot be."""
 
-    data: tuple[tuple[Path, int], ...]  # folders of `cogvx encode`, and in which proportion they are drawn from
+    data: tuple[tuple[Place, int], ...]  # folders of `cogvx encode`, and in which proportion they are drawn from
     steps: int  # updates of this stage
     batch_size: int = 4  # clips an update; of packed ones, rows
     accumulate: int = 1  # parts of a batch that are computed one after the other
@@ -121,8 +123,9 @@ def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _data(value: Any, base: Path) -> tuple[tuple[Path, int], ...]:
+def _data(value: Any, base: Path) -> tuple[tuple[Place, int], ...]:
     weights = {value: 1} if isinstance(value, str) else value
     if not isinstance(weights, dict) or not weights:
         raise ValueError("data must be a folder of `cogvx encode`, or a table of such folders and their weights")
-    return tuple((base / folder, weight) for folder, weight in weights.items())
+    places = ((place(folder) if "://" in folder else base / folder, weight) for folder, weight in weights.items())
+    return tuple(places)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +12,13 @@ from cogvx_jax.convert import expected_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
+from cogvx_jax.places import Place
 from cogvx_jax.train import facts, parts
 from cogvx_jax.train.checkpoint import read_exported
 from cogvx_jax.train.latents import digest
 
 
-def read_lora(folder: Path, spec: ModelSpec, *, best: bool = False) -> LoRA:
+def read_lora(folder: Place, spec: ModelSpec, *, best: bool = False) -> LoRA:
     """The moving average of a run's adapters, from its newest checkpoint, or its best by validation loss.
 
     Raises: ValueError, one sentence, for a folder without a run or checkpoint, or a run of another model.
@@ -32,7 +32,7 @@ def read_lora(folder: Path, spec: ModelSpec, *, best: bool = False) -> LoRA:
     return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
 
 
-def read_model(folder: Path, model: Model, *, best: bool = False) -> Model:
+def read_model(folder: Place, model: Model, *, best: bool = False) -> Model:
     """The model that a run of all or some of its parameters was trained from, with their moving average.
 
     Raises: ValueError as `read_lora`, and if its weights are not those that the run began with.
@@ -65,7 +65,7 @@ def transformer_shapes(spec: ModelSpec) -> Any:
     return traverse_util.unflatten_dict(shapes, sep="/")
 
 
-def _check_model(folder: Path, said: Mapping[str, Any], spec: ModelSpec) -> None:
+def _check_model(folder: Place, said: Mapping[str, Any], spec: ModelSpec) -> None:
     width, layers = spec.transformer.width, spec.transformer.layers
     if (said["width"], said["layers"]) != (width, layers):
         raise ValueError(

@@ -12,7 +12,7 @@ import tyro
 def train_vae(
     *,
     data: Path,
-    out: Path,
+    out: Annotated[str, tyro.conf.arg(metavar="PATH|URL")],
     model: str = "tiny",
     steps: int = 1000,
     lpips: Path | None = None,
@@ -55,7 +55,7 @@ def train_vae(
 
     Args:
       data: as for `train`; captions are not used.
-      out: the run's folder.
+      out: the run's folder, or the URL of one in a bucket.
       model: as for `generate`; only its VAE is loaded.
       steps: updates, those of an earlier part of the run included.
       lpips: a file with the weights of LPIPS; None leaves the term out. cogvx_jax/convert/lpips.py has the command
@@ -92,12 +92,18 @@ def train_vae(
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.models.discriminator import DiscriminatorConfig
     from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.places import place
     from cogvx_jax.sharding import parse_mesh
     from cogvx_jax.train import vae_run as run
     from cogvx_jax.train.placement import check_batch
     from cogvx_jax.train.vae_objective import VAEObjective
 
-    pace: dict[str, Any] = {"validate_every": validate_every, "save_every": save_every, "log_every": log_every, "keep": keep}
+    pace: dict[str, Any] = {
+        "validate_every": validate_every,
+        "save_every": save_every,
+        "log_every": log_every,
+        "keep": keep,
+    }
     for name, value in ({"steps": steps} | pace).items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -136,7 +142,8 @@ def train_vae(
     )
     devices = None if mesh is None else parse_mesh(mesh)
     check_batch(devices, batch_size)
-    run.check_folder(out)
+    folder = place(out)
+    run.check_folder(folder)
     sources = read_sources(data)
     run.split_videos(sources, validation)
     loaded = load(model, dtype=dtype, mesh=devices, components=("vae",))
@@ -146,14 +153,14 @@ def train_vae(
 
     try:
         about: dict[str, Any] = {"source": model, "lpips": lpips, "remat": remat, "workers": workers, "report": report}
-        run.train_vae(loaded, sources, config, out, steps=steps, **about, **pace)
+        run.train_vae(loaded, sources, config, folder, steps=steps, **about, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
     print(f"{out}: trained to update {steps}; `cogvx export {out} --out FOLDER` makes a model of it")
 
 
-def export_vae(run: Path, out: Path, best: bool, scaling_factor: float | None) -> None:
+def export_vae(run: Any, out: Path, best: bool, scaling_factor: float | None) -> None:
     """Writes the model of a run in the published layout; see `commands.export`."""
     from cogvx_jax.convert import export as write_model
     from cogvx_jax.pipelines.model import load

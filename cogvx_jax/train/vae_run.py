@@ -30,6 +30,7 @@ from cogvx_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cogvx_jax.models.lpips import LPIPS
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.places import Place
 from cogvx_jax.sharding import activate, replicate
 from cogvx_jax.train.checkpoint import read_exported
 from cogvx_jax.train.facts import read, write
@@ -103,7 +104,7 @@ def train_vae(
     model: Model,
     sources: Sequence[Source],
     config: VAERunConfig,
-    folder: Path,
+    folder: Place,
     *,
     steps: int,
     source: str,
@@ -221,7 +222,7 @@ def split_videos(sources: Sequence[Source], amount: float) -> tuple[list[Source]
     return [s for key, s in unique.items() if key not in chosen], [s for key, s in unique.items() if key in chosen]
 
 
-def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
+def read_vae(folder: Place, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
     """The model that a run was begun with, with the VAE that the run trained.
 
     Args:
@@ -241,7 +242,7 @@ def read_vae(folder: Path, model: Model, *, best: bool = False, scaling_factor: 
     return _with(model, average)
 
 
-def is_vae_run(folder: Path) -> bool:
+def is_vae_run(folder: Place) -> bool:
     """Whether `folder` holds a run that trains a VAE."""
     try:
         return json.loads((folder / "run.json").read_text())["trains"] == "vae"
@@ -249,13 +250,13 @@ def is_vae_run(folder: Path) -> bool:
         return False
 
 
-def vae_run_source(folder: Path) -> tuple[str, str]:
+def vae_run_source(folder: Place) -> tuple[str, str]:
     """What the run's model was loaded from, and the type it computed in."""
     facts = read(folder, KEYS, "train-vae")
     return str(facts["source"]), str(facts["dtype"])
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Place) -> None:
     """Raises ValueError where `folder` holds something, but no run of a VAE."""
     if folder.exists() and not is_vae_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty and holds no run of `cogvx train-vae`; give another folder")
@@ -312,7 +313,7 @@ def _facts(model: Model, sources: Sequence[Source], config: VAERunConfig, source
     return json.loads(json.dumps(facts | dataclasses.asdict(config)))  # tuples as they will be read back
 
 
-def _check_same(folder: Path, facts: Mapping[str, Any]) -> None:
+def _check_same(folder: Place, facts: Mapping[str, Any]) -> None:
     check_folder(folder)
     if not is_vae_run(folder):
         return
