@@ -10,7 +10,7 @@ usage: scripts/tpu_pod.sh --tpu NAME --zone ZONE [--project ID] [--install SPEC]
   --tpu NAME        the TPU VM, as `gcloud compute tpus tpu-vm list` names it
   --zone ZONE       where it is
   --project ID      gcloud's own project if not given
-  --install SPEC    first install this package and jax[tpu] on every host, with a Python of their own;
+  --install SPEC    first install this package, jax[tpu] and gcsfs on every host, with a Python of their own;
                     SPEC is what uv takes, such as git+https://... or the URL of a wheel
   --dry-run         print the commands and run nothing
 TEXT
@@ -91,7 +91,7 @@ everywhere() {
 # What is quoted here is unquoted by the hosts' shells.
 if [[ -n $install ]]; then
   # The hosts' own Python may be older than 3.11.
-  tool="uv tool install --force --python 3.12 --with 'jax[tpu]' $(printf '%q' "$install")"
+  tool="uv tool install --force --python 3.12 --with 'jax[tpu]' --with gcsfs $(printf '%q' "$install")"
   everywhere "python3 -m pip install --user --quiet uv && \$HOME/.local/bin/$tool"
 fi
 quoted=$(printf '%q ' "${command[@]}")

@@ -29,14 +29,14 @@ def test_a_dry_run_prints_the_commands():
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "my-tpu", "--zone=us-west4-a", "--project=p", "--worker=all"]
     assert install[:-1] == generate[:-1] == ssh
     assert install[-1].startswith("--command=python3 -m pip install --user --quiet uv && $HOME/.local/bin/uv tool ")
-    assert install[-1].endswith(" --python 3.12 --with 'jax[tpu]' git+https://host/repo")
+    assert install[-1].endswith(" --python 3.12 --with 'jax[tpu]' --with gcsfs git+https://host/repo")
     setting, command = generate[-1].removeprefix("--command=").split("; ")
     assert setting == "export PATH=$HOME/.local/bin:$PATH"
     assert shlex.split(command) == [*GENERATE, "--distributed"]
     assert copy[3:7] == ["tpu-vm", "scp", "my-tpu:out.mp4", "out.mp4"] and copy[-1] == "--worker=0"
 
 
-@pytest.mark.parametrize("command", [TRAIN, ["cogvx", "encode", "--data", "/shared/x.jsonl", "--out", "/shared/x"]])
+@pytest.mark.parametrize("command", [TRAIN, ["cogvx", "encode", "--data", "/shared/x.jsonl", "--out", "gs://b/x"]])
 def test_training_stays_where_it_is(command):
     done = run(*WHERE, "--dry-run", "--", *command)
     assert done.returncode == 0, done.stderr
@@ -67,7 +67,7 @@ def test_the_hosts_get_the_prompt_as_it_was(tmp_path):
         (WHERE, "after -- comes the command to run"),
         ([*WHERE, "--", "cogvx", "export"], "only cogvx generate, encode and train run on several hosts, got export"),
         ([*WHERE, "--", "cogvx", "train", "--mesh", "data=8"], "--out needs a value"),
-        ([*WHERE, "--", *TRAIN[:-1], "run"], "--out must be a folder on a disk that all hosts share"),
+        ([*WHERE, "--", *TRAIN[:-1], "run"], "--out must be a bucket such as gs://bucket/run, or a folder"),
         ([*WHERE, "--", *GENERATE[:3]], "--mesh is missing"),
         ([*WHERE, "--", *GENERATE, "--distributed"], "leave --distributed out"),
         ([*WHERE, "--", *GENERATE, "--out"], "--out needs a value"),
