@@ -20,11 +20,22 @@ from cogvx_jax.train.placement import adapter_shardings, place_loss, row_shardin
 
 
 def lower_update(
-    spec: ModelSpec, mesh: Mesh, clips: tuple[int, ...], lora: LoRAConfig | None, tx: optax.GradientTransformation
+    spec: ModelSpec,
+    mesh: Mesh,
+    clips: tuple[int, ...],
+    lora: LoRAConfig | None,
+    tx: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    average: bool = True,
 ) -> Any:
     """An update on latents (B, T, h, w, C), of adapters or, with None, of all parameters, as `train.run` makes it.
 
-    It keeps a moving average. Of text-to-video models only.
+    Of text-to-video models only.
+
+    Args:
+      accumulate: parts that the batch is computed in.
+      average: whether it keeps a moving average.
     """
     weights = abstract_weights(spec, "transformer", mesh)
     if lora is None:
@@ -37,7 +48,7 @@ def lower_update(
     def whole(base: Any, part: Any) -> Any:
         return part if lora is None else loras.merge(base, part, lora.alpha / lora.rank)
 
-    state = jax.eval_shape(functools.partial(update.init, tx=tx), params)
+    state = jax.eval_shape(functools.partial(update.init, tx=tx, average=average), params)
     at = state_shardings(state, params, mesh)
     state = jax.tree.map(lambda x, at: _array(x.shape, x.dtype, at), state, at)
     cfg = spec.transformer
@@ -46,7 +57,7 @@ def lower_update(
     batch |= {"base": base, "empty": _array(rows["text"][1:], "float32", everywhere(mesh))}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss = place_loss(make_partial_loss(spec, Objective(), whole), mesh)
-    compute = functools.partial(update.step, loss_fn=loss, tx=tx, decay=0.99)
+    compute = functools.partial(update.step, loss_fn=loss, tx=tx, decay=0.99, accumulate=accumulate)
     return jax.jit(compute, donate_argnums=0, out_shardings=(at, everywhere(mesh))).lower(
         state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere(mesh))
     )
