@@ -99,6 +99,25 @@ def test_processes_read_the_same_batches_in_order(tmp_path):
     assert list(read_ahead(read, 7, 7, workers=2)) == []
 
 
+def test_parameters_of_16_bits_are_rounded_at_random_and_right_on_average():
+    apply = jax.jit(update.apply)
+    exact = {"w": jnp.asarray([1.0, -0.5, 0.0, 3.0], jnp.bfloat16)}
+    moved = apply(exact, {"w": jnp.zeros(4, jnp.bfloat16)}, jax.random.key(0))
+    np.testing.assert_array_equal(moved["w"], exact["w"])
+    # Half of the last bit of 1 is 0.0039: steps of 0.0001 are lost to the nearest number.
+    ones, small = {"w": jnp.ones(4096, jnp.bfloat16)}, {"w": jnp.full(4096, -1e-4, jnp.bfloat16)}
+    once = apply(ones, small, jax.random.key(1))["w"]
+    assert set(np.unique(np.float32(once))) == {1.0, 1 - 2.0**-8}
+    for i in range(100):
+        ones = apply(ones, small, jax.random.key(i))
+    assert ones["w"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(ones["w"]).mean(), 0.99, atol=5e-4)
+    lost = jnp.ones(4, jnp.bfloat16)
+    assert jnp.all(lost + small["w"][:4] == 1)
+    float32 = apply({"w": jnp.ones(4)}, {"w": jnp.full(4, 1e-6)}, jax.random.key(0))["w"]
+    np.testing.assert_array_equal(float32, np.full(4, np.float32(1) + np.float32(1e-6)))
+
+
 def test_the_caller_keeps_its_parameters(tmp_path):
     params = start()
     fit(params, batches, loss, optim.adamw(0.05, 3, warmup=1), steps=3, folder=tmp_path, seed=0)

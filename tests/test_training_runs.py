@@ -155,6 +155,32 @@ def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, ca
     assert losses(tmp_path / "alone")[-1] != losses(tmp_path / "alone")[0]
 
 
+@pytest.mark.full
+def test_a_run_in_bfloat16_learns_like_one_in_float32_and_resumes_exactly(source, cache, tmp_path):
+    half = dataclasses.replace(FULL, trained_dtype="bfloat16")
+    train(source, cache, FULL, tmp_path / "float32", 8)
+    whole = train(source, cache, half, tmp_path / "half", 8)
+    np.testing.assert_allclose(losses(tmp_path / "half"), losses(tmp_path / "float32"), rtol=0.02)
+    assert losses(tmp_path / "half")[-1] < 0.9 * losses(tmp_path / "half")[0]
+    train(source, cache, half, tmp_path / "parts", 5)
+    jax.tree.map(np.testing.assert_array_equal, train(source, cache, half, tmp_path / "parts", 8).params, whole.params)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "half")
+    train(source, cache, half, tmp_path / "mesh", 8, dict(data=2, fsdp=2))
+    np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "half"), rtol=0.02)
+    state = Checkpoints(tmp_path / "half" / "checkpoints")
+    saved = state._manager.item_metadata(8)
+    assert {str(x.dtype) for x in jax.tree.leaves(saved["params"])} == {"bfloat16"}
+    assert {str(x.dtype) for x in jax.tree.leaves(saved["average"])} == {"float32"}
+    moments = [x for x in jax.tree.leaves(saved["opt"]) if x.shape]
+    assert len(moments) == 2 * len(jax.tree.leaves(saved["params"])) and {str(x.dtype) for x in moments} == {"bfloat16"}
+    with pytest.raises(ValueError, match="trained_dtype was bfloat16 and is now float32"):
+        train(source, cache, FULL, tmp_path / "half", 9)
+    with pytest.raises(ValueError, match="the adapters of a LoRA, which are small, are trained in float32"):
+        dataclasses.replace(LORA, trained_dtype="bfloat16")
+    commands.export(str(tmp_path / "half"), out=tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, whole.params)
+
+
 def test_moments_lie_where_their_parameters_do(source):
     model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
     params = model.params["transformer"]

@@ -28,6 +28,7 @@ def lower_update(
     *,
     accumulate: int = 1,
     average: bool = True,
+    trained_dtype: str = "float32",
 ) -> Any:
     """An update on latents (B, T, h, w, C), of adapters or, with None, of all parameters, as `train.run` makes it.
 
@@ -36,10 +37,11 @@ def lower_update(
     Args:
       accumulate: parts that the batch is computed in.
       average: whether it keeps a moving average.
+      trained_dtype: of parameters and moments; adapters are in float32.
     """
     weights = abstract_weights(spec, "transformer", mesh)
     if lora is None:
-        params, base = jax.tree.map(lambda x: _array(x.shape, "float32", x.sharding), weights), {}
+        params, base = jax.tree.map(lambda x: _array(x.shape, trained_dtype, x.sharding), weights), {}
     else:
         shapes = jax.eval_shape(lambda weights: loras.init(jax.random.key(0), weights, lora), weights)
         where = adapter_shardings(shapes, abstract_params(spec.transformer), mesh)

@@ -65,6 +65,7 @@ def train(
     schedule: Literal["constant", "cosine"] = "constant",
     warmup: int = 50,
     weight_decay: float = 1e-4,
+    trained_dtype: Literal["float32", "bfloat16"] = "float32",
     average: float = 0.99,
     timesteps: Literal["explicit", "uniform"] = "explicit",
     text_dropout: float = 0.1,
@@ -112,6 +113,8 @@ def train(
       optimizer: adafactor keeps far less than adamw.
       learning_rate: reached after `warmup` updates; None is 5e-4 for a LoRA, else 1e-5.
       schedule: constant from then on, or a cosine down to 1% at the last of `steps`.
+      trained_dtype: what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is
+        rounded at random, so that small updates are not lost. Adapters are in float32.
       average: decay of the moving average that is exported; 0 keeps none, which saves its memory.
       timesteps: "explicit" gives each clip of a batch a part of the range of its own.
       text_dropout: share of captions that are left out, for guidance.
@@ -138,7 +141,7 @@ def train(
       mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
       distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
         the folder of the run and that of the encoded clips.
-      dtype: to compute in; what is trained is kept in float32.
+      dtype: to compute in.
     """
     import dataclasses
 
@@ -174,6 +177,7 @@ def train(
         ),
         optimizer=optimizer,
         weight_decay=weight_decay,
+        trained_dtype=trained_dtype,
         average=average,
         validation=validation,
         seed=seed,

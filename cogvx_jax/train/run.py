@@ -56,6 +56,7 @@ class RunConfig:
     objective: Objective = Objective()
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     weight_decay: float = 1e-4
+    trained_dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters that are trained, and of their moments
     average: float = 0.99  # decay of the moving average that is exported
     validation: float = 0.0  # clips kept out of training: a share of them, or from 1 on their number, of each cache
     seed: int = 0
@@ -63,6 +64,8 @@ class RunConfig:
     def __post_init__(self):
         if (self.lora is None) != bool(self.parts):
             raise ValueError("a run trains either a LoRA or parts of the model")
+        if self.lora is not None and self.trained_dtype != "float32":
+            raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
         if self.weight_decay < 0 or not 0 <= self.average < 1:
             raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
 
@@ -199,7 +202,7 @@ def _shares(stage: Stage, validation: float) -> list[Share]:
 
 
 def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
-    """The spec to train with, what is trained, in float32, and what is not, on the model's mesh."""
+    """The spec to train with, what is trained and what is not, on the model's mesh."""
     base = jax.tree.map(jnp.asarray, model.params["transformer"])
     if config.lora is not None:
         adapters = loras.init(jax.random.key(config.seed), transformer_shapes(model.spec), config.lora)
@@ -207,7 +210,7 @@ def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
     trained, frozen = parts.split(base, config.parts)
     # The bound on logits holds for the weights that were loaded, not for those they become.
     transformer = dataclasses.replace(model.spec.transformer, logit_bound=None)
-    trained = jax.tree.map(lambda x: x.astype(jnp.float32), trained)
+    trained = jax.tree.map(lambda x: x.astype(config.trained_dtype), trained)
     return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
 
 

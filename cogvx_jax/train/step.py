@@ -42,7 +42,7 @@ class State(NamedTuple):
 
     step: jax.Array  # () int32, updates done
     params: Params
-    average: Params | None  # exponential moving average of `params`; None where none is held
+    average: Params | None  # exponential moving average of `params`, in float32; None where none is held
     opt: optax.OptState
 
     @property
@@ -52,8 +52,8 @@ class State(NamedTuple):
 
 
 def init(params: Params, tx: optax.GradientTransformation, *, average: bool = True) -> State:
-    # The average has its own buffers: the state is donated as a whole.
-    mean = jax.tree.map(jnp.copy, params) if average else None
+    # The average has its own buffers: the state is donated as a whole. Its steps would be lost in fewer bits.
+    mean = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params) if average else None
     return State(jnp.zeros((), jnp.int32), params, mean, tx.init(params))
 
 
@@ -68,6 +68,9 @@ def step(
     accumulate: int = 1,
 ) -> tuple[State, dict[str, jax.Array]]:
     """One update on the global batch. Where the loss or the gradient is not finite, nothing but the count moves.
+
+    Parameters of 16 bits are rounded up or down at random, as near as they are to either, so that updates smaller than
+    half of their last bit are not lost: they arrive on average. Float32 ones are rounded as always.
 
     Args:
       decay: of the moving average, where the state has one, warmed up from 0.
@@ -84,7 +87,7 @@ def step(
 
     def move(state: State, grads: Params) -> State:
         updates, opt = tx.update(grads, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = apply(state.params, updates, jax.random.fold_in(key, 1))
         average = state.average
         if average is not None:
             weight = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
@@ -94,6 +97,26 @@ def step(
     # Not a choice between old and new numbers, which would hold both.
     state = jax.lax.cond(sound, move, lambda state, grads: state, state, grads)
     return state._replace(step=state.step + 1), more | {"loss": loss, "grad_norm": norm, "sound": sound}
+
+
+def apply(params: Params, updates: Params, key: jax.Array) -> Params:
+    """Parameters moved by an optimizer's updates; those in bfloat16 are rounded at random."""
+    leaves, tree = jax.tree.flatten(params)
+    moved = []
+    for number, (p, u) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        whole = p.astype(jnp.float32) + u.astype(jnp.float32)
+        if p.dtype == jnp.bfloat16:
+            whole = _round_at_random(whole, jax.random.fold_in(key, number))
+        moved.append(whole.astype(p.dtype))
+    return jax.tree.unflatten(tree, moved)
+
+
+def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Float32 numbers that bfloat16 has: one of the two next to each, whose mean is the number itself."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    below = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + below) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x)
 
 
 def gradient(loss_fn: LossFn, accumulate: int = 1) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Params]]:
