@@ -21,6 +21,7 @@ def encode(
     model: str = "tiny",
     size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
     frames: int | None = None,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
     distributed: bool = False,
     dtype: DType | None = None,
 ) -> None:
@@ -34,16 +35,25 @@ def encode(
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
       frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own. 1 takes pictures, too.
+      mesh: the devices of this process to use and how, such as sp=4: each clip's height and width are split over them,
+        and the text encoder's weights. None is the first one.
       distributed: this is one of several processes that run the same command, as for `generate`: each encodes a part of
-        the videos, on its first device. They share the folder.
+        the videos on devices of its own. They share the folder.
       dtype: to compute in.
     """
+    import jax
+
+    from cogvx_jax.pipelines.model import load
     from cogvx_jax.places import place
+    from cogvx_jax.sharding import parse_mesh
 
     folder, process, processes = place(out), 0, 1
     if distributed:
         process, processes = _join()
-    _encode(_load(model, dtype, size, frames, data), data, folder, size, frames, process, processes)
+    devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())
+    _check(model, size, frames, data)
+    loaded = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
+    _encode(loaded, data, folder, size, frames, process, processes)
 
 
 def train(
@@ -147,6 +157,7 @@ def train(
 
     from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import formulations
+    from cogvx_jax.pipelines.model import load
     from cogvx_jax.places import is_bucket, place
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train import run
@@ -231,7 +242,8 @@ def train(
             open_cache(clips)  # finds what is missing before the weights are read
     check_folder(folder)
     videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
-    loaded = _load(model, dtype, size, frames, unencoded, devices)
+    _check(model, size, frames, unencoded)
+    loaded = load(model, dtype=dtype, mesh=devices)
     if unencoded is not None:
         _encode(loaded, unencoded, folder / "cache", size, frames)
     cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
@@ -298,15 +310,14 @@ def export(
     print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
 
 
-def _load(model: str, dtype: str | None, size: str | None, frames: int | None, data: Path | None, mesh=None):
-    """The model, after all that can be checked without its weights."""
+def _check(model: str, size: str | None, frames: int | None, data: Path | None) -> None:
+    """What can be checked of videos without the model's weights."""
     from cogvx_jax.data.layouts import read_sources
-    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.model import load_spec
 
     if data is not None:
         read_sources(data)
     _shape(load_spec(model), size, frames)
-    return load(model, dtype=dtype, mesh=mesh)
 
 
 def _shape(spec, size: str | None, frames: int | None):
