@@ -51,9 +51,9 @@ def encode(
     if distributed:
         process, processes = _join()
     devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())
-    _check(model, size, frames, data)
+    clips = _clips(model, size, frames, data)
     loaded = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
-    _encode(loaded, data, folder, size, frames, process, processes)
+    _encode(loaded, clips, folder, process, processes)
 
 
 def train(
@@ -242,10 +242,10 @@ def train(
             open_cache(clips)  # finds what is missing before the weights are read
     check_folder(folder)
     videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
-    _check(model, size, frames, unencoded)
+    to_encode = None if unencoded is None else _clips(model, size, frames, unencoded)
     loaded = load(model, dtype=dtype, mesh=devices)
-    if unencoded is not None:
-        _encode(loaded, unencoded, folder / "cache", size, frames)
+    if to_encode is not None:
+        _encode(loaded, to_encode, folder / "cache")
     cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
     spec = dataclasses.replace(loaded.spec, transformer=cfg)
     loaded = dataclasses.replace(loaded, spec=spec)
@@ -310,14 +310,12 @@ def export(
     print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
 
 
-def _check(model: str, size: str | None, frames: int | None, data: Path | None) -> None:
-    """What can be checked of videos without the model's weights."""
+def _clips(model: str, size: str | None, frames: int | None, data: Path):
+    """The videos that are to be encoded, and the shape of their clips: all that needs no weights, checked."""
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.pipelines.model import load_spec
 
-    if data is not None:
-        read_sources(data)
-    _shape(load_spec(model), size, frames)
+    return read_sources(data), _shape(load_spec(model), size, frames)
 
 
 def _shape(spec, size: str | None, frames: int | None):
@@ -365,12 +363,12 @@ def _join() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _encode(loaded, data: Path, out: Any, size: str | None, frames: int | None, process: int = 0, processes: int = 1):
-    from cogvx_jax.data.layouts import read_sources
+def _encode(loaded, clips: tuple[Any, Any], out: Any, process: int = 0, processes: int = 1):
+    """Encodes what `_clips` found."""
     from cogvx_jax.train import latents
 
     def report(line: str) -> None:
         print(f"cogvx: {line}" if line.startswith("skipped") else line, file=sys.stderr, flush=True)
 
-    shape, sources = _shape(loaded.spec, size, frames), read_sources(data)
+    sources, shape = clips
     return latents.encode(loaded, sources, out, shape, report, process=process, processes=processes)
