@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
+import jax
 from absl import flags
 
 AHEAD = 2  # batches that are read at once, and held beside the one in use
@@ -42,6 +43,7 @@ def _numbered(batches: Batches, step: int) -> tuple[int, Any]:
 
 def _begin_worker(worker: int, workers: int) -> None:
     """A worker ends with the process that began it, and not before: signals to all of them are that one's."""
+    jax.config.update("jax_platforms", "cpu")  # the accelerator, if there is one, is that process's
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
