@@ -1,7 +1,7 @@
 """Batches read ahead of their use, by grain: in threads, or in processes of their own."""
 
-import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,6 +11,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 from absl import flags
 
 AHEAD = 2  # batches that are read at once, and held beside the one in use
@@ -33,8 +34,15 @@ def read_ahead(batches: Batches, start: int, stop: int, workers: int = 0) -> Ite
         ahead = iter(steps.to_iter_dataset(one).mp_prefetch(options, _begin_worker))
     else:
         ahead = iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=AHEAD, prefetch_buffer_size=AHEAD)))
-    with contextlib.closing(ahead):
-        yield from ahead
+    try:
+        for step, batch in ahead:
+            # Not a view of memory that a worker shares: that is given back at once.
+            yield step, jax.tree.map(np.array, batch) if workers else batch
+    finally:
+        ahead.close()
+        if workers:
+            del ahead
+            gc.collect()  # the iterator, which is part of a cycle, holds a batch in shared memory
 
 
 def _numbered(batches: Batches, step: int) -> tuple[int, Any]:
