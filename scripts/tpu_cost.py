@@ -25,7 +25,7 @@ from cogvx_jax.configs import Remat
 TABLE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
-TOPOLOGY = "v5e:2x4"  # compiles in less than a minute; v6e takes several times as long
+TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
 Kernel = Literal["pallas", "splash", "jax_flash"]
 Part = Literal["step", "text", "decode", "lora", "full"]
