@@ -3,6 +3,8 @@
 Interpret mode compiles each case for seconds, so cases combine what is orthogonal.
 """
 
+import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import read_spec
@@ -85,6 +88,15 @@ def test_half_precision(dtype, atol):
     np.testing.assert_allclose(np.float32(y), definition(q, k, v, SCALE), rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_scaled_queries_are_not_rounded(width):
+    """Logits up to 80 from bfloat16: to round the scaled queries once more would move some by 0.1."""
+    q, k, v = inputs(256, 256, width=width, dtype="bfloat16")
+    q, k = q * 4, k * 4
+    y = flash_attention(q, k, v, scale=width**-0.5, blocks=SMALL, interpret=True)
+    np.testing.assert_allclose(np.float32(y), definition(q, k, v, width**-0.5), rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize("scale, bound", [(1000.0, None), (1.0, 70.0)])
 def test_extreme_logits(scale, bound):
     """Logits in the thousands; and, with a bound, at both ends of what is left without a maximum."""
@@ -149,12 +161,13 @@ def test_blocks_of_the_gradient_pad_little():
 
 
 def test_the_choice_of_blocks():
-    assert flash._fit(Blocks(2048, 2048, 512), 17776, 17776) == (2048, 2048, 512)
-    assert flash._fit(Blocks(2048, 2048, 512), 4480, 17776) == (1536, 2048, 512)  # three, not 2.2 of 2048
-    assert flash._fit(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
+    assert flash.fit(Blocks(2048, 2048, 512), 17776, 17776) == (2048, 2048, 512)
+    assert flash.fit(Blocks(2048, 2048, 512), 4480, 17776) == (1536, 2048, 512)  # three, not 2.2 of 2048
+    assert flash.fit(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
     with pytest.raises(ValueError, match="multiples of 128"):
-        flash._fit(Blocks(100, 128, 128), 10, 10)
-    assert flash.default_blocks() in (flash.DEFAULT, *flash.BLOCKS.values())
+        flash.fit(Blocks(100, 128, 128), 10, 10)
+    assert flash.default_blocks(False) in (flash.DEFAULT, *flash.BLOCKS.values())
+    assert flash.default_blocks(True) == flash.DEFAULT
 
 
 # --- the bound ---
@@ -207,17 +220,20 @@ def interpreted(monkeypatch):
         return flash_attention(*args, **kwargs, blocks=Blocks(256, 256, 128), interpret=True)
 
     monkeypatch.setattr(attention_module.flash, "flash_attention", run)
+    monkeypatch.setattr(splash, "BLOCKS", range(128, 129, 128))
+    monkeypatch.setattr(splash, "attend", functools.partial(splash.attend, interpret=True))
     monkeypatch.setattr(attention_module, "CHUNK", 64)
 
 
-@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head", "pallas", "cudnn"])
+@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"])
 def test_formulations_agree(choice, interpreted):
     """Keys of another number than queries, segments, and NaN where no keys are; then without any of that."""
     q, k, v = inputs(150, 260, batch=2, heads=2, width=64)
     segments = (jnp.arange(150)[None].repeat(2, 0) // 90, jnp.arange(260)[None].repeat(2, 0) // 130)
 
     def run(segments, kv_length):
-        with using(Formulations(attention=choice)):
+        simulated = pltpu.force_tpu_interpret_mode() if choice == "jax_flash" else contextlib.nullcontext()
+        with using(Formulations(attention=choice)), simulated:
             spoilt = spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan)
             return attention(q, *spoilt, scale=0.125, max_logit=BOUND, segments=segments, kv_length=kv_length)
 
@@ -282,6 +298,8 @@ for topology in {topologies}:
 CASES = {
     "gathered keys, padded": [(64, 4480, 17920, 17776, 10.0, False, "bfloat16")],
     "maximum and segments": [(64, 1111, 3333, 3001, None, True, "bfloat16")],
+    "all that takes memory": [(128, 2048, 4096, None, bound, True, "float32") for bound in (None, 10.0)],
+    "wide heads, maximum": [(128, 2048, 4096, None, None, False, "bfloat16")],
     "wide heads, float32, few": [(128, 100, 77, None, 10.0, False, "float32")],
 }
 

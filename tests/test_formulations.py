@@ -188,7 +188,8 @@ def test_every_choice_is_tested_here():
     choices = {field.name: set(get_args(field.type)) for field in dataclasses.fields(Formulations)}
     del choices["token_multiple"]  # no formulation, but how much padding a mesh adds: test_mesh.py
     assert choices == {
-        "attention": {"plain", "chunked", "by_head", "pallas", "splash", "cudnn"},  # the last three: test_flash.py
+        # the last four: test_flash.py
+        "attention": {"plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"},
         "causal_conv": {"conv3d", "conv2d", "by_size"},
         "upsample_conv": {"repeat", "phase", "dilated"},
         "spatial_norm": {"full", "latent"},

@@ -10,7 +10,7 @@ import pytest
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines import plan as plans
-from cogvx_jax.pipelines.cost import SPLASH, Cost, Program
+from cogvx_jax.pipelines.cost import JAX_FLASH, SPLASH, Cost, Program
 from cogvx_jax.pipelines.plan import candidates, plan
 from cogvx_jax.pipelines.plan_command import table
 from cogvx_jax.presets import PRESETS
@@ -43,6 +43,9 @@ ENTRY %main (p: bf16[8]) -> bf16[8] {
 operand_layout_constraints={s8[5,1,1]{2,1,0}, bf16[10,640,64]{2,1,0}, bf16[10,128,64]{2,1,0}}, attributes={
 "block_q": 640
 }}, metadata={op_name="jit(step)/splash_mha_fwd_segmented_no_residuals"}
+  %o = bf16[2,5,640,64]{3,2,1,0} custom-call(%q, %k, %v, %i), custom_call_target="tpu_custom_call", \
+operand_layout_constraints={bf16[2,5,640,64]{3,2,1,0}, bf16[2,5,256,64]{3,2,1,0}, bf16[2,5,256,64]{3,2,1,0}, \
+s32[2,640,128]{2,1,0}}, metadata={op_name="jit(step)/jit(flash_attention)/pallas_call"}
   %known = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"7"}
   %s = (bf16[8]{0}, bf16[32]{0}) all-gather-start(%p), channel_id=2
   %d = bf16[32]{0} all-gather-done(%s)
@@ -55,6 +58,7 @@ def test_a_program_is_read_with_its_loops():
     assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know
     assert program.scores() == 3 * 1 * 4 * 128 * 256
     assert program.scores(SPLASH) == 2 * 5 * 640 * 128
+    assert program.scores(JAX_FLASH) == 2 * 5 * 640 * 256
     assert program.collectives() == {"all-to-all": (3, 3 * 4 * 64 * 128 * 2), "all-gather": (1, 64)}
 
 

@@ -63,6 +63,19 @@ def test_another_cost_fails_and_is_named(compiled, capsys, change, said):
     assert said in capsys.readouterr().out
 
 
+def test_programs_of_one_part_are_compiled_once(monkeypatch, capsys):
+    rows, asked = [dataclasses.replace(ROW, program=f"decode {i}") for i in (0, 1)], []
+
+    def costs(*args):
+        asked.append(args)
+        yield from rows
+
+    monkeypatch.setattr(tpu_cost, "costs", costs)
+    assert compare({"versions": VERSIONS, "rows": {row.key: held(row) for row in rows}}, VERSIONS) == 0
+    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas")]
+    assert capsys.readouterr().out.count("as in the table") == 2
+
+
 def test_other_versions_are_skipped_with_a_reason(compiled, capsys):
     assert compare({"versions": VERSIONS, "rows": {ROW.key: {}}}, VERSIONS | {"jax": "3"}) == 0
     assert "skipped: the table is of {'jax': '1'" in capsys.readouterr().out
@@ -80,9 +93,11 @@ def test_a_row_reads_well():
 def test_the_table_holds_the_models_of_the_gate():
     table = json.loads(TABLE.read_text())
     assert set(table["versions"]) == {"jax", "libtpu"}
-    found = {tuple(key.split(" ")[:2]) for key in table["rows"]}
-    assert found == {(model, TOPOLOGY) for model in MODELS}
-    assert all(row["mega_cycles"] > 0 and row["kernel_mega_cycles"] > 0 for row in table["rows"].values())
+    found = {tuple(key.split(" ")[i] for i in (0, 1, 3)) for key in table["rows"]}
+    assert found >= {(model, TOPOLOGY, "step") for model in MODELS}
+    assert found >= {("5b", TOPOLOGY, "text"), ("5b", TOPOLOGY, "decode"), ("1.5-5b", TOPOLOGY, "decode")}
+    assert all(row["mega_cycles"] > 0 for row in table["rows"].values())
+    assert all(row["kernel_mega_cycles"] > 0 for key, row in table["rows"].items() if " step" in key)
 
 
 def test_it_says_where_libtpu_is_missing(monkeypatch):

@@ -8,9 +8,10 @@ K head width.
     by_head  a loop over batch and heads around that
     pallas   the kernel of `nn.flash`, for TPUs
     splash   JAX's own kernels for TPUs, which "pallas" uses where a gradient is wanted; alone, to compare with
+    jax_flash  JAX's older kernel for TPUs, to compare with: forward only
     cudnn    cuDNN's flash attention, for NVIDIA GPUs
 
-What a formulation cannot do falls to "chunked": the last three want no bias and a head width of theirs,
+What a formulation cannot do falls to "chunked": the last four want no bias and a head width of theirs,
 cuDNN half precision and no segments. None is partitioned by XLA along the sequence: on a mesh that
 shards it, call `attention` under `shard_map`.
 """
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cogvx_jax.nn import flash, splash
+from cogvx_jax.nn import flash, jax_flash, splash
 from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.remat import product
 
@@ -63,8 +64,9 @@ def attention(
     choice, width = formulations().attention, q.shape[-1]
     if choice == "pallas" and bias is None and width in KERNEL_WIDTHS:
         return flash.flash_attention(q, k, v, scale=scale, max_logit=max_logit, segments=pair, kv_length=kv_length)
-    if choice == "splash" and bias is None and width in KERNEL_WIDTHS:
-        return splash.attend(q, k, v, pair, scale=scale, length=kv_length or k.shape[2])
+    if choice in ("splash", "jax_flash") and bias is None and width in KERNEL_WIDTHS:
+        attend = splash.attend if choice == "splash" else jax_flash.attend
+        return attend(q, k, v, pair, scale=scale, length=kv_length or k.shape[2])
     return product(_without_kernel(q, k, v, scale, bias, pair, kv_length, choice))
 
 

@@ -19,7 +19,7 @@ from cogvx_jax.configs import Remat
 class Formulations:
     """One choice per operation; see `nn.attention`, `nn.conv` and `nn.remat` for what the names mean."""
 
-    attention: Literal["plain", "chunked", "by_head", "pallas", "splash", "cudnn"] = "chunked"
+    attention: Literal["plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"] = "chunked"
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"

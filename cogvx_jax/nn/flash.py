@@ -36,16 +36,16 @@ class Blocks(NamedTuple):
     compute: int  # keys whose scores exist at a time
 
 
-# By the first words of `device_kind`, as `scripts/attention_blocks.py` prints it; v5e and v6e were searched,
-# the others compile and follow their kin.
+# By the first words of `device_kind`, as `scripts/attention_blocks.py` finds it without a running maximum.
 BLOCKS = {
-    "TPU v4": Blocks(2048, 2048, 512),
-    "TPU v5": Blocks(2048, 2048, 1024),  # v5p
-    "TPU v5 lite": Blocks(2048, 2048, 1024),
-    "TPU v6 lite": Blocks(2048, 2048, 512),
-    "TPU7x": Blocks(2048, 2048, 512),
+    "TPU v4": Blocks(768, 4096, 2048),
+    "TPU v5": Blocks(1024, 2048, 1024),  # v5p
+    "TPU v5 lite": Blocks(768, 4096, 2048),
+    "TPU v6 lite": Blocks(1536, 2048, 512),
+    "TPU7x": Blocks(1536, 2048, 512),
 }
-DEFAULT = Blocks(2048, 2048, 512)
+DEFAULT = Blocks(2048, 2048, 512)  # other devices; all of them with a running maximum, for which the table's hold much
+FLOAT32 = Blocks(1024, 2048, 512)  # fit everywhere
 
 Ids = jax.Array | None
 
@@ -74,7 +74,7 @@ def flash_attention(
         maximum is left out. Too small a bound gives infinities.
       segments: (B, S) integers if S = T, or a pair (B, S), (B, T).
       kv_length: only the first so many keys exist; None is T.
-      blocks: of the kernel; None is the table's for the device the program is traced for.
+      blocks: of the kernel; None is those found for the device that the program is traced for.
       interpret: run on any device, slowly, for tests.
     Returns: (B, A, S, K), of the type of `v`; 0 where a query's segment has no key.
     """
@@ -83,11 +83,14 @@ def flash_attention(
     length = k.shape[2] if kv_length is None else kv_length
     if not 0 < length <= k.shape[2]:
         raise ValueError(f"kv_length must be in 1..{k.shape[2]}, got {length}")
+    maximum = needs_maximum(max_logit, length)
+    if blocks is None:
+        blocks = default_blocks(maximum) if v.dtype == jnp.bfloat16 else FLOAT32
     options = _Options(
         scale=scale,
         length=length,
-        maximum=needs_maximum(max_logit, length),
-        blocks=_fit(blocks or default_blocks(), q.shape[2], length),
+        maximum=maximum,
+        blocks=fit(blocks, q.shape[2], length),
         interpret=interpret,
     )
     if v.dtype == jnp.float16:  # the weights, up to e^max_logit, would overflow; and TPUs have no float16
@@ -100,8 +103,10 @@ def needs_maximum(max_logit: float | None, keys: int) -> bool:
     return max_logit is None or max_logit * math.log2(math.e) + math.log2(keys) + VALUE_BITS > 127
 
 
-def default_blocks() -> Blocks:
+def default_blocks(maximum: bool) -> Blocks:
     """The table's entry for the devices of the current mesh (`jax.set_mesh`), else the default device."""
+    if maximum:
+        return DEFAULT
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     names = [name for name in BLOCKS if device.device_kind.startswith(name)]
     return BLOCKS[max(names, key=len)] if names else DEFAULT
@@ -115,7 +120,7 @@ class _Options(NamedTuple):
     interpret: bool
 
 
-def _fit(blocks: Blocks, queries: int, keys: int) -> Blocks:
+def fit(blocks: Blocks, queries: int, keys: int) -> Blocks:
     """No block larger than needed; and the queries spread evenly, as the last block costs a whole one."""
     if any(size <= 0 or size % LANES for size in blocks):
         raise ValueError(f"blocks must be multiples of {LANES}, got {tuple(blocks)}")
@@ -157,11 +162,14 @@ def _forward(q, k, v, segments, options):
             pl.BlockSpec((None, 1, blocks.kv), lambda b, a, i, j: (b, 0, j)),
         ]
     scratch = [pltpu.VMEM((width, blocks.q), jnp.float32), pltpu.VMEM((8, blocks.q), jnp.float32)]
+    folded = 2 * width <= LANES
+    if folded:
+        scratch.append(pltpu.VMEM((2 * width, blocks.q), q.dtype))
     if options.maximum:
         scratch.append(pltpu.VMEM((1, blocks.q), jnp.float32))
     scores = batch * heads * queries * length
     return pl.pallas_call(
-        functools.partial(_kernel, options=options, segmented=segments is not None),
+        functools.partial(_kernel, options=options, segmented=segments is not None, folded=folded),
         grid=(batch, heads, pl.cdiv(queries, blocks.q), pl.cdiv(length, blocks.kv)),
         in_specs=specs,
         out_specs=specs[0],
@@ -180,15 +188,26 @@ def _forward(q, k, v, segments, options):
     )(q, k, v, *ids)
 
 
-def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented):
-    """One block of queries, q (K, q), against one of keys, k and v (K, kv)."""
+def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented, folded):
+    """One block of queries, q (K, q), against one of keys, k and v (K, kv).
+
+    `folded`: what the scores are multiplied with is in the queries. A matrix unit sums 128 numbers at a time anyway, so
+    with narrow heads there is room for the queries so scaled and, below them, for what their rounding lost.
+    """
     q_ids, kv_ids = refs[:2] if segmented else (None, None)
-    o_ref, acc_ref, sum_ref, *max_ref = refs[2 * segmented :]
-    block, step = options.blocks.kv, options.blocks.compute
+    o_ref, acc_ref, sum_ref, *refs = refs[2 * segmented :]
+    folded_ref, max_ref = (refs[0], refs[1:]) if folded else (None, refs)
+    block, step, width = options.blocks.kv, options.blocks.compute, q_ref.shape[0]
+    scale = options.scale * math.log2(math.e)
     j, last = pl.program_id(3), pl.num_programs(3) - 1
 
     @pl.when(j == 0)
     def _():
+        if folded:
+            q = q_ref[...].astype(jnp.float32) * scale
+            rounded = q.astype(folded_ref.dtype)
+            folded_ref[:width] = rounded
+            folded_ref[width:] = (q - rounded.astype(jnp.float32)).astype(folded_ref.dtype)
         acc_ref[...] = jnp.zeros_like(acc_ref)
         sum_ref[...] = jnp.zeros_like(sum_ref)
         for ref in max_ref:
@@ -197,8 +216,13 @@ def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented):
     def part(start, size, exist):
         """`size` keys of the block, of which the first `exist` exist; both static."""
         k, v = k_ref[:, pl.ds(start, size)], v_ref[:, pl.ds(start, size)]
-        s = jax.lax.dot_general(k, q_ref[...], (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-        s = s * (options.scale * math.log2(math.e))  # (size, q)
+        if folded:
+            k, q = jnp.concatenate([k, k]), folded_ref[...]
+        else:
+            q = q_ref[...]
+        s = jax.lax.dot_general(k, q, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)  # (size, q)
+        if not folded:
+            s = s * scale
         keep = None
         if segmented:
             column = jnp.broadcast_to(kv_ids[:, pl.ds(start, size)], (8, size)).T[:, :1]

@@ -49,20 +49,12 @@ def attend(
         residual_checkpoint_name=PRODUCT,
         interpret=interpret,
     )
-    ids = None
-    if segments is not None or length < padded_kv:
-        ours, theirs = segments or (jnp.zeros((len(q), n), jnp.int32) for n in (queries, keys))
-        exist = jnp.where(jnp.arange(keys) < length, theirs, NO_KEY)
-        ids = kernels.SegmentIds(_pad(ours, padded_q, 1), _pad(exist, padded_kv, 1, NO_KEY))
+    pair = segment_ids(q, k, segments, length, padded_q, padded_kv)
+    ids = None if pair is None else kernels.SegmentIds(*pair)
     run = jax.vmap(kernel, in_axes=(0, 0, 0, None if ids is None else 0))
     # What stands at queries that are padding is dropped below, so that its gradient is 0.
-    q, k, v = _pad(q * scale, padded_q, 2), *(_pad(_zeroed(x, length), padded_kv, 2) for x in (k, v))
-    y = run(q.astype(k.dtype), k, v, ids)[:, :, :queries]
-    if segments is None:
-        return y
-    ours, theirs = segments  # splash gives a query without a key the mean of all values
-    found = jnp.any(ours[:, :, None] == theirs[:, None, :length], axis=-1)
-    return jnp.where(found[:, None, :, None], y, 0)
+    q, k, v = pad(q * scale, padded_q, 2), *(pad(zeroed(x, length), padded_kv, 2) for x in (k, v))
+    return without_keyless(run(q.astype(k.dtype), k, v, ids)[:, :, :queries], segments, length)
 
 
 def fit(tokens: int) -> tuple[int, int]:
@@ -74,10 +66,36 @@ def fit(tokens: int) -> tuple[int, int]:
     return padded, -block
 
 
-def _pad(x: jax.Array, length: int, axis: int, value: int = 0) -> jax.Array:
+def segment_ids(
+    q: jax.Array,
+    k: jax.Array,
+    segments: tuple[jax.Array, jax.Array] | None,
+    length: int,
+    padded_q: int,
+    padded_kv: int,
+) -> tuple[jax.Array, jax.Array] | None:
+    """What keeps queries from keys of other segments and from padding, (B, padded_q), (B, padded_kv); None: nothing."""
+    if segments is None and length == padded_kv:
+        return None
+    queries, keys = q.shape[2], k.shape[2]
+    ours, theirs = segments or (jnp.zeros((len(q), n), jnp.int32) for n in (queries, keys))
+    exist = jnp.where(jnp.arange(keys) < length, theirs, NO_KEY)
+    return pad(ours, padded_q, 1), pad(exist, padded_kv, 1, NO_KEY)
+
+
+def without_keyless(y: jax.Array, segments: tuple[jax.Array, jax.Array] | None, length: int) -> jax.Array:
+    """0 for queries without a key, to which JAX's kernels give the mean of all values."""
+    if segments is None:
+        return y
+    ours, theirs = segments
+    found = jnp.any(ours[:, :, None] == theirs[:, None, :length], axis=-1)
+    return jnp.where(found[:, None, :, None], y, 0)
+
+
+def pad(x: jax.Array, length: int, axis: int, value: int = 0) -> jax.Array:
     return jnp.pad(x, [(0, length - n if i == axis else 0) for i, n in enumerate(x.shape)], constant_values=value)
 
 
-def _zeroed(x: jax.Array, length: int) -> jax.Array:
+def zeroed(x: jax.Array, length: int) -> jax.Array:
     """Without what stands beyond `length`: a weight of 0 times a NaN would be one."""
     return jnp.where((jnp.arange(x.shape[2]) < length)[:, None], x, 0)

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Cycles for a thousand scores of `nn.flash` without a running maximum, by the first words of `device_kind`, as
-# `scripts/attention_blocks.py` counts them, whatever the number of cores: for v5e and v6e of the kernel and the blocks
-# in use, for the others of an early form of it.
-SCORE_CYCLES = {"TPU v4": 3.21, "TPU v5 lite": 2.63, "TPU v5": 2.65, "TPU v6 lite": 1.43, "TPU7x": 1.34}
-OURS, SPLASH = "flash_attention", "splash_mha_fwd"  # in the names of kernels
-# The same of JAX's splash attention with segment ids, at its best blocks, forward.
-SPLASH_CYCLES = {"TPU v5 lite": 4.35, "TPU v6 lite": 2.87}
+# Cycles for a thousand scores of `nn.flash` without a running maximum, at the blocks of its table, by the first words
+# of `device_kind`, as `scripts/attention_blocks.py` counts them; on one core, where a device has two.
+SCORE_CYCLES = {"TPU v4": 3.04, "TPU v5 lite": 2.54, "TPU v5": 2.46, "TPU v6 lite": 1.43, "TPU7x": 1.32}
+# In the names of kernels, as metadata has them: JAX's older one has the name of ours, but is a function of its own.
+OURS, SPLASH, JAX_FLASH = "/flash_attention/pallas_call", "splash_mha_fwd", "(flash_attention)/pallas_call"
+# The same of JAX's splash attention and of its older kernel, both with segment ids, at their best blocks, forward.
+SPLASH_CYCLES = {"TPU v4": 5.92, "TPU v5 lite": 4.29, "TPU v5": 4.27, "TPU v6 lite": 2.87, "TPU7x": 2.92}
+JAX_FLASH_CYCLES = {"TPU v4": 7.17, "TPU v5 lite": 4.71, "TPU v5": 4.66, "TPU v6 lite": 2.94, "TPU7x": 3.38}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
@@ -32,7 +33,7 @@ class Cost:
     temporaries: int
     outputs: int  # those that are not an argument's memory used again
     cycles: int  # as the compiler estimates them, loops unrolled; 0 on platforms where it does not
-    kernel_cycles: int  # of `nn.flash`, beside those
+    kernel_cycles: int  # of `nn.flash` or of JAX's forward kernels, beside those
     collectives: Mapping[str, tuple[int, int]]  # by kind, loops unrolled: how many, and bytes of their results
     seconds: float  # it took to compile
 
@@ -70,6 +71,7 @@ def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: 
             (
                 program.scores() * score_cycles(device_kind)
                 + program.scores(SPLASH) * score_cycles(device_kind, SPLASH_CYCLES)
+                + program.scores(JAX_FLASH) * score_cycles(device_kind, JAX_FLASH_CYCLES)
             )
             / 1000
             / cores
@@ -122,7 +124,7 @@ class Program:
         return total
 
     def scores(self, kernel: str = OURS) -> int:
-        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through, or those of JAX's splash."""
+        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through, or those of JAX."""
         total = 0
         for times, line in self._walk(self._entry):
             if "tpu_custom_call" in line and kernel in line:
