@@ -61,6 +61,8 @@ def main(
     mesh: str | None = None,
     programs: tuple[Part, ...] = ("step",),
     remat: Remat = "block",
+    trained_dtype: Literal["float32", "bfloat16"] = "float32",
+    average: bool = True,
     attention: Kernel = "pallas",
     check: bool = False,
     write: bool = False,
@@ -75,6 +77,8 @@ def main(
       programs: the denoising step, the text encoder, and the VAE's first two frame batches; an update of a LoRA, or of
         all parameters by AdamW, on a clip for each part of the mesh that takes clips.
       remat: what the backward pass of an update computes anew.
+      trained_dtype: of parameters and moments in an update of all parameters.
+      average: whether an update keeps a moving average.
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
       check: compile the rows of the table and compare: exit status 1 where one differs by more than 2%.
@@ -90,7 +94,7 @@ def main(
         row
         for topology in topologies
         for model in models
-        for row in costs(model, topology, mesh, programs, remat, attention)
+        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average)
     ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -108,6 +112,8 @@ def costs(
     parts: tuple[Part, ...],
     remat: Remat = "block",
     attention: Kernel = "pallas",
+    trained_dtype: str = "float32",
+    average: bool = True,
 ) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
@@ -144,7 +150,9 @@ def costs(
         # Of weights that change nothing bounds the logits.
         tuned = dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=None, remat=remat))
         lora = LoRAConfig() if part == "lora" else None
-        return [(f"{part} {remat}", 1, lower_update(tuned, made, pixels, lora, optim.adamw(1e-4, None)))]
+        kept: dict[str, Any] = {"trained_dtype": trained_dtype, "average": average}
+        name = " ".join([part, remat, *[trained_dtype] * (part == "full"), *["no average"] * (not average)])
+        return [(name, 1, lower_update(tuned, made, pixels, lora, optim.adamw(1e-4, None), **kept))]
 
     def tera_flops(part: Part) -> float | None:
         if part == "step":
@@ -245,7 +253,8 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         part, *rest = program.split()
         remat = rest[0] if part in TRAINING else "block"
         kernel = rest[-1] if rest[-1:] and rest[-1] in get_args(Kernel) else "pallas"
-        asked: Any = model, topology, mesh, (part,), remat, kernel
+        dtype = "bfloat16" if "bfloat16" in rest else "float32"
+        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest
         if asked not in compiled:
             compiled[asked] = {row.program: row for row in costs(*asked)}
         changed = differences(was, held(compiled[asked][program]))

@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     """What a compilation gives instead of `ROW`: set `compiled["row"]`."""
     given = {"row": ROW}
 
-    def costs(model, topology, mesh, parts, remat, attention):
+    def costs(model, topology, mesh, parts, *_):
         assert (model, topology, mesh, parts) == ("5b", "v5e:2x4", "cfg=2,sp=4", ("step",))
         yield given["row"]
 
@@ -72,7 +72,7 @@ def test_programs_of_one_part_are_compiled_once(monkeypatch, capsys):
 
     monkeypatch.setattr(tpu_cost, "costs", costs)
     assert compare({"versions": VERSIONS, "rows": {row.key: held(row) for row in rows}}, VERSIONS) == 0
-    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas")]
+    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True)]
     assert capsys.readouterr().out.count("as in the table") == 2
 
 

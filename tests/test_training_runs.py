@@ -181,6 +181,22 @@ def test_a_run_in_bfloat16_learns_like_one_in_float32_and_resumes_exactly(source
     jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, whole.params)
 
 
+def test_what_is_trained_is_held_once(source, cache, tmp_path):
+    """The weights that the model came with go when the state has them, also where a run goes on; all else stays."""
+    whole = train(source, cache, NORMS, tmp_path / "kept", 2)
+    for steps in (1, 2):
+        model = cx.load(source, components=("transformer",))
+        stages = (stage_of(cache, NORMS, steps),)
+        after = runs.train(model, stages, NORMS, tmp_path / "run", source=str(source), log_every=1, release=True)
+        gone = {path for path, x in flat(model.params["transformer"]).items() if x.is_deleted()}
+        assert gone == set(flat(parts.split(model.params["transformer"], NORMS.parts)[0]))
+    assert losses(tmp_path / "run") == losses(tmp_path / "kept")
+    jax.tree.map(np.testing.assert_array_equal, after.params["transformer"], whole.params["transformer"])
+    model = cx.load(source)
+    runs.train(model, (stage_of(cache, FULL, 1),), FULL, tmp_path / "full", source=str(source))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(model.params["transformer"]))
+
+
 def test_moments_lie_where_their_parameters_do(source):
     model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
     params = model.params["transformer"]

@@ -33,16 +33,13 @@ class Checkpoints:
         """Updates done at the newest checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def restore(self, state: State) -> State:
-        """The newest saved state, or `state`, where there is none.
+    def restore(self, like: State) -> State:
+        """The newest saved state; there must be one.
 
-        It goes to the devices of `state`, whose shapes it must have; those it was saved from do not matter.
+        It goes to the devices of `like`, arrays or shapes, which it must fit; those it was saved from do not matter.
         """
-        step = self.latest()
-        if step is None:
-            return state
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        return self._manager.restore(step, args=_restore(like))
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(self.latest(), args=_restore(shapes))
 
     def restore_exported(self, like: Any) -> Any:
         """What the newest checkpoint, which must exist, has for use: its `State.exported`, on one device.

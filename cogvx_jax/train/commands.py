@@ -164,6 +164,7 @@ def train(
     from cogvx_jax.train.cache import is_cache, open_cache
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.facts import check_folder
+    from cogvx_jax.train.latents import check_model
     from cogvx_jax.train.objective import Objective
     from cogvx_jax.train.parts import EVERYTHING
     from cogvx_jax.train.placement import check_batch
@@ -243,15 +244,21 @@ def train(
     check_folder(folder)
     videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
     to_encode = None if unencoded is None else _clips(model, size, frames, unencoded)
-    loaded = load(model, dtype=dtype, mesh=devices)
+    encoders = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
     if to_encode is not None:
-        _encode(loaded, to_encode, folder / "cache")
+        _encode(encoders, to_encode, folder / "cache")
+    check_model([open_cache(clips) for stage in several for clips, _ in stage.data], encoders)
+    # What training does not need any more leaves its memory to the transformer.
+    kept = {name: x for name, x in encoders.params.items() if videos or encoders.spec.kind == "i2v" and name == "vae"}
+    tokenizer = encoders.tokenizer
+    del encoders
+    loaded = load(model, dtype=dtype, mesh=devices, components=("transformer",))
     cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
     spec = dataclasses.replace(loaded.spec, transformer=cfg)
-    loaded = dataclasses.replace(loaded, spec=spec)
+    loaded = dataclasses.replace(loaded, spec=spec, params=loaded.params | kept, tokenizer=tokenizer)
     try:
         about: dict[str, Any] = {"source": model, "tensorboard": tensorboard, "videos": videos, "workers": workers}
-        run.train(loaded, several, config, folder, **about, **pace)
+        run.train(loaded, several, config, folder, release=True, **about, **pace)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)

@@ -112,14 +112,18 @@ def _exchange(folder: Place, part: dict[str, Any], process: int, processes: int)
     return parts
 
 
-def check_model(cache: Cache, model: Model) -> None:
-    """Raises ValueError if the cache was made by other encoders than the model's."""
-    for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
-        if digest(model.params[name]) != theirs:
-            raise ValueError(
-                f"{cache.folder} was encoded by the {name} of {cache.model}, whose weights are not those of "
-                f"this {model.spec.name}; run `cogvx encode` with the model you train"
-            )
+def check_model(caches: Iterable[Cache], model: Model) -> None:
+    """Raises ValueError if one was made by other encoders than those that the model was loaded with."""
+    own: dict[str, str] = {}
+    for name in model.params.keys() & {"vae", "text_encoder"}:
+        own[name] = digest(model.params[name])
+    for cache in caches:
+        for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
+            if own.get(name, theirs) != theirs:
+                raise ValueError(
+                    f"{cache.folder} was encoded by the {name} of {cache.model}, whose weights are not those of "
+                    f"this {model.spec.name}; run `cogvx encode` with the model you train"
+                )
 
 
 def digest(params: Any) -> str:

@@ -16,7 +16,7 @@ from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.curve import Curve
-from cogvx_jax.train.placement import Rows, place_batch, place_init
+from cogvx_jax.train.placement import Rows, place_batch, place_init, state_shapes
 from cogvx_jax.train.preemption import sigterm
 from cogvx_jax.train.progress import Progress, say
 from cogvx_jax.train.reading import Batches, read_ahead
@@ -54,9 +54,10 @@ def fit(
     patience: int = 10,
     start: int = 0,
     end: int | None = None,
+    shapes: Any = None,
     about: Mapping[str, Any] | None = None,
 ) -> update.State:
-    """Trains to `steps` updates from the newest checkpoint in `folder`, or from `params`.
+    """Trains to `steps` updates from the newest checkpoint in `folder`, or from what `params` gives.
 
     Appends a line of JSON to `folder/log.jsonl` every `log_every` updates, and for every validation. On
     SIGTERM it saves a checkpoint and ends the process with status 0.
@@ -65,6 +66,9 @@ def fit(
     checkpoint, and all stop at the same update. They must see one `folder`.
 
     Args:
+      params: arrays; or, so that nobody holds them beside the state, a function that makes them, which is called only
+        where there is no checkpoint. It has `shapes` then.
+      shapes: those arrays as shapes, with where they lie.
       decay: of the moving average; 0 has none, which saves its memory: the parameters themselves are exported.
       accumulate: parts that a batch is computed in; see `step.step`.
       fixed: what is added to each batch, on the devices already; batches are then dicts.
@@ -85,8 +89,10 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep)
     best = Checkpoints(folder / "best", 1, best=True) if validate else None
-    # Not the caller's buffers: every step donates them.
-    state = checkpoints.restore(place_init(params, tx, mesh, average=decay > 0))
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(state_shapes(params if shapes is None else shapes, tx, mesh, average=decay > 0))
+    else:  # not the caller's buffers: every step donates them
+        state = place_init(params() if callable(params) else params, tx, mesh, average=decay > 0)
     compute = functools.partial(update.step, loss_fn=loss_fn, tx=tx, decay=decay, accumulate=accumulate)
     where = None if mesh is None else (jax.tree.map(lambda x: x.sharding, state), everywhere(mesh))
     step = jax.jit(compute, donate_argnums=0, out_shardings=where)

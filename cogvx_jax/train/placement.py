@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.sharding import RULES, activate, everywhere, place, shardings, spec
@@ -57,6 +57,14 @@ def place_init(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None,
     if mesh is None:
         return jax.jit(init)(params)
     return jax.jit(init, out_shardings=state_shardings(jax.eval_shape(init, params), params, mesh))(params)
+
+
+def state_shapes(params: Any, tx: optax.GradientTransformation, mesh: Mesh | None, *, average: bool = True) -> State:
+    """The state that `place_init` would make, as shapes with where they lie; of `params`, shapes are enough."""
+    state = jax.eval_shape(lambda params: update.init(params, tx, average=average), params)
+    here = SingleDeviceSharding(jax.devices()[0])
+    where = jax.tree.map(lambda _: here, state) if mesh is None else state_shardings(state, params, mesh)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), state, where)
 
 
 def state_shardings(state: State, params: Any, mesh: Mesh) -> State:

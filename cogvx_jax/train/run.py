@@ -96,6 +96,7 @@ def train(
     videos: Sequence[Mapping[str, Any]] = (),
     video_every: int = 1000,
     workers: int = 0,
+    release: bool = False,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer through all stages, on the model's mesh.
 
@@ -103,12 +104,14 @@ def train(
     stage's last update is that of the next one's first.
 
     Args:
+      model: of its components, the transformer is needed, for image-to-video models the VAE, for videos all.
       source: what the model was loaded from; it is noted in the run.
       keep: checkpoints to keep, the newest, beside the best of the stage by validation loss.
       tensorboard: write the curve for TensorBoard, too.
       videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
         average every `video_every` updates; see `videos.write_videos`.
       workers: processes that read batches ahead; 0 reads in threads.
+      release: the given model is not used any more: parameters that are trained are freed when the state has them.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
       adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
@@ -117,9 +120,10 @@ def train(
     for stage in stages:
         check_batch(model.mesh, stage.batch_size, stage.accumulate)
     shares = [_shares(stage, config.validation) for stage in stages]
-    for cache in {(share.cache.vae, share.cache.text_encoder): share.cache for of in shares for share in of}.values():
-        check_model(cache, model)
-    spec, start, frozen = _start(model, config)
+    check_model([share.cache for of in shares for share in of], model)
+    spec, given, frozen = _start(model, config)
+    dtype = jnp.dtype(config.trained_dtype)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), given)
     feeds = [
         packed_feed(spec, of, stage.batch_size, stage.pack, (config.seed, number))
         if stage.pack
@@ -145,7 +149,7 @@ def train(
 
     def run_stage(number: int) -> State:
         stage, end = stages[number], ends(stages)[number]
-        begin, held_out = end - stage.steps, [share for share in shares[number] if share.held_out]
+        first, held_out = end - stage.steps, [share for share in shares[number] if share.held_out]
         make, packing = make_partial_loss, feeds[number].packing
         about: dict[str, float] = {"stage": number + 1}
         if packing is not None:
@@ -153,10 +157,10 @@ def train(
             say(f"{folder.name} stage {number + 1}: {packing}")
         rows = own_rows(model.mesh, feeds[number].rows)
         return fit(
-            start,
-            functools.partial(_read, feeds[number], begin, rows.numbers),
+            begin,
+            functools.partial(_read, feeds[number], first, rows.numbers),
             place_loss(make(spec, config.objective, whole), model.mesh),
-            config.tx(stage, begin),
+            config.tx(stage, first),
             steps=end,
             folder=folder,
             seed=config.seed,
@@ -167,8 +171,8 @@ def train(
             rows=rows,
             workers=workers,
             tokens=round(feeds[number].tokens),
-            flops=_flops(spec, shares[number], feeds[number].clips, config, start),
-            rate=config.rate(stage, begin),
+            flops=_flops(spec, shares[number], feeds[number].clips, config, shapes),
+            rate=config.rate(stage, first),
             validate=make_validate(spec, held_out, fixed, whole, stage.batch_size, model.mesh) if held_out else None,
             validate_every=validate_every,
             show=show if videos else None,
@@ -177,12 +181,24 @@ def train(
             log_every=log_every,
             tensorboard=tensorboard,
             keep=keep,
-            start=begin,
+            start=first,
+            shapes=shapes,
             end=ends(stages)[-1],
             about=about,
         )
 
-    done = _done(folder) if len(stages) > 1 else 0
+    def begin() -> Any:
+        made = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == dtype else x.astype(dtype), given)
+        let_go()
+        return made
+
+    def let_go() -> None:
+        if release:
+            jax.tree.map(lambda x: x.delete(), given)
+
+    done = _done(folder)
+    if done:
+        let_go()
     for number, end in enumerate(ends(stages)[:-1]):
         if done < end:
             run_stage(number)  # its state is not held here: the next stage reads it from the checkpoint
@@ -202,7 +218,7 @@ def _shares(stage: Stage, validation: float) -> list[Share]:
 
 
 def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
-    """The spec to train with, what is trained and what is not, on the model's mesh."""
+    """The spec to train with, what is trained, as it is given, and what is not, on the model's mesh."""
     base = jax.tree.map(jnp.asarray, model.params["transformer"])
     if config.lora is not None:
         adapters = loras.init(jax.random.key(config.seed), transformer_shapes(model.spec), config.lora)
@@ -210,7 +226,6 @@ def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
     trained, frozen = parts.split(base, config.parts)
     # The bound on logits holds for the weights that were loaded, not for those they become.
     transformer = dataclasses.replace(model.spec.transformer, logit_bound=None)
-    trained = jax.tree.map(lambda x: x.astype(config.trained_dtype), trained)
     return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
 
 
@@ -225,9 +240,9 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
     return total // sum(share.weight for share in shares)
 
 
-def _read(of: Feed, begin: int, rows: tuple[int, ...], step: int) -> dict[str, Any]:
-    """The batch of an update of the run; `begin` is the stage's first."""
-    return of.batches(step - begin, rows)
+def _read(of: Feed, first: int, rows: tuple[int, ...], step: int) -> dict[str, Any]:
+    """The batch of an update of the run; `first` is the stage's first."""
+    return of.batches(step - first, rows)
 
 
 def _done(folder: Place) -> int:
