@@ -18,13 +18,14 @@ MAY_IMPORT = {
     "presets": {"configs"},
     "allocator": set(),
     "cache": set(),
+    "places": set(),
     "nn": VALUES | {"nn"},
     "models": VALUES | {"nn", "models"},
     "diffusion": VALUES | {"diffusion"},
     "data": VALUES | {"data"},
     "metrics": {"metrics"},
     "sharding": VALUES | {"nn", "models", "sharding"},
-    "convert": VALUES | {"nn", "models", "convert"},
+    "convert": VALUES | {"nn", "models", "places", "convert"},
 }
 COMPOSERS = {"", "pipelines", "train", "scripts", "cli"}  # "" is cogvx_jax/__init__.py
 REFERENCE_ONLY = {"torch", "diffusers"}
