@@ -20,6 +20,7 @@ OURS, SPLASH, JAX_FLASH = "/flash_attention/pallas_call", "splash_mha_fwd", "(fl
 # The same of JAX's splash attention and of its older kernel, both with segment ids, at their best blocks, forward.
 SPLASH_CYCLES = {"TPU v4": 5.92, "TPU v5 lite": 4.29, "TPU v5": 4.27, "TPU v6 lite": 2.87, "TPU7x": 2.92}
 JAX_FLASH_CYCLES = {"TPU v4": 7.17, "TPU v5 lite": 4.71, "TPU v5": 4.66, "TPU v6 lite": 2.94, "TPU7x": 3.38}
+KERNELS = {OURS: SCORE_CYCLES, SPLASH: SPLASH_CYCLES, JAX_FLASH: JAX_FLASH_CYCLES}
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
@@ -68,11 +69,7 @@ def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: 
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         cycles=program.cycles(),
         kernel_cycles=round(
-            (
-                program.scores() * score_cycles(device_kind)
-                + program.scores(SPLASH) * score_cycles(device_kind, SPLASH_CYCLES)
-                + program.scores(JAX_FLASH) * score_cycles(device_kind, JAX_FLASH_CYCLES)
-            )
+            sum(program.scores(kernel) * score_cycles(device_kind, table) for kernel, table in KERNELS.items())
             / 1000
             / cores
         ),

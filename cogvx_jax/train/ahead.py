@@ -16,7 +16,7 @@ from cogvx_jax.pipelines.programs import abstract_weights
 from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.objective import Objective, make_partial_loss
-from cogvx_jax.train.placement import adapter_shardings, place_loss, row_sharding, state_shardings
+from cogvx_jax.train.placement import adapter_shardings, place_loss, row_sharding, state_shapes
 
 
 def lower_update(
@@ -50,9 +50,8 @@ def lower_update(
     def whole(base: Any, part: Any) -> Any:
         return part if lora is None else loras.merge(base, part, lora.alpha / lora.rank)
 
-    state = jax.eval_shape(functools.partial(update.init, tx=tx, average=average), params)
-    at = state_shardings(state, params, mesh)
-    state = jax.tree.map(lambda x, at: _array(x.shape, x.dtype, at), state, at)
+    state = state_shapes(params, tx, mesh, average=average)
+    at = jax.tree.map(lambda x: x.sharding, state)
     cfg = spec.transformer
     rows = {"moments": (*clips[:-1], 2 * clips[-1]), "text": (clips[0], cfg.text_length, cfg.text_dim)}
     batch: dict[str, Any] = {name: _array(shape, "float32", row_sharding(mesh, shape)) for name, shape in rows.items()}

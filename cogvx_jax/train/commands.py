@@ -235,19 +235,22 @@ def train(
     else:
         several = (Stage(data=((folder / "cache" if unencoded or encoded is None else encoded, 1),), **settings),)
     devices = None if mesh is None else parse_mesh(mesh)
+    caches = []  # opened before the weights are read: it finds what is missing
     for stage in several:
         check_batch(devices, stage.batch_size, stage.accumulate)
         for clips, _ in stage.data if unencoded is None else ():
             if not is_cache(clips):
                 raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
-            open_cache(clips)  # finds what is missing before the weights are read
+            caches.append(open_cache(clips))
     check_folder(folder)
-    videos = _videos(model, prompts, size, frames, None if unencoded else open_cache(several[-1].data[0][0]))
+    shape = caches[-len(several[-1].data)].shape if caches else None
+    videos = _videos(model, prompts, size, frames, shape)
     to_encode = None if unencoded is None else _clips(model, size, frames, unencoded)
     encoders = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
     if to_encode is not None:
         _encode(encoders, to_encode, folder / "cache")
-    check_model([open_cache(clips) for stage in several for clips, _ in stage.data], encoders)
+    else:
+        check_model(caches, encoders)
     # What training does not need any more leaves its memory to the transformer.
     kept = {name: x for name, x in encoders.params.items() if videos or encoders.spec.kind == "i2v" and name == "vae"}
     tokenizer = encoders.tokenizer
@@ -337,8 +340,8 @@ def _shape(spec, size: str | None, frames: int | None):
     return Shape(request.height, request.width, request.frames, float(spec.defaults.fps))
 
 
-def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, cache):
-    """What `generate` is to make on the way, all of it checked."""
+def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, shape):
+    """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
     from cogvx_jax.cli import read_jobs
     from cogvx_jax.data.video import read_image, read_video
     from cogvx_jax.pipelines.model import load_spec
@@ -347,7 +350,7 @@ def _videos(model: str, prompts: Path | None, size: str | None, frames: int | No
     if prompts is None:
         return []
     spec, videos = load_spec(model), []
-    shape = _shape(spec, size, frames) if cache is None else cache.shape
+    shape = shape or _shape(spec, size, frames)
     for job in read_jobs(None, prompts, Path("video.mp4"), {}):
         own = {name: value for name, value in job.arguments().items() if value is not None}
         arguments = {"height": shape.height, "width": shape.width, "num_frames": shape.frames} | own
