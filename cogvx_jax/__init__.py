@@ -9,11 +9,11 @@ Below this layer everything is functions on arrays and Flax modules: `cogvx_jax.
 """
 
 from cogvx_jax.data.video import Video
-from cogvx_jax.pipelines.ahead import compile_programs
 from cogvx_jax.pipelines.generate import generate
 from cogvx_jax.pipelines.lora import load_lora
 from cogvx_jax.pipelines.model import Model, load, load_spec
-from cogvx_jax.pipelines.plan import plan
+from cogvx_jax.planning.compile import compile_programs
+from cogvx_jax.planning.plan import plan
 from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"

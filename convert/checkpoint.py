@@ -15,10 +15,10 @@ from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.files import Files, below, open_files
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.storage import Files, below, open_files
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}

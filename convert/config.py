@@ -17,8 +17,8 @@ from cogvx_jax.configs import (
     VAEConfig,
 )
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.files import open_files
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.storage import open_files
 
 Json = dict[str, Any]
 

@@ -16,8 +16,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import DTYPES, STEMS, component_parameters
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.files import check_new, new_folder
 from cogvx_jax.convert.tables import COMPONENTS, Parameter
+from cogvx_jax.storage import check_new, new_folder
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 

@@ -16,10 +16,10 @@ import safetensors.numpy
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters, read_header
-from cogvx_jax.convert.files import LocalFiles
 from cogvx_jax.convert.tables import TRANSPOSE, Parameter
 from cogvx_jax.models.lora import Adapters, LoRA
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.storage import LocalFiles
 
 METADATA = "lora_adapter_metadata"
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what a folder of one may hold

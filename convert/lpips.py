@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import compare, read_header
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.files import LocalFiles
 from cogvx_jax.convert.tables import CONV2D, Change, Row, resolve
-from cogvx_jax.models.lpips import DEPTHS, DEVIATION, LPIPS, MEAN
+from cogvx_jax.metrics.lpips import DEPTHS, DEVIATION, LPIPS, MEAN
+from cogvx_jax.storage import LocalFiles
 
 HEAD = Change("head", lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None])  # (1, C, 1, 1) -> (C,)
 COLOURS = {"scaling_layer.shift": MEAN, "scaling_layer.scale": DEVIATION}  # constants of the graph

@@ -17,8 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.files import below, open_files
-from cogvx_jax.places import kvstore
+from cogvx_jax.storage import below, kvstore, open_files
 
 DIGESTS = "digests.json"
 FORMAT = "cogvx orbax 1"  # changes when an older program could not read the folder

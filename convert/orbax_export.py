@@ -11,9 +11,9 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
-from cogvx_jax.convert.files import RemoteFiles, below, check_new, copy_files, new_folder
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
 from cogvx_jax.convert.tables import COMPONENTS
+from cogvx_jax.storage import RemoteFiles, below, check_new, copy_files, new_folder
 
 
 def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None) -> None:

@@ -21,9 +21,9 @@ import tyro
 
 from cogvx_jax.configs import GenerationDefaults
 from cogvx_jax.convert import export
-from cogvx_jax.convert.files import copy_files
 from cogvx_jax.pipelines.model import COMPONENTS, TINY
 from cogvx_jax.scripts.benchmark import FULL, PROMPT, random_params
+from cogvx_jax.storage import copy_files
 
 WAYS = ("nothing kept", "jax's cache", "stored programs")
 # Prints the seconds since the process began until the model is there and until the video is, and the processor's.

@@ -14,11 +14,11 @@ import numpy as np
 import tyro
 
 import cogvx_jax as cx
-from cogvx_jax.data import shapes
-from cogvx_jax.data.judge import score
 from cogvx_jax.data.video import to_uint8
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import decode_batch, encode_batch
+from cogvx_jax.tiny import shapes
+from cogvx_jax.tiny.judge import score
 
 PARTS = ("colour", "shape", "motion", "background")
 

@@ -13,10 +13,10 @@ import numpy as np
 import tyro
 
 import cogvx_jax as cx
-from cogvx_jax.data import shapes
-from cogvx_jax.data.judge import score
+from cogvx_jax.cli import train as commands
 from cogvx_jax.data.video import Video, VideoWriter
-from cogvx_jax.train import commands
+from cogvx_jax.tiny import shapes
+from cogvx_jax.tiny.judge import score
 
 PARTS = ("colour", "shape", "motion", "background")
 BATCH = 20  # videos made at a time

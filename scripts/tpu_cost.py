@@ -121,15 +121,15 @@ def costs(
     from cogvx_jax.models.flops import token_count, training_flops, transformer_flops
     from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import BY_PLATFORM, using
-    from cogvx_jax.pipelines import programs
-    from cogvx_jax.pipelines.cost import compile_cost
     from cogvx_jax.pipelines.model import with_dtype
-    from cogvx_jax.pipelines.plan import LIKELY_BOUND, candidates
+    from cogvx_jax.pipelines.program_cost import compile_cost
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
+    from cogvx_jax.planning import lower as programs
+    from cogvx_jax.planning.lower_update import lower_update
+    from cogvx_jax.planning.plan import LIKELY_BOUND, candidates
     from cogvx_jax.presets import PRESETS
     from cogvx_jax.sharding.topologies import topology as find
     from cogvx_jax.train import optim
-    from cogvx_jax.train.ahead import lower_update
 
     slice_ = find(topology)
     assert slice_.generation is not None

@@ -27,14 +27,15 @@ from cogvx_jax.configs import (
     VAEConfig,
 )
 from cogvx_jax.convert import export
-from cogvx_jax.data import shapes
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
-from cogvx_jax.train import optim, vae_objective
+from cogvx_jax.tiny import shapes
+from cogvx_jax.tiny.tokenizer import build_tokenizer
+from cogvx_jax.train import optim
 from cogvx_jax.train.loop import fit
+from cogvx_jax.train.vae import objective as vae_objective
 
 VAE_OBJECTIVE = vae_objective.VAEObjective(l1=1.0, squared=2.0, lpips=0.0, kl=1e-4)
 VAE = VAEConfig(channels=(16, 24, 32, 64), layers=1, groups=8, sample_height=64, sample_width=64)
@@ -305,10 +306,10 @@ library_name: cogvx_jax
 # tiny
 
 A CogVideoX small enough to ship: 64x64, 17 frames at 8 fps, for prompts of the grammar
-`a {{colour}} {{shape}} {{motion}} on a {{colour}} background` (`cogvx_jax/data/shapes.py`). The layout is that of
+`a {{colour}} {{shape}} {{motion}} on a {{colour}} background` (`cogvx_jax/tiny/shapes.py`). The layout is that of
 diffusers, whose `CogVideoXPipeline` opens it, too.
 
-Made by `python -m cogvx_jax.scripts.train_tiny` on two CPU cores from clips that `data/shapes.py` draws; seeds are
+Made by `python -m cogvx_jax.scripts.train_tiny` on two CPU cores from clips that `tiny/shapes.py` draws; seeds are
 in the script. 224 of the 1736 combinations are held out of all training. The VAE is trained first on crops, then
 on whole clips; then text encoder and transformer learn on its latents. The shipped run was short of time: stages
 were cut to the step counts below while they ran (the learning rate of transformer_0 followed schedules of 9600, 4000

@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 import cogvx_jax as cx
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, lpips
-from cogvx_jax.models.lpips import LPIPS, MEAN
-from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
-from cogvx_jax.train.cache import Cache, clip_name, open_cache, store_of, text_name, write_cache
-from cogvx_jax.train.latents import digest
+from cogvx_jax.metrics.lpips import LPIPS, MEAN
+from cogvx_jax.tiny.tokenizer import build_tokenizer
+from cogvx_jax.train.clips.cache import Cache, clip_name, open_cache, store_of, text_name, write_cache
+from cogvx_jax.train.clips.encode import digest
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -10,19 +10,19 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax import cli
-from cogvx_jax.data import shapes
 from cogvx_jax.data.clips import Source, crop, read_clip
-from cogvx_jax.data.judge import score
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.models import lora as loras
 from cogvx_jax.scripts import finetune_tiny
-from cogvx_jax.train import facts
-from cogvx_jax.train import run as runs
-from cogvx_jax.train.cache import Shape, open_cache, write_cache
-from cogvx_jax.train.latents import encode
-from cogvx_jax.train.stages import Stage
-from cogvx_jax.train.trained import read_lora
+from cogvx_jax.tiny import shapes
+from cogvx_jax.tiny.judge import score
+from cogvx_jax.train import run_folder as facts
+from cogvx_jax.train.clips.cache import Shape, open_cache, write_cache
+from cogvx_jax.train.clips.encode import encode
+from cogvx_jax.train.transformer import run as runs
+from cogvx_jax.train.transformer.stages import Stage
+from cogvx_jax.train.transformer.trained import read_lora
 
 SHORT = ["--frames", "9", "--size", "32x32"]  # less to encode than tiny's own 17 frames of 64x64
 TRAIN = ["--lora-rank", "2", "--lora-targets", "to_q", "ff", "--batch-size", "2", "--log-every", "1"]

@@ -10,12 +10,12 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax import cli
-from cogvx_jax.data import shapes
 from cogvx_jax.data.clips import Source
 from cogvx_jax.data.random_clips import RandomClips, random_clip
 from cogvx_jax.data.tars import read_samples
 from cogvx_jax.data.video import VideoWriter
-from cogvx_jax.train.vae_run import split_videos
+from cogvx_jax.tiny import shapes
+from cogvx_jax.train.vae.run import split_videos
 
 TRAIN = ["--size", "16x24", "--frames", "9", "--log-every", "1", "--warmup", "0", "--learning-rate", "0.01"]
 GAN = ["--discriminator-start", "1", "--discriminator-width", "4", "--discriminator-layers", "2"]

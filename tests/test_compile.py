@@ -13,7 +13,8 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax import cli
-from cogvx_jax.pipelines import memory, stored
+from cogvx_jax.pipelines import memory
+from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.sharding.topologies import has_libtpu
 
 HEAVY = {"jit(encode)", "jit(step)", "jit(run)"}  # text encoder, denoising step, a frame batch of the VAE

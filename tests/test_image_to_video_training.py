@@ -11,8 +11,8 @@ import pytest
 import cogvx_jax as cx
 from cogvx_jax import cli
 from cogvx_jax.data.video import VideoWriter, read_video
-from cogvx_jax.train.cache import open_cache
-from cogvx_jax.train.trained import read_lora
+from cogvx_jax.train.clips.cache import open_cache
+from cogvx_jax.train.transformer.trained import read_lora
 
 TRAIN = ["--lora-rank", "2", "--batch-size", "2", "--log-every", "1", "--warmup", "0", "--average", "0"]
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cogvx_jax.data.judge import judge, score
-from cogvx_jax.data.shapes import RING, Scene, draw, scenes
+from cogvx_jax.tiny.judge import judge, score
+from cogvx_jax.tiny.shapes import RING, Scene, draw, scenes
 
 ALL = {"colour": True, "shape": True, "motion": True, "background": True}
 

@@ -18,16 +18,17 @@ MAY_IMPORT = {
     "presets": {"configs"},
     "allocator": set(),
     "cache": set(),
-    "places": set(),
+    "storage": set(),
     "nn": VALUES | {"nn"},
     "models": VALUES | {"nn", "models"},
     "diffusion": VALUES | {"diffusion"},
     "data": VALUES | {"data"},
-    "metrics": {"metrics"},
+    "metrics": {"nn", "metrics"},
+    "tiny": {"tiny"},
     "sharding": VALUES | {"nn", "models", "sharding"},
-    "convert": VALUES | {"nn", "models", "places", "convert"},
+    "convert": VALUES | {"nn", "models", "metrics", "storage", "convert"},
 }
-COMPOSERS = {"", "pipelines", "train", "scripts", "cli"}  # "" is cogvx_jax/__init__.py
+COMPOSERS = {"", "pipelines", "planning", "train", "scripts", "cli"}  # "" is cogvx_jax/__init__.py
 REFERENCE_ONLY = {"torch", "diffusers"}
 MAY_COMPARE = {"cogvx_jax.scripts.benchmark", "cogvx_jax.scripts.benchmark_training", "cogvx_jax.scripts.benchmark_gpu"}
 
@@ -69,9 +70,9 @@ def part(module):
 
 
 def test_modules_are_found():
-    assert {"cogvx_jax", "cogvx_jax.cli", "cogvx_jax.models.vae", "cogvx_jax.convert.tables"} <= MODULES.keys()
+    assert {"cogvx_jax", "cogvx_jax.cli.generate", "cogvx_jax.models.vae", "cogvx_jax.convert.tables"} <= MODULES.keys()
     assert "cogvx_jax.configs" in imports("cogvx_jax.presets")
-    assert "cogvx_jax.presets" in imports("cogvx_jax.cli")  # by `from cogvx_jax import presets`
+    assert "cogvx_jax.presets" in imports("cogvx_jax.cli.generate")  # by `from cogvx_jax import presets`
 
 
 def test_packages_of_the_distribution_are_those_of_the_tree():

@@ -15,11 +15,11 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.embeddings import rope_at, rope_tables, sincos_at, sincos_table, token_positions
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.sharding import activate, make_mesh
-from cogvx_jax.train import packed_objective
-from cogvx_jax.train.objective import Objective
-from cogvx_jax.train.pack import Clip, pack, plan, to_patches, token_count
-from cogvx_jax.train.packed_objective import clip_losses, draw_clip_timesteps, make_packed_loss
+from cogvx_jax.train.clips.pack import Clip, pack, plan, to_patches, token_count
 from cogvx_jax.train.step import gradient
+from cogvx_jax.train.transformer import packed_objective
+from cogvx_jax.train.transformer.objective import Objective
+from cogvx_jax.train.transformer.packed_objective import clip_losses, draw_clip_timesteps, make_packed_loss
 
 SMALL = TransformerConfig(
     layers=2,

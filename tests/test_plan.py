@@ -7,12 +7,12 @@ import math
 import jax
 import pytest
 
+from cogvx_jax.cli.plan import table
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.pipelines import plan as plans
-from cogvx_jax.pipelines.cost import JAX_FLASH, SPLASH, Cost, Program
-from cogvx_jax.pipelines.plan import candidates, plan
-from cogvx_jax.pipelines.plan_command import table
+from cogvx_jax.pipelines.program_cost import JAX_FLASH, SPLASH, Cost, Program
+from cogvx_jax.planning import plan as plans
+from cogvx_jax.planning.plan import candidates, plan
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.sharding.topologies import GENERATIONS, TOPOLOGIES, topology
 

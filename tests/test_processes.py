@@ -16,8 +16,8 @@ import cogvx_jax as cx
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.sharding import processes
-from cogvx_jax.train.cache import open_cache
-from cogvx_jax.train.latents import encode
+from cogvx_jax.train.clips.cache import open_cache
+from cogvx_jax.train.clips.encode import encode
 
 ROOT = Path(__file__).parents[1]
 GENERATE = """

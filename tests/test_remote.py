@@ -7,7 +7,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import cogvx_jax as cx
-from cogvx_jax.convert import ConversionError, files, write_orbax
+from cogvx_jax import storage
+from cogvx_jax.convert import ConversionError, write_orbax
 from cogvx_jax.pipelines.model import load_component
 
 
@@ -41,7 +42,7 @@ def test_a_url_loads_like_the_folder(small, uploaded, axes):
     assert loaded.tokenizer("a red circle").input_ids == model.tokenizer("a red circle").input_ids
 
 
-@pytest.mark.parametrize("kept", [files.KEPT_BYTES, 0])
+@pytest.mark.parametrize("kept", [storage.KEPT_BYTES, 0])
 def test_only_the_needed_bytes_are_read_and_once(small, uploaded, monkeypatch, kept):
     """Once for all devices, even where there is no room to keep more than the last tensor."""
     read, spans = MemoryFileSystem.cat_file, []
@@ -53,7 +54,7 @@ def test_only_the_needed_bytes_are_read_and_once(small, uploaded, monkeypatch, k
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
     monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: pytest.fail("a file was opened whole"))
-    monkeypatch.setattr(files, "KEPT_BYTES", kept)
+    monkeypatch.setattr(storage, "KEPT_BYTES", kept)
     params = load_component(uploaded, small("5b")[1].spec, "transformer", cx.make_mesh(fsdp=4, tensor=2))
     assert_identical(params, small("5b")[1].params["transformer"])
     assert {path for path, _, _ in spans} == {"/bucket/models/five/transformer/diffusion_pytorch_model.safetensors"}
@@ -99,8 +100,8 @@ def test_a_url_is_converted_into(small, uploaded, bucket, tmp_path, monkeypatch)
         write_orbax(uploaded, f"file://{tmp_path}/model")
 
     write_orbax(uploaded, "memory://bucket/models/orbax")
-    listed = files.open_files("memory://bucket/models/orbax")
-    assert files.open_files(tmp_path / "model").bytes("digests.json") == listed.bytes("digests.json")
+    listed = storage.open_files("memory://bucket/models/orbax")
+    assert storage.open_files(tmp_path / "model").bytes("digests.json") == listed.bytes("digests.json")
 
     # An upload that breaks off leaves no model.
     put = MemoryFileSystem.put_file
@@ -113,5 +114,5 @@ def test_a_url_is_converted_into(small, uploaded, bucket, tmp_path, monkeypatch)
     monkeypatch.setattr(MemoryFileSystem, "put_file", breaks_off)
     with pytest.raises(OSError, match="no connection"):
         write_orbax(uploaded, "memory://bucket/models/half")
-    half = files.open_files("memory://bucket/models/half")
+    half = storage.open_files("memory://bucket/models/half")
     assert half.exists("model_index.json") and not half.exists("digests.json")

@@ -12,19 +12,20 @@ import pytest
 from flax import traverse_util
 
 import cogvx_jax as cx
+from cogvx_jax.cli import train as commands
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
-from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
-from cogvx_jax.train import commands, facts
-from cogvx_jax.train import run as runs
-from cogvx_jax.train.batches import Share, choose, feed, packed_feed, spread, turn
-from cogvx_jax.train.cache import Shape, open_cache
+from cogvx_jax.tiny.tokenizer import build_tokenizer
+from cogvx_jax.train import run_folder as facts
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.objective import Objective
-from cogvx_jax.train.pack import best_packing, plan
-from cogvx_jax.train.stages import Stage, read_stages
+from cogvx_jax.train.clips.batches import Share, choose, feed, packed_feed, spread, turn
+from cogvx_jax.train.clips.cache import Shape, open_cache
+from cogvx_jax.train.clips.pack import best_packing, plan
+from cogvx_jax.train.transformer import run as runs
+from cogvx_jax.train.transformer.objective import Objective
+from cogvx_jax.train.transformer.stages import Stage, read_stages
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
 SPEC = ModelSpec(

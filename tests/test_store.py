@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cogvx_jax.places import kvstore, place, write_whole
-from cogvx_jax.train import store as stores
-from cogvx_jax.train.store import Store
+from cogvx_jax.storage import kvstore, place, write_whole
+from cogvx_jax.train.clips import store as stores
+from cogvx_jax.train.clips.store import Store
 
 
 def entry(number, size=1000):
@@ -61,8 +61,8 @@ def test_a_reader_sees_what_is_added_after_it_was_opened(tmp_path):
 
 WRITE = """
 import sys, numpy as np
-from cogvx_jax.places import place
-from cogvx_jax.train.store import Store
+from cogvx_jax.storage import place
+from cogvx_jax.train.clips.store import Store
 store = Store(place(sys.argv[1]))
 for i in range(40):
     store.add(f"{sys.argv[2]}/{i}", {"a": np.full(10, i)})

@@ -14,15 +14,17 @@ from flax import linen as nn
 from flax import traverse_util
 from tensorboardX.proto import event_pb2
 
+from cogvx_jax.cli import train as commands
 from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.models import lora
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.train import commands, loop, mfu, optim, parts, progress
+from cogvx_jax.train import loop, mfu, optim, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.loop import fit
-from cogvx_jax.train.reading import read_ahead
+from cogvx_jax.train.prefetch import read_ahead
+from cogvx_jax.train.transformer import parts
 
 
 def loss(params, batch, key):

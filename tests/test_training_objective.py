@@ -15,8 +15,8 @@ from cogvx_jax.diffusion import objective as formulas
 from cogvx_jax.diffusion import schedule
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.train import objective
-from cogvx_jax.train.objective import Objective, make_lora_loss, make_loss
+from cogvx_jax.train.transformer import objective
+from cogvx_jax.train.transformer.objective import Objective, make_lora_loss, make_loss
 
 VAE = VAEConfig(channels=(4, 4, 4, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7)
 SMALL = TransformerConfig(layers=1, heads=1, head_dim=16, in_channels=4, out_channels=4, text_dim=6, time_dim=8)

@@ -15,25 +15,27 @@ import pytest
 from flax import traverse_util
 
 import cogvx_jax as cx
+from cogvx_jax.cli import train as commands
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
 from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
-from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+from cogvx_jax.planning.lower_update import lower_update
 from cogvx_jax.sharding import replicate
-from cogvx_jax.train import commands, optim, parts
-from cogvx_jax.train import run as runs
+from cogvx_jax.tiny.tokenizer import build_tokenizer
+from cogvx_jax.train import optim
 from cogvx_jax.train import step as update
-from cogvx_jax.train.ahead import lower_update
-from cogvx_jax.train.batches import Share, choose, read
-from cogvx_jax.train.cache import Shape
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.held_out import hold_out
+from cogvx_jax.train.clips.batches import Share, choose, read
+from cogvx_jax.train.clips.cache import Shape
+from cogvx_jax.train.clips.held_out import hold_out
 from cogvx_jax.train.placement import place_batch, place_init
-from cogvx_jax.train.stages import Stage
-from cogvx_jax.train.trained import read_lora, read_model
-from cogvx_jax.train.videos import write_videos
+from cogvx_jax.train.transformer import parts
+from cogvx_jax.train.transformer import run as runs
+from cogvx_jax.train.transformer.stages import Stage
+from cogvx_jax.train.transformer.trained import read_lora, read_model
+from cogvx_jax.train.transformer.videos import write_videos
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")))
 FULL = dataclasses.replace(LORA, lora=None, parts=("*",))

@@ -16,8 +16,8 @@ from cogvx_jax.models.discriminator import (
 )
 from cogvx_jax.scripts import train_tiny
 from cogvx_jax.train import step as update
-from cogvx_jax.train import vae_objective
-from cogvx_jax.train.vae_objective import VAEObjective, frame_distance, make_gradient
+from cogvx_jax.train.vae import objective as vae_objective
+from cogvx_jax.train.vae.objective import VAEObjective, frame_distance, make_gradient
 
 CFG = VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4)
 ADVERSARY = DiscriminatorConfig(width=4, layers=2, groups=4)

@@ -13,7 +13,7 @@ from cogvx_jax.convert import read_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.places import is_bucket, place
+from cogvx_jax.storage import is_bucket, place
 
 
 def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0) -> Model:
@@ -40,7 +40,8 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
-    from cogvx_jax.train import facts, trained  # late, as a run is of a loaded model
+    from cogvx_jax.train import run_folder as facts  # late, as a run is of a loaded model
+    from cogvx_jax.train.transformer import trained  # late, as a run is of a loaded model
 
     where = place(source)
     if facts.is_run(where):

@@ -2,9 +2,9 @@
 
 import jax
 
-from cogvx_jax.pipelines.cost import beside_weights, compile_cost
 from cogvx_jax.pipelines.latents import lower_decode
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.program_cost import beside_weights, compile_cost
 
 
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:

@@ -16,13 +16,13 @@ from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
-from cogvx_jax.convert.files import below, copy_files, open_files
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
-from cogvx_jax.pipelines.stored import Programs, read_programs
+from cogvx_jax.pipelines.stored_programs import Programs, read_programs
+from cogvx_jax.storage import below, copy_files, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 DTYPES = ("float32", "bfloat16", "float16")

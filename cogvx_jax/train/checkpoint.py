@@ -6,7 +6,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from cogvx_jax.places import Place, is_bucket, place
+from cogvx_jax.storage import Place, is_bucket, place
 from cogvx_jax.train.step import State
 
 

@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cogvx_jax.places import Place, is_bucket, write_whole
 from cogvx_jax.sharding import first_process
+from cogvx_jax.storage import Place, is_bucket, write_whole
 
 MISSING = "--tensorboard needs tensorboardX: pip install tensorboardX"
 

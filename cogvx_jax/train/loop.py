@@ -11,15 +11,15 @@ import optax
 from jax.sharding import Mesh
 
 from cogvx_jax.allocator import give_back_freed_memory
-from cogvx_jax.places import Place
 from cogvx_jax.sharding import everywhere
+from cogvx_jax.storage import Place
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.curve import Curve
 from cogvx_jax.train.placement import Rows, place_batch, place_init, state_shapes
 from cogvx_jax.train.preemption import sigterm
+from cogvx_jax.train.prefetch import Batches, read_ahead
 from cogvx_jax.train.progress import Progress, say
-from cogvx_jax.train.reading import Batches, read_ahead
 
 # what is exported -> losses by name; where one is named "loss", it is the one that counts, else their mean
 Validate = Callable[[Any], dict[str, float]]

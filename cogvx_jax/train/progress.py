@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from cogvx_jax.places import Place, write_whole
 from cogvx_jax.sharding import first_process
+from cogvx_jax.storage import Place, write_whole
 from cogvx_jax.train.curve import Curve
 from cogvx_jax.train.mfu import utilisation
 from cogvx_jax.train.placement import names

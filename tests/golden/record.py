@@ -27,7 +27,7 @@ from diffusers.pipelines.cogvideo import (
 )
 from diffusers.schedulers import scheduling_dpm_cogvideox
 
-from cogvx_jax.scripts.tiny_tokenizer import build_tokenizer
+from cogvx_jax.tiny.tokenizer import build_tokenizer
 
 HERE = Path(__file__).parent
 TEXT_LENGTH = 16

@@ -18,7 +18,7 @@ from cogvx_jax.convert import read_lora, write_lora  # noqa: E402
 from cogvx_jax.models import lora as loras  # noqa: E402
 from cogvx_jax.models.lora import LoRA, LoRAConfig  # noqa: E402
 from cogvx_jax.train import step as update  # noqa: E402
-from cogvx_jax.train.objective import Objective, make_lora_loss  # noqa: E402
+from cogvx_jax.train.transformer.objective import Objective, make_lora_loss  # noqa: E402
 
 
 def _load(name, path):

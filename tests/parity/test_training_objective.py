@@ -13,7 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import cogvx_jax  # noqa: E402
-from cogvx_jax.train import objective  # noqa: E402
+from cogvx_jax.train.transformer import objective  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("record", Path(__file__).parents[1] / "golden" / "record.py")
 record = importlib.util.module_from_spec(_spec)

@@ -1,0 +1,80 @@
+"""The verb `cogvx compile`."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cogvx_jax.cli.report import report
+
+# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
+
+
+def compile_(
+    *,
+    out: Path,
+    model: str = "tiny",
+    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: Literal["ddim", "dpm"] | None = None,
+    videos: int = 1,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    one_program: bool = False,
+    from_video: bool = False,
+) -> None:
+    """Compiles what `cogvx generate --programs FOLDER` runs, so that a process starts in seconds.
+
+    The programs fit these devices, this mesh, model, dtype and size, these versions of jax and of this package;
+    `generate` refuses them elsewhere. They are code: use folders only of those whom you trust.
+
+    Args:
+      out: the folder to write; it must not exist, or be empty.
+      model: as for `generate`; of the weights, a few norms are read.
+      size: height and width in pixels, such as 480x720; None is the model's own.
+      frames: None is the model's own.
+      steps: with --one-program, how many are taken; else any number runs the same programs.
+      guidance_scale: at most 1 turns guidance off, which is another program.
+      sampler: ddim, or dpm; None is the model's own.
+      videos: made at a time.
+      dtype: to compute in.
+      mesh: as for `generate`, but for auto; None is one device.
+      topology: a TPU slice such as v5e:2x4 to compile for, which need not be here: libtpu must be installed
+        (pip install libtpu). None is the devices that are here.
+      one_program: all steps as one program, for `generate --one-program`.
+      from_video: also what `generate --video` needs.
+    """
+    from cogvx_jax.cli import parse_size
+
+    height, width = parse_size(size)
+    if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
+    from cogvx_jax.planning.compile import compile_programs
+
+    began = time.monotonic()
+    compile_programs(
+        model,
+        out,
+        mesh=mesh,
+        topology=topology,
+        height=height,
+        width=width,
+        num_frames=frames,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        videos=videos,
+        dtype=dtype,
+        one_program=one_program,
+        from_video=from_video,
+        report=report,
+    )
+    files = [path for path in out.iterdir() if path.suffix == ".pickle"]
+    total = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{out}: {len(files)} programs, {total:.1f} MB in {time.monotonic() - began:.1f} s")

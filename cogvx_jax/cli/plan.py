@@ -1,0 +1,131 @@
+"""The verb `cogvx plan`, and what it prints."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from cogvx_jax.cli.report import report
+
+if TYPE_CHECKING:
+    from cogvx_jax.planning.plan import Plan, Trial
+
+# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
+
+
+def plan(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "tiny",
+    /,
+    *,
+    topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    frames: int | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    videos: int = 1,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    every: bool = False,
+    fresh: bool = False,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Says whether a model fits a slice of devices, on which mesh, and how long a video takes at best.
+
+    The slice need not be here: with libtpu installed (pip install libtpu), programs are compiled for it ahead of
+    time, which takes minutes; what was planned once is remembered.
+
+    Args:
+      model: as for `generate`; no weights are read.
+      topology: a TPU slice such as v5e:2x4, or cpu:N for virtual devices, or "all" of the TPU slices; None is
+        the devices that are here.
+      size: height and width in pixels, such as 480x720; None is the model's own.
+      frames: None is the model's own.
+      steps: sampling steps.
+      guidance_scale: at most 1 turns guidance off.
+      videos: made at a time.
+      dtype: to compute in.
+      every: try all meshes that make sense, not only up to the first that fits.
+      fresh: compile again what was planned before.
+      as_json: print JSON.
+    """
+    from cogvx_jax.cli import parse_size
+
+    height, width = parse_size(size)
+    import jax
+
+    if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
+        jax.config.update("jax_platforms", "cpu")
+        if topology.startswith("cpu:") and topology[4:].isdecimal():
+            jax.config.update("jax_num_cpu_devices", int(topology[4:]))
+    from cogvx_jax.planning.plan import plan as make
+    from cogvx_jax.sharding.topologies import TOPOLOGIES
+
+    for name in TOPOLOGIES if topology == "all" else (topology,):
+        made = make(
+            model,
+            topology=name,
+            height=height,
+            width=width,
+            num_frames=frames,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            videos=videos,
+            dtype=dtype,
+            every=every,
+            fresh=fresh,
+            report=report,
+        )
+        print(made.json() if as_json else table(made), flush=True)
+
+
+def table(made: "Plan") -> str:
+    """A plan for people: a line a mesh, then what is chosen and why."""
+    height, width = made.size
+    limit = "unknown memory" if made.memory is None else f"{made.memory:.1f} GiB"
+    lines = [
+        f"{made.model} on {made.topology} ({made.devices} devices of {limit}): {made.videos} x "
+        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {made.dtype}",
+        "",
+        f"{'mesh':28}{'fits':6}{'weights':>8}{'+ text':>8}{'+ step':>8}{'+ decode':>9}"
+        f"{'GiB':>7}{'s/step':>8}{'s/video':>9}",
+    ]
+    lines += [_row(made, trial) for trial in made.trials]
+    lines += [f"  {_name(trial)}: {trial.why}" for trial in made.trials if trial.why]
+    chosen = made.chosen
+    if chosen is None:
+        return "\n".join([*lines, "", f"Nothing fits: {made.instead}."])
+    parts = ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in chosen.weights.items())
+    lines += ["", f"Chosen: --mesh {_name(chosen)}: {_reason(made)}. Weights on a device, GiB: {parts}."]
+    if chosen.step_seconds is None:
+        lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
+    else:
+        lines.append(
+            "Times are static and optimistic: the compiler's cycles at the nominal clock, without transfers between "
+            "devices and without waiting for memory; nothing was run."
+        )
+    return "\n".join(lines)
+
+
+def _row(made: "Plan", trial: "Trial") -> str:
+    def number(value: float | None, width: int, digits: int = 2) -> str:
+        return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
+
+    video = None
+    if trial.step_seconds is not None and trial.other_seconds is not None:
+        video = (made.steps * trial.step_seconds + trial.other_seconds) / made.videos
+    fits = "-" if made.memory is None else "yes" if trial.fits else "no"
+    return (
+        f"{_name(trial):28}{fits:6}{number(sum(trial.weights.values()), 8)}"
+        f"{number(trial.text, 8)}{number(trial.step, 8)}{number(trial.decode, 9)}{number(trial.memory, 7, 1)}"
+        f"{number(trial.step_seconds, 8, 3)}{number(video, 9, 1)}"
+    )
+
+
+def _name(trial: "Trial") -> str:
+    from cogvx_jax.sharding import format_mesh
+
+    return format_mesh(trial.mesh)
+
+
+def _reason(made: "Plan") -> str:
+    if made.trials[0].fits:
+        return "it talks least between devices" + (", and fits" if made.memory is not None else "")
+    return "the first that fits, of those that split the weights more and talk more"

@@ -1,0 +1,216 @@
+"""Compiled programs in a folder: `cogvx compile` writes it, `load(..., programs=FOLDER)` runs what it holds.
+
+The folder has a file a program and `programs.json`, which says what they were compiled for and what each takes.
+The files are pickles, and reading a pickle may run any code: use folders that you wrote yourself, or trust as you
+trust a program. The digests find damage, not malice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+import platform
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from cogvx_jax.cache import versions
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.sharding import format_mesh
+from cogvx_jax.storage import new_folder
+
+MANIFEST = "programs.json"
+FORMAT = 1
+# The code that decides what a program does.
+SOURCES = ("axes.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
+COMPONENT = {  # program -> whose weights it takes
+    "text": "text_encoder",
+    "encode": "vae",
+    "step": "transformer",
+    "loop": "transformer",
+    "decode": "vae",
+}
+Function = Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program. `takes` are its arguments but for the weights: see `takes`."""
+
+    name: str
+    takes: str
+    compiled: jax.stages.Compiled
+
+
+class Programs:
+    """The programs of a folder, ready to run; `read_programs` makes it."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, programs: Iterable[Program], decode: dict[str, Any]):
+        self._folder, self._spec, self._decode = folder, spec, decode
+        self._programs = {(program.name, program.takes): program.compiled for program in programs}
+        self._missing: set[tuple[str, str]] = set()
+
+    def before(self, function: Function, name: str, spec: ModelSpec) -> Function:
+        """A jitted `function` (weights, ...), but where there is a program for what it is called with, that one.
+
+        Warns once of each that is not there.
+        """
+        component = COMPONENT[name]
+        if getattr(spec, component) != getattr(self._spec, component):
+            return function
+
+        def run(weights, *arguments):
+            key = name, takes(arguments)
+            if key in self._programs:
+                return self._programs[key](weights, *arguments)
+            if key not in self._missing:
+                self._missing.add(key)
+                warnings.warn(f"{self._folder} has no program {name!r} for these shapes; it is compiled", stacklevel=2)
+            return function(weights, *arguments)
+
+        return run
+
+    def decode_bytes(self, shape: tuple[int, ...], padding: int) -> int | None:
+        """What decoding one video takes beside the weights; None for shapes (B, T, h, w, 16) that are not here."""
+        known = self._decode["latents"] == list(shape[1:]) and self._decode["padding"] == padding
+        return self._decode["bytes"] if known else None
+
+
+def takes(arguments: Any) -> str:
+    """The shapes of a tree of arguments, in words: "[0].latents float32(1, 5, 8, 8, 16); ..."."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
+    return "; ".join(f"{jax.tree_util.keystr(path)} {_shape(leaf)}" for path, leaf in leaves)
+
+
+def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> dict[str, str]:
+    """All that must be the same where programs are compiled and where they run, in words.
+
+    Args:
+      spec: with the types to compute in and the bound on attention's logits.
+      devices: those of the mesh, in its order, or the one.
+    """
+    kind = devices[0].platform
+    found = {
+        "platform": kind,
+        "mesh": format_mesh({} if mesh is None else mesh.shape),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "hosts": str(len({device.process_index for device in devices})),
+        "order of devices": ",".join(str(device.id) for device in devices),
+        "model": f"{spec.name} in {spec.transformer.dtype}, {_digest(repr(spec).encode())[:12]}",
+        "code of cogvx_jax": _code(),
+    } | versions()
+    if kind == "cpu":
+        found["processor"] = _processor()
+    if kind != "tpu":  # without one, libtpu decides nothing
+        del found["libtpu"]
+    if kind in ("gpu", "cuda", "rocm"):
+        found["runtime"] = devices[0].client.platform_version
+    return found
+
+
+def write_programs(
+    folder: str | os.PathLike,
+    programs: Iterable[Program],
+    made_for: dict[str, str],
+    request: dict[str, Any],
+    decode: Callable[[], dict[str, Any]],
+) -> None:
+    """Writes programs as they come; the folder appears under its name only when whole.
+
+    Args:
+      made_for: of `conditions`.
+      request: what they make, for people.
+      decode: called after the last program: "latents" (T, h, w, C), "padding" and "bytes" of decoding them.
+    Raises: FileExistsError; ValueError where the platform's programs cannot be stored.
+    """
+    with new_folder(folder) as partial:
+        entries = []
+        for number, program in enumerate(programs):
+            data = pickle.dumps(serialize_executable.serialize(program.compiled))
+            file = f"{number}-{program.name}.pickle"
+            (partial / file).write_bytes(data)
+            entry = {"name": program.name, "takes": program.takes, "file": file, "sha256": _digest(data)}
+            entries.append(entry)
+        manifest = {"format": FORMAT, "made_for": made_for, "request": request}
+        manifest |= {"decode": decode(), "programs": entries}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None) -> Programs:
+    """Loads the programs of a folder onto the devices that they were compiled for. It must be trusted, see above.
+
+    Args:
+      spec, mesh: of the model they are for.
+    Raises: FileNotFoundError; ValueError where they were compiled for something else, naming all that differs, or
+      a file is damaged.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
+    here, theirs = conditions(spec, mesh, devices), manifest["made_for"]
+    names = [*here, *(name for name in theirs if name not in here)]
+    differ = [name for name in names if theirs.get(name) != here.get(name)]
+    if differ:
+        first, *others = differ
+        more = f", and of other {', '.join(others)}" if others else ""
+        raise ValueError(
+            f"the programs in {folder} are for {first} {theirs.get(first, 'none')} "
+            f"(here {here.get(first, 'none')}){more}; `cogvx compile` makes new ones"
+        )
+    loaded = []
+    for entry in manifest["programs"]:
+        file = folder / entry["file"]
+        data = file.read_bytes()
+        if _digest(data) != entry["sha256"]:
+            raise ValueError(f"{file} is not what `cogvx compile` wrote: its digest differs; make the folder anew")
+        serialized, in_tree, out_tree = pickle.loads(data)
+        compiled = serialize_executable.deserialize_and_load(
+            serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
+        )
+        loaded.append(Program(name=entry["name"], takes=entry["takes"], compiled=compiled))
+    return Programs(folder, spec, loaded, manifest["decode"])
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    if not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is not a folder of `cogvx compile`")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{folder / MANIFEST} is not of format {FORMAT}, which is what this version reads")
+    return manifest
+
+
+def _shape(leaf: Any) -> str:
+    array = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+    return f"{jax.dtypes.canonicalize_dtype(array.dtype)}{tuple(array.shape)}"
+
+
+def _code() -> str:
+    digest, top = hashlib.sha256(), Path(__file__).parents[1]
+    for source in SOURCES:
+        for path in sorted((top / source).glob("*.py")) if (top / source).is_dir() else [top / source]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _processor() -> str:
+    """CPU programs use the instructions of the processor that they were compiled on."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        flags = None
+    return f"{platform.machine()}, {_digest(flags[1].encode())[:12] if flags else platform.processor()}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

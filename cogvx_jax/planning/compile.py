@@ -1,0 +1,130 @@
+"""Compiles what a video takes ahead of time and stores it, for processes that are to start in seconds.
+
+    cx.compile_programs("5b", "programs", mesh=mesh)             # where they will run
+    model = cx.load("5b", mesh=mesh, programs="programs")        # in another process: nothing is compiled
+
+The folder is described in `cogvx_jax.pipelines.stored_programs`: it holds code, so trust who wrote it.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cogvx_jax import sharding
+from cogvx_jax.cache import nothing_kept
+from cogvx_jax.convert import read_spec
+from cogvx_jax.nn.backend import platform_of
+from cogvx_jax.pipelines import stored_programs as stored
+from cogvx_jax.pipelines.model import bounded, resolve, with_dtype
+from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
+from cogvx_jax.pipelines.request import check_request, latent_frames
+from cogvx_jax.planning import lower as programs
+from cogvx_jax.sharding.topologies import topology as find
+from cogvx_jax.storage import check_new
+
+
+def compile_programs(
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    mesh: Mesh | str | None = None,
+    topology: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: str | None = None,
+    videos: int = 1,
+    dtype: str | None = None,
+    one_program: bool = False,
+    from_video: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Writes the programs of such videos to a folder, whole or not at all.
+
+    Args:
+      source: as for `load`. Of the weights only the norms of queries and keys are read, which bound attention's
+        logits.
+      folder: must not exist, or be empty.
+      mesh: to compute on, or its text such as "cfg=2,sp=4"; None is one device.
+      topology: a TPU slice such as "v5e:2x4" to compile for, which need not be here (libtpu must); None is the
+        devices that are here.
+      height, width, num_frames, guidance_scale, sampler, dtype: as for `generate` and `load`.
+      num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
+      videos: made at a time.
+      one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
+      from_video: also what video to video needs.
+      report: gets a line before each compilation.
+    Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
+    """
+    check_new(folder)
+    found = None if topology is None else find(topology)
+    devices = jax.devices() if found is None else found.devices()
+    if isinstance(mesh, str):
+        mesh = sharding.parse_mesh(mesh, devices)
+    if mesh is None and found is not None:
+        mesh = sharding.make_mesh(devices=devices)
+    mesh = None if mesh is None else sharding.auto(mesh)
+    devices = devices[:1] if mesh is None else list(mesh.devices.flat)
+    platform = platform_of(devices[0])
+
+    where = resolve(source)
+    spec = bounded(where, with_dtype(read_spec(where), dtype, platform=platform))
+    request = check_request(
+        spec,
+        ["a prompt"] * videos,
+        image="any" if spec.kind == "i2v" else None,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+    )
+    shape = request.latent_shape(spec)
+    wanted = programs.Wanted(
+        spec=spec,
+        mesh=mesh,
+        shape=shape,
+        padding=shape[1] - latent_frames(spec, request.frames),
+        guided=request.guidance > 1,
+        sampler=request.sampler,
+        steps=request.steps if one_program else None,
+        source=(videos, request.frames, request.height, request.width, 3) if from_video else None,
+    )
+    asked = {
+        "size": [request.height, request.width],
+        "frames": request.frames,
+        "videos": videos,
+        "guided": wanted.guided,
+        "sampler": request.sampler,
+        "steps in one program": wanted.steps,
+        "from video": from_video,
+    }
+    decoders: list[Any] = []
+
+    def compiled() -> Iterator[stored.Program]:
+        with contextlib.ExitStack() as stack:
+            if found is not None and wanted.mesh is not None:
+                stack.enter_context(programs.compiling_for(platform, wanted.mesh))
+            for name in wanted.names():
+                for lowered in wanted.lower(name):
+                    report(f"compiling {name}")
+                    program = lowered.compile()
+                    if name == "decode":
+                        decoders.append(program)
+                    (_, *arguments), _ = lowered.args_info
+                    yield stored.Program(name=name, takes=stored.takes(arguments), compiled=program)
+
+    def decode() -> dict[str, Any]:
+        weights = programs.weight_bytes(spec, wanted.mesh)["vae"]
+        needed = round(beside_weights([read_cost(program) for program in decoders], weights))
+        return {"latents": list(shape[1:]), "padding": wanted.padding, "bytes": needed}
+
+    with nothing_kept():
+        stored.write_programs(folder, compiled(), stored.conditions(spec, mesh, devices), asked, decode)

@@ -1,0 +1,351 @@
+"""Which mesh a slice should use for a model, whether it fits there, and how long a video takes at best.
+
+    plan = cx.plan("1.5-5b", topology="v6e:2x4")      # for a slice one does not own; needs libtpu
+    plan = cx.plan("5b"); model = cx.load("5b", mesh=plan.mesh)      # for the devices that are here
+
+Meshes that make sense are compiled in the order of `candidates`, and the first that fits is chosen.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cogvx_jax import cache, sharding
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.models.flops import token_count, transformer_flops
+from cogvx_jax.nn.backend import platform_of
+from cogvx_jax.pipelines.model import load_spec, with_dtype
+from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
+from cogvx_jax.pipelines.request import check_request, frame_unit, latent_frames, padded_latent_frames
+from cogvx_jax.pipelines.stored_programs import COMPONENT
+from cogvx_jax.planning import lower as programs
+from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
+from cogvx_jax.storage import write_whole
+
+GIB = 2**30
+# What the published q/k norms allow is read off the weights by `load`; until then attention is taken to need
+# no running maximum.
+LIKELY_BOUND = 20.0
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One mesh. Memory is GiB on a device; times are seconds, None where nothing is known of the clock."""
+
+    mesh: dict[str, int]  # axis -> size, those above 1
+    fits: bool
+    weights: dict[str, float]  # by component
+    text: float | None = None  # beside the weights, while that program runs; None where it was not compiled
+    step: float | None = None
+    decode: float | None = None
+    step_seconds: float | None = None
+    other_seconds: float | None = None  # text encoder and decoder, a video
+    compile_seconds: float = 0.0
+    why: str = ""
+
+    @property
+    def memory(self) -> float:
+        """GiB at the fullest moment."""
+        return sum(self.weights.values()) + max(self.text or 0, self.step or 0, self.decode or 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What was asked for, what was tried, and which trial is chosen: the first that fits, if any does."""
+
+    model: str
+    topology: str
+    devices: int
+    memory: float | None  # GiB of a device; None where it does not say
+    dtype: str
+    size: tuple[int, int]
+    frames: int
+    videos: int
+    steps: int
+    flops: int  # of the transformer, all steps
+    trials: tuple[Trial, ...]
+    instead: str = ""  # what would fit, where nothing does
+
+    @property
+    def chosen(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.fits), None)
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The chosen mesh on the devices that are here; None is one device.
+
+        Raises: ValueError where nothing fits, or other devices are here than planned for.
+        """
+        if self.chosen is None:
+            raise ValueError(f"{self.model} does not fit {self.topology}; {self.instead}")
+        sizes: dict[str, Any] = dict(self.chosen.mesh)
+        return sharding.make_mesh(**sizes) if self.devices > 1 else None
+
+    def json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+
+def plan(
+    source: str,
+    *,
+    topology: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    videos: int = 1,
+    dtype: str | None = None,
+    every: bool = False,
+    fresh: bool = False,
+    report: Report = lambda line: None,
+) -> Plan:
+    """Chooses a mesh by compiling ahead of time; results are kept in the user's cache folder.
+
+    Args:
+      source: as for `load`; no weights are read.
+      topology: a TPU slice such as "v5e:2x4", which need not be here, or cpu:N; None is the devices that are here.
+      height, width, num_frames, num_inference_steps, guidance_scale: as for `generate`.
+      videos: made at a time.
+      dtype: None is what `load` would choose on such a device.
+      every: compile all candidates, not only up to the first that fits.
+      fresh: compile again what was planned before.
+      report: gets a line before each compilation, which may take minutes.
+    Raises: ValueError for an unknown topology, missing libtpu, or a size that the model cannot make.
+    """
+    spec = load_spec(source)
+    image = "any" if spec.kind == "i2v" else None
+    request = check_request(
+        spec,
+        ["a prompt"] * videos,
+        image=image,
+        height=height,
+        width=width,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+    )
+    place = _place(topology)
+    wanted = _Wanted(
+        spec=_compute_spec(spec, dtype, place),
+        place=place,
+        shape=request.latent_shape(spec),
+        padding=request.latent_shape(spec)[1] - latent_frames(spec, request.frames),
+        guided=request.guidance > 1,
+    )
+    facts: dict[str, Any] = {
+        "model": spec.name,
+        "topology": place.name,
+        "devices": len(place.devices),
+        "memory": place.memory,
+        "dtype": wanted.spec.transformer.dtype,
+        "size": (request.height, request.width),
+        "frames": request.frames,
+        "videos": videos,
+        "steps": request.steps,
+        "flops": request.steps * _flops(wanted),
+    }
+    kept = _file(wanted, facts | {"every": every})
+    if kept.is_file() and not fresh:
+        return _read(kept.read_text())
+    trials: list[Trial] = []
+    for sizes in candidates(spec.transformer.heads, len(place.devices), videos, guided=wanted.guided):
+        trials.append(_try(wanted, sizes, report))
+        if trials[-1].fits and not every:
+            break
+    made = Plan(**facts, trials=tuple(trials))
+    if made.chosen is None:
+        made = dataclasses.replace(made, instead=_instead(wanted, made, report))
+    write_whole(kept, made.json().encode())
+    return made
+
+
+def auto_mesh(source: str, *, report: Report = lambda line: None, **asked: Any) -> Mesh | None:
+    """The mesh for the devices that are here; None is one device. `asked` as for `plan`.
+
+    Where they do not say how much memory they have, as on CPU, nothing is compiled: the first candidate it is.
+    Raises: ValueError where the model does not fit.
+    """
+    place = _place(None)
+    if len(place.devices) == 1:
+        return None
+    if place.memory is None:
+        heads, guidance = load_spec(source).transformer.heads, asked.get("guidance_scale")
+        guided = guidance is None or guidance > 1
+        sizes: dict[str, Any] = next(candidates(heads, len(place.devices), asked.get("videos", 1), guided=guided))
+        return sharding.make_mesh(**sizes)
+    made = plan(source, report=report, **asked)
+    if made.chosen is not None:
+        report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
+    return made.mesh
+
+
+def candidates(heads: int, devices: int, videos: int, *, guided: bool) -> Iterator[dict[str, int]]:
+    """Meshes that make sense for so many devices, best first: axis -> size, those above 1.
+
+    Videos side by side talk least, then the branches of guidance; tokens are traded for heads as far as
+    those divide, and beyond that keys and values are gathered. Weights are copied to all devices first, then
+    split over more and more of them. Tensor parallelism is left out: it fits no more than that, and is slower.
+    """
+    data = math.gcd(videos, devices)
+    cfg = 2 if guided and devices // data % 2 == 0 else 1
+    for branches in dict.fromkeys((cfg, 1)):
+        rest = devices // data // branches
+        for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
+            sp = math.gcd(heads, rest // fsdp)
+            sizes = {"data": data, "fsdp": fsdp, "cfg": branches, "context": rest // fsdp // sp, "sp": sp}
+            if branches == cfg or fsdp == rest:  # without the branches' axis only to split weights further
+                yield {axis: size for axis, size in sizes.items() if size > 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Place:
+    name: str
+    devices: tuple[Any, ...]
+    platform: str
+    topology: Topology | None
+
+    @property
+    def memory(self) -> float | None:
+        if self.topology is not None and self.topology.generation is not None:
+            return self.topology.generation.memory
+        stats = self.devices[0].memory_stats() if self.topology is None else None
+        return stats["bytes_limit"] / GIB if stats and "bytes_limit" in stats else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    spec: ModelSpec
+    place: _Place
+    shape: tuple[int, int, int, int, int]
+    padding: int
+    guided: bool
+
+
+def _place(name: str | None) -> _Place:
+    if name is None:
+        devices = tuple(jax.devices())
+        return _Place(
+            name=f"{len(devices)} x {devices[0].device_kind}",
+            devices=devices,
+            platform=platform_of(devices[0]),
+            topology=None,
+        )
+    slice_ = topology(name)
+    devices = tuple(slice_.devices())
+    return _Place(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
+
+
+def _compute_spec(spec: ModelSpec, dtype: str | None, place: _Place) -> ModelSpec:
+    spec = with_dtype(spec, dtype, platform=place.platform)
+    return dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND))
+
+
+def _flops(wanted: _Wanted) -> int:
+    """Of one step, over all devices."""
+    cfg, shape = wanted.spec.transformer, wanted.shape
+    return transformer_flops(cfg, token_count(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
+
+
+def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
+    """Compiles what a video takes on one mesh, as far as it fits."""
+    mesh = sharding.make_mesh(**sizes, devices=wanted.place.devices)
+    limit = wanted.place.memory
+    weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, mesh).items()}
+    held = sum(weights.values())
+    trial = Trial(mesh=sizes, fits=False, weights=weights)
+    if limit is not None and held > limit:
+        return dataclasses.replace(trial, why=f"the weights alone take {held:.1f} of {limit:.1f} GiB")
+    found: dict[str, list[Cost]] = {}
+    with programs.compiling_for(wanted.place.platform, mesh):
+        for name in ("step", "text", "decode"):  # what needs the most is compiled first
+            report(f"compiling {name} for {sharding.format_mesh(sizes)}")
+            try:
+                found[name] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
+            except MemoryError as error:
+                return dataclasses.replace(trial, why=f"{name} does not fit: {error}")
+            measured: dict[str, Any] = {name: beside_weights(found[name], weights[COMPONENT[name]] * GIB) / GIB}
+            trial = dataclasses.replace(trial, **measured)
+            if limit is not None and trial.memory > limit:
+                return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
+    clock = wanted.place.topology and wanted.place.topology.generation and wanted.place.topology.generation.clock
+    seconds = None
+    if clock:
+        (step,), (text,), decode = ([(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[n]] for n in found)
+        batches = max(wanted.shape[1] - wanted.padding, 1) // (wanted.spec.vae.decode_frames or wanted.shape[1])
+        seconds = step, text + wanted.shape[0] * (decode[0] + max(batches - 1, 0) * decode[-1])
+    return dataclasses.replace(
+        trial,
+        fits=True,
+        step_seconds=seconds and seconds[0],
+        other_seconds=seconds and seconds[1],
+        compile_seconds=sum(cost.seconds for costs in found.values() for cost in costs),
+    )
+
+
+def _lowered(wanted: _Wanted, mesh: Mesh, name: str) -> Iterator[Any]:
+    video = programs.Wanted(
+        spec=wanted.spec, mesh=mesh, shape=wanted.shape, padding=wanted.padding, guided=wanted.guided
+    )
+    return video.lower(name)
+
+
+def _cost(wanted: _Wanted, lowered: Any) -> Cost:
+    slice_ = wanted.place.topology
+    cores = slice_.generation.cores if slice_ is not None and slice_.generation is not None else 1
+    return compile_cost(lowered, device_kind=wanted.place.devices[0].device_kind, cores=cores)
+
+
+def _instead(wanted: _Wanted, made: Plan, report: Report) -> str:
+    """What would fit, as far as weights and a few more compilations tell."""
+    leanest = min(made.trials, key=lambda trial: sum(trial.weights.values())).mesh
+    ways = []
+    if made.videos > 1:
+        ways.append("one video at a time")
+    spec = wanted.spec
+    for frames in _shorter(spec, made.frames):
+        shape = (wanted.shape[0], padded_latent_frames(spec, frames), *wanted.shape[2:])
+        trial = _try(
+            dataclasses.replace(wanted, shape=shape, padding=shape[1] - latent_frames(spec, frames)), leanest, report
+        )
+        if trial.fits:
+            ways.append(f"{frames} frames on {sharding.format_mesh(leanest)} ({trial.memory:.1f} GiB)")
+            break
+        if not (trial.step or trial.text):  # the weights are what is too large
+            break
+    if made.topology in TOPOLOGIES:
+        kind = made.topology.partition(":")[0]
+        larger = TOPOLOGIES[TOPOLOGIES.index(made.topology) + 1 :]
+        ways += [f"a larger slice, such as {name}" for name in larger[:1] if name.startswith(kind)]
+    short = min(trial.memory for trial in made.trials) - (made.memory or 0)
+    what = ", or ".join(ways) or "nothing that was tried"
+    return f"it is {max(short, 0):.1f} GiB too large for each device; what would fit: {what}"
+
+
+def _shorter(spec: ModelSpec, frames: int) -> list[int]:
+    """Two shorter clips that the model can make."""
+    unit = frame_unit(spec)
+    return [
+        n for n in dict.fromkeys((1 + frames // 2 // unit * unit, 1 + frames // 4 // unit * unit)) if 1 < n < frames
+    ]
+
+
+def _file(wanted: _Wanted, facts: dict[str, Any]):
+    """Where a plan is kept: by everything that decides it, versions too."""
+    versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
+    key = hashlib.sha256(repr((wanted.spec, sorted(facts.items()), sorted(versions.items()))).encode()).hexdigest()[:24]
+    return cache.folder() / "plans" / f"{key}.json"
+
+
+def _read(text: str) -> Plan:
+    facts = json.loads(text)
+    trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
+    return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})

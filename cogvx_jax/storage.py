@@ -1,0 +1,257 @@
+"""Folders and files on a disk or in a bucket: paths to write to, and the files of a model to read ranges of."""
+
+import contextlib
+import mmap
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import fsspec
+import numpy as np
+from etils import epath
+
+Place: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
+BUCKETS = ("gs", "s3")  # whose folders are written to
+URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
+Span = tuple[str, int, int]  # file, first byte, count
+KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
+
+
+def place(text: str | os.PathLike) -> Place:
+    """The folder or file of that path or URL.
+
+    Raises: ValueError for a URL of a kind that is not written to, or that nothing installed can write to.
+    """
+    name = os.fspath(text)
+    scheme, found, _ = name.partition("://")
+    if not found:
+        return Path(name)
+    if scheme not in BUCKETS:
+        raise ValueError(f"{name} is no place known here; give a path, or {' or '.join(f'{b}://' for b in BUCKETS)}")
+    try:
+        protocols = fsspec.get_filesystem_class(scheme).protocol
+    except ImportError as error:
+        raise ValueError(f"cannot use {name}: {error}") from None
+    for protocol in (protocols,) if isinstance(protocols, str) else protocols:
+        # Other hosts write, too: what a listing said before says nothing now.
+        fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
+    return epath.Path(name)
+
+
+def is_bucket(where: Place) -> bool:
+    return "://" in str(where)
+
+
+def kvstore(folder: str | os.PathLike) -> Any:
+    """The files in a folder or below a URL, as tensorstore says it. Raises: ValueError for a URL it cannot read."""
+    name = os.fspath(folder)
+    if "://" not in name:
+        return {"driver": "file", "path": f"{Path(name).absolute()}/"}
+    if name.partition("://")[0] not in URLS:
+        known = ", ".join(f"{scheme}://" for scheme in URLS)
+        raise ValueError(f"tensorstore cannot read {name}; it reads folders and {known}")
+    return f"{name.rstrip('/')}/"
+
+
+def write_whole(file: Place, data: bytes) -> None:
+    """Writes a file that appears under its name only when it is whole, as each object of a bucket does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if is_bucket(file):
+        file.write_bytes(data)
+        return
+    partial = Path(file).with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")  # of any process of any host
+    try:
+        partial.write_bytes(data)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class Files(Protocol):
+    """Files by their names below one place, such as "vae/config.json"."""
+
+    where: str  # for messages
+    name: str  # the last part of `where`
+
+    def is_folder(self) -> bool: ...
+
+    def exists(self, file: str) -> bool: ...
+
+    def names(self) -> list[str]:
+        """Of the files and folders in this place."""
+
+    def size(self, file: str) -> int:
+        """Bytes. Raises: FileNotFoundError."""
+
+    def bytes(self, file: str) -> bytes:
+        """All of a small file. Raises: FileNotFoundError."""
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        """Says what will be read next, so that it can come in one go."""
+
+    def read(self, span: Span) -> np.ndarray:
+        """Bytes of a file, (count,) uint8, read-only."""
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far; arrays remain valid."""
+
+
+def open_files(place: str | Path) -> Files:
+    """The files in a folder or, where `place` has "://" in it, below a URL.
+
+    Raises: ValueError for a URL that nothing installed can read.
+    """
+    return RemoteFiles(place) if isinstance(place, str) and "://" in place else LocalFiles(Path(place))
+
+
+def below(place: str | Path, name: str) -> str | Path:
+    """The place of a folder in a place."""
+    return f"{place.rstrip('/')}/{name}" if isinstance(place, str) and "://" in place else Path(place) / name
+
+
+def copy_files(place: str | Path, target: Path) -> None:
+    """Copies a folder of small files. Raises: FileNotFoundError if it is not there."""
+    files = open_files(place)
+    if not files.is_folder():
+        raise FileNotFoundError(f"there is no folder {files.where}")
+    if isinstance(files, LocalFiles):
+        shutil.copytree(files.folder, target, dirs_exist_ok=True)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for name in files.names():
+        (target / name).write_bytes(files.bytes(name))
+
+
+def check_new(folder: str | os.PathLike) -> Path:
+    """The absolute path of a folder to write. Raises FileExistsError if it exists and holds something."""
+    target = Path(folder).absolute()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+    return target
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, which gets its name when the block ends well and is deleted when it does not.
+
+    Raises: FileExistsError as `check_new`.
+    """
+    target = check_new(folder)
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+class LocalFiles:
+    """`Files` of a folder; what is read is mapped, not copied."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.where, self.name = str(folder), folder.absolute().name
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def is_folder(self) -> bool:
+        return self.folder.is_dir()
+
+    def exists(self, file: str) -> bool:
+        return (self.folder / file).is_file()
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def size(self, file: str) -> int:
+        return (self.folder / file).stat().st_size
+
+    def bytes(self, file: str) -> bytes:
+        return (self.folder / file).read_bytes()
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        pass
+
+    def read(self, span: Span) -> np.ndarray:
+        file, start, count = span
+        if file not in self._maps:
+            with (self.folder / file).open("rb") as opened:
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[file], np.uint8, count, start)
+
+    def release(self) -> None:
+        for mapped in self._maps.values():
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class RemoteFiles:
+    """`Files` below a URL such as gs://bucket/model; a read fetches its own bytes only."""
+
+    def __init__(self, url: str):
+        self.where = url.rstrip("/")
+        self.name = self.where.rpartition("/")[2]
+        try:
+            self._system, root = fsspec.core.url_to_fs(self.where)
+        except (ImportError, ValueError) as error:  # a package for this kind of URL that is not installed, or none
+            raise ValueError(f"cannot read {url}: {error}") from None
+        self._root = root.rstrip("/")
+        self._kept: dict[Span, bytes] = {}  # the devices of a host want parts of the same tensor one after another
+
+    def is_folder(self) -> bool:
+        return self._system.isdir(self._root)
+
+    def exists(self, file: str) -> bool:
+        return self._system.isfile(self._path(file))
+
+    def names(self) -> list[str]:
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False))
+
+    def size(self, file: str) -> int:
+        return self._system.size(self._path(file))
+
+    def bytes(self, file: str) -> bytes:
+        return self._system.cat_file(self._path(file))
+
+    def prefetch(self, spans: Sequence[Span]) -> None:
+        room, wanted = KEPT_BYTES - sum(map(len, self._kept.values())), []
+        for span in spans:
+            room -= span[2]
+            if room >= 0 and span not in self._kept:
+                wanted.append(span)
+        if wanted:
+            files, starts, counts = zip(*wanted, strict=True)
+            ends = [start + count for start, count in zip(starts, counts, strict=True)]
+            found = self._system.cat_ranges([self._path(file) for file in files], list(starts), ends, on_error="raise")
+            self._kept |= zip(wanted, found, strict=True)
+
+    def read(self, span: Span) -> np.ndarray:
+        if span not in self._kept:
+            if sum(map(len, self._kept.values())) + span[2] > KEPT_BYTES:
+                self._kept.clear()
+            file, start, count = span
+            self._kept[span] = self._system.cat_file(self._path(file), start, start + count)
+        return np.frombuffer(self._kept[span], np.uint8)
+
+    def release(self) -> None:
+        self._kept.clear()
+
+    def check_empty(self) -> None:
+        """Raises: FileExistsError where something is here."""
+        if self._system.exists(self._root) and self._system.ls(self._root, detail=False):
+            raise FileExistsError(f"{self.where} is not empty; nothing was written")
+
+    def upload(self, folder: Path, last: str) -> None:
+        """Writes all files of a folder here, those named `last` after the others."""
+        files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+        for path in files:
+            target = self._path(path.relative_to(folder).as_posix())
+            self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._system.put_file(str(path), target)
+
+    def _path(self, file: str) -> str:
+        return f"{self._root}/{file}" if file else self._root

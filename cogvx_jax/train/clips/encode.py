@@ -1,0 +1,197 @@
+"""Clips and prompts as the models see them, encoded once and kept in a cache.
+
+Every entry is named by what it was made of: the video's bytes, those of an image that goes with it, its size and
+length, the encoder's weights. So encoding again does only what is missing, and nothing stale is ever read.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
+from cogvx_jax.data.tars import read_chunks
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.pipelines.latents import encode_batch
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.text import encode_prompts
+from cogvx_jax.sharding import host_blocks, replicate, wait_for_all
+from cogvx_jax.storage import Place, write_whole
+from cogvx_jax.train.clips.cache import Cache, Shape, clip_name, store_of, text_name, write_cache
+from cogvx_jax.train.clips.store import Store
+
+FORMAT = 1  # part of every key: raise it when what is stored changes
+READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
+
+
+def encode(
+    model: Model,
+    sources: Sequence[Source],
+    folder: Place,
+    shape: Shape,
+    report: Callable[[str], None] = print,
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> Cache:
+    """Encodes what `folder` does not yet hold. Videos that cannot be used are reported and left out.
+
+    The next few clips are read while one is encoded; no others are held.
+
+    Args:
+      process, processes: which of several processes this is, each of which encodes every so manieth video with a
+        model on devices of its own. They call this together and see one `folder`.
+    Raises: ValueError if none can be used; OSError where the folder cannot be written.
+    """
+    vae_digest, text_digest = digest(model.params["vae"]), digest(model.params["text_encoder"])
+    part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
+    store = store_of(folder)
+    names = store.names()
+    read = functools.partial(_read_missing, names=names, vae=vae_digest, shape=shape)
+    text = functools.partial(_text, model, encoder=text_digest, store=store, names=names)
+    own = range(process, len(sources), processes)
+    try:
+        for number, (source, reading) in zip(own, _ahead(read, [sources[i] for i in own]), strict=True):
+            try:
+                key, clip = reading.result()
+            except (ValueError, OSError) as error:
+                part["skipped"]["too short" if isinstance(error, TooShort) else "unreadable"] += 1
+                report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
+                continue
+            if clip is not None and clip_name(key) not in names:  # it may have been in the list just before
+                store.add(clip_name(key), {"moments": _moments(model, clip.pixels), "image": clip.image})
+                names.add(clip_name(key))
+                part["new"] += 1
+            part["clips"].append((number, key, text(source.prompt)))
+    finally:
+        store.commit()  # also what was encoded before something went wrong
+    parts = [part] if processes == 1 else _exchange(folder, part, process, processes)
+    clips = sorted(clip for each in parts for clip in each["clips"])
+    skipped = sum((collections.Counter(each["skipped"]) for each in parts), collections.Counter[str]())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+    if not clips:
+        raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
+    empty = text("")
+    store.commit()
+    cache = Cache(
+        folder=folder,
+        model=model.spec.name,
+        vae=vae_digest,
+        text_encoder=text_digest,
+        shape=shape,
+        clips=tuple((clip, prompt) for _, clip, prompt in clips),
+        empty=empty,
+    )
+    if process == 0:
+        report(
+            f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
+            f"{skipped.total()} of {len(sources)} videos skipped{reasons and f' ({reasons})'}"
+        )
+        write_cache(cache)
+    return cache
+
+
+def _exchange(folder: Place, part: dict[str, Any], process: int, processes: int) -> list[dict[str, Any]]:
+    """What each process has done, by a file of each."""
+    files = [folder / f".part-{i}-of-{processes}.json" for i in range(processes)]
+    write_whole(files[process], json.dumps(part).encode())
+    wait_for_all("clips are encoded")
+    try:
+        parts = [json.loads(file.read_text()) for file in files]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} must be one folder that all processes see; here it is not") from None
+    wait_for_all("parts are read")
+    files[process].unlink()
+    return parts
+
+
+def check_model(caches: Iterable[Cache], model: Model) -> None:
+    """Raises ValueError if one was made by other encoders than those that the model was loaded with."""
+    own: dict[str, str] = {}
+    for name in model.params.keys() & {"vae", "text_encoder"}:
+        own[name] = digest(model.params[name])
+    for cache in caches:
+        for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
+            if own.get(name, theirs) != theirs:
+                raise ValueError(
+                    f"{cache.folder} was encoded by the {name} of {cache.model}, whose weights are not those of "
+                    f"this {model.spec.name}; run `cogvx encode` with the model you train"
+                )
+
+
+def digest(params: Any) -> str:
+    """A name for a tree of parameters: different numbers, another name; the same on any mesh."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+        for block in host_blocks(leaf):
+            found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """Pixels (F, H, W, 3) and the image of the clip (H, W, 3), uint8."""
+
+    pixels: np.ndarray
+    image: np.ndarray
+
+
+def _read_missing(source: Source, *, names: Collection[str], vae: str, shape: Shape) -> tuple[str, _Clip | None]:
+    """The key of a clip, and the clip where it is not among the entries."""
+    images = [] if source.image is None else [_key(read_chunks(source.image))]
+    key = _key(read_chunks(source.video), vae, shape, *images)
+    if clip_name(key) in names:
+        return key, None
+    pixels = read_clip(source.video, **dataclasses.asdict(shape))
+    image = pixels[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
+    return key, _Clip(pixels, image)
+
+
+def _ahead(
+    read: Callable[[Source], Any], sources: Iterable[Source]
+) -> Iterator[tuple[Source, concurrent.futures.Future]]:
+    """Reads in threads, in order, as many as READERS ahead of who takes them."""
+    pool = concurrent.futures.ThreadPoolExecutor(READERS)
+    begun: collections.deque = collections.deque()
+    try:
+        for source in sources:
+            begun.append((source, pool.submit(read, source)))
+            if len(begun) > READERS:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _moments(model: Model, pixels: np.ndarray) -> np.ndarray:
+    run = encode_batch(model.spec.vae, model.mesh)
+    clip = pixels[None].astype(np.float32)
+    clip /= 127.5
+    clip -= 1
+    moments = vaes.encode(model.vae, model.params["vae"], replicate(clip, model.mesh), encode_batch=run)
+    return np.asarray(moments[0])
+
+
+def _text(model: Model, prompt: str, *, encoder: str, store: Store, names: set[str]) -> str:
+    """The key of a prompt's states, encoded where they are missing."""
+    key = _key([prompt.encode()], encoder, model.spec.transformer.text_length)
+    if text_name(key) not in names:
+        store.add(text_name(key), {"states": np.asarray(encode_prompts(model, [prompt])[0], np.float32)})
+        names.add(text_name(key))
+    return key
+
+
+def _key(data: Iterable[bytes], *of: Any) -> str:
+    found = hashlib.sha256(repr((FORMAT, *of)).encode() + b"\0")
+    for chunk in data:
+        found.update(chunk)
+    return found.hexdigest()[:32]
