@@ -13,14 +13,14 @@ import fsspec
 import numpy as np
 from etils import epath
 
-Place: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
+StoragePath: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
 BUCKETS = ("gs", "s3")  # whose folders are written to
 URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
 Span = tuple[str, int, int]  # file, first byte, count
 KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
 
 
-def place(text: str | os.PathLike) -> Place:
+def storage_path(text: str | os.PathLike) -> StoragePath:
     """The folder or file of that path or URL.
 
     Raises: ValueError for a URL of a kind that is not written to, or that nothing installed can write to.
@@ -41,7 +41,7 @@ def place(text: str | os.PathLike) -> Place:
     return epath.Path(name)
 
 
-def is_bucket(where: Place) -> bool:
+def is_bucket(where: StoragePath) -> bool:
     return "://" in str(where)
 
 
@@ -56,7 +56,7 @@ def kvstore(folder: str | os.PathLike) -> Any:
     return f"{name.rstrip('/')}/"
 
 
-def write_whole(file: Place, data: bytes) -> None:
+def write_whole(file: StoragePath, data: bytes) -> None:
     """Writes a file that appears under its name only when it is whole, as each object of a bucket does."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if is_bucket(file):

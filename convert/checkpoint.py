@@ -57,7 +57,7 @@ def load_params(
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    source: Source = (
+    source: ParameterSource = (
         OrbaxArrays(folder, component, expected_shapes(spec, component))
         if is_orbax(folder)
         else Published(folder, spec, component)
@@ -71,7 +71,7 @@ def load_params(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-class Source(Protocol):
+class ParameterSource(Protocol):
     """A component's parameters by path, wherever they are stored."""
 
     def __iter__(self) -> Iterator[str]: ...
@@ -88,7 +88,7 @@ class Source(Protocol):
 
 
 class Published:
-    """`Source` of the published layout.
+    """`ParameterSource` of the published layout.
 
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.

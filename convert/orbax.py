@@ -43,7 +43,7 @@ def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:
         raise ConversionError(f"cannot read {below(folder, DIGESTS)}", [f"{error!r}"]) from None
 
 
-def digest(blocks: Iterator[np.ndarray]) -> str:
+def array_digest(blocks: Iterator[np.ndarray]) -> str:
     """The sha256 of an array's bytes, row by row, as they are in memory; given as consecutive blocks of rows."""
     found = hashlib.sha256()
     for block in blocks:
@@ -67,7 +67,7 @@ def verify(folder: str | Path, components: tuple[str, ...] | None = None) -> Non
 
         def check(path: str, arrays=arrays, component=component) -> list[str]:
             try:
-                found = digest(arrays.rows(path))
+                found = array_digest(arrays.rows(path))
             except ConversionError as error:
                 return list(error.problems)
             same = found == wanted[f"{component}/{path}"]["sha256"]

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
-from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, digest
+from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.storage import RemoteFiles, below, check_new, copy_files, new_folder
 
@@ -57,4 +57,4 @@ def _blocks(array: np.ndarray) -> ocp.SaveArgs:
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:
-    return {"shape": array.shape, "dtype": str(array.dtype), "sha256": digest(iter([array]))}
+    return {"shape": array.shape, "dtype": str(array.dtype), "sha256": array_digest(iter([array]))}

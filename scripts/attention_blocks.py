@@ -198,9 +198,9 @@ def _lines(dump: str) -> Iterator[tuple[int, str, str]]:
 
 def fitted(blocks: tuple[int, int, int]) -> tuple[int, int, int]:
     """What our kernel makes of blocks at TOKENS."""
-    from cogvx_jax.nn.flash import Blocks, fit
+    from cogvx_jax.nn.flash import Blocks, fit_blocks
 
-    return fit(Blocks(*blocks), TOKENS, TOKENS)
+    return fit_blocks(Blocks(*blocks), TOKENS, TOKENS)
 
 
 def compile_ours(topology: str, blocks: tuple[int, int, int], *, variant: Variant = "bound", width: int = WIDTH):

@@ -24,7 +24,7 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import token_count, transformer_flops
+from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.latents import decode_batch
 from cogvx_jax.pipelines.model import with_dtype
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        return token_count(self.spec.transformer, self.shape[1:4])
+        return sequence_tokens(self.spec.transformer, self.shape[1:4])
 
 
 def main(

@@ -118,7 +118,7 @@ def costs(
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
     from cogvx_jax.models.abstract import abstract_params
-    from cogvx_jax.models.flops import token_count, training_flops, transformer_flops
+    from cogvx_jax.models.flops import sequence_tokens, training_flops, transformer_flops
     from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import BY_PLATFORM, using
     from cogvx_jax.pipelines.model import with_dtype
@@ -141,7 +141,7 @@ def costs(
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
     padding = frames - latent_frames(spec, own.num_frames)
-    tokens = token_count(cfg, shape[1:4])
+    tokens = sequence_tokens(cfg, shape[1:4])
     batches = (frames - padding) // (spec.vae.decode_frames or frames)
     clips = math.prod(made.shape[axis] for axis in sharding.RULES["batch"])
     pixels = (clips, frames - padding, *shape[2:])

@@ -1,8 +1,9 @@
 """Where arrays live: one table from the meaning of axes to the axes of a mesh, and what follows from it."""
 
+from cogvx_jax.sharding.digest import params_digest
 from cogvx_jax.sharding.layout import activate
 from cogvx_jax.sharding.mesh import MESH_AXES, auto, format_mesh, make_mesh, parse_mesh
-from cogvx_jax.sharding.placement import everywhere, host_blocks, place, put, replicate, shardings
+from cogvx_jax.sharding.placement import everywhere, host_blocks, put, put_sharded, replicate, shardings
 from cogvx_jax.sharding.processes import first_process, initialize, wait_for_all
 from cogvx_jax.sharding.rules import RULES, spec
 
@@ -17,8 +18,9 @@ __all__ = [
     "host_blocks",
     "initialize",
     "make_mesh",
+    "params_digest",
     "parse_mesh",
-    "place",
+    "put_sharded",
     "put",
     "replicate",
     "shardings",

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cogvx_jax import axes
 from cogvx_jax.nn.backend import formulations
 from cogvx_jax.sharding.mesh import auto
-from cogvx_jax.sharding.rules import STORAGE, places, spec
+from cogvx_jax.sharding.rules import STORAGE, mesh_axes, spec
 
 
 @contextlib.contextmanager
@@ -36,12 +36,12 @@ class MeshLayout:
     def whole(self, x: jax.Array, names: axes.Names) -> jax.Array:
         # Said here, each layer gathers its own weights. Left to the compiler, a product with a
         # spread weight becomes a chain of permutes on TPUs.
-        kept = (tuple(a for a in place if a not in STORAGE) or None for place in places(names, self.mesh, x.shape))
+        kept = (tuple(a for a in place if a not in STORAGE) or None for place in mesh_axes(names, self.mesh, x.shape))
         return self._put(x, PartitionSpec(*kept))
 
     def padded(self, batch: int, tokens: int) -> int:
         # What the sequence would be split over if it divided: asked of a length that every mesh axis divides.
-        _, seq = places(("batch", "seq"), self.mesh, (batch, self.mesh.size))
+        _, seq = mesh_axes(("batch", "seq"), self.mesh, (batch, self.mesh.size))
         shards = math.prod(self.mesh.shape[a] for a in seq)
         if shards == 1:
             return tokens
@@ -64,7 +64,7 @@ class MeshLayout:
         on do not exist for `attention`. Both are exact.
         """
         mesh, heads = self.mesh, q.shape[1]
-        batch, seq = places(("batch", "seq"), mesh, (q.shape[0], q.shape[2]))
+        batch, seq = mesh_axes(("batch", "seq"), mesh, (q.shape[0], q.shape[2]))
         gathered = tuple(a for a in seq if a != "sp")
         trade = "sp" in seq
         tensor = "tensor" if mesh.shape.get("tensor", 1) > 1 else None

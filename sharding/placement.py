@@ -65,10 +65,10 @@ def everywhere(mesh: Mesh | None) -> NamedSharding | None:
 
 def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
     """A copy of an array, equal on every host, on each device of the mesh; None is the default device."""
-    return place(x, everywhere(mesh))
+    return put_sharded(x, everywhere(mesh))
 
 
-def place(x: Any, where: NamedSharding | None) -> jax.Array:
+def put_sharded(x: Any, where: NamedSharding | None) -> jax.Array:
     """An array, equal on every host, on devices, each with its part of it; None is the default device."""
     if where is None:
         return jnp.asarray(x)

@@ -34,11 +34,11 @@ STORAGE = frozenset({"fsdp"})  # mesh axes over which parameters are only stored
 
 
 def spec(names: axes.Names, mesh: Mesh, shape: tuple[int, ...], *, even: bool = False) -> PartitionSpec:
-    """The partition of an array whose axes are `names`; see `places`."""
-    return PartitionSpec(*(place or None for place in places(names, mesh, shape, even=even)))
+    """The partition of an array whose axes are `names`; see `mesh_axes`."""
+    return PartitionSpec(*(place or None for place in mesh_axes(names, mesh, shape, even=even)))
 
 
-def places(names: axes.Names, mesh: Mesh, shape: tuple[int, ...], *, even: bool = False) -> list[tuple[str, ...]]:
+def mesh_axes(names: axes.Names, mesh: Mesh, shape: tuple[int, ...], *, even: bool = False) -> list[tuple[str, ...]]:
     """The mesh axes that each axis of an array lies on; those absent from the mesh count as size 1.
 
     An axis takes those of its mesh axes that divide it and stays whole over the others, but for `UNEVEN`; with

@@ -12,9 +12,9 @@ import cogvx_jax as cx
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, lpips
 from cogvx_jax.metrics.lpips import LPIPS, MEAN
+from cogvx_jax.sharding import params_digest
 from cogvx_jax.tiny.tokenizer import build_tokenizer
-from cogvx_jax.train.clips.cache import Cache, clip_name, open_cache, store_of, text_name, write_cache
-from cogvx_jax.train.clips.encode import digest
+from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_of, text_name, write_cache
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -71,9 +71,9 @@ def random_cache():
             states = rng.normal(size=(cfg.text_length, cfg.text_dim))
             store.add(text_name(text), {"states": np.float32(states)})
         store.commit()
-        made = {part: digest(model.params[part]) for part in ("vae", "text_encoder")}
+        made = {part: params_digest(model.params[part]) for part in ("vae", "text_encoder")}
         clips = tuple((f"{i}", "words") for i in range(count))
-        write_cache(Cache(folder=folder, model=model.spec.name, shape=shape, clips=clips, empty="empty", **made))
+        write_cache(ClipCache(folder=folder, model=model.spec.name, shape=shape, clips=clips, empty="empty", **made))
         return open_cache(folder)
 
     return make

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cogvx_jax.models.flops import token_count
+from cogvx_jax.models.flops import sequence_tokens
 from cogvx_jax.scripts import benchmark_gpu
 
 
@@ -13,7 +13,7 @@ def test_native_sizes():
     assert tokens == {"2b": 17776, "5b": 17776, "1.5-5b": 45106}
     one = benchmark_gpu.case("1.5-5b", small=False)
     assert (one.shape, one.kept) == ((1, 22, 96, 170, 16), 21)
-    assert token_count(one.spec.transformer, one.shape[1:4]) == one.tokens
+    assert sequence_tokens(one.spec.transformer, one.shape[1:4]) == one.tokens
 
 
 @pytest.mark.parametrize(

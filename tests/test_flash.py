@@ -157,15 +157,15 @@ def test_gradients_are_those_of_the_definition(monkeypatch, segmented):
 
 
 def test_blocks_of_the_gradient_pad_little():
-    assert [splash.fit(n) for n in (17776, 45332, 300)] == [(17920, 896), (45440, 640), (384, 384)]
+    assert [splash.padded_blocks(n) for n in (17776, 45332, 300)] == [(17920, 896), (45440, 640), (384, 384)]
 
 
 def test_the_choice_of_blocks():
-    assert flash.fit(Blocks(2048, 2048, 512), 17776, 17776) == (2048, 2048, 512)
-    assert flash.fit(Blocks(2048, 2048, 512), 4480, 17776) == (1536, 2048, 512)  # three, not 2.2 of 2048
-    assert flash.fit(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
+    assert flash.fit_blocks(Blocks(2048, 2048, 512), 17776, 17776) == (2048, 2048, 512)
+    assert flash.fit_blocks(Blocks(2048, 2048, 512), 4480, 17776) == (1536, 2048, 512)  # three, not 2.2 of 2048
+    assert flash.fit_blocks(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
     with pytest.raises(ValueError, match="multiples of 128"):
-        flash.fit(Blocks(100, 128, 128), 10, 10)
+        flash.fit_blocks(Blocks(100, 128, 128), 10, 10)
     assert flash.default_blocks(False) in (flash.DEFAULT, *flash.BLOCKS.values())
     assert flash.default_blocks(True) == flash.DEFAULT
 

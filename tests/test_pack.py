@@ -15,7 +15,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.embeddings import rope_at, rope_tables, sincos_at, sincos_table, token_positions
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.sharding import activate, make_mesh
-from cogvx_jax.train.clips.pack import Clip, pack, plan, to_patches, token_count
+from cogvx_jax.train.clips.pack import Clip, pack, plan, to_patches, video_tokens
 from cogvx_jax.train.step import gradient
 from cogvx_jax.train.transformer import packed_objective
 from cogvx_jax.train.transformer.objective import Objective
@@ -250,7 +250,7 @@ def test_plans_that_cannot_be(sizes, message):
 def test_arrays_of_rows():
     batch = batch_of(KINDS["1.5-5b"])
     # 3 frames make 2 x 2 x 3 tokens, the image of one frame 1 x 3 x 2, 2 frames 1 x 2 x 2.
-    assert [token_count(KINDS["1.5-5b"], shape) for shape in SHAPES] == [12, 6, 4]
+    assert [video_tokens(KINDS["1.5-5b"], shape) for shape in SHAPES] == [12, 6, 4]
     assert batch["clip"].tolist() == [[0] * 12 + [1] * 6 + [-1] * 8, [0] * 4 + [-1] * 22]
     assert batch["copies"].tolist() == [[1] * 6 + [0] * 6 + [1] * 6 + [0] * 8, [0] * 26]
     first = [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2], [1, 0, 0]]

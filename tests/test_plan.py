@@ -10,7 +10,7 @@ import pytest
 from cogvx_jax.cli.plan import table
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.pipelines.program_cost import JAX_FLASH, SPLASH, Cost, Program
+from cogvx_jax.pipelines.program_cost import JAX_FLASH, SPLASH, Cost, ProgramText
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
 from cogvx_jax.presets import PRESETS
@@ -54,7 +54,7 @@ s32[2,640,128]{2,1,0}}, metadata={op_name="jit(step)/jit(flash_attention)/pallas
 
 
 def test_a_program_is_read_with_its_loops():
-    program = Program(PROGRAM)
+    program = ProgramText(PROGRAM)
     assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know
     assert program.scores() == 3 * 1 * 4 * 128 * 256
     assert program.scores(SPLASH) == 2 * 5 * 640 * 128

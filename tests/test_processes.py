@@ -43,11 +43,11 @@ from cogvx_jax.sharding import initialize
 initialize()
 import jax.numpy as jnp, numpy as np
 import cogvx_jax as cx
-from cogvx_jax.train.placement import own_rows, place_batch
+from cogvx_jax.train.placement import host_rows, place_batch
 rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
 for sizes in ({"data": 2, "sp": 2}, {"data": 2, "fsdp": 2}, {"sp": 4}):
     mesh = cx.make_mesh(**sizes)
-    own = own_rows(mesh, 8)
+    own = host_rows(mesh, 8)
     placed = place_batch({"x": rows[list(own.numbers)]}, mesh, own)["x"]
     weighted = jax.jit(lambda x: jnp.sum(x * jnp.arange(8)[:, None]))(placed)
     assert placed.shape == (8, 3) and float(weighted) == np.sum(rows * np.arange(8)[:, None])

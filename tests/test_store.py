@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cogvx_jax.storage import kvstore, place, write_whole
+from cogvx_jax.storage import kvstore, storage_path, write_whole
 from cogvx_jax.train.clips import store as stores
 from cogvx_jax.train.clips.store import Store
 
@@ -61,9 +61,9 @@ def test_a_reader_sees_what_is_added_after_it_was_opened(tmp_path):
 
 WRITE = """
 import sys, numpy as np
-from cogvx_jax.storage import place
+from cogvx_jax.storage import storage_path
 from cogvx_jax.train.clips.store import Store
-store = Store(place(sys.argv[1]))
+store = Store(storage_path(sys.argv[1]))
 for i in range(40):
     store.add(f"{sys.argv[2]}/{i}", {"a": np.full(10, i)})
     store.commit()
@@ -102,9 +102,9 @@ def test_a_file_appears_only_when_whole(tmp_path, monkeypatch):
 
 
 def test_places(tmp_path):
-    assert place("a/b") == Path("a/b") and str(place("gs://bucket/a") / "b") == "gs://bucket/a/b"
+    assert storage_path("a/b") == Path("a/b") and str(storage_path("gs://bucket/a") / "b") == "gs://bucket/a/b"
     assert kvstore("gs://bucket/a") == "gs://bucket/a/" and kvstore(tmp_path)["path"] == f"{tmp_path}/"
     with pytest.raises(ValueError, match="is no place known here; give a path, or gs:// or s3://"):
-        place("http://example.org/a")
+        storage_path("http://example.org/a")
     with pytest.raises(ValueError, match="tensorstore cannot read ftp://a"):
         kvstore("ftp://a")

@@ -22,7 +22,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.train import loop, mfu, optim, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import fit
+from cogvx_jax.train.loop import run_updates
 from cogvx_jax.train.prefetch import read_ahead
 from cogvx_jax.train.transformer import parts
 
@@ -43,7 +43,7 @@ def batches(step):
 
 @pytest.mark.parametrize("make", [optim.adamw, optim.muon])
 def test_fit_learns(tmp_path, make):
-    state = fit(
+    state = run_updates(
         start(), batches, loss, make(0.05, 200, warmup=5), steps=200, folder=tmp_path / "run", seed=0, decay=0.9
     )
     assert float(loss(state.params, batches(999), None)) < 0.01
@@ -53,7 +53,7 @@ def test_fit_learns(tmp_path, make):
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
-    run = functools.partial(fit, start(), batches, loss, optim.adamw(0.05, 40, warmup=5), seed=0, log_every=10)
+    run = functools.partial(run_updates, start(), batches, loss, optim.adamw(0.05, 40, warmup=5), seed=0, log_every=10)
     whole = run(steps=40, folder=tmp_path / "whole")
     run(steps=20, folder=tmp_path / "parts")
     parts = run(steps=40, folder=tmp_path / "parts")
@@ -122,7 +122,7 @@ def test_parameters_of_16_bits_are_rounded_at_random_and_right_on_average():
 
 def test_the_caller_keeps_its_parameters(tmp_path):
     params = start()
-    fit(params, batches, loss, optim.adamw(0.05, 3, warmup=1), steps=3, folder=tmp_path, seed=0)
+    run_updates(params, batches, loss, optim.adamw(0.05, 3, warmup=1), steps=3, folder=tmp_path, seed=0)
     assert float(jnp.sum(params["dense"]["kernel"])) == 0  # readable: not donated
 
 
@@ -190,7 +190,9 @@ def test_an_update_that_is_not_finite_moves_nothing_but_the_count():
 
 
 def test_skipped_updates_are_counted_and_too_many_end_the_run(tmp_path, capsys):
-    run = functools.partial(fit, start(), loss_fn=loss, tx=optim.adamw(0.05, 40, warmup=5), seed=7, log_every=10)
+    run = functools.partial(
+        run_updates, start(), loss_fn=loss, tx=optim.adamw(0.05, 40, warmup=5), seed=7, log_every=10
+    )
     state = run(batches=broken(3, 4), steps=10, folder=tmp_path / "few", patience=5)
     row = json.loads((tmp_path / "few" / "log.jsonl").read_text())
     assert row["skipped"] == 4 and np.isfinite(row["loss"]) and np.isfinite(state.params["dense"]["bias"]).all()
@@ -205,13 +207,15 @@ def test_skipped_updates_are_counted_and_too_many_end_the_run(tmp_path, capsys):
 def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     seen = iter([3.0, 1.0, 2.0])
     options = dict(seed=0, folder=tmp_path, save_every=1, validate_every=2, keep=3)
-    fit(start(), batches, loss, optim.adamw(0.1), steps=6, validate=lambda average: {"x": next(seen)}, **options)
+    run_updates(
+        start(), batches, loss, optim.adamw(0.1), steps=6, validate=lambda average: {"x": next(seen)}, **options
+    )
 
     def steps(name):
         return sorted(int(path.name) for path in (tmp_path / name).iterdir())
 
     assert steps("checkpoints") == [4, 5, 6] and steps("best") == [4]
-    fit(start(), batches, loss, optim.adamw(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
     assert steps("checkpoints") == [6, 7, 8] and steps("best") == [4]  # the best of an earlier part, too
     assert Checkpoints(tmp_path / "best", best=True).loss() == 1.0
     average = Checkpoints(tmp_path / "checkpoints").restore_exported(start())
@@ -273,7 +277,7 @@ def test_metrics_are_read_when_the_next_update_is_on_its_way(tmp_path, monkeypat
     seen, place, read = [], loop.place_batch, progress.read
     monkeypatch.setattr(loop, "place_batch", lambda *a: seen.append("sent") or place(*a))
     monkeypatch.setattr(progress, "read", lambda metrics: seen.append("read") or read(metrics))
-    fit(start(), batches, loss, optim.adamw(0.1), steps=4, folder=tmp_path, seed=0)
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=4, folder=tmp_path, seed=0)
     assert seen == ["sent", "sent", "read", "sent", "read", "sent", "read", "read"]
 
 
@@ -291,7 +295,7 @@ def scalars(folder):
 
 
 def test_the_curve_is_written_for_tensorboard(tmp_path, monkeypatch):
-    fit(
+    run_updates(
         start(),
         batches,
         loss,
@@ -322,7 +326,7 @@ def test_the_curve_is_written_for_tensorboard(tmp_path, monkeypatch):
 @pytest.mark.parametrize("steps", [None, 200])
 def test_adafactor_learns_with_a_small_state(tmp_path, steps):
     tx = optim.adafactor(0.05, steps, warmup=5)
-    state = fit(start(), batches, loss, tx, steps=200, folder=tmp_path, seed=0, decay=0.9)
+    state = run_updates(start(), batches, loss, tx, steps=200, folder=tmp_path, seed=0, decay=0.9)
     assert float(loss(state.params, batches(999), None)) < 0.02
     wide = {"kernel": jnp.zeros((2, 256, 512))}
     assert sum(x.size for x in jax.tree.leaves(tx.init(wide))) < 2 * (256 + 512) + 10

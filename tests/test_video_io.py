@@ -162,8 +162,8 @@ def test_read_video_takes_frames_and_odd_names(tmp_path, monkeypatch):
 
 def test_fit_keeps_leading_axes_and_range():
     frames = clip()
-    assert video.fit(frames[0], 16, 32).shape == (16, 32, 3)
-    out = video.fit(frames[None], 48, 64)
+    assert video.to_model_pixels(frames[0], 16, 32).shape == (16, 32, 3)
+    out = video.to_model_pixels(frames[None], 48, 64)
     assert out.shape == (1, *frames.shape) and out.dtype == np.float32 and np.abs(out).max() <= 1
     np.testing.assert_array_equal(video.to_uint8(out)[0], frames)
 

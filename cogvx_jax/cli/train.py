@@ -45,9 +45,9 @@ def encode(
 
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import place
+    from cogvx_jax.storage import storage_path
 
-    folder, process, processes = place(out), 0, 1
+    folder, process, processes = storage_path(out), 0, 1
     if distributed:
         process, processes = _join()
     devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())
@@ -159,7 +159,7 @@ def train(
     from cogvx_jax.nn.backend import formulations
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
-    from cogvx_jax.storage import is_bucket, place
+    from cogvx_jax.storage import is_bucket, storage_path
     from cogvx_jax.train.clips.cache import is_cache, open_cache
     from cogvx_jax.train.clips.encode import check_model
     from cogvx_jax.train.curve import check_tensorboard
@@ -208,7 +208,7 @@ def train(
         raise ValueError(f"workers must be at least 0, got {workers}")
     if (data is None) == (stages is None):
         raise ValueError("give --data, or --stages with a file that names the data of each stage")
-    folder, encoded = place(out), None if data is None else place(data)
+    folder, encoded = storage_path(out), None if data is None else storage_path(data)
     unencoded = None if encoded is None or is_cache(encoded) else Path(encoded)
     if unencoded is not None and is_bucket(encoded):
         raise ValueError(f"{data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
@@ -289,10 +289,10 @@ def export(
       scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
         keeps the model's.
     """
-    from cogvx_jax.storage import place
+    from cogvx_jax.storage import storage_path
     from cogvx_jax.train.vae.run import is_vae_run
 
-    folder = place(run)
+    folder = storage_path(run)
     if is_vae_run(folder):
         from cogvx_jax.cli.train_vae import export_vae
 

@@ -93,7 +93,7 @@ def train_vae(
     from cogvx_jax.models.discriminator import DiscriminatorConfig
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import place
+    from cogvx_jax.storage import storage_path
     from cogvx_jax.train.placement import check_batch
     from cogvx_jax.train.vae import run
     from cogvx_jax.train.vae.objective import VAEObjective
@@ -142,7 +142,7 @@ def train_vae(
     )
     devices = None if mesh is None else parse_mesh(mesh)
     check_batch(devices, batch_size)
-    folder = place(out)
+    folder = storage_path(out)
     run.check_folder(folder)
     sources = read_sources(data)
     run.split_videos(sources, validation)

@@ -1,7 +1,7 @@
 """Pictures and video files, in and out.
 
 A clip is uint8 (F, H, W, 3) on the side of files and float (F, H, W, 3) in [-1, 1] on the side of models;
-`fit` and `to_uint8` cross over, with the arithmetic of diffusers' `VideoProcessor`.
+`to_model_pixels` and `to_uint8` cross over, with the arithmetic of diffusers' `VideoProcessor`.
 """
 
 import base64
@@ -195,7 +195,7 @@ def stream_video(source: str | os.PathLike | Member, *, start: float = 0.0, stri
         reader.close()
 
 
-def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+def to_model_pixels(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes frames to what a model takes, (..., H, W, 3) uint8 -> (..., height, width, 3) float32 in [-1, 1].
 
     The picture is stretched, not cropped, by PIL's Lanczos filter, as diffusers' `VaeImageProcessor` does.

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from cogvx_jax.configs import TransformerConfig
 
 
-def token_count(cfg: TransformerConfig, latents: tuple[int, int, int]) -> int:
+def sequence_tokens(cfg: TransformerConfig, latents: tuple[int, int, int]) -> int:
     """Tokens of text and video in a sequence over latents of T whole patches in time, h and w."""
     frames, height, width = latents
     return cfg.text_length + frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch)

@@ -90,7 +90,7 @@ def flash_attention(
         scale=scale,
         length=length,
         maximum=maximum,
-        blocks=fit(blocks, q.shape[2], length),
+        blocks=fit_blocks(blocks, q.shape[2], length),
         interpret=interpret,
     )
     if v.dtype == jnp.float16:  # the weights, up to e^max_logit, would overflow; and TPUs have no float16
@@ -120,7 +120,7 @@ class _Options(NamedTuple):
     interpret: bool
 
 
-def fit(blocks: Blocks, queries: int, keys: int) -> Blocks:
+def fit_blocks(blocks: Blocks, queries: int, keys: int) -> Blocks:
     """No block larger than needed; and the queries spread evenly, as the last block costs a whole one."""
     if any(size <= 0 or size % LANES for size in blocks):
         raise ValueError(f"blocks must be multiples of {LANES}, got {tuple(blocks)}")

@@ -3,7 +3,7 @@
 import jax
 from jax.experimental.pallas.ops.tpu import flash_attention as kernels
 
-from cogvx_jax.nn.splash import fit, pad, segment_ids, without_keyless, zeroed
+from cogvx_jax.nn.splash import pad, padded_blocks, segment_ids, without_keyless, zeroed
 
 
 def attend(
@@ -17,7 +17,7 @@ def attend(
 ) -> jax.Array:
     """softmax(scale * q k^T) v over the first `length` keys, (B, A, S, K); arguments as for `nn.flash`."""
     queries = q.shape[2]
-    (padded_q, block_q), (padded_kv, block_kv) = fit(queries), fit(k.shape[2])
+    (padded_q, block_q), (padded_kv, block_kv) = padded_blocks(queries), padded_blocks(k.shape[2])
     ids = segment_ids(q, k, segments, length, padded_q, padded_kv)
     y = kernels.flash_attention(
         pad((q * scale).astype(k.dtype), padded_q, 2),

@@ -33,7 +33,7 @@ def attend(
     The pass forward keeps its result and a number a query, which `nn.remat` saves with the products.
     """
     queries, keys = q.shape[2], k.shape[2]
-    (padded_q, block_q), (padded_kv, block_kv) = fit(queries), fit(keys)
+    (padded_q, block_q), (padded_kv, block_kv) = padded_blocks(queries), padded_blocks(keys)
     kernel = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.FullMask((padded_q, padded_kv))] * q.shape[1]),
         block_sizes=kernels.BlockSizes(
@@ -57,7 +57,7 @@ def attend(
     return without_keyless(run(q.astype(k.dtype), k, v, ids)[:, :, :queries], segments, length)
 
 
-def fit(tokens: int) -> tuple[int, int]:
+def padded_blocks(tokens: int) -> tuple[int, int]:
     """To how many tokens to pad, and in blocks of how many: with the least padding, then the largest blocks."""
     if tokens <= BLOCKS[0]:
         block = math.ceil(tokens / LANES) * LANES

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from cogvx_jax.configs import TransformerConfig
-from cogvx_jax.data.video import Video, fit, read_image, read_video
+from cogvx_jax.data.video import Video, read_image, read_video, to_model_pixels
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import check_exact, row_by_row
@@ -114,7 +114,7 @@ def generate(
     if images is not None:
         condition = image_condition(model, images, shape, noise, image_scale, tiling=tiling)
     if frames is not None:
-        clip = fit(frames[: request.frames], request.height, request.width)
+        clip = to_model_pixels(frames[: request.frames], request.height, request.width)
         clips = np.broadcast_to(clip, (shape[0], *clip.shape))
         start = video_latents(model, clips, shape[1], noise, tiling=tiling)
     x = replicate(noise.latents(shape) if latents is None else np.asarray(latents, np.float32), model.mesh)
@@ -299,5 +299,5 @@ def _images(image: Any, request: Request) -> np.ndarray:
     several: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
     if len(several) not in (1, len(request.prompts)):
         raise ValueError(f"{len(several)} images for {len(request.prompts)} prompts; give one, or one each")
-    pixels = np.stack([fit(read_image(i), request.height, request.width) for i in several])
+    pixels = np.stack([to_model_pixels(read_image(i), request.height, request.width) for i in several])
     return np.broadcast_to(pixels, (len(request.prompts), *pixels.shape[1:]))

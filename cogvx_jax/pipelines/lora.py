@@ -13,7 +13,7 @@ from cogvx_jax.convert import read_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.storage import is_bucket, place
+from cogvx_jax.storage import is_bucket, storage_path
 
 
 def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0) -> Model:
@@ -43,7 +43,7 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
     from cogvx_jax.train import run_folder as facts  # late, as a run is of a loaded model
     from cogvx_jax.train.transformer import trained  # late, as a run is of a loaded model
 
-    where = place(source)
+    where = storage_path(source)
     if facts.is_run(where):
         lora = trained.read_lora(where, spec)
     elif is_bucket(where):

@@ -21,7 +21,7 @@ from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
-from cogvx_jax.pipelines.stored_programs import Programs, read_programs
+from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.storage import below, copy_files, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -45,7 +45,7 @@ class Model:
     params: dict[str, Any]
     tokenizer: Any
     mesh: Mesh | None = None
-    programs: Programs | None = None
+    programs: StoredPrograms | None = None
     exact: bool = False
 
     @property
@@ -61,7 +61,7 @@ class Model:
         return T5Encoder(self.spec.text_encoder)
 
     def compiled(self, name: str, function: Any) -> Any:
-        """A jitted function, or before it the stored programs of its name; see `Programs.before`."""
+        """A jitted function, or before it the stored programs of its name; see `StoredPrograms.before`."""
         if self.programs is None or self.exact:  # exact ones are not stored
             return function
         return self.programs.before(function, name, self.spec)

@@ -62,7 +62,7 @@ def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost
 
 def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: float = 0.0) -> Cost:
     """The cost of a compiled program; arguments as for `compile_cost`, and the seconds that it took to compile."""
-    memory, program = compiled.memory_analysis(), Program(compiled.as_text())
+    memory, program = compiled.memory_analysis(), ProgramText(compiled.as_text())
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -94,7 +94,7 @@ def score_cycles(device_kind: str, table: Mapping[str, float] = SCORE_CYCLES) ->
     return table[max(names, key=len)] if names else 0.0
 
 
-class Program:
+class ProgramText:
     """The text of a compiled program, as computations: each a list of operations."""
 
     def __init__(self, text: str):

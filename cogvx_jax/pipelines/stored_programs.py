@@ -41,7 +41,7 @@ Function = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class StoredProgram:
     """A compiled program. `takes` are its arguments but for the weights: see `takes`."""
 
     name: str
@@ -49,10 +49,10 @@ class Program:
     compiled: jax.stages.Compiled
 
 
-class Programs:
+class StoredPrograms:
     """The programs of a folder, ready to run; `read_programs` makes it."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, programs: Iterable[Program], decode: dict[str, Any]):
+    def __init__(self, folder: Path, spec: ModelSpec, programs: Iterable[StoredProgram], decode: dict[str, Any]):
         self._folder, self._spec, self._decode = folder, spec, decode
         self._programs = {(program.name, program.takes): program.compiled for program in programs}
         self._missing: set[tuple[str, str]] = set()
@@ -117,7 +117,7 @@ def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> di
 
 def write_programs(
     folder: str | os.PathLike,
-    programs: Iterable[Program],
+    programs: Iterable[StoredProgram],
     made_for: dict[str, str],
     request: dict[str, Any],
     decode: Callable[[], dict[str, Any]],
@@ -143,7 +143,7 @@ def write_programs(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None) -> Programs:
+def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None) -> StoredPrograms:
     """Loads the programs of a folder onto the devices that they were compiled for. It must be trusted, see above.
 
     Args:
@@ -174,8 +174,8 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None)
         compiled = serialize_executable.deserialize_and_load(
             serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
         )
-        loaded.append(Program(name=entry["name"], takes=entry["takes"], compiled=compiled))
-    return Programs(folder, spec, loaded, manifest["decode"])
+        loaded.append(StoredProgram(name=entry["name"], takes=entry["takes"], compiled=compiled))
+    return StoredPrograms(folder, spec, loaded, manifest["decode"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def compile_programs(
         sampler=sampler,
     )
     shape = request.latent_shape(spec)
-    wanted = programs.Wanted(
+    wanted = programs.VideoPrograms(
         spec=spec,
         mesh=mesh,
         shape=shape,
@@ -108,7 +108,7 @@ def compile_programs(
     }
     decoders: list[Any] = []
 
-    def compiled() -> Iterator[stored.Program]:
+    def compiled() -> Iterator[stored.StoredProgram]:
         with contextlib.ExitStack() as stack:
             if found is not None and wanted.mesh is not None:
                 stack.enter_context(programs.compiling_for(platform, wanted.mesh))
@@ -119,7 +119,7 @@ def compile_programs(
                     if name == "decode":
                         decoders.append(program)
                     (_, *arguments), _ = lowered.args_info
-                    yield stored.Program(name=name, takes=stored.takes(arguments), compiled=program)
+                    yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=program)
 
     def decode() -> dict[str, Any]:
         weights = programs.weight_bytes(spec, wanted.mesh)["vae"]

@@ -27,7 +27,7 @@ TABLE_COLUMNS = 6  # of a sampler's table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class VideoPrograms:
     """What programs depend on: all videos of one such value run the same ones."""
 
     spec: ModelSpec

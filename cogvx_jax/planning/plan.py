@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.models.flops import token_count, transformer_flops
+from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.model import load_spec, with_dtype
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
@@ -133,19 +133,19 @@ def plan(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
     )
-    place = _place(topology)
-    wanted = _Wanted(
-        spec=_compute_spec(spec, dtype, place),
-        place=place,
+    target = _target(topology)
+    wanted = _Question(
+        spec=_compute_spec(spec, dtype, target),
+        target=target,
         shape=request.latent_shape(spec),
         padding=request.latent_shape(spec)[1] - latent_frames(spec, request.frames),
         guided=request.guidance > 1,
     )
     facts: dict[str, Any] = {
         "model": spec.name,
-        "topology": place.name,
-        "devices": len(place.devices),
-        "memory": place.memory,
+        "topology": target.name,
+        "devices": len(target.devices),
+        "memory": target.memory,
         "dtype": wanted.spec.transformer.dtype,
         "size": (request.height, request.width),
         "frames": request.frames,
@@ -157,7 +157,7 @@ def plan(
     if kept.is_file() and not fresh:
         return _read(kept.read_text())
     trials: list[Trial] = []
-    for sizes in candidates(spec.transformer.heads, len(place.devices), videos, guided=wanted.guided):
+    for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided):
         trials.append(_try(wanted, sizes, report))
         if trials[-1].fits and not every:
             break
@@ -174,13 +174,13 @@ def auto_mesh(source: str, *, report: Report = lambda line: None, **asked: Any) 
     Where they do not say how much memory they have, as on CPU, nothing is compiled: the first candidate it is.
     Raises: ValueError where the model does not fit.
     """
-    place = _place(None)
-    if len(place.devices) == 1:
+    target = _target(None)
+    if len(target.devices) == 1:
         return None
-    if place.memory is None:
+    if target.memory is None:
         heads, guidance = load_spec(source).transformer.heads, asked.get("guidance_scale")
         guided = guidance is None or guidance > 1
-        sizes: dict[str, Any] = next(candidates(heads, len(place.devices), asked.get("videos", 1), guided=guided))
+        sizes: dict[str, Any] = next(candidates(heads, len(target.devices), asked.get("videos", 1), guided=guided))
         return sharding.make_mesh(**sizes)
     made = plan(source, report=report, **asked)
     if made.chosen is not None:
@@ -207,7 +207,7 @@ def candidates(heads: int, devices: int, videos: int, *, guided: bool) -> Iterat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Place:
+class _Target:
     name: str
     devices: tuple[Any, ...]
     platform: str
@@ -222,18 +222,18 @@ class _Place:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Wanted:
+class _Question:
     spec: ModelSpec
-    place: _Place
+    target: _Target
     shape: tuple[int, int, int, int, int]
     padding: int
     guided: bool
 
 
-def _place(name: str | None) -> _Place:
+def _target(name: str | None) -> _Target:
     if name is None:
         devices = tuple(jax.devices())
-        return _Place(
+        return _Target(
             name=f"{len(devices)} x {devices[0].device_kind}",
             devices=devices,
             platform=platform_of(devices[0]),
@@ -241,31 +241,31 @@ def _place(name: str | None) -> _Place:
         )
     slice_ = topology(name)
     devices = tuple(slice_.devices())
-    return _Place(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
+    return _Target(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
 
 
-def _compute_spec(spec: ModelSpec, dtype: str | None, place: _Place) -> ModelSpec:
-    spec = with_dtype(spec, dtype, platform=place.platform)
+def _compute_spec(spec: ModelSpec, dtype: str | None, target: _Target) -> ModelSpec:
+    spec = with_dtype(spec, dtype, platform=target.platform)
     return dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND))
 
 
-def _flops(wanted: _Wanted) -> int:
+def _flops(wanted: _Question) -> int:
     """Of one step, over all devices."""
     cfg, shape = wanted.spec.transformer, wanted.shape
-    return transformer_flops(cfg, token_count(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
+    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
 
 
-def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
+def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
     """Compiles what a video takes on one mesh, as far as it fits."""
-    mesh = sharding.make_mesh(**sizes, devices=wanted.place.devices)
-    limit = wanted.place.memory
+    mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
+    limit = wanted.target.memory
     weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, mesh).items()}
     held = sum(weights.values())
     trial = Trial(mesh=sizes, fits=False, weights=weights)
     if limit is not None and held > limit:
         return dataclasses.replace(trial, why=f"the weights alone take {held:.1f} of {limit:.1f} GiB")
     found: dict[str, list[Cost]] = {}
-    with programs.compiling_for(wanted.place.platform, mesh):
+    with programs.compiling_for(wanted.target.platform, mesh):
         for name in ("step", "text", "decode"):  # what needs the most is compiled first
             report(f"compiling {name} for {sharding.format_mesh(sizes)}")
             try:
@@ -276,7 +276,7 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
             trial = dataclasses.replace(trial, **measured)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
-    clock = wanted.place.topology and wanted.place.topology.generation and wanted.place.topology.generation.clock
+    clock = wanted.target.topology and wanted.target.topology.generation and wanted.target.topology.generation.clock
     seconds = None
     if clock:
         (step,), (text,), decode = ([(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[n]] for n in found)
@@ -291,20 +291,20 @@ def _try(wanted: _Wanted, sizes: dict[str, int], report: Report) -> Trial:
     )
 
 
-def _lowered(wanted: _Wanted, mesh: Mesh, name: str) -> Iterator[Any]:
-    video = programs.Wanted(
+def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
+    video = programs.VideoPrograms(
         spec=wanted.spec, mesh=mesh, shape=wanted.shape, padding=wanted.padding, guided=wanted.guided
     )
     return video.lower(name)
 
 
-def _cost(wanted: _Wanted, lowered: Any) -> Cost:
-    slice_ = wanted.place.topology
+def _cost(wanted: _Question, lowered: Any) -> Cost:
+    slice_ = wanted.target.topology
     cores = slice_.generation.cores if slice_ is not None and slice_.generation is not None else 1
-    return compile_cost(lowered, device_kind=wanted.place.devices[0].device_kind, cores=cores)
+    return compile_cost(lowered, device_kind=wanted.target.devices[0].device_kind, cores=cores)
 
 
-def _instead(wanted: _Wanted, made: Plan, report: Report) -> str:
+def _instead(wanted: _Question, made: Plan, report: Report) -> str:
     """What would fit, as far as weights and a few more compilations tell."""
     leanest = min(made.trials, key=lambda trial: sum(trial.weights.values())).mesh
     ways = []
@@ -338,7 +338,7 @@ def _shorter(spec: ModelSpec, frames: int) -> list[int]:
     ]
 
 
-def _file(wanted: _Wanted, facts: dict[str, Any]):
+def _file(wanted: _Question, facts: dict[str, Any]):
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
     key = hashlib.sha256(repr((wanted.spec, sorted(facts.items()), sorted(versions.items()))).encode()).hexdigest()[:24]

@@ -6,7 +6,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from cogvx_jax.storage import Place, is_bucket, place
+from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.step import State
 
 
@@ -17,9 +17,9 @@ class Checkpoints:
       keep: how many; the newest, or with `best` those of the lowest loss.
     """
 
-    def __init__(self, folder: str | Place, keep: int = 2, *, best: bool = False):
+    def __init__(self, folder: str | StoragePath, keep: int = 2, *, best: bool = False):
         by_loss: dict[str, Any] = {"best_fn": lambda metrics: metrics["loss"], "best_mode": "min"} if best else {}
-        where = place(folder)
+        where = storage_path(folder)
         # Two of these may save the same update at a time; processes must not take one's barriers for the other's.
         apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=where.name)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, multiprocessing_options=apart, **by_loss)
@@ -81,7 +81,7 @@ def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), **options)
 
 
-def read_exported(run: Place, like: Any, best: bool) -> Any:
+def read_exported(run: StoragePath, like: Any, best: bool) -> Any:
     """What a run's newest checkpoint has for use, or its best by validation loss; `like` as above.
 
     Raises: ValueError where there is no such checkpoint.

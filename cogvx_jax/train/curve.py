@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cogvx_jax.sharding import first_process
-from cogvx_jax.storage import Place, is_bucket, write_whole
+from cogvx_jax.storage import StoragePath, is_bucket, write_whole
 
 MISSING = "--tensorboard needs tensorboardX: pip install tensorboardX"
 
@@ -21,7 +21,7 @@ class Curve:
     Raises: ValueError where tensorboardX is asked for and missing.
     """
 
-    def __init__(self, folder: Place, *, tensorboard: bool = False, start: int = 0):
+    def __init__(self, folder: StoragePath, *, tensorboard: bool = False, start: int = 0):
         self._file, self._writer = folder / "log.jsonl", None
         self._written = ""  # all of a file in a bucket, where nothing can be added to one
         if is_bucket(folder) and first_process() and self._file.exists():
@@ -50,7 +50,7 @@ class Curve:
             self._writer.close()
 
 
-def check_tensorboard(folder: Place) -> None:
+def check_tensorboard(folder: StoragePath) -> None:
     """Raises ValueError where tensorboardX is missing, or cannot write to the run's folder."""
     if is_bucket(folder):
         raise ValueError(f"--tensorboard needs a run on a disk, not {folder}; its log.jsonl has the same numbers")

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 
 from cogvx_jax.allocator import give_back_freed_memory
 from cogvx_jax.sharding import everywhere
-from cogvx_jax.storage import Place
+from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.curve import Curve
-from cogvx_jax.train.placement import Rows, place_batch, place_init, state_shapes
+from cogvx_jax.train.placement import HostRows, place_batch, place_init, state_shapes
 from cogvx_jax.train.preemption import sigterm
 from cogvx_jax.train.prefetch import Batches, read_ahead
 from cogvx_jax.train.progress import Progress, say
@@ -25,20 +25,20 @@ from cogvx_jax.train.progress import Progress, say
 Validate = Callable[[Any], dict[str, float]]
 
 
-def fit(
+def run_updates(
     params: Any,
     batches: Batches,
     loss_fn: update.LossFn,
     tx: optax.GradientTransformation,
     *,
     steps: int,
-    folder: Place,
+    folder: StoragePath,
     seed: int,
     decay: float = 0.999,
     accumulate: int = 1,
     fixed: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
-    rows: Rows | None = None,
+    rows: HostRows | None = None,
     workers: int = 0,
     tokens: int = 0,
     flops: int = 0,
@@ -148,7 +148,7 @@ def fit(
 
 
 def _validate(
-    folder: Place, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
+    folder: StoragePath, curve: Curve, state: update.State, validate: Validate, best: Checkpoints, start: int
 ) -> None:
     losses, done = validate(state.exported), int(state.step)
     mean = losses["loss"] if "loss" in losses else float(np.mean(list(losses.values())))

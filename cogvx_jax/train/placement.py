@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
 from cogvx_jax.models.abstract import Abstract
-from cogvx_jax.sharding import RULES, activate, everywhere, place, shardings, spec
+from cogvx_jax.sharding import RULES, activate, everywhere, put_sharded, shardings, spec
 from cogvx_jax.train import step as update
 from cogvx_jax.train.step import Loss, State
 
@@ -35,7 +35,7 @@ def place_adapters(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh
     """
     if mesh is None:
         return adapters
-    return jax.tree.map(place, adapters, adapter_shardings(adapters, parameters, mesh))
+    return jax.tree.map(put_sharded, adapters, adapter_shardings(adapters, parameters, mesh))
 
 
 def adapter_shardings(adapters: Any, parameters: Mapping[str, Abstract], mesh: Mesh) -> Any:
@@ -81,22 +81,22 @@ def state_shardings(state: State, params: Any, mesh: Mesh) -> State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class HostRows:
     """The rows of a batch that a host has: their numbers, in order, of so many."""
 
     numbers: tuple[int, ...]
     count: int
 
 
-def own_rows(mesh: Mesh | None, count: int) -> Rows:
+def host_rows(mesh: Mesh | None, count: int) -> HostRows:
     """Those that devices of this process compute: no other row of a batch need be read here."""
     if mesh is None:
-        return Rows(tuple(range(count)), count)
+        return HostRows(tuple(range(count)), count)
     blocks = row_sharding(mesh, (count,)).addressable_devices_indices_map((count,)).values()
-    return Rows(tuple(sorted({row for block in blocks if block for row in range(count)[block[0]]})), count)
+    return HostRows(tuple(sorted({row for block in blocks if block for row in range(count)[block[0]]})), count)
 
 
-def place_batch(batch: Any, mesh: Mesh | None, rows: Rows | None = None) -> Any:
+def place_batch(batch: Any, mesh: Mesh | None, rows: HostRows | None = None) -> Any:
     """Rows (B, ...) on the devices that compute them.
 
     Args:
@@ -107,7 +107,7 @@ def place_batch(batch: Any, mesh: Mesh | None, rows: Rows | None = None) -> Any:
 
     def one(x):
         if rows is None:
-            return place(x, row_sharding(mesh, x.shape))
+            return put_sharded(x, row_sharding(mesh, x.shape))
         shape, at = (rows.count, *x.shape[1:]), {number: i for i, number in enumerate(rows.numbers)}
 
         def block(index):

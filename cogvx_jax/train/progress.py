@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from cogvx_jax.sharding import first_process
-from cogvx_jax.storage import Place, write_whole
+from cogvx_jax.storage import StoragePath, write_whole
 from cogvx_jax.train.curve import Curve
 from cogvx_jax.train.mfu import utilisation
 from cogvx_jax.train.placement import names
@@ -41,7 +41,7 @@ class Progress:
 
     def __init__(
         self,
-        folder: Place,
+        folder: StoragePath,
         curve: Curve,
         *,
         steps: int,
@@ -141,7 +141,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def _unsound(folder: Place, batch: Any, step: int, seed: int, patience: int) -> str:
+def _unsound(folder: StoragePath, batch: Any, step: int, seed: int, patience: int) -> str:
     """Saves the batch of a step, each process what it read of it; the sentence that says so."""
     processes = jax.process_count()
     file = folder / (f"batch-{step}.npz" if processes == 1 else f"batch-{step}-{jax.process_index()}.npz")

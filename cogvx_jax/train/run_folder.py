@@ -6,10 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.sharding import first_process, wait_for_all
-from cogvx_jax.storage import Place, write_whole
+from cogvx_jax.sharding import first_process, params_digest, wait_for_all
+from cogvx_jax.storage import StoragePath, write_whole
 from cogvx_jax.train.clips.batches import Share
-from cogvx_jax.train.clips.encode import digest
 from cogvx_jax.train.transformer.stages import Stage
 
 KEYS = {"source", "name", "width", "layers", "lora"}  # what reading a run needs
@@ -33,7 +32,7 @@ def describe(
         "width": cfg.width,
         "layers": cfg.layers,
         "dtype": cfg.dtype,
-        "transformer": digest(model.params["transformer"]),
+        "transformer": params_digest(model.params["transformer"]),
     }
     described = [_stage(stage, of) for stage, of in zip(stages, shares, strict=True)]
     return _json(facts | dataclasses.asdict(config) | {"stages": described})
@@ -53,7 +52,7 @@ def _stage(stage: Stage, shares: Sequence[Share]) -> dict[str, Any]:
     return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)} | {"data": data}
 
 
-def check_same(folder: Place, facts: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
+def check_same(folder: StoragePath, facts: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
     """Raises ValueError where `folder` holds a run that does not begin as `facts` say.
 
     Stages may be added at the end, and the last one be made longer, or shorter while it is the last.
@@ -80,33 +79,33 @@ def check_same(folder: Place, facts: Mapping[str, Any], unsaid: Mapping[str, Any
         raise ValueError(f"{folder} holds a run with other settings: {each}; repeat them, or give another folder")
 
 
-def check_folder(folder: Place) -> None:
+def check_folder(folder: StoragePath) -> None:
     """Raises ValueError where `folder` holds something, but neither a run nor the clips for one."""
     if folder.exists() and not is_run(folder) and not (folder / "cache").is_dir():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; give another folder")
 
 
-def is_run(folder: Place) -> bool:
+def is_run(folder: StoragePath) -> bool:
     return (folder / "run.json").is_file()
 
 
-def run_source(folder: Place) -> str:
+def run_source(folder: StoragePath) -> str:
     """What the run's model was loaded from."""
     return str(read(folder)["source"])
 
 
-def run_dtype(folder: Place) -> str:
+def run_dtype(folder: StoragePath) -> str:
     """What the run's model computed in, and held its parameters in."""
     return str(read(folder)["dtype"])
 
 
-def is_lora(folder: Place) -> bool:
+def is_lora(folder: StoragePath) -> bool:
     """Whether a run trains a LoRA, not the model's parameters."""
     return read(folder)["lora"] is not None
 
 
-def read(folder: Place, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
+def read(folder: StoragePath, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
     """What run.json says.
 
     Args:
@@ -125,7 +124,7 @@ def read(folder: Place, keys: Collection[str] = KEYS, verb: str = "train") -> di
         raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
 
 
-def write(folder: Place, facts: Mapping[str, Any]) -> None:
+def write(folder: StoragePath, facts: Mapping[str, Any]) -> None:
     """Writes run.json once, when every process has read what was there.
 
     Raises: ValueError where one of them does not see the folder of the first.

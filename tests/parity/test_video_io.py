@@ -21,7 +21,7 @@ def processor():
 def test_fit_matches_preprocess(processor, size):
     frames = np.random.default_rng(0).integers(0, 256, (3, *size, 3), np.uint8)
     pictures = [PIL.Image.fromarray(frame) for frame in frames]
-    ours = video.fit(frames, 32, 48)
+    ours = video.to_model_pixels(frames, 32, 48)
     image = processor.preprocess(pictures[0], height=32, width=48)  # (1, C, H, W)
     clip = processor.preprocess_video(pictures, height=32, width=48)  # (1, C, F, H, W)
     np.testing.assert_array_equal(ours[0], image[0].permute(1, 2, 0).numpy())

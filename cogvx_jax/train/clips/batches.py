@@ -10,15 +10,15 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.pipelines.request import latent_frames
-from cogvx_jax.train.clips.cache import Cache
-from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan, token_count
+from cogvx_jax.train.clips.cache import ClipCache
+from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan, video_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
     """Clips of one cache, and in which proportion to those of others they are drawn."""
 
-    cache: Cache
+    cache: ClipCache
     weight: int
     clips: tuple[int, ...]  # numbers of those to train on
     held_out: tuple[int, ...] = ()  # and of those to validate with
@@ -48,7 +48,7 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
         places = [before * batch_size + row for row in rows]
         return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in places])
 
-    tokens = sum(share.weight * (video_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
+    tokens = sum(share.weight * (clip_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
     return Feed(batches, batch_size, batch_size, batch_size * tokens / sum(weights))
 
 
@@ -59,7 +59,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     """
     cfg, weights = spec.transformer, tuple(share.weight for share in shares)
     check_packs(cfg)
-    sizes = [video_tokens(spec, share.cache) for share in shares]
+    sizes = [clip_tokens(spec, share.cache) for share in shares]
     packing = best_packing(sizes, spread(weights), rows=rows, length=length, words=cfg.text_length)
 
     def clip(which: int, before: int) -> Clip:
@@ -76,7 +76,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     return Feed(batches, rows, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
-def read(spec: ModelSpec, cache: Cache, numbers: Sequence[int]) -> dict[str, Any]:
+def read(spec: ModelSpec, cache: ClipCache, numbers: Sequence[int]) -> dict[str, Any]:
     """What the objective of `spec` needs of these clips, stacked."""
     found = cache.batch(numbers)
     if spec.kind != "i2v":
@@ -110,9 +110,9 @@ def _order(count: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def video_tokens(spec: ModelSpec, cache: Cache) -> int:
+def clip_tokens(spec: ModelSpec, cache: ClipCache) -> int:
     """Of each clip."""
     shape, scale = cache.shape, spec.vae.spatial_compression
-    return token_count(
+    return video_tokens(
         spec.transformer, (latent_frames(spec, shape.frames), shape.height // scale, shape.width // scale)
     )

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cogvx_jax.storage import Place, write_whole
+from cogvx_jax.storage import StoragePath, write_whole
 from cogvx_jax.train.clips.store import Store
 
 FILE = "cache.json"
@@ -32,10 +32,10 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cache:
+class ClipCache:
     """Encoded clips: `clips` holds the keys of moments and text of each."""
 
-    folder: Place
+    folder: StoragePath
     model: str  # name of the model whose encoders made it
     vae: str  # digests of their weights
     text_encoder: str
@@ -74,16 +74,16 @@ def text_name(key: str) -> str:
     return f"text/{key}"
 
 
-def is_cache(folder: Place) -> bool:
+def is_cache(folder: StoragePath) -> bool:
     return (folder / FILE).is_file()
 
 
-def open_cache(folder: Place) -> Cache:
+def open_cache(folder: StoragePath) -> ClipCache:
     """What `encode` last made of `folder`. Raises: ValueError where that cannot be read or is not whole."""
     try:
         facts = json.loads((folder / FILE).read_text())
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
-        cache = Cache(folder=folder, clips=clips, shape=Shape(**facts.pop("shape")), **facts)
+        cache = ClipCache(folder=folder, clips=clips, shape=Shape(**facts.pop("shape")), **facts)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / FILE} is not one of `cogvx encode`: {error}") from None
     needed = {clip_name(clip) for clip, _ in clips} | {text_name(text) for _, text in clips} | {text_name(cache.empty)}
@@ -92,19 +92,19 @@ def open_cache(folder: Place) -> Cache:
     return cache
 
 
-def write_cache(cache: Cache) -> None:
+def write_cache(cache: ClipCache) -> None:
     """Writes cache.json; the entries are in the store already."""
     facts = dataclasses.asdict(cache)
     del facts["folder"]
     write_whole(cache.folder / FILE, json.dumps(facts, indent=1).encode())
 
 
-def store_of(folder: Place) -> Store:
+def store_of(folder: StoragePath) -> Store:
     """The arrays of a cache, as they are now."""
     return Store(folder / "arrays")
 
 
 @functools.lru_cache(maxsize=16)
-def _store(folder: Place) -> Store:
+def _store(folder: StoragePath) -> Store:
     """To read what does not change; opened once in each process."""
     return store_of(folder)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
 from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
 from cogvx_jax.data.tars import read_chunks
@@ -22,9 +21,9 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
-from cogvx_jax.sharding import host_blocks, replicate, wait_for_all
-from cogvx_jax.storage import Place, write_whole
-from cogvx_jax.train.clips.cache import Cache, Shape, clip_name, store_of, text_name, write_cache
+from cogvx_jax.sharding import params_digest, replicate, wait_for_all
+from cogvx_jax.storage import StoragePath, write_whole
+from cogvx_jax.train.clips.cache import ClipCache, Shape, clip_name, store_of, text_name, write_cache
 from cogvx_jax.train.clips.store import Store
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
@@ -34,13 +33,13 @@ READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
 def encode(
     model: Model,
     sources: Sequence[Source],
-    folder: Place,
+    folder: StoragePath,
     shape: Shape,
     report: Callable[[str], None] = print,
     *,
     process: int = 0,
     processes: int = 1,
-) -> Cache:
+) -> ClipCache:
     """Encodes what `folder` does not yet hold. Videos that cannot be used are reported and left out.
 
     The next few clips are read while one is encoded; no others are held.
@@ -50,7 +49,7 @@ def encode(
         model on devices of its own. They call this together and see one `folder`.
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
-    vae_digest, text_digest = digest(model.params["vae"]), digest(model.params["text_encoder"])
+    vae_digest, text_digest = params_digest(model.params["vae"]), params_digest(model.params["text_encoder"])
     part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
     store = store_of(folder)
     names = store.names()
@@ -80,7 +79,7 @@ def encode(
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
     empty = text("")
     store.commit()
-    cache = Cache(
+    cache = ClipCache(
         folder=folder,
         model=model.spec.name,
         vae=vae_digest,
@@ -98,7 +97,7 @@ def encode(
     return cache
 
 
-def _exchange(folder: Place, part: dict[str, Any], process: int, processes: int) -> list[dict[str, Any]]:
+def _exchange(folder: StoragePath, part: dict[str, Any], process: int, processes: int) -> list[dict[str, Any]]:
     """What each process has done, by a file of each."""
     files = [folder / f".part-{i}-of-{processes}.json" for i in range(processes)]
     write_whole(files[process], json.dumps(part).encode())
@@ -112,11 +111,11 @@ def _exchange(folder: Place, part: dict[str, Any], process: int, processes: int)
     return parts
 
 
-def check_model(caches: Iterable[Cache], model: Model) -> None:
+def check_model(caches: Iterable[ClipCache], model: Model) -> None:
     """Raises ValueError if one was made by other encoders than those that the model was loaded with."""
     own: dict[str, str] = {}
     for name in model.params.keys() & {"vae", "text_encoder"}:
-        own[name] = digest(model.params[name])
+        own[name] = params_digest(model.params[name])
     for cache in caches:
         for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
             if own.get(name, theirs) != theirs:
@@ -124,16 +123,6 @@ def check_model(caches: Iterable[Cache], model: Model) -> None:
                     f"{cache.folder} was encoded by the {name} of {cache.model}, whose weights are not those of "
                     f"this {model.spec.name}; run `cogvx encode` with the model you train"
                 )
-
-
-def digest(params: Any) -> str:
-    """A name for a tree of parameters: different numbers, another name; the same on any mesh."""
-    found = hashlib.sha256()
-    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        found.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
-        for block in host_blocks(leaf):
-            found.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Frame pack: clips of any length and size, and images as clips of one frame, side by side in rows of one length.
 
-    rows = plan([token_count(cfg, clip.moments.shape) for clip in clips], length=3000, most=8)
+    rows = plan([video_tokens(cfg, clip.moments.shape) for clip in clips], length=3000, most=8)
     batch = pack(cfg, [[clips[i] for i in row] for row in rows], length=3000, most=8)
 
 A row has places for `length` video tokens and for the text of `most` clips. `train.packed_objective` is
@@ -33,7 +33,7 @@ def plan(sizes: Sequence[int], *, length: int, most: int, report: Callable[[str]
     Reports how much of the rows is used. Give it some thousand clips at a time, drawn at random.
 
     Args:
-      sizes: video tokens of each clip, see `token_count`.
+      sizes: video tokens of each clip, see `video_tokens`.
       length: video tokens a row holds.
       most: clips a row holds.
     Returns: the clips' numbers, row by row.
@@ -133,7 +133,7 @@ def pack(cfg: TransformerConfig, rows: Sequence[Sequence[Clip]], *, length: int,
         "copies": np.zeros((len(rows), length), np.int32),
     }
     for r, row in enumerate(rows):
-        tokens = sum(token_count(cfg, clip.moments.shape) for clip in row)
+        tokens = sum(video_tokens(cfg, clip.moments.shape) for clip in row)
         if tokens > length or len(row) > most:
             raise ValueError(f"row {r} has {len(row)} clips of {tokens} tokens, its places are {most} and {length}")
         start = 0
@@ -147,7 +147,7 @@ def pack(cfg: TransformerConfig, rows: Sequence[Sequence[Clip]], *, length: int,
                 "positions": token_positions(cfg, *token_grid(cfg, mean.shape)),
                 "copies": _copies(cfg, mean.shape),
             }
-            stop = start + token_count(cfg, mean.shape)
+            stop = start + video_tokens(cfg, mean.shape)
             for name, values in found.items():
                 batch[name][r, start:stop] = values
             batch["text"][r, c] = clip.text
@@ -155,7 +155,7 @@ def pack(cfg: TransformerConfig, rows: Sequence[Sequence[Clip]], *, length: int,
     return batch
 
 
-def token_count(cfg: TransformerConfig, shape: tuple[int, ...]) -> int:
+def video_tokens(cfg: TransformerConfig, shape: tuple[int, ...]) -> int:
     """Video tokens of a clip with latents or moments of `shape`, (T, h, w, ...)."""
     frames, rows, columns = token_grid(cfg, shape)
     return frames * rows * columns

@@ -10,7 +10,7 @@ import numpy as np
 import safetensors.numpy
 import tensorstore as ts
 
-from cogvx_jax.storage import Place, kvstore
+from cogvx_jax.storage import StoragePath, kvstore
 
 COMMIT_BYTES = 64 * 2**20  # of what is added, written in one go: a file
 COMMIT_SECONDS = 60  # after which less is written, too
@@ -24,7 +24,7 @@ class Store:
       folder: where it lies; nothing needs to be there yet.
     """
 
-    def __init__(self, folder: Place):
+    def __init__(self, folder: StoragePath):
         self._folder = folder
         spec = {"driver": "ocdbt", "base": kvstore(folder)}
         self._entries = ts.KvStore.open(spec, context=ts.Context(CONTEXT)).result()

@@ -25,16 +25,16 @@ from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
-from cogvx_jax.storage import Place
+from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim
 from cogvx_jax.train import run_folder as facts
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.clips.batches import Feed, Share, feed, packed_feed, video_tokens
+from cogvx_jax.train.clips.batches import Feed, Share, clip_tokens, feed, packed_feed
 from cogvx_jax.train.clips.cache import open_cache
 from cogvx_jax.train.clips.encode import check_model
 from cogvx_jax.train.clips.held_out import hold_out
-from cogvx_jax.train.loop import fit
-from cogvx_jax.train.placement import check_batch, own_rows, place_adapters, place_loss
+from cogvx_jax.train.loop import run_updates
+from cogvx_jax.train.placement import check_batch, host_rows, place_adapters, place_loss
 from cogvx_jax.train.progress import say
 from cogvx_jax.train.step import State
 from cogvx_jax.train.transformer import parts
@@ -87,7 +87,7 @@ def train(
     model: Model,
     stages: tuple[Stage, ...],
     config: RunConfig,
-    folder: Place,
+    folder: StoragePath,
     *,
     source: str,
     validate_every: int = 200,
@@ -157,8 +157,8 @@ def train(
         if packing is not None:
             make, about["packed"] = make_partial_packed_loss, round(packing.used, 4)
             say(f"{folder.name} stage {number + 1}: {packing}")
-        rows = own_rows(model.mesh, feeds[number].rows)
-        return fit(
+        rows = host_rows(model.mesh, feeds[number].rows)
+        return run_updates(
             begin,
             functools.partial(_read, feeds[number], first, rows.numbers),
             place_loss(make(spec, config.objective, whole), model.mesh),
@@ -237,7 +237,7 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
     paths = trained if config.lora is not None else traverse_util.flatten_dict(trained, sep="/")
     total = 0
     for share in shares:
-        tokens = spec.transformer.text_length + video_tokens(spec, share.cache)
+        tokens = spec.transformer.text_length + clip_tokens(spec, share.cache)
         total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
     return total // sum(share.weight for share in shares)
 
@@ -247,7 +247,7 @@ def _read(of: Feed, first: int, rows: tuple[int, ...], step: int) -> dict[str, A
     return of.batches(step - first, rows)
 
 
-def _done(folder: Place) -> int:
+def _done(folder: StoragePath) -> int:
     """Updates of the run's newest checkpoint."""
     checkpoints = Checkpoints(folder / "checkpoints")
     try:

@@ -22,14 +22,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cogvx_jax.storage import Place, place
+from cogvx_jax.storage import StoragePath, storage_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
     """A part of a run. Raises: ValueError for numbers that cannot be."""
 
-    data: tuple[tuple[Place, int], ...]  # folders of `cogvx encode`, and in which proportion they are drawn from
+    data: tuple[tuple[StoragePath, int], ...]  # folders of `cogvx encode`, and in which proportion they are drawn from
     steps: int  # updates of this stage
     batch_size: int = 4  # clips an update; of packed ones, rows
     accumulate: int = 1  # parts of a batch that are computed one after the other
@@ -123,9 +123,11 @@ def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _data(value: Any, base: Path) -> tuple[tuple[Place, int], ...]:
+def _data(value: Any, base: Path) -> tuple[tuple[StoragePath, int], ...]:
     weights = {value: 1} if isinstance(value, str) else value
     if not isinstance(weights, dict) or not weights:
         raise ValueError("data must be a folder of `cogvx encode`, or a table of such folders and their weights")
-    places = ((place(folder) if "://" in folder else base / folder, weight) for folder, weight in weights.items())
+    places = (
+        (storage_path(folder) if "://" in folder else base / folder, weight) for folder, weight in weights.items()
+    )
     return tuple(places)

@@ -12,14 +12,14 @@ from cogvx_jax.convert import expected_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
-from cogvx_jax.storage import Place
+from cogvx_jax.sharding import params_digest
+from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import run_folder as facts
 from cogvx_jax.train.checkpoint import read_exported
-from cogvx_jax.train.clips.encode import digest
 from cogvx_jax.train.transformer import parts
 
 
-def read_lora(folder: Place, spec: ModelSpec, *, best: bool = False) -> LoRA:
+def read_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -> LoRA:
     """The moving average of a run's adapters, from its newest checkpoint, or its best by validation loss.
 
     Raises: ValueError, one sentence, for a folder without a run or checkpoint, or a run of another model.
@@ -33,7 +33,7 @@ def read_lora(folder: Place, spec: ModelSpec, *, best: bool = False) -> LoRA:
     return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
 
 
-def read_model(folder: Place, model: Model, *, best: bool = False) -> Model:
+def read_model(folder: StoragePath, model: Model, *, best: bool = False) -> Model:
     """The model that a run of all or some of its parameters was trained from, with their moving average.
 
     Raises: ValueError as `read_lora`, and if its weights are not those that the run began with.
@@ -42,7 +42,7 @@ def read_model(folder: Place, model: Model, *, best: bool = False) -> Model:
     _check_model(folder, said, model.spec)
     if said["lora"] is not None:
         raise ValueError(f"{folder} trained a LoRA, not the model itself")
-    if said["transformer"] != digest(model.params["transformer"]):
+    if said["transformer"] != params_digest(model.params["transformer"]):
         raise ValueError(f"{folder} was trained from other weights than those of this {model.spec.name}")
     like, _ = parts.split(transformer_shapes(model.spec), said["parts"])
     return with_trained(model, None, read_exported(folder, like, best))
@@ -66,7 +66,7 @@ def transformer_shapes(spec: ModelSpec) -> Any:
     return traverse_util.unflatten_dict(shapes, sep="/")
 
 
-def _check_model(folder: Place, said: Mapping[str, Any], spec: ModelSpec) -> None:
+def _check_model(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:
     width, layers = spec.transformer.width, spec.transformer.layers
     if (said["width"], said["layers"]) != (width, layers):
         raise ValueError(

@@ -8,10 +8,10 @@ from typing import Any
 from cogvx_jax.pipelines.generate import generate
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import first_process
-from cogvx_jax.storage import Place, write_whole
+from cogvx_jax.storage import StoragePath, write_whole
 
 
-def write_videos(model: Model, wanted: Sequence[Mapping[str, Any]], folder: Place) -> None:
+def write_videos(model: Model, wanted: Sequence[Mapping[str, Any]], folder: StoragePath) -> None:
     """Makes FOLDER/00.mp4, 01.mp4 and so on, each with `generate` of its own arguments; a file is whole or not there.
 
     Several processes make a video together, and the first one writes it. Programs are compiled once for each shape,

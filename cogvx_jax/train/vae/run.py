@@ -30,12 +30,11 @@ from cogvx_jax.metrics.lpips import LPIPS
 from cogvx_jax.models.discriminator import Discriminator, DiscriminatorConfig
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.sharding import activate, replicate
-from cogvx_jax.storage import Place
+from cogvx_jax.sharding import activate, params_digest, replicate
+from cogvx_jax.storage import StoragePath
 from cogvx_jax.train.checkpoint import read_exported
-from cogvx_jax.train.clips.encode import digest
 from cogvx_jax.train.clips.held_out import hold_out
-from cogvx_jax.train.loop import fit
+from cogvx_jax.train.loop import run_updates
 from cogvx_jax.train.placement import check_batch, place_batch
 from cogvx_jax.train.run_folder import read, write
 from cogvx_jax.train.step import Gradient
@@ -104,7 +103,7 @@ def train_vae(
     model: Model,
     sources: Sequence[Source],
     config: VAERunConfig,
-    folder: Place,
+    folder: StoragePath,
     *,
     steps: int,
     source: str,
@@ -159,7 +158,7 @@ def train_vae(
     if weights is not None:
         fixed["lpips"] = jax.tree.map(lambda x: replicate(x, mesh), weights)
 
-    state = fit(
+    state = run_updates(
         params,
         functools.partial(_read, clips, config),
         _on_mesh(make_gradient(objective, vae, network, discriminator, remat=remat), mesh),
@@ -222,7 +221,7 @@ def split_videos(sources: Sequence[Source], amount: float) -> tuple[list[Source]
     return [s for key, s in unique.items() if key not in chosen], [s for key, s in unique.items() if key in chosen]
 
 
-def read_vae(folder: Place, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
+def read_vae(folder: StoragePath, model: Model, *, best: bool = False, scaling_factor: float | None = None) -> Model:
     """The model that a run was begun with, with the VAE that the run trained.
 
     Args:
@@ -231,7 +230,7 @@ def read_vae(folder: Place, model: Model, *, best: bool = False, scaling_factor:
     Raises: ValueError for a run without such a checkpoint, or one begun with another VAE.
     """
     facts = read(folder, KEYS, "train-vae")
-    if facts["vae"] != digest(model.params["vae"]):
+    if facts["vae"] != params_digest(model.params["vae"]):
         raise ValueError(f"{folder} was trained from another VAE than that of this {model.spec.name}")
     flat = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(model.spec, "vae").items()}
     like, _ = _split(traverse_util.unflatten_dict(flat, sep="/"), facts["decoder_only"])
@@ -242,7 +241,7 @@ def read_vae(folder: Place, model: Model, *, best: bool = False, scaling_factor:
     return _with(model, average)
 
 
-def is_vae_run(folder: Place) -> bool:
+def is_vae_run(folder: StoragePath) -> bool:
     """Whether `folder` holds a run that trains a VAE."""
     try:
         return json.loads((folder / "run.json").read_text())["trains"] == "vae"
@@ -250,13 +249,13 @@ def is_vae_run(folder: Place) -> bool:
         return False
 
 
-def vae_run_source(folder: Place) -> tuple[str, str]:
+def vae_run_source(folder: StoragePath) -> tuple[str, str]:
     """What the run's model was loaded from, and the type it computed in."""
     facts = read(folder, KEYS, "train-vae")
     return str(facts["source"]), str(facts["dtype"])
 
 
-def check_folder(folder: Place) -> None:
+def check_folder(folder: StoragePath) -> None:
     """Raises ValueError where `folder` holds something, but no run of a VAE."""
     if folder.exists() and not is_vae_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty and holds no run of `cogvx train-vae`; give another folder")
@@ -305,15 +304,15 @@ def _facts(model: Model, sources: Sequence[Source], config: VAERunConfig, source
         "source": source,
         "name": model.spec.name,
         "dtype": model.spec.vae.dtype,
-        "vae": digest(model.params["vae"]),
-        "lpips": None if lpips is None else digest(lpips),
+        "vae": params_digest(model.params["vae"]),
+        "lpips": None if lpips is None else params_digest(lpips),
         "videos": len(sources),
         "data": hashlib.sha256(names.encode()).hexdigest()[:16],
     }
     return json.loads(json.dumps(facts | dataclasses.asdict(config)))  # tuples as they will be read back
 
 
-def _check_same(folder: Place, facts: Mapping[str, Any]) -> None:
+def _check_same(folder: StoragePath, facts: Mapping[str, Any]) -> None:
     check_folder(folder)
     if not is_vae_run(folder):
         return
