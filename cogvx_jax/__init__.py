@@ -8,13 +8,42 @@ Below this layer everything is functions on arrays and Flax modules: `cogvx_jax.
 `cogvx_jax.diffusion`, `cogvx_jax.convert`.
 """
 
-from cogvx_jax.data.video import Video
-from cogvx_jax.pipelines.generate import generate
-from cogvx_jax.pipelines.lora import load_lora
-from cogvx_jax.pipelines.model import Model, load, load_spec
-from cogvx_jax.planning.compile import compile_programs
-from cogvx_jax.planning.plan import plan
-from cogvx_jax.sharding import make_mesh
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cogvx_jax.data.video import Video
+    from cogvx_jax.pipelines.generate import generate
+    from cogvx_jax.pipelines.lora import load_lora
+    from cogvx_jax.pipelines.model import Model, load, load_spec
+    from cogvx_jax.planning.compile import compile_programs
+    from cogvx_jax.planning.plan import plan
+    from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Video", "compile_programs", "generate", "load", "load_lora", "load_spec", "make_mesh", "plan"]
+
+# Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
+_HOMES = {
+    "Model": "pipelines.model",
+    "Video": "data.video",
+    "compile_programs": "planning.compile",
+    "generate": "pipelines.generate",
+    "load": "pipelines.model",
+    "load_lora": "pipelines.lora",
+    "load_spec": "pipelines.model",
+    "make_mesh": "sharding",
+    "plan": "planning.plan",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

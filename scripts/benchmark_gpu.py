@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.diffusion import samplers
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
-from cogvx_jax.pipelines import generate
+from cogvx_jax.pipelines import denoise
 from cogvx_jax.pipelines.latents import decode_batch
 from cogvx_jax.pipelines.model import with_dtype
 from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
@@ -163,13 +164,13 @@ def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callab
 
     if part == "step":
         cfg = spec.transformer
-        weights, step = params("transformer", cfg.dtype), generate._step(cfg, True, None)
+        weights, step = params("transformer", cfg.dtype), denoise.step_program(cfg, True, None)
         text = jnp.zeros((2, cfg.text_length, cfg.text_dim), cfg.dtype)
         row = np.asarray([1, 0, 1, 0, 0, 0], np.float32)
 
         def run():
             x = jnp.ones(shape)
-            state = generate.samplers.init(x)
+            state = samplers.init(x)
             state = step(weights, state, text, None, np.int32(500), row, np.float32(6), jnp.zeros(shape))
             state.latents.block_until_ready()
 

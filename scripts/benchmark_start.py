@@ -22,7 +22,7 @@ import tyro
 from cogvx_jax.configs import GenerationDefaults
 from cogvx_jax.convert import export
 from cogvx_jax.pipelines.model import COMPONENTS, TINY
-from cogvx_jax.scripts.benchmark import FULL, PROMPT, random_params
+from cogvx_jax.scripts.benchmark_generate import FULL, PROMPT, random_params
 from cogvx_jax.storage import copy_files
 
 WAYS = ("nothing kept", "jax's cache", "stored programs")

@@ -20,7 +20,7 @@ from cogvx_jax.allocator import give_back_freed_memory
 from cogvx_jax.models import lora
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import formulations
-from cogvx_jax.scripts.benchmark import FULL, SMALL, Run, Sizes, Workload, normal, our_params
+from cogvx_jax.scripts.benchmark_generate import FULL, SMALL, Run, Sizes, Workload, normal, our_params
 from cogvx_jax.train import step as update
 
 RATE, CLIP, WEIGHT_DECAY = 1e-4, 1.0, 1e-4

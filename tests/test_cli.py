@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.data.video import read_video
 
 TINY = ["--steps", "2", "--no-progress"]

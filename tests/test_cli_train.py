@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
+from cogvx_jax.cli.options import parse_lora
+from cogvx_jax.convert.runs import KEYS, read_run_lora
 from cogvx_jax.data.clips import Source, crop, read_clip
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter
@@ -17,12 +19,10 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.scripts import finetune_tiny
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.judge import score
-from cogvx_jax.train import run_folder as facts
 from cogvx_jax.train.clips.cache import Shape, open_cache, write_cache
 from cogvx_jax.train.clips.encode import encode
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.stages import Stage
-from cogvx_jax.train.transformer.trained import read_lora
 
 SHORT = ["--frames", "9", "--size", "32x32"]  # less to encode than tiny's own 17 frames of 64x64
 TRAIN = ["--lora-rank", "2", "--lora-targets", "to_q", "ff", "--batch-size", "2", "--log-every", "1"]
@@ -85,8 +85,8 @@ def test_encode_train_resume_export_and_generate(tmp_path, videos, model, monkey
     whole = tmp_path / "whole"  # a run that was not stopped, whose batches processes read, ends at the same numbers
     arguments = ["--data", cache, "--out", whole, "--steps", "3", "--workers", "2"]
     run("train", *arguments, *TRAIN, monkeypatch=monkeypatch)
-    trained = read_lora(out, model.spec)
-    jax.tree.map(np.testing.assert_array_equal, trained.adapters, read_lora(whole, model.spec).adapters)
+    trained = read_run_lora(out, model.spec)
+    jax.tree.map(np.testing.assert_array_equal, trained.adapters, read_run_lora(whole, model.spec).adapters)
     assert float(abs(trained.adapters["blocks/mlp/up/kernel"]["b"]).max()) > 0
 
     def err(*arguments):
@@ -179,7 +179,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, videos, monkeypa
 
 
 def test_a_run_of_another_model_is_named(tmp_path, model):
-    made = dict.fromkeys(facts.KEYS) | {"name": "CogVideoX-5b", "width": 3072, "layers": 42}
+    made = dict.fromkeys(KEYS) | {"name": "CogVideoX-5b", "width": 3072, "layers": 42}
     (tmp_path / "run.json").write_text(json.dumps(made))
     with pytest.raises(ValueError, match="made for CogVideoX-5b .width 3072, 42 layers"):
         cx.load_lora(model, tmp_path)
@@ -199,6 +199,6 @@ def test_the_recipe_for_rings_holds_scenes_out(tmp_path):
 
 
 def test_the_weight_of_a_lora_on_the_command_line():
-    assert cli.parse_lora("a/b.safetensors:0.8") == ("a/b.safetensors", 0.8)
-    assert cli.parse_lora("a:b") == ("a:b", 1.0) and cli.parse_lora("run") == ("run", 1.0)
+    assert parse_lora("a/b.safetensors:0.8") == ("a/b.safetensors", 0.8)
+    assert parse_lora("a:b") == ("a:b", 1.0) and parse_lora("run") == ("run", 1.0)
     assert loras.ATTENTION == runs.RunConfig().lora.targets

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.data.clips import Source
 from cogvx_jax.data.random_clips import RandomClips, random_clip
 from cogvx_jax.data.tars import read_samples

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.pipelines import memory
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.sharding.topologies import has_libtpu

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.request import latent_frames
 

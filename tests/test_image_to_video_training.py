@@ -9,10 +9,10 @@ import PIL.Image
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
+from cogvx_jax.convert.runs import read_run_lora
 from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.train.clips.cache import open_cache
-from cogvx_jax.train.transformer.trained import read_lora
 
 TRAIN = ["--lora-rank", "2", "--batch-size", "2", "--log-every", "1", "--warmup", "0", "--average", "0"]
 
@@ -65,7 +65,7 @@ def test_an_image_to_video_lora_from_videos_to_a_video(kind, small, data, tmp_pa
         run("train", "--model", folder, "--data", tmp_path / name, "--out", out, "--steps", "2", *TRAIN)
         assert np.isfinite(losses(out)).all()
     assert losses(tmp_path / "run-first")[0] != losses(tmp_path / "run-given")[0]  # the image is seen
-    trained = read_lora(tmp_path / "run-given", model.spec)
+    trained = read_run_lora(tmp_path / "run-given", model.spec)
     assert all(float(abs(pair["b"]).max()) > 0 for pair in trained.adapters.values())
     file = tmp_path / "lora.safetensors"
     run("export", tmp_path / "run-given", "--out", file)
@@ -107,5 +107,5 @@ def test_an_image_to_video_lora_trains_the_same_on_a_mesh(kind, small, data, tmp
         options = ["--data", tmp_path / "cache", "--out", tmp_path / name, "--steps", "3", *TRAIN, "--batch-size", "4"]
         run("train", "--model", folder, *options, "--learning-rate", "0.01", *mesh)
     np.testing.assert_allclose(losses(tmp_path / "mesh"), losses(tmp_path / "alone"), rtol=1e-5)
-    alone, mesh = (read_lora(tmp_path / name, model.spec).adapters for name in ("alone", "mesh"))
+    alone, mesh = (read_run_lora(tmp_path / name, model.spec).adapters for name in ("alone", "mesh"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), alone, mesh)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.pipelines import generate as pipeline
 from cogvx_jax.pipelines.noise import SeededNoise
 

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax import cli
+from cogvx_jax.cli import main as cli
 from cogvx_jax.convert import ConversionError, write_orbax
 from cogvx_jax.convert import orbax as stored
 from cogvx_jax.pipelines.model import TINY

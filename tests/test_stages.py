@@ -15,16 +15,18 @@ import cogvx_jax as cx
 from cogvx_jax.cli import train as commands
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
+from cogvx_jax.convert.runs import read_run
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.tiny.tokenizer import build_tokenizer
-from cogvx_jax.train import run_folder as facts
+from cogvx_jax.train import run_folder
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, feed, packed_feed, spread, turn
 from cogvx_jax.train.clips.cache import Shape, open_cache
 from cogvx_jax.train.clips.pack import best_packing, plan
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.objective import Objective
+from cogvx_jax.train.transformer.record import describe
 from cogvx_jax.train.transformer.stages import Stage, read_stages
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
@@ -102,8 +104,8 @@ def test_a_run_of_stages_that_is_stopped_in_each_ends_where_an_uninterrupted_one
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert log(tmp_path / "parts", "stage") == [1] * 3 + [2] * 4
     same_state(tmp_path / "parts", tmp_path / "whole", 7)
-    said = facts.read(tmp_path / "whole")
-    assert [s["steps"] for s in said["stages"]] == [3, 4] and said == facts.read(tmp_path / "parts")
+    said = read_run(tmp_path / "whole")
+    assert [s["steps"] for s in said["stages"]] == [3, 4] and said == read_run(tmp_path / "parts")
     assert [(d["shape"]["width"], d["weight"]) for d in said["stages"][1]["data"]] == [(48, 3), (16, 1)]
 
 
@@ -153,23 +155,23 @@ def test_a_run_goes_on_with_more_stages_but_not_with_others(made, caches, tmp_pa
 
     def say(*stages):
         shares = [[videos, images][: len(s.data)] for s in stages]
-        return facts.describe(made[1], LORA, stages, shares, "somewhere")
+        return describe(made[1], LORA, stages, shares, "somewhere")
 
     def refused(words, *stages):
         with pytest.raises(ValueError, match=words):
-            facts.check_same(tmp_path, say(*stages), {})
+            run_folder.check_same(tmp_path, say(*stages), {})
 
-    facts.write(tmp_path, say(one, two))
+    run_folder.write(tmp_path, say(one, two))
     long, short = (dataclasses.replace(two, steps=n) for n in (40, 10))
     for stages in ((one, two), (one, two, one), (one, long), (one, short), (one, long, one)):
-        facts.check_same(tmp_path, say(*stages), {})
+        run_folder.check_same(tmp_path, say(*stages), {})
     refused("stages.2.steps was 20 and is now 10", one, short, one)
     refused("stages.1.data.2.clips was None and is now 3; .*stages.1.steps was 30 and is now 20", two, one)
     refused("stages.2.data.2.weight was 1 and is now None", one, stage(20, caches / "videos"))
     refused("of 2 stages, and now there are 1", one)
     refused("stages.2.batch_size was 2 and is now 4", one, dataclasses.replace(two, batch_size=4))
     cosine = dataclasses.replace(two, schedule="cosine")
-    facts.write(tmp_path, say(one, cosine))
+    run_folder.write(tmp_path, say(one, cosine))
     refused("stages.2.steps was 20 and is now 40", one, dataclasses.replace(cosine, steps=40))
 
 
@@ -278,4 +280,4 @@ def test_adapters_are_trained_on_packed_rows_and_on_plain_ones_after_them(made, 
     before = made[1].params["transformer"]["blocks"]
     assert not np.array_equal(after["attention"]["q"]["kernel"], before["attention"]["q"]["kernel"])
     np.testing.assert_array_equal(after["mlp"]["up"]["kernel"], before["mlp"]["up"]["kernel"])
-    assert len(log(tmp_path / "run", "validation_loss")) == 2 and facts.read(tmp_path / "run")["stages"][0]["pack"] == 6
+    assert len(log(tmp_path / "run", "validation_loss")) == 2 and read_run(tmp_path / "run")["stages"][0]["pack"] == 6

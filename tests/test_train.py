@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from cogvx_jax.cli import train as commands
 from cogvx_jax.configs import TransformerConfig
+from cogvx_jax.convert.runs import read_exported
 from cogvx_jax.models import lora
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.transformer import Transformer
@@ -218,7 +219,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tmp_path):
     run_updates(start(), batches, loss, optim.adamw(0.1), steps=8, validate=lambda average: {"x": 1.5}, **options)
     assert steps("checkpoints") == [6, 7, 8] and steps("best") == [4]  # the best of an earlier part, too
     assert Checkpoints(tmp_path / "best", best=True).loss() == 1.0
-    average = Checkpoints(tmp_path / "checkpoints").restore_exported(start())
+    average = read_exported(tmp_path, start(), best=False)
     assert float(jnp.abs(average["dense"]["bias"]).min()) > 0
 
 

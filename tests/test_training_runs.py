@@ -16,8 +16,10 @@ from flax import traverse_util
 
 import cogvx_jax as cx
 from cogvx_jax.cli import train as commands
+from cogvx_jax.cli.export import export as export_run
 from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
+from cogvx_jax.convert.runs import read_run_lora
 from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
@@ -34,7 +36,7 @@ from cogvx_jax.train.placement import place_batch, place_init
 from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.stages import Stage
-from cogvx_jax.train.transformer.trained import read_lora, read_model
+from cogvx_jax.train.transformer.trained import read_model
 from cogvx_jax.train.transformer.videos import write_videos
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, targets=("to_q", "ff")))
@@ -123,12 +125,12 @@ def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, t
     tx = NORMS.tx(stage_of(cache, NORMS, 2))
     state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], tx)
     assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 2  # two moments each, and counts of theirs and the rate
-    commands.export(tmp_path / "run", out=tmp_path / "model")
+    export_run(tmp_path / "run", out=tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, after.params)
     with pytest.raises(ValueError, match="trained the model itself, not a LoRA"):
         cx.load_lora(model, tmp_path / "run")
     with pytest.raises(ValueError, match="give a new folder"):
-        commands.export(tmp_path / "run", out=tmp_path / "model")
+        export_run(tmp_path / "run", out=tmp_path / "model")
     with pytest.raises(ValueError, match=r"parts was \['blocks/attention/norm_\*', 'out/bias'\] and is now \['\*'\]"):
         train(source, cache, FULL, tmp_path / "run", 3)
 
@@ -179,7 +181,7 @@ def test_a_run_in_bfloat16_learns_like_one_in_float32_and_resumes_exactly(source
         train(source, cache, FULL, tmp_path / "half", 9)
     with pytest.raises(ValueError, match="the adapters of a LoRA, which are small, are trained in float32"):
         dataclasses.replace(LORA, trained_dtype="bfloat16")
-    commands.export(str(tmp_path / "half"), out=tmp_path / "model")
+    export_run(str(tmp_path / "half"), out=tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, whole.params)
 
 
@@ -269,7 +271,7 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert found[0]["validation_loss"] == pytest.approx(np.mean(list(found[0]["validation"].values())))
     best = min(found, key=lambda row: row["validation_loss"])["step"]
     assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == [str(best)]
-    adapters = read_lora(tmp_path / "run", SPEC, best=True).adapters
+    adapters = read_run_lora(tmp_path / "run", SPEC, best=True).adapters
     assert float(abs(adapters["blocks/attention/q/kernel"]["b"]).max()) > 0
     # The same state has the same loss, whatever was done in between.
     train(source, cache, config, tmp_path / "run", 5, validate_every=4)

@@ -1,5 +1,1 @@
-"""The command line `cogvx`: a file for each verb."""
-
-from cogvx_jax.cli.generate import main, parse_size, read_jobs
-
-__all__ = ["main", "parse_size", "read_jobs"]
+"""The command line `cogvx`: a file for each verb, `main` for what they share at the end."""

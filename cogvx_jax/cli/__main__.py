@@ -1,5 +1,5 @@
 """`python -m cogvx_jax.cli`."""
 
-from cogvx_jax.cli import main
+from cogvx_jax.cli.main import main
 
 main()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.report import report
+from cogvx_jax.cli.options import DType, MeshText, Size, parse_size, report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -15,14 +15,14 @@ def compile_(
     *,
     out: Path,
     model: str = "tiny",
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    size: Size = None,
     frames: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     sampler: Literal["ddim", "dpm"] | None = None,
     videos: int = 1,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    dtype: DType | None = None,
+    mesh: MeshText = None,
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     one_program: bool = False,
     from_video: bool = False,
@@ -48,8 +48,6 @@ def compile_(
       one_program: all steps as one program, for `generate --one-program`.
       from_video: also what `generate --video` needs.
     """
-    from cogvx_jax.cli import parse_size
-
     height, width = parse_size(size)
     if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
         import jax

@@ -1,12 +1,14 @@
-"""The verbs of `cogvx` that store models: convert and verify."""
+"""`cogvx convert`: stores a model as Orbax checkpoints."""
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
+from cogvx_jax.cli.options import DType
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 
 def convert(
@@ -14,7 +16,7 @@ def convert(
     target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")],
     /,
     *,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: DType | None = None,
 ) -> None:
     """Writes a model as Orbax checkpoints, which restore onto any mesh; DST is then a model like any other.
 
@@ -32,20 +34,6 @@ def convert(
     write_orbax(resolve(source), target, dtype)
     size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
     print(f"{target}: {size}in {time.monotonic() - began:.1f} s")
-
-
-def verify(folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")], /) -> None:
-    """Reads all of a model that `cogvx convert` wrote and compares every array with its digest.
-
-    Args:
-      folder: of the model, or its URL.
-    """
-    from cogvx_jax.convert import verify as check
-    from cogvx_jax.pipelines.model import resolve
-
-    began = time.monotonic()
-    check(resolve(folder))
-    print(f"{folder}: every array is what was written; {time.monotonic() - began:.1f} s")
 
 
 def _gigabytes(folder: Path) -> float:

@@ -1,10 +1,10 @@
 """The verb `cogvx plan`, and what it prints."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.report import report
+from cogvx_jax.cli.options import DType, Size, parse_size, report
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -17,12 +17,12 @@ def plan(
     /,
     *,
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    size: Size = None,
     frames: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
     videos: int = 1,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    dtype: DType | None = None,
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -46,8 +46,6 @@ def plan(
       fresh: compile again what was planned before.
       as_json: print JSON.
     """
-    from cogvx_jax.cli import parse_size
-
     height, width = parse_size(size)
     import jax
 

@@ -1,66 +1,22 @@
-"""The verbs of `cogvx` that train: encode, train and export."""
+"""`cogvx train`: trains a LoRA, all of a transformer or parts of it."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
-
+from cogvx_jax.cli.encode import clip_shape, encode_clips, find_clips
+from cogvx_jax.cli.options import DType, FolderText, MeshText, Size
+from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.configs import Remat
 
-# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
-
-DType = Literal["float32", "bfloat16", "float16"]
-Where = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
-
-
-def encode(
-    *,
-    data: Path,
-    out: Where,
-    model: str = "tiny",
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
-    frames: int | None = None,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    distributed: bool = False,
-    dtype: DType | None = None,
-) -> None:
-    """Encodes videos and captions once, for training; what is there already is kept.
-
-    Args:
-      data: a .jsonl or .csv file with video and prompt (image, if an image-to-video model is to be given another than
-        the first frame), a folder with prompts.txt and videos.txt (images.txt) or with videos/ and labels/, or tars of
-        webdataset: their folder, or a pattern such as 'data-{000..009}.tar'.
-      out: the folder to fill, or the URL of one in a bucket, such as gs://bucket/cache.
-      model: as for `generate`.
-      size: height and width in pixels, such as 480x720; None is the model's own.
-      frames: of each clip, 8N+1, for 1.5 models 16N+1; None is the model's own. 1 takes pictures, too.
-      mesh: the devices of this process to use and how, such as sp=4: each clip's height and width are split over them,
-        and the text encoder's weights. None is the first one.
-      distributed: this is one of several processes that run the same command, as for `generate`: each encodes a part of
-        the videos on devices of its own. They share the folder.
-      dtype: to compute in.
-    """
-    import jax
-
-    from cogvx_jax.pipelines.model import load
-    from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import storage_path
-
-    folder, process, processes = storage_path(out), 0, 1
-    if distributed:
-        process, processes = _join()
-    devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())
-    clips = _clips(model, size, frames, data)
-    loaded = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
-    _encode(loaded, clips, folder, process, processes)
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 
 def train(
     *,
-    data: Where | None = None,
+    data: FolderText | None = None,
     stages: Path | None = None,
-    out: Where,
+    out: FolderText,
     model: str = "tiny",
     steps: int = 1000,
     train: Literal["lora", "full"] = "lora",
@@ -83,7 +39,7 @@ def train(
     image_noise: bool = True,
     image_dropout: float = 0.05,
     noise_offset: float = 0.0,
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    size: Size = None,
     frames: int | None = None,
     validation: float = 0.0,
     validate_every: int = 200,
@@ -96,7 +52,7 @@ def train(
     video_every: int = 1000,
     workers: int = 0,
     remat: Remat | None = None,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
+    mesh: MeshText = None,
     distributed: bool = False,
     dtype: DType | None = None,
 ) -> None:
@@ -245,10 +201,10 @@ def train(
     check_folder(folder)
     shape = caches[-len(several[-1].data)].shape if caches else None
     videos = _videos(model, prompts, size, frames, shape)
-    to_encode = None if unencoded is None else _clips(model, size, frames, unencoded)
+    to_encode = None if unencoded is None else find_clips(model, size, frames, unencoded)
     encoders = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
     if to_encode is not None:
-        _encode(encoders, to_encode, folder / "cache")
+        encode_clips(encoders, to_encode, folder / "cache")
     else:
         check_model(caches, encoders)
     # What training does not need any more leaves its memory to the transformer.
@@ -272,77 +228,8 @@ def train(
         print(f"{out}: trained to update {sum(stage.steps for stage in several)}; {use}")
 
 
-def export(
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")],
-    /,
-    *,
-    out: Path,
-    best: bool = False,
-    scaling_factor: float | None = None,
-) -> None:
-    """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model in the published layout.
-
-    Args:
-      run: folder of `cogvx train` or `cogvx train-vae`, or its URL.
-      out: a .safetensors file that does not exist, or for a run of the model itself a folder that does not.
-      best: of the lowest validation loss, not of the newest checkpoint.
-      scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
-        keeps the model's.
-    """
-    from cogvx_jax.storage import storage_path
-    from cogvx_jax.train.vae.run import is_vae_run
-
-    folder = storage_path(run)
-    if is_vae_run(folder):
-        from cogvx_jax.cli.train_vae import export_vae
-
-        export_vae(folder, out, best, scaling_factor)
-        return
-    if scaling_factor is not None:
-        raise ValueError(f"{run} left the VAE as it is; --scaling-factor is for a run of `cogvx train-vae`")
-    from cogvx_jax.convert import export as write_model
-    from cogvx_jax.convert import write_lora
-    from cogvx_jax.pipelines.model import load, load_spec
-    from cogvx_jax.train.run_folder import is_lora, run_dtype, run_source
-    from cogvx_jax.train.transformer.trained import read_lora, read_model
-
-    source = run_source(folder)
-    if is_lora(folder):
-        spec = load_spec(source)
-        lora = read_lora(folder, spec, best=best)
-        write_lora(out, lora, spec)
-        print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
-        return
-    if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{run} trained the model itself; give a new folder for it, not {out}")
-    model = read_model(folder, load(source, dtype=run_dtype(folder)), best=best)
-    write_model(out, model.spec, model.params, model.tokenizer)
-    print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
-
-
-def _clips(model: str, size: str | None, frames: int | None, data: Path):
-    """The videos that are to be encoded, and the shape of their clips: all that needs no weights, checked."""
-    from cogvx_jax.data.layouts import read_sources
-    from cogvx_jax.pipelines.model import load_spec
-
-    return read_sources(data), _shape(load_spec(model), size, frames)
-
-
-def _shape(spec, size: str | None, frames: int | None):
-    """Size and length of the clips, which must be such as the model generates."""
-    from cogvx_jax.cli import parse_size
-    from cogvx_jax.pipelines.request import check_request
-    from cogvx_jax.train.clips.cache import Shape
-
-    height, width = parse_size(size)
-    image = "any" if spec.kind == "i2v" else None
-    request = check_request(spec, "", image=image, height=height, width=width, num_frames=frames)
-    return Shape(request.height, request.width, request.frames, float(spec.defaults.fps))
-
-
 def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, shape):
     """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
-    from cogvx_jax.cli import read_jobs
     from cogvx_jax.data.video import read_image, read_video
     from cogvx_jax.pipelines.model import load_spec
     from cogvx_jax.pipelines.request import check_request
@@ -350,7 +237,7 @@ def _videos(model: str, prompts: Path | None, size: str | None, frames: int | No
     if prompts is None:
         return []
     spec, videos = load_spec(model), []
-    shape = shape or _shape(spec, size, frames)
+    shape = shape or clip_shape(spec, size, frames)
     for job in read_jobs(None, prompts, Path("video.mp4"), {}):
         own = {name: value for name, value in job.arguments().items() if value is not None}
         arguments = {"height": shape.height, "width": shape.width, "num_frames": shape.frames} | own
@@ -361,24 +248,3 @@ def _videos(model: str, prompts: Path | None, size: str | None, frames: int | No
         check_request(spec, job.prompt, **{k: v for k, v in arguments.items() if k not in ("seed", "tiling")})
         videos.append({"prompt": job.prompt} | arguments)
     return videos
-
-
-def _join() -> tuple[int, int]:
-    """Joins the other processes; the number of this one, and how many there are."""
-    import jax
-
-    from cogvx_jax.sharding import initialize
-
-    initialize()
-    return jax.process_index(), jax.process_count()
-
-
-def _encode(loaded, clips: tuple[Any, Any], out: Any, process: int = 0, processes: int = 1):
-    """Encodes what `_clips` found."""
-    from cogvx_jax.train.clips import encode as latents
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}" if line.startswith("skipped") else line, file=sys.stderr, flush=True)
-
-    sources, shape = clips
-    return latents.encode(loaded, sources, out, shape, report, process=process, processes=processes)

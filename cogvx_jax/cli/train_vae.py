@@ -1,18 +1,18 @@
-"""The verb of `cogvx` that trains VAEs."""
+"""`cogvx train-vae`: trains a VAE."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
+from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size
 
-# What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 
 def train_vae(
     *,
     data: Path,
-    out: Annotated[str, tyro.conf.arg(metavar="PATH|URL")],
+    out: FolderText,
     model: str = "tiny",
     steps: int = 1000,
     lpips: Path | None = None,
@@ -28,7 +28,7 @@ def train_vae(
     adaptive: bool = True,
     decoder_only: bool = False,
     whole_clips: bool = False,
-    size: Annotated[str | None, tyro.conf.arg(metavar="HxW")] = None,
+    size: Size = None,
     frames: int = 17,
     fps: tuple[float, ...] = (8.0, 16.0),
     batch_size: int = 1,
@@ -45,8 +45,8 @@ def train_vae(
     log_every: int = 50,
     workers: int = 0,
     remat: bool = False,
-    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None,
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    mesh: MeshText = None,
+    dtype: DType | None = None,
 ) -> None:
     """Trains a model's VAE on random clips of videos; a run that was stopped goes on.
 
@@ -88,7 +88,6 @@ def train_vae(
       mesh: as for `train`.
       dtype: to compute in; the parameters are kept in float32.
     """
-    from cogvx_jax.cli import parse_size
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.models.discriminator import DiscriminatorConfig
     from cogvx_jax.pipelines.model import load, load_spec
@@ -158,17 +157,3 @@ def train_vae(
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
     print(f"{out}: trained to update {steps}; `cogvx export {out} --out FOLDER` makes a model of it")
-
-
-def export_vae(run: Any, out: Path, best: bool, scaling_factor: float | None) -> None:
-    """Writes the model of a run in the published layout; see `commands.export`."""
-    from cogvx_jax.convert import export as write_model
-    from cogvx_jax.pipelines.model import load
-    from cogvx_jax.train.vae.run import read_vae, vae_run_source
-
-    if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{run} trained a VAE, which is written with its model; give a new folder for it, not {out}")
-    source, dtype = vae_run_source(run)
-    model = read_vae(run, load(source, dtype=dtype), best=best, scaling_factor=scaling_factor)
-    write_model(out, model.spec, model.params, model.tokenizer)
-    print(f"{out}: {model.spec.name} with the VAE of {run}; use it with `cogvx generate --model {out}`")

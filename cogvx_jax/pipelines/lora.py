@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import read_lora
+from cogvx_jax.convert.runs import is_run, read_run_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.model import Model
@@ -40,12 +41,9 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
-    from cogvx_jax.train import run_folder as facts  # late, as a run is of a loaded model
-    from cogvx_jax.train.transformer import trained  # late, as a run is of a loaded model
-
     where = storage_path(source)
-    if facts.is_run(where):
-        lora = trained.read_lora(where, spec)
+    if is_run(where):
+        lora = read_run_lora(where, spec)
     elif is_bucket(where):
         raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
     else:

@@ -35,12 +35,12 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
     ids = tokenize(model, prompts)
-    encode = model.compiled("text", _encode(model.spec.text_encoder, model.mesh, model.exact))
+    encode = model.compiled("text", encode_program(model.spec.text_encoder, model.mesh, model.exact))
     return encode(model.params["text_encoder"], replicate(ids, model.mesh))
 
 
 @functools.lru_cache
-def _encode(cfg: T5Config, mesh: Mesh | None, exact: bool = False):
+def encode_program(cfg: T5Config, mesh: Mesh | None, exact: bool = False):
     def states(params, ids):
         return T5Encoder(cfg).apply({"params": params}, ids)
 

@@ -19,7 +19,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.samplers import SamplerState
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.nn.backend import BY_PLATFORM, using
-from cogvx_jax.pipelines import generate, latents, text
+from cogvx_jax.pipelines import denoise, latents, text
 from cogvx_jax.pipelines.model import COMPONENTS, parameter_dtype
 from cogvx_jax.pipelines.noise import SeededNoise
 
@@ -91,7 +91,7 @@ def weight_bytes(spec: ModelSpec, mesh: Mesh | None) -> dict[str, int]:
 def lower_text(spec: ModelSpec, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
     """The text encoder over the prompts, and with guidance over what to steer away from."""
     ids = (videos * (1 + guided), spec.transformer.text_length)
-    encode = text._encode(spec.text_encoder, mesh)
+    encode = text.encode_program(spec.text_encoder, mesh)
     return encode.lower(abstract_weights(spec, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
 
 
@@ -99,7 +99,7 @@ def lower_step(
     spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], *, guided: bool, sampler: str | None = None
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
-    step, drawn = generate._step(spec.transformer, guided, mesh), _everywhere(shape, "float32", mesh)
+    step, drawn = denoise.step_program(spec.transformer, guided, mesh), _everywhere(shape, "float32", mesh)
     arguments = _denoising(spec, mesh, shape, (), guided=guided)
     return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
 
@@ -108,7 +108,7 @@ def lower_loop(
     spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps: int, *, guided: bool, sampler: str | None = None
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
-    loop = generate._loop(spec.transformer, guided, mesh)
+    loop = denoise.loop_program(spec.transformer, guided, mesh)
     arguments = _denoising(spec, mesh, shape, (steps,), guided=guided)
     return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
 

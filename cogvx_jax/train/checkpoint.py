@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.step import State
@@ -41,19 +40,6 @@ class Checkpoints:
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(self.latest(), args=_restore(shapes))
 
-    def restore_exported(self, like: Any) -> Any:
-        """What the newest checkpoint, which must exist, has for use: its `State.exported`, on one device.
-
-        Args:
-          like: a tree of its shapes.
-        """
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-        step = self.latest()
-        saved = self._manager.item_metadata(step)
-        part = "params" if saved["average"] is None else "average"
-        return self._manager.restore(step, args=_restore({part: shapes}, partial_restore=True))[part]
-
     def loss(self) -> float | None:
         """The loss that the newest checkpoint was saved with; None where there is none."""
         self._manager.wait_until_finished()  # or its metrics may not be there yet
@@ -79,18 +65,3 @@ class Checkpoints:
 
 def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:
     return ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), **options)
-
-
-def read_exported(run: StoragePath, like: Any, best: bool) -> Any:
-    """What a run's newest checkpoint has for use, or its best by validation loss; `like` as above.
-
-    Raises: ValueError where there is no such checkpoint.
-    """
-    checkpoints = Checkpoints(run / ("best" if best else "checkpoints"))
-    try:
-        if checkpoints.latest() is None:
-            which = "of the best validation loss; train with --validation" if best else "yet; train it first"
-            raise ValueError(f"{run} has no checkpoint {which}")
-        return checkpoints.restore_exported(like)
-    finally:
-        checkpoints.close()

@@ -1,55 +1,19 @@
 """RUN/run.json: what a run trains on what, so that it can be repeated, gone on with and read."""
 
-import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from cogvx_jax.pipelines.model import Model
-from cogvx_jax.sharding import first_process, params_digest, wait_for_all
+from cogvx_jax.convert.runs import is_run, read_run
+from cogvx_jax.sharding import first_process, wait_for_all
 from cogvx_jax.storage import StoragePath, write_whole
-from cogvx_jax.train.clips.batches import Share
-from cogvx_jax.train.transformer.stages import Stage
 
-KEYS = {"source", "name", "width", "layers", "lora"}  # what reading a run needs
 MOVES = {"source"}  # the model may lie elsewhere when a run goes on
 
 
-def describe(
-    model: Model, config: Any, stages: Sequence[Stage], shares: Sequence[Sequence[Share]], source: str
-) -> dict[str, Any]:
-    """What stands in run.json.
-
-    Args:
-      config: the run's other settings, a dataclass.
-      shares: the data of each stage.
-      source: what the model was loaded from.
-    """
-    cfg = model.spec.transformer
-    facts = {
-        "source": source,
-        "name": model.spec.name,
-        "width": cfg.width,
-        "layers": cfg.layers,
-        "dtype": cfg.dtype,
-        "transformer": params_digest(model.params["transformer"]),
-    }
-    described = [_stage(stage, of) for stage, of in zip(stages, shares, strict=True)]
-    return _json(facts | dataclasses.asdict(config) | {"stages": described})
-
-
-def _json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Tuples as they are read back."""
+def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is read back after writing: tuples become lists."""
     return json.loads(json.dumps(facts))
-
-
-def _stage(stage: Stage, shares: Sequence[Share]) -> dict[str, Any]:
-    data = [
-        {"clips": len(of.clips), "digest": of.digest, "shape": dataclasses.asdict(of.shape), "weight": share.weight}
-        for share in shares
-        for of in [share.cache]
-    ]
-    return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)} | {"data": data}
 
 
 def check_same(folder: StoragePath, facts: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
@@ -63,7 +27,7 @@ def check_same(folder: StoragePath, facts: Mapping[str, Any], unsaid: Mapping[st
     check_folder(folder)
     if not is_run(folder):
         return
-    old = {**_json(unsaid), **read(folder)}
+    old = {**as_json(unsaid), **read_run(folder)}
     stages, count = facts["stages"], len(old.get("stages", ()))
     if len(stages) < count:
         raise ValueError(f"{folder} holds a run of {count} stages, and now there are {len(stages)}; repeat them all")
@@ -84,44 +48,6 @@ def check_folder(folder: StoragePath) -> None:
     if folder.exists() and not is_run(folder) and not (folder / "cache").is_dir():
         if not folder.is_dir() or any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run; give another folder")
-
-
-def is_run(folder: StoragePath) -> bool:
-    return (folder / "run.json").is_file()
-
-
-def run_source(folder: StoragePath) -> str:
-    """What the run's model was loaded from."""
-    return str(read(folder)["source"])
-
-
-def run_dtype(folder: StoragePath) -> str:
-    """What the run's model computed in, and held its parameters in."""
-    return str(read(folder)["dtype"])
-
-
-def is_lora(folder: StoragePath) -> bool:
-    """Whether a run trains a LoRA, not the model's parameters."""
-    return read(folder)["lora"] is not None
-
-
-def read(folder: StoragePath, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
-    """What run.json says.
-
-    Args:
-      keys: that it must have.
-      verb: of `cogvx` that writes such a run, for messages.
-    Raises: FileNotFoundError; ValueError for a file that is not such a run's.
-    """
-    try:
-        facts = json.loads((folder / "run.json").read_text())
-        if not isinstance(facts, dict) or not facts.keys() >= set(keys):
-            raise ValueError(f"it has not all of {', '.join(sorted(keys))}")
-        return facts
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no run of `cogvx {verb}`: it has no run.json") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
 
 
 def write(folder: StoragePath, facts: Mapping[str, Any]) -> None:

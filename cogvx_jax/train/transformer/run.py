@@ -19,6 +19,7 @@ import optax
 from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
@@ -26,8 +27,7 @@ from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
-from cogvx_jax.train import optim
-from cogvx_jax.train import run_folder as facts
+from cogvx_jax.train import optim, run_folder
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Feed, Share, clip_tokens, feed, packed_feed
 from cogvx_jax.train.clips.cache import open_cache
@@ -40,8 +40,9 @@ from cogvx_jax.train.step import State
 from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer.objective import Objective, make_partial_loss
 from cogvx_jax.train.transformer.packed_objective import make_partial_packed_loss
+from cogvx_jax.train.transformer.record import describe
 from cogvx_jax.train.transformer.stages import Stage, ends
-from cogvx_jax.train.transformer.trained import transformer_shapes, with_trained
+from cogvx_jax.train.transformer.trained import with_trained
 from cogvx_jax.train.transformer.validation import make_validate
 from cogvx_jax.train.transformer.videos import write_videos
 
@@ -132,9 +133,9 @@ def train(
         else feed(spec, of, stage.batch_size, (config.seed, number))
         for number, (stage, of) in enumerate(zip(stages, shares, strict=True))
     ]
-    described = facts.describe(model, config, stages, shares, source)
-    facts.check_same(folder, described, dataclasses.asdict(RunConfig()))
-    facts.write(folder, described)
+    described = describe(model, config, stages, shares, source)
+    run_folder.check_same(folder, described, dataclasses.asdict(RunConfig()))
+    run_folder.write(folder, described)
     fixed: dict[str, Any] = {"base": frozen, "empty": replicate(shares[0][0].cache.empty_text(), model.mesh)}
     if spec.kind == "i2v":
         fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])

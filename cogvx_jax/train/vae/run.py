@@ -23,6 +23,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax.convert import expected_shapes, read_lpips
+from cogvx_jax.convert.runs import is_vae_run, read_exported, read_run
 from cogvx_jax.data.clips import Source, read_clip
 from cogvx_jax.data.random_clips import RandomClips
 from cogvx_jax.metrics import flicker, psnr, ssim
@@ -32,11 +33,10 @@ from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import activate, params_digest, replicate
 from cogvx_jax.storage import StoragePath
-from cogvx_jax.train.checkpoint import read_exported
 from cogvx_jax.train.clips.held_out import hold_out
 from cogvx_jax.train.loop import run_updates
 from cogvx_jax.train.placement import check_batch, place_batch
-from cogvx_jax.train.run_folder import read, write
+from cogvx_jax.train.run_folder import write
 from cogvx_jax.train.step import Gradient
 from cogvx_jax.train.vae.objective import VAEObjective, distance_of, likeness, make_gradient, reconstruct, to_signed
 
@@ -229,7 +229,7 @@ def read_vae(folder: StoragePath, model: Model, *, best: bool = False, scaling_f
       scaling_factor: of the new latents; None keeps the model's.
     Raises: ValueError for a run without such a checkpoint, or one begun with another VAE.
     """
-    facts = read(folder, KEYS, "train-vae")
+    facts = read_run(folder, KEYS, "train-vae")
     if facts["vae"] != params_digest(model.params["vae"]):
         raise ValueError(f"{folder} was trained from another VAE than that of this {model.spec.name}")
     flat = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(model.spec, "vae").items()}
@@ -241,17 +241,9 @@ def read_vae(folder: StoragePath, model: Model, *, best: bool = False, scaling_f
     return _with(model, average)
 
 
-def is_vae_run(folder: StoragePath) -> bool:
-    """Whether `folder` holds a run that trains a VAE."""
-    try:
-        return json.loads((folder / "run.json").read_text())["trains"] == "vae"
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def vae_run_source(folder: StoragePath) -> tuple[str, str]:
     """What the run's model was loaded from, and the type it computed in."""
-    facts = read(folder, KEYS, "train-vae")
+    facts = read_run(folder, KEYS, "train-vae")
     return str(facts["source"]), str(facts["dtype"])
 
 
@@ -316,7 +308,7 @@ def _check_same(folder: StoragePath, facts: Mapping[str, Any]) -> None:
     check_folder(folder)
     if not is_vae_run(folder):
         return
-    was, now = (traverse_util.flatten_dict(dict(x), sep=".") for x in (read(folder, KEYS, "train-vae"), facts))
+    was, now = (traverse_util.flatten_dict(dict(x), sep=".") for x in (read_run(folder, KEYS, "train-vae"), facts))
     ignored = {"steps", "source"}  # a run may go on, and its model may have moved
     changed = [name for name in now if name not in ignored and was.get(name) != now[name]]
     if changed:

@@ -1,0 +1,46 @@
+"""`cogvx decode`: makes the video of sampled latents."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from cogvx_jax.cli.generate import write_video
+from cogvx_jax.cli.options import DType, MeshText
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+
+def decode(
+    latents: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="LATENTS")],
+    /,
+    *,
+    out: Path = Path("out.mp4"),
+    model: str | None = None,
+    tiling: bool = False,
+    dtype: DType | None = None,
+    mesh: MeshText = None,
+    programs: Path | None = None,
+) -> None:
+    """Makes the video of latents that `cogvx generate` sampled and could not decode.
+
+    Args:
+      latents: the file that it kept, NAME.latents.safetensors.
+      out: an .mp4 or .gif file.
+      model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
+      tiling: run the VAE in tiles, to save memory; lossy, the result differs.
+      dtype: to compute in.
+      mesh, programs: as for `generate`.
+    """
+    from cogvx_jax.data.video import check_writable
+    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.pipelines.saved_latents import read_latents
+    from cogvx_jax.sharding import parse_mesh
+
+    began, saved = time.monotonic(), read_latents(latents)
+    check_writable(out)
+    devices = None if mesh is None else parse_mesh(mesh)
+    loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs)
+    count, height, width = write_video(loaded, saved, out, tiling)
+    print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")

@@ -1,0 +1,65 @@
+"""`cogvx info`: what a model is."""
+
+import json
+from typing import Annotated, Any
+
+import tyro
+
+from cogvx_jax import presets
+from cogvx_jax.configs import ModelSpec
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+
+def info(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = "tiny",
+    /,
+    *,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Prints a model's kind, sizes, parameters, memory and native shapes, without loading weights.
+
+    Args:
+      model: as for `generate`.
+      as_json: print JSON.
+    """
+    from cogvx_jax.pipelines.model import load_spec
+
+    facts = describe(load_spec(model))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+
+
+def describe(spec: ModelSpec) -> dict[str, Any]:
+    """What `info` prints; sizes of arrays come from shapes alone."""
+    import math
+
+    from cogvx_jax.convert import expected_shapes
+    from cogvx_jax.pipelines.request import padded_latent_frames
+
+    own, cfg = spec.defaults, spec.transformer
+    licences = {presets.PRESETS[preset].name: licence for preset, licence in presets.LICENCES.items()}
+    counts = {}
+    for component in ("transformer", "vae", "text_encoder"):
+        counts[component] = sum(math.prod(shape) for shape in expected_shapes(spec, component).values())
+    latent = (padded_latent_frames(spec, own.num_frames), own.height // 8, own.width // 8, cfg.out_channels)
+    tokens = math.prod(latent[:3]) // (cfg.patch**2 * (cfg.patch_t or 1))
+    half = counts["transformer"] * 2 + counts["text_encoder"] * 2 + counts["vae"] * 4
+    return {
+        "model": spec.name,
+        "kind": {"t2v": "text to video (and video to video)", "i2v": "image to video"}[spec.kind],
+        "native size": f"{own.height}x{own.width}, {own.num_frames} frames at {own.fps} fps",
+        "sampling": f"{own.num_inference_steps} steps, {own.sampler}, guidance {own.guidance_scale:g}",
+        "latents": "x".join(map(str, latent)),
+        "tokens": f"{tokens:,} video + {cfg.text_length} text",
+        "transformer": f"{cfg.layers} layers, {cfg.heads} heads of {cfg.head_dim}, width {cfg.width}, {cfg.position}",
+        **{f"{name} parameters": f"{count:,}" for name, count in counts.items()},
+        "weights in 16 bit": f"{half / 1e9:.2f} GB (VAE in 32 bit)",
+        "weights in 32 bit": f"{sum(counts.values()) * 4 / 1e9:.2f} GB",
+        "trained in": spec.trained_dtype,
+        "licence": licences.get(spec.name, "Apache-2.0" if spec.name == "tiny" else "see the model's own"),
+    }

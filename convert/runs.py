@@ -1,0 +1,132 @@
+"""A run's folder as a checkpoint: `run.json` says what was trained, the newest checkpoint holds the numbers.
+
+`cogvx_jax.train.run_folder` writes it.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from jax.sharding import SingleDeviceSharding
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.checkpoint import expected_shapes
+from cogvx_jax.models import lora as loras
+from cogvx_jax.models.lora import LoRA, LoRAConfig
+from cogvx_jax.storage import StoragePath, is_bucket, storage_path
+
+KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
+
+
+def is_run(folder: StoragePath) -> bool:
+    return (folder / "run.json").is_file()
+
+
+def read_run(folder: StoragePath, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:
+    """What run.json says.
+
+    Args:
+      keys: that it must have.
+      verb: of `cogvx` that writes such a run, for messages.
+    Raises: FileNotFoundError; ValueError for a file that is not such a run's.
+    """
+    try:
+        said = json.loads((folder / "run.json").read_text())
+        if not isinstance(said, dict) or not said.keys() >= set(keys):
+            raise ValueError(f"it has not all of {', '.join(sorted(keys))}")
+        return said
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no run of `cogvx {verb}`: it has no run.json") from None
+    except ValueError as error:
+        raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
+
+
+def run_source(folder: StoragePath) -> str:
+    """What the run's model was loaded from."""
+    return str(read_run(folder)["source"])
+
+
+def run_dtype(folder: StoragePath) -> str:
+    """What the run's model computed in, and held its parameters in."""
+    return str(read_run(folder)["dtype"])
+
+
+def is_lora(folder: StoragePath) -> bool:
+    """Whether a run trains a LoRA, not the model's parameters."""
+    return read_run(folder)["lora"] is not None
+
+
+def is_vae_run(folder: StoragePath) -> bool:
+    """Whether `folder` holds a run that trains a VAE."""
+    try:
+        return json.loads((folder / "run.json").read_text())["trains"] == "vae"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -> LoRA:
+    """The moving average of a run's adapters, from its newest checkpoint, or its best by validation loss.
+
+    Raises: ValueError, one sentence, for a folder without a run or checkpoint, or a run of another model.
+    """
+    said = read_run(folder)
+    check_trained_from(folder, said, spec)
+    if said["lora"] is None:
+        raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
+    lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
+    adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
+
+
+def check_trained_from(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:
+    """Raises ValueError where `run.json` says that the run was of a model of another size than `spec`."""
+    width, layers = spec.transformer.width, spec.transformer.layers
+    if (said["width"], said["layers"]) != (width, layers):
+        raise ValueError(
+            f"{folder} does not fit {spec.name} (width {width}, {layers} layers); "
+            f"it was made for {said['name']} (width {said['width']}, {said['layers']} layers)"
+        )
+
+
+def read_exported(run: StoragePath, like: Any, best: bool) -> Any:
+    """The arrays for use in a run's newest checkpoint, on one device: the moving average, else the parameters.
+
+    Args:
+      like: a tree of their shapes.
+      best: of the lowest validation loss, not of the newest checkpoint.
+    Raises: ValueError where there is no such checkpoint.
+    """
+    folder = run / ("best" if best else "checkpoints")
+    if folder.is_dir():
+        with _open(folder) as manager:
+            if manager.latest_step() is not None:
+                return _restore_exported(manager, like)
+    which = "of the best validation loss; train with --validation" if best else "yet; train it first"
+    raise ValueError(f"{run} has no checkpoint {which}")
+
+
+def transformer_shapes(spec: ModelSpec) -> Any:
+    """The transformer's parameters as shapes in float32, which is what they are trained in."""
+    shapes = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(spec, "transformer").items()}
+    return traverse_util.unflatten_dict(shapes, sep="/")
+
+
+def _open(folder: StoragePath) -> ocp.CheckpointManager:
+    where = storage_path(folder)
+    apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=f"read {where.name}")
+    options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=apart)
+    path = where if is_bucket(where) else where.absolute()
+    return ocp.CheckpointManager(path, options=options, item_handlers=ocp.PyTreeCheckpointHandler())
+
+
+def _restore_exported(manager: ocp.CheckpointManager, like: Any) -> Any:
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    step = manager.latest_step()
+    part = "params" if manager.item_metadata(step)["average"] is None else "average"
+    wanted = {part: shapes}
+    restore = ocp.checkpoint_utils.construct_restore_args(wanted)
+    return manager.restore(step, args=ocp.args.PyTreeRestore(wanted, restore_args=restore, partial_restore=True))[part]
