@@ -1,10 +1,21 @@
 """Fixtures that several test files share."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from budget import (  # noqa: F401
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+)
 from flax import traverse_util
 from safetensors.numpy import save_file
 
@@ -18,6 +29,16 @@ from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Programs are compiled once for all tests of a run, its worker processes and the commands they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cogvx_jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")

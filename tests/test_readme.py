@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README runs, but for those that fetch from the hub."""
+"""Every command and Python block of the README and of docs/training.md runs, but for those that need the hub."""
 
 import os
 import re
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.S)
+PAGES = (README, README.parent / "docs" / "training.md")  # in this order: the second uses what the first makes
+BLOCKS = [block for page in PAGES for block in re.findall(r"```(\w+)\n(.*?)```", page.read_text(), flags=re.S)]
 PYTHON = [code for language, code in BLOCKS if language == "python"]
 STAGES = "".join(text for language, text in BLOCKS if language == "toml")
 LINES = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
