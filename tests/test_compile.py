@@ -52,6 +52,7 @@ def programs(small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.full
 def test_a_fresh_process_compiles_only_what_is_not_there(small, programs, tmp_path):
     folder, model = small("5b")
     done = subprocess.run(

@@ -47,17 +47,22 @@ def clip_of(scene, seed=0):
     return draw(scene, np.random.default_rng(seed))
 
 
-def test_reads_drawn_clips():
-    assert accuracy(scenes()) >= 0.99
+EVERYTHING = pytest.param(len(scenes()), marks=pytest.mark.full)  # the quick tests draw a part of the scenes
 
 
-def test_reads_degraded_clips():
-    assert accuracy(subset(300), degraded) >= 0.97
+@pytest.mark.parametrize("count", [200, EVERYTHING])
+def test_reads_drawn_clips(count):
+    assert accuracy(subset(count)) >= 0.99
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.full)])
+def test_reads_degraded_clips(count):
+    assert accuracy(subset(count), degraded) >= 0.97
 
 
 @pytest.mark.parametrize("frames, size", [(9, 64), (17, 32), (33, 96)])
 def test_reads_other_sizes(frames, size):
-    cases = subset(60)
+    cases = subset(34)
     right = [judge(draw(s, np.random.default_rng(i), size=size, frames=frames)) == s for i, s in enumerate(cases)]
     assert np.mean(right) >= 0.97
 

@@ -116,7 +116,8 @@ def test_large_stacks_arrive_layer_by_layer(small, monkeypatch):
 
 
 VAE_CASES = (  # mesh, frames: 17 are two batches, joined by the cache
-    pytest.param(dict(sp=4, cfg=2), 17, id="sp4,cfg2"),
+    pytest.param(dict(sp=2, cfg=2), 9, id="sp2,cfg2"),
+    pytest.param(dict(sp=4, cfg=2), 17, id="sp4,cfg2", marks=pytest.mark.full),
     pytest.param(dict(context=2, tensor=2), 9, id="context2,tensor2", marks=pytest.mark.full),
     pytest.param(dict(data=4, sp=2), 17, id="data4,sp2", marks=pytest.mark.full),
 )

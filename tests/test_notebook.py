@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cogvx_jax import presets
 from cogvx_jax.data.video import read_video
 
@@ -31,6 +33,7 @@ for source in json.load(sys.stdin):
 """
 
 
+@pytest.mark.full
 def test_the_cells_run(tmp_path):
     sources = ["".join(cell["source"]) for cell in CODE if "install" not in cell["metadata"].get("tags", [])]
     assert len(sources) == len(CODE) - 1 and not [s for s in sources if re.search("^[%!]", s, flags=re.M)]

@@ -120,6 +120,7 @@ def test_each_process_reads_its_own_rows():
     assert read == [[first, first, every], [second, second, every]]
 
 
+@pytest.mark.full
 def test_the_command_writes_once(small, tmp_path):
     folder, _ = small("5b")
     out = tmp_path / "out.mp4"
@@ -132,6 +133,7 @@ def test_the_command_writes_once(small, tmp_path):
     assert "out.mp4" in said[0] and "out.mp4" not in said[1]
 
 
+@pytest.mark.full
 def test_each_process_encodes_a_part_of_the_videos_on_devices_of_its_own(small, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     folder, model = small("5b")
