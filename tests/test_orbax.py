@@ -92,7 +92,8 @@ def test_a_changed_byte_is_found(converted, tmp_path):
     folder = shutil.copytree(converted, tmp_path / "model")
     largest = max((folder / "vae").rglob("d/*"), key=lambda p: p.stat().st_size)
     raw = bytearray(largest.read_bytes())
-    raw[len(raw) // 2] ^= 1
+    for at in range(len(raw) // 32, len(raw), len(raw) // 16):  # one place may belong to nothing that is read
+        raw[at] ^= 1
     largest.write_bytes(raw)
     with pytest.raises(ConversionError, match=r"model is damaged:\n  (changed|unreadable): vae/"):
         cx.load(folder, verify=True)

@@ -50,6 +50,7 @@ def test_the_commands_run(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+@pytest.mark.full
 def test_the_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = [code for code in PYTHON if "zai-org" not in code]

@@ -147,7 +147,9 @@ def test_split_and_join_are_inverse():
     assert parts.join(frozen, trained) == tree and parts.split(tree, parts.EVERYTHING) == (tree, {})
 
 
-@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full", marks=pytest.mark.full)]
+)
 def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, cache, tmp_path, config):
     alone = train(source, cache, config, tmp_path / "alone", 5)
     train(source, cache, config, tmp_path / "mesh", 3, dict(data=2, fsdp=2))
@@ -228,7 +230,9 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
         commands.train(**options, accumulate=3)
 
 
-@pytest.mark.parametrize("config", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full", marks=pytest.mark.full)]
+)
 def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path, config):
     sizes = dict(data=2, fsdp=2, tensor=2)
     train(source, cache, config, tmp_path / "run", 1, sizes)
@@ -278,7 +282,10 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert "validation loss" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("parts", [(), ("blocks/attention/norm_*",)], ids=["lora", "parts"])
+@pytest.mark.parametrize(
+    "parts",
+    [pytest.param((), id="lora", marks=pytest.mark.full), pytest.param(("blocks/attention/norm_*",), id="parts")],
+)
 def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tmp_path, monkeypatch, parts):
     compiled, calls = [], []
     monkeypatch.setattr(runs, "write_videos", lambda *a: (calls.append(len(compiled)), write_videos(*a)))
@@ -360,6 +367,7 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
 
 
+@pytest.mark.full
 def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
