@@ -30,7 +30,7 @@ from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# LLVM takes most of the time of the quick tests: at its lowest level they end in half of it. XLA sees the same programs.
+# LLVM takes most of the time of the quick tests. At its lowest level they end in half of it; XLA does the same.
 # `.ci/run` gives the usual level to the tests of parity and to those marked `full`.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
