@@ -62,7 +62,7 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, cap
     file.write_text('{"prompt": "x"}\n{"prompt": "x", "size": "64x64", "colour": 1}\n')
     assert "line 2: colour" in err("--prompts-file", file, "--out", out)
     file.write_text('{"prompt": "x"\n')
-    assert "line 1 is not JSON" in err("--prompts-file", file, "--out", out)
+    assert "line 1: this is not JSON" in err("--prompts-file", file, "--out", out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.png", "prompts.jsonl"]
 
 
@@ -79,7 +79,7 @@ def test_an_interrupted_decode_keeps_the_latents(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             run("generate", "a red circle", "--out", out, *TINY, monkeypatch=monkeypatch)
     assert stopped.value.code == 130
-    kept = tmp_path / "out.latents.safetensors"
+    kept = tmp_path / "out.mp4.latents.safetensors"
     assert list(tmp_path.iterdir()) == [kept] and f"cogvx decode {kept}" in capsys.readouterr().err
     run("decode", kept, "--out", out, monkeypatch=monkeypatch)
     whole = tmp_path / "whole.mp4"
