@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cogvx_jax.data import video
+from cogvx_jax.data import decode
 from cogvx_jax.data.clips import TooShort, read_clip
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter
@@ -153,7 +153,7 @@ def test_members_of_tars_are_read_in_place(tmp_path):
 
 def test_no_more_is_decoded_than_is_used(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(video.np, "frombuffer", lambda *a, f=np.frombuffer: asked.append(1) or f(*a))
+    monkeypatch.setattr(decode.np, "frombuffer", lambda *a, f=np.frombuffer: asked.append(1) or f(*a))
     numbered(tmp_path / "a.mp4")
     clip = read_clip(tmp_path / "a.mp4", **SHAPE)
     np.testing.assert_allclose(clip.mean((1, 2, 3)), 12 * np.arange(9) + 20, atol=2)

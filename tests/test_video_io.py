@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from cogvx_jax.data import video
+from cogvx_jax.data import writer as writers
 
 
 def clip(frames=9, height=48, width=64, seed=0):
@@ -75,7 +76,7 @@ def test_writer_errors_leave_nothing(tmp_path, monkeypatch):
         writer.write(clip() / 255)
     with pytest.raises(ValueError, match="fps"):
         video.VideoWriter(target, 0)
-    monkeypatch.setitem(video.ENCODERS, ".mp4", "-c:v no_such_encoder -f mp4")
+    monkeypatch.setitem(writers.ENCODERS, ".mp4", "-c:v no_such_encoder -f mp4")
     with pytest.raises(OSError, match="no_such_encoder"), video.VideoWriter(target, 8) as writer:
         for _ in range(200):  # more than a pipe holds
             writer.write(clip())

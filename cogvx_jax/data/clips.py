@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import PIL.Image
 
+from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.tars import File, read_chunks
-from cogvx_jax.data.video import read_image, stream_video
 
 VIDEOS = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif"}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}

@@ -6,8 +6,8 @@ import numpy as np
 import PIL.Image
 
 from cogvx_jax.data.clips import Source
+from cogvx_jax.data.decode import stream_video
 from cogvx_jax.data.tars import File
-from cogvx_jax.data.video import stream_video
 
 
 class RandomClips:
