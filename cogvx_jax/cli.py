@@ -260,7 +260,7 @@ def _run(model, source: str, job: Job, progress: bool, one_program: bool) -> Non
     fps: float = model.spec.defaults.fps
     if job.video is not None:
         arguments["video"], source_fps = read_video(job.video)
-        fps = source_fps or fps
+        fps = float(source_fps) if source_fps else fps
     request = check_request(model.spec, job.prompt, **arguments)
     padding = latents.shape[1] - latent_frames(model.spec, request.frames)
     source = str(Path(source).absolute()) if Path(source).is_dir() else source

@@ -1,13 +1,12 @@
 """The layouts of captioned videos, what is wrong with them, and clips read from their files."""
 
 import json
-import subprocess
 import tarfile
 
-import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
+from test_time_stamps import turned
 
 from cogvx_jax.data import decode
 from cogvx_jax.data.clips import TooShort, read_clip
@@ -152,12 +151,14 @@ def test_members_of_tars_are_read_in_place(tmp_path):
 
 
 def test_no_more_is_decoded_than_is_used(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(decode.np, "frombuffer", lambda *a, f=np.frombuffer: asked.append(1) or f(*a))
+    decoded, shown = [], []
+    original, convert = decode._decode, decode._Converter.__call__
+    monkeypatch.setattr(decode, "_decode", lambda *a: (decoded.append(1) or frame for frame in original(*a)))
+    monkeypatch.setattr(decode._Converter, "__call__", lambda *a: shown.append(1) or convert(*a))
     numbered(tmp_path / "a.mp4")
     clip = read_clip(tmp_path / "a.mp4", **SHAPE)
     np.testing.assert_allclose(clip.mean((1, 2, 3)), 12 * np.arange(9) + 20, atol=2)
-    assert len(asked) == 25  # of 48
+    assert len(decoded) == 25 and len(shown) == 9  # of 48
 
 
 def test_broken_videos_are_told_from_short_ones(tmp_path):
@@ -191,8 +192,7 @@ def test_turned_and_tall_videos_are_cropped_upright(tmp_path, capfd):
     frames[:, :, 24:40] = 200  # a bar that stands upright
     with VideoWriter(tmp_path / "wide.mp4", 8) as writer:
         writer.write(frames)
-    turn = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", tmp_path / "wide.mp4"]
-    subprocess.run([*turn, "-c", "copy", tmp_path / "tall.mp4"], check=True)
+    (tmp_path / "tall.mp4").write_bytes(turned((tmp_path / "wide.mp4").read_bytes()))
     wide, tall = (read_clip(tmp_path / f"{name}.mp4", **SHAPE)[4].mean(-1) for name in ("wide", "tall"))
     np.testing.assert_allclose(tall, np.rot90(wide), atol=3)
     assert wide[:, 10:22].min() > 190 and wide[:, :6].max() < 10

@@ -6,6 +6,8 @@ A clip is uint8 (F, H, W, 3) on the side of files and float (F, H, W, 3) in [-1,
 
 import base64
 import dataclasses
+import fractions
+import itertools
 import os
 import pathlib
 import tempfile
@@ -15,8 +17,11 @@ import PIL.Image
 
 from cogvx_jax.data.decode import stream_video
 from cogvx_jax.data.pictures import read_image as read_image
+from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.writer import VideoWriter as VideoWriter
-from cogvx_jax.data.writer import check_frames, check_writable, positive
+from cogvx_jax.data.writer import check_frames, check_writable
+
+MAX_BYTES = 2**35  # of the frames of one video: 12,000 of 720p
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,16 +30,16 @@ class Video:
 
     Attributes:
       frames: (B, F, H, W, 3) uint8, RGB.
-      fps: frames per second.
+      fps: frames per second; kept as an exact fraction, whose numerator and denominator are those of the rate.
     Raises: ValueError if `frames` has another shape or type, or `fps` is not positive.
     """
 
     frames: np.ndarray
-    fps: int
+    fps: fractions.Fraction | float
 
     def __post_init__(self):
         object.__setattr__(self, "frames", check_frames(self.frames, "BFHW3"))
-        positive(self.fps)
+        object.__setattr__(self, "fps", frame_rate(self.fps))
 
     def save(self, path) -> list[pathlib.Path]:
         """Writes the clips as .mp4 or .gif files, by the suffix of `path`, over files of the same name.
@@ -65,7 +70,7 @@ class Video:
 
     def __repr__(self) -> str:
         b, f, h, w, _ = self.frames.shape
-        return f"Video({b} x {f} frames of {h}x{w}, {self.fps} fps, {f / self.fps:.1f} s)"
+        return f"Video({b} x {f} frames of {h}x{w}, {float(self.fps):g} fps, {float(f / self.fps):.1f} s)"
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -74,24 +79,33 @@ class Video:
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(map(tag.format, clips))}</div>'
 
 
-def read_video(source) -> tuple[np.ndarray, float | None]:
+def read_video(source, frames: int | None = None) -> tuple[np.ndarray, fractions.Fraction | None]:
     """Reads a clip as frames (F, H, W, 3) uint8 RGB and its frames per second.
+
+    A video of variable rate is read at the rate that its time stamps lie on: a frame that is shown for longer comes
+    out several times. One of constant rate comes out as it is stored, each frame once.
 
     Args:
       source: a path of anything ffmpeg decodes (mp4, webm, gif, ...), or frames as a uint8 array (F, H, W, 3).
-        Each stored frame comes out once, whatever its duration.
-    Returns: the frames, and the rate ffmpeg reports: to two decimals, and of a GIF, whose delays are whole
-      hundredths of a second, a few per cent off. None for an array or if ffmpeg reports none.
-    Raises: FileNotFoundError for a path that does not exist; ValueError for a file without a video in it or
-      for frames of another shape or type.
+      frames: how many to read at most, from the first on; None is all. No others are decoded or held. Fewer come back
+        if the video has no more: then their count is all that it has.
+    Returns: the frames, and their exact rate, such as 30000/1001; None for an array or if the file tells none.
+    Raises: FileNotFoundError for a path that does not exist; ValueError for a file without a video in it, for HDR
+      and for frames of another shape or type.
     """
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames must be at least 1, got {frames}")
     if not isinstance(source, str | os.PathLike):
-        return check_frames(source, "FHW3"), None
+        return check_frames(source, "FHW3")[:frames], None
+    clip: list[np.ndarray] = []
     with stream_video(source) as stream:
-        frames = list(stream.frames)
-    if not frames:
+        for frame in stream.at(itertools.count() if frames is None else range(frames)):
+            clip.append(frame)
+            if len(clip) * frame.nbytes > MAX_BYTES:
+                raise ValueError(f"{str(source)!r} has more frames than can be held; read fewer, with frames=N")
+    if not clip:
         raise ValueError(f"{str(source)!r} holds no video frames; give an mp4, webm or gif file with at least one")
-    return np.stack(frames), stream.fps
+    return np.stack(clip), stream.fps
 
 
 def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,47 +1,75 @@
 """Videos written to files, frames as they come."""
 
+import contextlib
+import fractions
 import os
-import pathlib
-import subprocess
+import shutil
 import tempfile
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-import imageio_ffmpeg
+import av
+import av.filter
 import numpy as np
+import PIL.Image
 
-# What ffmpeg writes for each suffix. The matrix is given and tagged, or players guess different colours.
-# A GIF gets one palette per frame: one for the whole clip would hold back every frame until the last.
-ENCODERS = {
-    ".mp4": "-vf scale=out_color_matrix=bt709:out_range=tv,"
-    "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709 "
-    "-c:v libx264 -crf 17 -pix_fmt yuv420p -movflags +faststart -f mp4",
-    ".gif": "-filter_complex split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1 -loop 0 -f gif",
+from cogvx_jax.data.rates import frame_rate
+
+Filters = Sequence[tuple[str, str | None]]
+
+
+class Format(NamedTuple):
+    """How a kind of file is written: ffmpeg's name of its container, the encoder with its options, pixels."""
+
+    container: str
+    encoder: str
+    pixels: str
+    options: dict[str, str]
+    container_options: dict[str, str]
+    video: bool = True  # YUV pixels of a tagged matrix, not those of a picture format
+
+
+FORMATS = {
+    ".mp4": Format("mp4", "libx264", "yuv420p", {"crf": "17"}, {"movflags": "faststart"}),
+    ".gif": Format("gif", "gif", "pal8", {}, {"loop": "0"}, video=False),
+    ".webm": Format("webm", "libvpx-vp9", "yuv420p", {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "3"}, {}),
+    ".webp": Format("webp", "libwebp_anim", "bgra", {"quality": "95"}, {"loop": "0"}, video=False),
 }
+# The matrix is given and tagged, or players guess different colours.
+BT709: Filters = (
+    ("scale", "out_color_matrix=bt709:out_range=tv"),
+    ("setparams", "range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"),
+)
 
 
 class VideoWriter:
-    """Writes one .mp4 (H.264, plays in browsers) or .gif, frames handed over as they come.
+    """Writes one video, frames handed over as they come.
 
         with VideoWriter("out.mp4", fps=8) as writer:
             for chunk in chunks:  # (F, H, W, 3) uint8, RGB
                 writer.write(chunk)
 
-    Memory does not grow with the clip. `path` appears, or is replaced, only when the block ends well; if it ends by
-    an exception nothing is left behind.
+    The suffix tells the kind: .mp4 (H.264, plays in browsers), .webm (VP9), .gif or .webp (animated). A name without a
+    suffix is a folder of PNGs, 00000.png, 00001.png and so on, which must be new or empty; it keeps no rate.
 
+    Memory does not grow with the clip, but for the compressed frames of a .webp. `path` appears, or is replaced, only
+    when the block ends well; if it ends by an exception nothing is left behind.
+
+    Args:
+      fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
     Raises: what `check_writable` raises, on construction; ValueError if `fps` is not positive, if chunks
-      differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError if ffmpeg fails.
+      differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError, which names `path`,
+      if it cannot be written, as on a full disk.
     """
 
-    def __init__(self, path, fps: float):
+    def __init__(self, path, fps: float | fractions.Fraction):
         check_writable(path)
-        self.path, self.fps = pathlib.Path(path), positive(fps)
-        # In the same folder, so that the final rename stays within one file system.
-        self._temporary = self.path.with_name(f".cogvx-{uuid.uuid4().hex[:12]}{self.path.suffix}")
+        self.path, self.fps = Path(path), frame_rate(fps)
+        self._temporary = _temporary(self.path)
         self._size: tuple[int, int] | None = None
-        self._process: Any = None  # ffmpeg, once the first frames say how large they are
-        self._log: Any = None
+        self._output: _Output | None = None  # once the first frames say how large they are
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -50,87 +78,172 @@ class VideoWriter:
         """Appends frames, (F, H, W, 3) uint8; H and W as in the first call."""
         frames = check_frames(frames, "FHW3")
         size = frames.shape[1:3]
-        if self._process is None:
-            self._start(*size)
+        self._size = self._size or size
         if size != self._size:
-            first = "x".join(map(str, self._size or ()))
+            first = "x".join(map(str, self._size))
             raise ValueError(f"all frames of {str(self.path)!r} must be {first}, got {size[0]}x{size[1]}")
-        try:
+        suffix = self.path.suffix.lower()
+        if suffix == ".mp4" and (size[0] % 2 or size[1] % 2):
+            raise ValueError(f"an .mp4 needs an even height and width, got {size[0]}x{size[1]}; resize or write a .gif")
+        with self._naming_the_file():
+            if self._output is None:
+                self._output = _Pictures(self._temporary) if not suffix else None
+                self._output = self._output or _Encoder(self._temporary, FORMATS[suffix], self.fps, size)
             for frame in frames:
-                self._process.stdin.write(np.ascontiguousarray(frame))
-        except (OSError, ValueError) as e:  # a broken pipe: ffmpeg ended early
-            raise self._failure() from e
+                self._output.write(np.ascontiguousarray(frame))
 
     def __exit__(self, kind, value, traceback) -> None:
         try:
             if kind is None:
                 self._finish()
         finally:
-            if self._process is not None:
-                self._process.kill()  # no effect on one that has ended
-                self._process.wait()
-                try:
-                    self._process.stdin.close()
-                except OSError:  # what was still buffered has nowhere to go
-                    pass
-                self._log.close()
+            if self._output is not None:
+                with contextlib.suppress(OSError, av.FFmpegError):  # what it could not write is not wanted any more
+                    self._output.close()
+            if self._temporary.is_dir():
+                shutil.rmtree(self._temporary)
             self._temporary.unlink(missing_ok=True)
 
-    def _start(self, height: int, width: int) -> None:
-        suffix = self.path.suffix.lower()
-        if suffix == ".mp4" and (height % 2 or width % 2):
-            raise ValueError(f"an .mp4 needs an even height and width, got {height}x{width}; resize it or write a .gif")
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
-        command += ["-s", f"{width}x{height}", "-r", str(self.fps), "-i", "-", *ENCODERS[suffix].split()]
-        command += [f"file:{self._temporary.absolute()}"]
-        # Not imageio_ffmpeg.write_frames: that one ignores ffmpeg's exit status, so a full disk would go unseen.
-        self._size, self._log = (height, width), tempfile.TemporaryFile()
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._log)
-
     def _finish(self) -> None:
-        if self._process is None:
+        if self._output is None:
             raise ValueError(f"no frames were given for {str(self.path)!r}; write at least one")
-        try:
-            self._process.stdin.close()
-        except OSError as e:
-            raise self._failure() from e
-        if self._process.wait() != 0:
-            raise self._failure()
-        os.replace(self._temporary, self.path)
+        with self._naming_the_file():
+            self._output.finish()
+            os.replace(self._temporary, self.path)
 
-    def _failure(self) -> OSError:
-        self._process.kill()
-        self._process.wait()
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip()[-500:]
-        return OSError(f"ffmpeg could not write {str(self.path)!r}: {said or 'it ended early and said nothing'}")
+    @contextlib.contextmanager
+    def _naming_the_file(self):
+        try:
+            yield
+        except (OSError, av.FFmpegError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OSError(f"{str(self.path)!r} could not be written: {reason}") from error
+
+
+class _Output(Protocol):
+    """Where the frames of one video go."""
+
+    def write(self, frame: np.ndarray) -> None: ...
+
+    def finish(self) -> None:
+        """Writes what is still held, and closes."""
+
+    def close(self) -> None:
+        """Gives up what is still held. No effect after `finish`."""
+
+
+class _Pictures:
+    """A folder of PNGs."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._count = folder, 0
+        folder.mkdir()
+
+    def write(self, frame: np.ndarray) -> None:
+        PIL.Image.fromarray(frame).save(self._folder / f"{self._count:05d}.png")
+        self._count += 1
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Encoder:
+    """One stream in a container."""
+
+    def __init__(self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int]):
+        url = f"file:{path.absolute()}"  # else ffmpeg reads a name such as "a:b.mp4" as a protocol
+        self._container: Any = av.open(url, "w", format=kind.container, container_options=kind.container_options)
+        self._stream: Any = self._container.add_stream(kind.encoder, rate=fps, options=kind.options)
+        context: Any = self._stream.codec_context
+        context.height, context.width, context.pix_fmt = *size, kind.pixels
+        context.time_base = 1 / fps
+        if kind.video:
+            context.color_range = context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        self._graph = _graph(kind, fps, size)
+        self._count, self._unit = 0, 1 / fps
+
+    def write(self, frame: np.ndarray) -> None:
+        picture = av.VideoFrame.from_ndarray(frame, "rgb24")
+        picture.pts, picture.time_base = self._count, self._unit
+        self._count += 1
+        self._graph.push(picture)
+        self._encode()
+
+    def finish(self) -> None:
+        self._graph.push(None)
+        self._encode()
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _encode(self) -> None:
+        """Encodes the frames that the filters have ready."""
+        while True:
+            try:
+                picture = self._graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            self._container.mux(self._stream.encode(picture))
+
+
+def _graph(kind: Format, fps: fractions.Fraction, size: tuple[int, int]) -> Any:
+    """The filters from RGB to the pixels that the encoder takes."""
+    graph: Any = av.filter.Graph()
+    last = graph.add_buffer(height=size[0], width=size[1], format="rgb24", time_base=1 / fps)
+    if kind.pixels == "pal8":
+        # One palette a frame: one for the whole clip would hold back every frame until the last.
+        both, palette = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+        last.link_to(both)
+        both.link_to(palette, 0, 0)
+        last = graph.add("paletteuse", "new=1")
+        both.link_to(last, 1, 0)
+        palette.link_to(last, 0, 1)
+    steps = [*(BT709 if kind.video else ()), ("format", kind.pixels), ("buffersink", None)]
+    for name, arguments in steps:
+        following = graph.add(name, arguments)
+        last.link_to(following)
+        last = following
+    graph.configure()
+    return graph
 
 
 def check_writable(path) -> None:
     """Checks, before any work, that a video can be written to `path`; an existing file there is fine.
 
-    Raises: ValueError for a suffix other than .mp4 and .gif; FileNotFoundError, NotADirectoryError,
-      IsADirectoryError or PermissionError, all of them OSError, for the place; OSError if there is no ffmpeg.
+    Raises: ValueError for a suffix that is not known; FileNotFoundError, NotADirectoryError, IsADirectoryError or
+      PermissionError, all of them OSError, for the place; OSError if there is no such encoder.
     """
-    path = pathlib.Path(path)
-    folder = path.parent
-    if path.suffix.lower() not in ENCODERS:
-        raise ValueError(f"{str(path)!r} must end in one of {', '.join(ENCODERS)} to say which kind of video to write")
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; give the name of a file to write")
+    path = Path(path)
+    folder, name = path.parent, repr(str(path))
+    if "\0" in str(path):
+        raise ValueError(f"{name} holds a NUL, which no file name may")
+    if path.suffix.lower() not in {"", *FORMATS}:
+        raise ValueError(
+            f"{name} must end in one of {', '.join(FORMATS)} to say which kind of video to write; "
+            "without a suffix it is a folder of PNGs"
+        )
+    if path.is_dir() and path.suffix:
+        raise IsADirectoryError(f"{name} is a folder; give the name of a file to write")
+    if path.is_dir() and any(path.iterdir()):
+        raise IsADirectoryError(f"{name} is a folder that is not empty; give a new one for PNGs, or a file's name")
+    if not path.suffix and path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{name} is a file; without a suffix it must be a folder, for PNGs")
     if not folder.exists():
         raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; create it first or write elsewhere")
     if not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file, not a folder; write elsewhere")
+    if path.suffix and (encoder := FORMATS[path.suffix.lower()].encoder) not in av.codecs_available:
+        raise OSError(f"the installed PyAV has no encoder {encoder}; `pip install --force-reinstall av` brings one")
     try:  # os.access says yes to root even where nothing can be written
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as e:
         raise PermissionError(f"the folder {str(folder)!r} cannot be written to ({e.strerror}); write elsewhere") from e
-    try:
-        imageio_ffmpeg.get_ffmpeg_exe()
-    except RuntimeError as e:
-        raise OSError("no ffmpeg was found; reinstall imageio-ffmpeg or set IMAGEIO_FFMPEG_EXE to one") from e
 
 
 def check_frames(frames, axes: str) -> np.ndarray:
@@ -143,7 +256,9 @@ def check_frames(frames, axes: str) -> np.ndarray:
     return frames
 
 
-def positive(fps: float) -> float:
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
-    return fps
+def _temporary(path: Path) -> Path:
+    """A new name in the same folder, so that the last rename stays within one file system.
+
+    It tells the process, so that what a killed one left can be known as such.
+    """
+    return path.with_name(f".cogvx-{os.getpid()}-{uuid.uuid4().hex[:12]}{path.suffix}")

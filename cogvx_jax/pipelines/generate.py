@@ -131,7 +131,7 @@ def generate(
     streams = [decode_frames(model, x[i : i + 1], padding, tiling=tiling) for i in range(shape[0])]
     return Video(
         frames=np.stack([np.concatenate(list(stream)) for stream in streams]),
-        fps=round(fps) if fps else model.spec.defaults.fps,
+        fps=fps or model.spec.defaults.fps,
     )
 
 
