@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 
 from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.files import existing
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.tars import File, read_chunks
@@ -37,7 +38,7 @@ def read_clip(source: File, *, frames: int, fps: float, height: int, width: int)
 
     Raises: FileNotFoundError; TooShort; ValueError for a file that is neither, or damaged.
     """
-    if next(read_chunks(source), None) is None:
+    if next(read_chunks(existing(source)), None) is None:
         raise ValueError("the file is empty")
     if source.suffix.lower() in PICTURES:
         if frames > 1:
