@@ -170,10 +170,19 @@ def test_other_encodings_are_refused(files):
 @pytest.mark.parametrize(
     "line, problem",
     [
-        ('{"video": "a.mp4", "prompt": 5}', "1 of 2 lines have a prompt that is no text, the first is line 2"),
-        ('{"video": ["a.mp4"], "prompt": "x"}', "1 of 2 lines have a video that is no text, the first is line 2"),
-        ('{"video": "a.mp4", "prompt": "x", "image": 5}', "lines have a image that is no text, the first is line 2"),
-        ('{"video": "a.mp4", "prompt": "x", "image": false}', "lines have a image that is no text"),
+        (
+            '{"video": "a.mp4", "prompt": 5}',
+            "1 of 2 lines have something else than text as prompt, the first is line 2",
+        ),
+        (
+            '{"video": ["a.mp4"], "prompt": "x"}',
+            "1 of 2 lines have something else than text as video, the first is line 2",
+        ),
+        (
+            '{"video": "a.mp4", "prompt": "x", "image": 5}',
+            "lines have something else than text as image, the first is line 2",
+        ),
+        ('{"video": "a.mp4", "prompt": "x", "image": false}', "lines have something else than text as image"),
         ('{"video": "a.mp4", "prompt": null}', "1 of 2 lines have no prompt, the first is line 2"),
         ('{"video": "a.mp4", "prompt": "x", "score": NaN}', "line 2 is not JSON: NaN is no number"),
         ('{"video": "a.mp4", "prompt": "x", "score": -Infinity}', "line 2 is not JSON: -Infinity is no number"),

@@ -134,11 +134,13 @@ def turned(data):
     return data[:matrix] + struct.pack(">9i", 0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30) + data[matrix + 36 :]
 
 
-@pytest.mark.parametrize("transfer, name", [(16, "PQ"), (18, "HLG")])
+@pytest.mark.parametrize("transfer, name", [(16, "PQ"), (18, "HLG"), (14, r"BT\.2020")])
 def test_hdr_is_refused_with_how_to_convert_it(tmp_path, transfer, name):
     timed(tmp_path / "a.mp4", range(9), [90] * 9, color_trc=transfer, color_primaries=9, colorspace=9)
     for read in (read_video, lambda path: read_clip(path, **SHAPE)):
-        with pytest.raises(ValueError, match=rf"a\.mp4' is HDR \({name}\).*convert it first: ffmpeg"):
+        with pytest.raises(
+            ValueError, match=rf"a\.mp4' has HDR or wide-gamut colours \({name}\).*convert it first: ffmpeg"
+        ):
             read(tmp_path / "a.mp4")
 
 

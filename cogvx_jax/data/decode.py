@@ -29,6 +29,7 @@ MAX_PIXELS = 2**26  # of a frame: twice 8K, 200 MB of RGB
 MAX_GRID = 240
 UNKNOWN_FPS, UNIT = fractions.Fraction(25), fractions.Fraction(1, 1000)  # of a file that tells none
 HDR = {16: "PQ", 18: "HLG"}  # by the number of their transfer function in ITU-T H.273
+BT2020 = 9  # primaries, by the same table
 TO_SDR = (
     "ffmpeg -i IN -vf zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=mobius,"
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
@@ -139,7 +140,8 @@ def _checked(frames: Iterator[_Frame], source) -> Iterator[_Frame]:
 
 def _best(container) -> Any:
     """The stream that players show: the default one, or the largest; never a cover picture."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    known = (s for s in container.streams.video if s.codec_context is not None)
+    streams = [s for s in known if not s.disposition & Disposition.attached_pic]
     if not streams:
         raise av.error.InvalidDataError(0, "it has no video stream")
     return max(streams, key=lambda s: (bool(s.disposition & Disposition.default), (s.width or 0) * (s.height or 0)))
@@ -236,9 +238,10 @@ class _Converter:
         return self._graph.pull().to_ndarray()
 
     def _check(self, frame) -> None:
-        if frame.color_trc in HDR:
+        kind = HDR.get(frame.color_trc) or (frame.color_primaries == BT2020 and "BT.2020")
+        if kind:
             raise ValueError(
-                f"{str(self._source)!r} is HDR ({HDR[frame.color_trc]}), whose colours would come out wrong; "
+                f"{str(self._source)!r} has HDR or wide-gamut colours ({kind}), which would come out wrong; "
                 f"convert it first: {TO_SDR}"
             )
 

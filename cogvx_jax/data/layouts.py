@@ -138,7 +138,7 @@ def _composed(name: object) -> str:
 
 
 def _beside(folder: Path) -> dict[str, dict[str, File]]:
-    """The videos, pictures and captions in a folder, not below it: by path without the suffix, each with its files by suffix."""
+    """The samples in a folder, not below it: by path without the suffix, each with its files by suffix."""
     found: dict[str, dict[str, File]] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in VIDEOS | PICTURES | {".txt", ".json"} and not file.name.startswith("."):
