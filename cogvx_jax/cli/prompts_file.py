@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.data.text_lines import parse_json, read_lines
 from cogvx_jax.pipelines.options import PYTHON_ONLY, Options, check_path
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
@@ -59,7 +60,7 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: Options
         assert prompt is not None
         return [Job(prompt=prompt, out=out, options=options)]
     jobs: list[Job] = []
-    for number, text in read_lines(file):
+    for number, text in enumerate(read_lines(file), 1):
         if not text.strip():
             continue
         line, target = f"{file}, line {number}", out.with_stem(f"{out.stem}-{len(jobs)}")
@@ -73,7 +74,7 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: Options
 
 def _job(text: str, target: Path, options: Options, line: str) -> Job:
     """A video of one line: its prompt, or a JSON object."""
-    own: dict[str, Any] = _parse(text) if text.startswith("{") else {"prompt": text}
+    own: dict[str, Any] = parse_json(text, "this") if text.startswith("{") else {"prompt": text}
     known = ["prompt", "out", *OPTIONS]
     if "prompt" not in own or not own.keys() <= set(known):
         spare = ", ".join(sorted(own.keys() - set(known))[:20]) or "no prompt"
@@ -85,22 +86,6 @@ def _job(text: str, target: Path, options: Options, line: str) -> Job:
         if isinstance(own.get(name), list):
             raise ValueError(f"{name} must be text, got a list")
     return Job(prompt=prompt, out=Path(check_path("out", out)), options=dataclasses.replace(options, **own), line=line)
-
-
-def _parse(text: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-        return found
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"this is not JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("this is not JSON for a video: it is nested too deeply") from None
 
 
 def check_targets(jobs: Sequence[Job]) -> None:
@@ -120,12 +105,3 @@ def check_targets(jobs: Sequence[Job]) -> None:
                 raise ValueError(
                     f"{job.line}: {writer.place} writes {source}; make that video in a run before this one"
                 )
-
-
-def read_lines(file: Path) -> list[tuple[int, str]]:
-    """The lines of a text in UTF-8, each with its number; only a line feed ends one."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8: {error}") from None
-    return list(enumerate(text.split("\n"), 1))

@@ -23,16 +23,13 @@ class NotFiniteError(ValueError):
     def of(cls, model: Model, component: str, part: str) -> Self:
         """The error of a part that runs a component; it names the first weight of it that is not finite, if any is."""
         tensor = find_not_finite(model.params[component])
+        said = f"{part} gave numbers that are not finite"
         if tensor is not None:
-            return cls(
-                f"{part} gave numbers that are not finite; the {component} of {model.spec.name} holds some in {tensor}, "
-                "the file is damaged, or training or a LoRA diverged"
-            )
+            holds = f"the {component} of {model.spec.name} holds some in {tensor}"
+            return cls(f"{said}, as {holds}: the file is damaged, or training or a LoRA diverged")
         dtype = getattr(model.spec, component).dtype
-        return cls(
-            f"{part} gave numbers that are not finite, though all weights of the {component} of {model.spec.name} are; "
-            + ("another dtype may help" if dtype != "float32" else "the inputs, or the weights, are far too large")
-        )
+        why = "another dtype may help" if dtype != "float32" else "the inputs, or the weights, are far too large"
+        return cls(f"{said}, though all weights of the {component} of {model.spec.name} are: {why}")
 
 
 def find_not_finite(params: Any) -> str | None:

@@ -102,9 +102,9 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     settings = check_sampling(spec, asked, task)
     video, fps = None, None
     if asked.video is not None:
-        frames, fps = read_video(asked.video)
-        settings = check_sampling(spec, asked, task, len(frames[: settings.frames]))
-        video = frames[: settings.frames]
+        video, fps = read_video(asked.video, settings.frames)
+        settings = check_sampling(spec, asked, task, len(video))
+        video = video[: settings.frames]
     if task == "v2v" and int(settings.steps * asked.strength) < 1:
         raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
     request = Request(
