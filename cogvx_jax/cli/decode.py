@@ -27,7 +27,7 @@ def decode(
 
     Args:
       latents: the file that it kept, VIDEO.latents.safetensors.
-      out: an .mp4 or .gif file.
+      out: as for `generate`.
       model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.

@@ -48,7 +48,8 @@ def generate(
 
     Args:
       prompt: what the video shows.
-      out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
+      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
+        its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
       lora: a LoRA to use, a file, folder or run of `cogvx train`, and its weight if not 1; several add up.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
@@ -74,16 +75,16 @@ def generate(
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
-    for job in jobs:  # all of them, before the first is begun
-        with job.named():
-            check_writable(job.out)
     if distributed:
         initialize()
     spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
-    work = [_check(spec, job) for job in jobs]
+    work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
         work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again)
+    for one in work:
+        with one.job.named():
+            check_writable(one.job.out)
     if not work:
         return
     if mesh == "auto":
@@ -108,13 +109,16 @@ class Work(NamedTuple):
     digest: str = ""
 
 
-def _check(spec: "ModelSpec", job: Job) -> Work:
-    """A job and its request, whose inputs are read."""
+def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
+    """The jobs and their requests, whose inputs are read and held: a file that is gone later costs nothing."""
+    from cogvx_jax.cli.inputs import Inputs
     from cogvx_jax.pipelines.request import check_request
 
-    with job.named():
-        request = check_request(spec, job.prompt, job.options)
-    return Work(job, request)
+    inputs, work = Inputs(), []
+    for job in jobs:
+        with job.named():
+            work.append(Work(job, inputs.hold(check_request(spec, job.prompt, job.options))))
+    return work
 
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool) -> list[Work]:

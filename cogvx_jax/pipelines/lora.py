@@ -35,7 +35,7 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     if not math.isfinite(weight):
         raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
-    if not np.isfinite(np.float32(weight * lora.scale)):
+    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
     _check_finite(lora, "given")
     transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)

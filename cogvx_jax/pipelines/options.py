@@ -75,6 +75,13 @@ class Sampling:
             object.__setattr__(self, field.name, value)
 
     @classmethod
+    def of(cls, value: Self | None, keywords: Mapping[str, Any]) -> Self:
+        """The value that is given, or the one that keywords make. Raises: TypeError for both, or as `from_keywords`."""
+        if value is not None and keywords:
+            raise TypeError(f"give either options or {', '.join(sorted(keywords))}")
+        return cls.from_keywords(**keywords) if value is None else value
+
+    @classmethod
     def from_keywords(cls, **keywords: Any) -> Self:
         """Options by the names of Python's `generate`: `height`, `width`, `num_frames`, `num_inference_steps`.
 

@@ -61,7 +61,7 @@ def compile_programs(
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
-    asked_for = sampling or Sampling.from_keywords(**options)
+    asked_for = Sampling.of(sampling, options)
     check_videos(videos)
     check_new(folder)
     found = None if topology is None else find(topology)

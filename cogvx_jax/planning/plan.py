@@ -6,12 +6,14 @@
 Meshes that make sense are compiled in the order of `candidates`, and the first that fits is chosen.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -127,7 +129,7 @@ def plan(
     Raises: ValueError for an unknown topology, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    made_of = check_sampling(spec, sampling or Sampling.from_keywords(**options))
+    made_of = check_sampling(spec, Sampling.of(sampling, options))
     check_videos(videos)
     target = _target(topology)
     wanted = _Question(
@@ -151,8 +153,8 @@ def plan(
         "flops": made_of.steps * _flops(wanted),
     }
     kept = _file(wanted, facts | {"every": every})
-    if kept.is_file() and not fresh:
-        return _read(kept.read_text())
+    if not fresh and (known := _read(kept)) is not None:
+        return known
     trials: list[Trial] = []
     for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided):
         trials.append(_try(wanted, sizes, report))
@@ -161,7 +163,9 @@ def plan(
     made = Plan(**facts, trials=tuple(trials))
     if made.chosen is None:
         made = dataclasses.replace(made, instead=_instead(wanted, made, report))
-    write_whole(kept, made.json().encode())
+    with contextlib.suppress(OSError):  # a home that cannot be written to must not cost the plan
+        write_whole(kept, made.json().encode())
+        cache.trim(kept.parent, cache.MAX_PLANS)
     return made
 
 
@@ -348,7 +352,7 @@ def _shorter(spec: ModelSpec, frames: int) -> list[int]:
     ]
 
 
-def _file(wanted: _Question, facts: dict[str, Any]):
+def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
     decides = (wanted.spec, wanted.sampler, sorted(facts.items()), sorted(versions.items()))
@@ -356,7 +360,11 @@ def _file(wanted: _Question, facts: dict[str, Any]):
     return cache.folder() / "plans" / f"{key}.json"
 
 
-def _read(text: str) -> Plan:
-    facts = json.loads(text)
-    trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
-    return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})
+def _read(file: Path) -> Plan | None:
+    """A plan that was kept; None if there is none, or it is damaged."""
+    try:
+        facts = json.loads(file.read_text())
+        trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
+        return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
