@@ -9,6 +9,9 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+MAX_COMPILED = 10 * 2**30  # bytes: those of a step of 5B are 5 to 50 MB
+MAX_PLANS = 16 * 2**20  # of a few kB each
+
 
 def folder() -> Path:
     """Where this project keeps what it can make again; it need not exist."""
@@ -24,8 +27,31 @@ def enable_compilation_cache() -> None:
         programs.mkdir(parents=True, exist_ok=True)
     except OSError:  # a read-only home is no reason to stop
         return
+    # Not by jax_compilation_cache_max_size: jax 0.10 then fails on entries written without it, and locks at each read.
+    trim(programs, MAX_COMPILED)
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def trim(where: Path, most: int) -> None:
+    """Deletes the files in a folder that were not used for longest, once all take more than `most` bytes.
+
+    A quarter more than need be goes, so that this is rare. Other processes may do the same.
+    """
+    found = []
+    for file in where.glob("*"):
+        with contextlib.suppress(OSError):
+            stat = file.stat()
+            found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, file))
+    total = sum(size for _, size, _ in found)
+    if total <= most:
+        return
+    for _, size, file in sorted(found):
+        if total <= most * 3 // 4:
+            return
+        with contextlib.suppress(OSError):
+            file.unlink()
+        total -= size
 
 
 @contextlib.contextmanager

@@ -57,7 +57,10 @@ def kvstore(folder: str | os.PathLike) -> Any:
 
 
 def write_whole(file: StoragePath, data: bytes) -> None:
-    """Writes a file that appears under its name only when it is whole, as each object of a bucket does."""
+    """Writes a file that appears under its name only when it is whole, as each object of a bucket does.
+
+    Raises: OSError, naming the file, also where the disk is full.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     if is_bucket(file):
         file.write_bytes(data)
@@ -66,6 +69,8 @@ def write_whole(file: StoragePath, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         partial.replace(file)
+    except OSError as error:  # of a full disk, which does not say for what
+        raise OSError(error.errno, error.strerror, str(file)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -8,9 +8,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-import imageio.v3 as iio
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import tyro
 
 import cogvx_jax as cx
@@ -76,7 +76,8 @@ def main(
     print("\n".join(wrong))
     if sheet is not None:
         half = len(rows) // 2
-        iio.imwrite(sheet, np.concatenate([np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])], axis=1))
+        halves = [np.concatenate(rows[:half]), np.concatenate(rows[half : 2 * half])]
+        PIL.Image.fromarray(np.concatenate(halves, axis=1)).save(sheet)
     if out is not None:
         out.write_text(json.dumps(figures | {"prompts": len(chosen), "wrong": wrong}, indent=2) + "\n")
 

@@ -1,9 +1,11 @@
 """One program on several hosts: every process runs the same code and holds its own devices."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -36,6 +38,13 @@ def initialize(*, heartbeat: int = 60) -> None:
 def first_process() -> bool:
     """Whether this is the one of several processes that writes and prints what all of them know."""
     return jax.process_index() == 0
+
+
+def of_first_process(values: Sequence[int]) -> list[int]:
+    """The first process's numbers, in all of them, which must call this together with as many."""
+    if jax.process_count() == 1:
+        return list(values)
+    return multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32)).tolist()
 
 
 def wait_for_all(name: str) -> None:

@@ -1,15 +1,20 @@
 """The layouts of captioned videos, what is wrong with them, and clips read from their files."""
 
 import json
+import os
+import re
 import subprocess
+import sys
 import tarfile
+import time
+import unicodedata
 
-import imageio_ffmpeg
 import numpy as np
 import PIL.Image
 import pytest
+from test_time_stamps import turned
 
-from cogvx_jax.data import video
+from cogvx_jax.data import decode
 from cogvx_jax.data.clips import TooShort, read_clip
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter
@@ -72,12 +77,196 @@ def test_every_layout_lists_the_same(files, tmp_path):
     assert listed(tars / "i.tar") == [("a.png", "one", None), ("b.mp4", "two, “2”", "b.png")]
 
 
-def test_what_is_missing_is_said_in_one_sentence(files, tmp_path):
-    def said(path):
-        with pytest.raises((ValueError, FileNotFoundError)) as refused:
-            read_sources(path)
-        return str(refused.value)
+def test_tables_of_other_trainers(files, tmp_path):
+    wanted = [("a.mp4", "one", None), ("b.mp4", "two, “2”", None)]
+    hub, fun, synth, old = (tmp_path / name for name in ("hub", "fun", "synth", "old"))
+    for folder in (hub, fun, synth, old / "train"):
+        write(folder, a_mp4="A", b_mp4="B")
+    (hub / "metadata.csv").write_text('file_name,label,text\na.mp4,7,one\nb.mp4,8,"two, “2”"\n')
+    assert listed(hub) == listed(hub / "metadata.csv") == wanted
+    (hub / "metadata.csv").unlink()
+    rows = [{"file_name": v, "caption": p, "label": 7} for v, p, _ in wanted]
+    (hub / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert listed(hub) == wanted
+    rows = [{"file_path": v, "text": p, "type": "video"} for v, p, _ in wanted]
+    (fun / "metadata.json").write_text(json.dumps(rows))
+    assert listed(fun) == listed(fun / "metadata.json") == wanted
+    (synth / "metadata.csv").write_text('video,prompt\na.mp4,one\nb.mp4,"two, “2”"\n')
+    assert listed(synth) == wanted
+    (old / "metadata.csv").write_text('file_name,text\na.mp4,one\nb.mp4,"two, “2”"\n')
+    (old / "metadata.jsonl").write_text("")
+    assert "has metadata.jsonl and metadata.csv; keep one of" in said(old)
+    (old / "metadata.jsonl").unlink()
+    assert listed(old) == wanted and read_sources(old)[0].video == old / "train" / "a.mp4"
 
+
+def test_captions_beside_their_videos(files, tmp_path):
+    write(files, a_txt="one\nnot read", b_json=json.dumps({"caption": "two"}), README_md="not a caption")
+    (files / "b.png").unlink()
+    assert listed(files) == [("a.mp4", "one", "a.png"), ("b.mp4", "two", None)]
+    write(files, c_jpg="C", c_txt="three")
+    assert listed(files)[2] == ("c.jpg", "three", None)
+    assert "1 of 4 samples have no caption" in said(write(files, d_webm="D"))
+    write(files, d_txt="four", e_txt="five")
+    assert "1 of 5 samples have no video, the first is" in said(files)
+    (files / "e.txt").unlink()
+    assert "1 of 4 samples have several videos or several pictures" in said(write(files, d_mp4="D"))
+
+
+def test_accents_are_found_composed_or_not(tmp_path):
+    for stored, named in (
+        (unicodedata.normalize(form, "é") for form in forms) for forms in (("NFC", "NFD"), ("NFD", "NFC"))
+    ):
+        folder = tmp_path / stored.encode().hex()
+        folder.mkdir()
+        (folder / f"{stored}.mp4").touch()
+        (folder / "l.jsonl").write_text(json.dumps({"video": f"{named}.mp4", "prompt": "x"}), "utf-8")
+        (folder / "videos.txt").write_text(f"{named}.mp4", "utf-8")
+        (folder / "prompts.txt").write_text("x")
+        for path in (folder / "l.jsonl", folder):
+            assert [s.video for s in read_sources(path)] == [folder / f"{stored}.mp4"]
+        sat = folder / "sat"
+        for file in (sat / "videos" / f"{stored}.mp4", sat / "labels" / f"{named}.txt"):
+            file.parent.mkdir(parents=True)
+            file.write_text("x")
+        assert len(read_sources(sat)) == 1
+
+
+def test_lines_end_where_editors_end_them(tmp_path):
+    prompts = ["one\u2028still one", "two\x0cstill two", "three\x85still", "four\x1cstill", "five\rstill"]
+    for i in range(5):
+        (tmp_path / f"{i}.mp4").touch()
+    for end in ("\n", "\r\n"):
+        for mark in ("", "\ufeff"):
+            (tmp_path / "prompts.txt").write_bytes((mark + end.join(prompts) + end).encode())
+            (tmp_path / "videos.txt").write_bytes((mark + end.join(f"{i}.mp4" for i in range(5)) + end * 3).encode())
+            assert [s.prompt for s in read_sources(tmp_path)] == prompts
+    rows = [json.dumps({"video": "0.mp4", "prompt": prompt}, ensure_ascii=False) for prompt in prompts[:3]]
+    (tmp_path / "l.jsonl").write_bytes("\n\n".join(rows).encode())
+    assert [s.prompt for s in read_sources(tmp_path / "l.jsonl")] == prompts[:3]
+    table = "video,prompt\n" + "".join(f"0.mp4,{prompt}\n" for prompt in prompts[:4])
+    (tmp_path / "l.csv").write_bytes(table.encode())
+    assert [s.prompt for s in read_sources(tmp_path / "l.csv")] == prompts[:4]
+
+
+@pytest.mark.full
+def test_text_is_utf_8_whatever_the_locale(files):
+    row = json.dumps({"video": "a.mp4", "prompt": "é “2”"}, ensure_ascii=False)
+    (files / "l.jsonl").write_bytes(row.encode())
+    code = f"from pathlib import Path; from cogvx_jax.data.layouts import read_sources as r; p = Path({str(files)!r})"
+    code += "; assert ascii(r(p / 'l.jsonl')[0].prompt) == ascii('\\xe9 \\u201c2\\u201d')"
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | plain)
+
+
+def test_other_encodings_are_refused(files):
+    for encoding in ("utf-16", "utf-16-le", "latin-1", "cp1252"):
+        (files / "l.jsonl").write_bytes(
+            json.dumps({"video": "a.mp4", "prompt": "é"}, ensure_ascii=False).encode(encoding)
+        )
+        assert re.search(r"l\.jsonl is (UTF-16|not UTF-8|no) text.*; save it as UTF-8", said(files / "l.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "line, problem",
+    [
+        (
+            '{"video": "a.mp4", "prompt": 5}',
+            "1 of 2 lines have something else than text as prompt, the first is line 2",
+        ),
+        (
+            '{"video": ["a.mp4"], "prompt": "x"}',
+            "1 of 2 lines have something else than text as video, the first is line 2",
+        ),
+        (
+            '{"video": "a.mp4", "prompt": "x", "image": 5}',
+            "lines have something else than text as image, the first is line 2",
+        ),
+        ('{"video": "a.mp4", "prompt": "x", "image": false}', "lines have something else than text as image"),
+        ('{"video": "a.mp4", "prompt": null}', "1 of 2 lines have no prompt, the first is line 2"),
+        ('{"video": "a.mp4", "prompt": "x", "score": NaN}', "line 2 is not JSON: NaN is no number"),
+        ('{"video": "a.mp4", "prompt": "x", "score": -Infinity}', "line 2 is not JSON: -Infinity is no number"),
+        ('{"video": "a.mp4", "prompt": "x", "score": 1e999}', "line 2 is not JSON: 1e999 is too large"),
+        ('{"video": "a.mp4", "prompt": "x", "prompt": "y"}', "line 2 is not JSON: 'prompt' stands in it twice"),
+        ('{"video": "a.mp4", "prompt": "\\ud800"}', "line 2 is not JSON: it holds half of a character"),
+        ('{"video": "a.mp4", "prompt": "x", "a": ' + "[" * 10**5, "line 2 is JSON that is nested too deeply"),
+        ('{"video": "a.mp4", "prompt": "x", "a": ' + "9" * 5000 + "}", "line 2 is not JSON"),
+        ('{"video": "a.mp4" "prompt": "x"}', "line 2 is not JSON: Expecting ',' delimiter at character 19"),
+        ('"a.mp4"', "1 of 2 lines are no JSON objects, the first is line 2"),
+    ],
+)
+def test_wrong_json_names_file_and_line(files, line, problem):
+    (files / "l.jsonl").write_text('{"video": "a.mp4", "prompt": "x"}\n' + line)
+    assert problem in said(files / "l.jsonl") and "l.jsonl" in said(files / "l.jsonl")
+    assert len(said(files / "l.jsonl")) < 500
+
+
+@pytest.mark.parametrize(
+    "table, problem",
+    [
+        (
+            "video,prompt\nb.mp4,x\na.mp4,a dog, a cat\n",
+            'more fields than the first one; put .*"quotes", the first is line 3',
+        ),
+        ("video,prompt,id\nb.mp4,x,1\na.mp4,x\n", "1 of 2 lines have fewer fields than the 3 .*, the first is line 3"),
+        ('video,prompt\na.mp4,"x\ny"\nb.mp4,\n', "1 of 2 lines have no prompt, the first is line 4"),
+        ('video,prompt\na.mp4,"x\nb.mp4,y\n', "line 2 is not CSV: unexpected end of data"),
+        ('video,prompt\na.mp4,"x" y\n', "line 2 is not CSV: ',' expected after '\"'"),
+        ("video,prompt,prompt\na.mp4,x,y\n", "1 of 3 columns have the same name as another, the first is prompt"),
+        ("video;prompt\na.mp4;x\n", "has no column video and no column prompt, but video;prompt"),
+        ("", "has no column video and no column prompt, but none"),
+    ],
+)
+def test_no_part_of_a_table_vanishes(files, table, problem):
+    (files / "l.csv").write_text(table)
+    assert re.search(problem, said(files / "l.csv"))
+
+
+def test_prompts_of_tables_count_whole(files):
+    (files / "l.csv").write_text('video , prompt\n\na.mp4,"a ""dog"", a cat\n  and more"\n')
+    assert listed(files / "l.csv") == [("a.mp4", 'a "dog", a cat\n  and more', None)]
+
+
+@pytest.mark.parametrize(
+    "pattern, problem",
+    [
+        ("d-{0..99999999}.tar", "names 100,000,000 files; 100,000 are the most"),
+        ("d-{0..999}-{0..999}.tar", "names 1,000,000 files"),
+        ("d-{9..0}.tar", "a range that counts down"),
+        ("d-{0.." + "9" * 200 + "}.tar", "files; 100,000 are the most"),
+    ],
+)
+def test_patterns_are_bounded(tmp_path, pattern, problem):
+    began = time.monotonic()
+    assert problem in said(tmp_path / pattern)
+    assert time.monotonic() - began < 1
+
+
+def test_what_is_no_file_is_said(files, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "pipe.jsonl is neither a file nor a folder" in said(tmp_path / "pipe.jsonl")
+    (tmp_path / "f" / "prompts.txt").mkdir(parents=True)
+    assert "prompts.txt' is not a file" in said(tmp_path / "f")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
+    for name in ("l.jsonl", "l.csv", "l.json", "l.tar"):
+        (files / name).write_text(pointer)
+        assert "is a git-lfs pointer" in said(files / name) and name in said(files / name)
+        (files / name).unlink()
+    (files / "a.mp4").write_text(pointer)
+    tar = write_tar(tmp_path / "t.tar", files / "a.mp4", write(files, a_txt="one") / "a.txt")
+    for source in (files / "a.mp4", read_sources(tar)[0].video):
+        with pytest.raises(ValueError, match="a.mp4' is a git-lfs pointer"):
+            read_clip(source, **SHAPE)
+
+
+def said(path):
+    """The sentence with which a layout is refused."""
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        read_sources(path)
+    return str(refused.value)
+
+
+def test_what_is_missing_is_said_in_one_sentence(files, tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
     assert "has none of the layouts known" in said(folder) and "videos/NAME.mp4" in said(folder)
@@ -152,12 +341,14 @@ def test_members_of_tars_are_read_in_place(tmp_path):
 
 
 def test_no_more_is_decoded_than_is_used(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(video.np, "frombuffer", lambda *a, f=np.frombuffer: asked.append(1) or f(*a))
+    decoded, shown = [], []
+    original, convert = decode._decode, decode._Converter.__call__
+    monkeypatch.setattr(decode, "_decode", lambda *a: (decoded.append(1) or frame for frame in original(*a)))
+    monkeypatch.setattr(decode._Converter, "__call__", lambda *a: shown.append(1) or convert(*a))
     numbered(tmp_path / "a.mp4")
     clip = read_clip(tmp_path / "a.mp4", **SHAPE)
     np.testing.assert_allclose(clip.mean((1, 2, 3)), 12 * np.arange(9) + 20, atol=2)
-    assert len(asked) == 25  # of 48
+    assert len(decoded) == 25 and len(shown) == 9  # of 48
 
 
 def test_broken_videos_are_told_from_short_ones(tmp_path):
@@ -191,8 +382,7 @@ def test_turned_and_tall_videos_are_cropped_upright(tmp_path, capfd):
     frames[:, :, 24:40] = 200  # a bar that stands upright
     with VideoWriter(tmp_path / "wide.mp4", 8) as writer:
         writer.write(frames)
-    turn = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", tmp_path / "wide.mp4"]
-    subprocess.run([*turn, "-c", "copy", tmp_path / "tall.mp4"], check=True)
+    (tmp_path / "tall.mp4").write_bytes(turned((tmp_path / "wide.mp4").read_bytes()))
     wide, tall = (read_clip(tmp_path / f"{name}.mp4", **SHAPE)[4].mean(-1) for name in ("wide", "tall"))
     np.testing.assert_allclose(tall, np.rot90(wide), atol=3)
     assert wide[:, 10:22].min() > 190 and wide[:, :6].max() < 10

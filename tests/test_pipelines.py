@@ -12,6 +12,7 @@ import cogvx_jax as cx
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 
 
@@ -135,7 +136,6 @@ REFUSED = {
     "num_inference_steps must be 1 to 1000, got 0": dict(num_inference_steps=0),
     "guidance_scale must be a finite number": dict(guidance_scale=float("nan")),
     r"latents must be \(B, T, h, w, C\) = \(1, 13, 60, 90, 16\)": dict(latents=np.zeros((1, 16, 13, 60, 90))),
-    "output must be 'video' or 'latents'": dict(output="gif"),
     "2 negative prompts for 1 prompts": dict(negative_prompt=["a", "b"]),
     "an image or a video, not both": dict(image=IMAGE, video=np.zeros((9, 32, 48, 3), np.uint8)),
 }
@@ -144,18 +144,18 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_bad_requests_are_refused_before_any_work(message):
     with pytest.raises(ValueError, match=message):
-        check_request(SPEC_2B, "a panda", **REFUSED[message])
+        check_request(SPEC_2B, "a panda", Options.from_keywords(**REFUSED[message]))
 
 
 def test_refusals_of_the_other_models():
     with pytest.raises(ValueError, match="16N.1 .* got 49..*nearest: 33 or 49|16N.1.*got 57; nearest: 49 or 65"):
-        check_request(SPEC_15, "a panda", num_frames=57)
+        check_request(SPEC_15, "a panda", Options(frames=57))
     with pytest.raises(ValueError, match="makes videos from an image"):
         check_request(load_spec("5b-i2v"), "a panda")
     with pytest.raises(ValueError, match="480x720 only"):
-        check_request(load_spec("5b-i2v"), "a panda", image=IMAGE, width=480)
+        check_request(load_spec("5b-i2v"), "a panda", Options(image=IMAGE, size=(None, 480)))
     with pytest.raises(ValueError, match="49 frames only"):
-        check_request(load_spec("5b-i2v"), "a panda", image=IMAGE, num_frames=41)
+        check_request(load_spec("5b-i2v"), "a panda", Options(image=IMAGE, frames=41))
     with pytest.raises(ValueError, match="at least one string"):
         check_request(SPEC_2B, [])
 
@@ -164,11 +164,11 @@ def test_what_is_omitted_is_the_models_own():
     request = check_request(SPEC_15, "a panda")
     assert (request.height, request.width, request.frames) == (768, 1360, 81)
     assert (request.steps, request.guidance, request.sampler) == (50, 6.0, "dpm")
-    assert request.latent_shape(SPEC_15) == (1, 22, 96, 170, 16)
+    assert request.batch_shape == (1, 22, 96, 170, 16) and request.padding == 1
     request = check_request(SPEC_2B, ["a panda", "a cat"])
-    assert request.latent_shape(SPEC_2B) == (2, 13, 60, 90, 16) and request.sampler == "ddim"
-    any_aspect = check_request(load_spec("1.5-5b-i2v"), "a panda", image=IMAGE, height=1024, width=768)
-    assert any_aspect.latent_shape(SPEC_15)[2:4] == (128, 96)
+    assert request.batch_shape == (2, 13, 60, 90, 16) and request.sampler == "ddim"
+    any_aspect = check_request(load_spec("1.5-5b-i2v"), "a panda", Options(image=IMAGE, size="1024x768"))
+    assert any_aspect.shape[1:3] == (128, 96)
 
 
 def test_unknown_models_are_named():

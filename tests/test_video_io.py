@@ -1,12 +1,15 @@
 import base64
 import os
 import re
+import resource
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
 
 from cogvx_jax.data import video
+from cogvx_jax.data import writer as writers
 
 
 def clip(frames=9, height=48, width=64, seed=0):
@@ -24,7 +27,7 @@ def test_mp4_round_trip(tmp_path, fps):
             writer.write(chunk)
             assert not (tmp_path / "out.mp4").exists()
     back, rate = video.read_video(str(tmp_path / "out.mp4"))
-    assert back.shape == frames.shape and back.dtype == np.uint8 and rate == fps
+    assert back.shape == frames.shape and back.dtype == np.uint8 and float(rate) == fps
     assert np.abs(back.astype(int) - frames).mean() < 2.5
     assert os.listdir(tmp_path) == ["out.mp4"]
 
@@ -75,21 +78,96 @@ def test_writer_errors_leave_nothing(tmp_path, monkeypatch):
         writer.write(clip() / 255)
     with pytest.raises(ValueError, match="fps"):
         video.VideoWriter(target, 0)
-    monkeypatch.setitem(video.ENCODERS, ".mp4", "-c:v no_such_encoder -f mp4")
-    with pytest.raises(OSError, match="no_such_encoder"), video.VideoWriter(target, 8) as writer:
-        for _ in range(200):  # more than a pipe holds
-            writer.write(clip())
-    with pytest.raises(OSError, match="no_such_encoder"), video.VideoWriter(target, 8) as writer:
-        writer.write(clip(frames=1, height=2, width=2))  # seen only at the end
+    monkeypatch.setitem(writers.FORMATS, ".mp4", writers.FORMATS[".mp4"]._replace(encoder="no_such_encoder"))
+    with pytest.raises(OSError, match="no_such_encoder"):
+        video.VideoWriter(target, 8)
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.webm", "out.gif", "out.webp", "out"])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, name):
+    noise = np.random.default_rng(0).integers(0, 255, (30, 96, 96, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # bytes of any one file
+    try:
+        with pytest.raises(OSError, match=rf"{name}' could not be written: File too large"):
+            with video.VideoWriter(tmp_path / name, 8) as writer:
+                writer.write(noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_colours_are_right_by_the_standard(tmp_path, suffix):
+    """Flat patches, from the planes as they are stored, by BT.709's own formula: within two levels, and tagged."""
+    for colour in [(215, 35, 40), (35, 165, 70), (40, 75, 220), (248, 248, 248), (0, 0, 0)]:
+        [path] = video.Video(np.broadcast_to(np.uint8(colour), (1, 3, 32, 32, 3)), 8).save(tmp_path / f"a{suffix}")
+        with av.open(str(path)) as container:
+            frame = next(container.decode(video=0))
+        tags = (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+        assert frame.format.name == "yuv420p" and tags == (1, 1, 1, 1)
+        y, cb, cr = (np.frombuffer(bytes(plane), np.uint8).reshape(-1, plane.line_size)[4, 4] for plane in frame.planes)
+        luma, blue, red = (float(y) - 16) / 219, (float(cb) - 128) / 224, (float(cr) - 128) / 224
+        r, b = luma + 1.5748 * red, luma + 1.8556 * blue
+        g = (luma - 0.2126 * r - 0.0722 * b) / 0.7152
+        assert np.abs(255 * np.array([r, g, b]) - colour).max() <= 2
+
+
+@pytest.mark.parametrize("suffix, error", [(".webp", 2.5), (".gif", 9)])
+def test_animations_are_right_in_another_decoder(tmp_path, suffix, error):
+    frames = clip(frames=16, height=33, width=47)
+    [path] = video.Video(frames[None], 12.5).save(tmp_path / f"a{suffix}")
+    with PIL.Image.open(path) as image:
+        assert image.n_frames == 16 and image.info["loop"] == 0
+        back, durations = [], []
+        for i in range(16):
+            image.seek(i)
+            back.append(np.asarray(image.convert("RGB")))
+            durations.append(image.info["duration"])
+    assert np.abs(np.stack(back).astype(int) - frames).mean() < error and set(durations) == {80}
+    [path] = video.Video(np.full((1, 2, 32, 32, 3), (215, 35, 40), np.uint8), 8).save(tmp_path / f"b{suffix}")
+    assert np.abs(np.asarray(PIL.Image.open(path).convert("RGB")).astype(int) - (215, 35, 40)).max() <= 2
+
+
+def test_a_name_without_a_suffix_is_a_folder_of_pngs(tmp_path):
+    frames = clip(frames=3, height=33, width=47)
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with video.VideoWriter(tmp_path / name, 8) as writer:
+            writer.write(frames[:2])
+            assert not (tmp_path / name / "00000.png").exists()
+            writer.write(frames[2:])
+        assert sorted(os.listdir(tmp_path / name)) == ["00000.png", "00001.png", "00002.png"]
+        for i, frame in enumerate(frames):
+            np.testing.assert_array_equal(video.read_image(tmp_path / name / f"0000{i}.png"), frame)
+    with pytest.raises(IsADirectoryError, match="not empty"):
+        video.VideoWriter(tmp_path / "new", 8)
+    with pytest.raises(RuntimeError), video.VideoWriter(tmp_path / "broken", 8) as writer:
+        writer.write(frames)
+        raise RuntimeError
+    assert sorted(os.listdir(tmp_path)) == ["empty", "new"]
+    assert [p.name for p in video.Video(np.stack([frames] * 2), 8).save(tmp_path / "two")] == ["two-0", "two-1"]
+
+
+def test_what_is_not_whole_tells_its_process(tmp_path):
+    with video.VideoWriter(tmp_path / "out.mp4", 8) as writer:
+        writer.write(clip(frames=120))
+        [partial] = os.listdir(tmp_path)
+        assert partial.startswith(f".cogvx-{os.getpid()}-") and partial.endswith(".mp4")
+    assert os.listdir(tmp_path) == ["out.mp4"]
 
 
 def test_check_writable(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "full" / "one").mkdir(parents=True)
     for name, error, match in [
         ("out.avi", ValueError, r"\.mp4, \.gif"),
-        ("out", ValueError, r"\.mp4, \.gif"),
+        ("file", NotADirectoryError, "is a file"),
+        ("full", IsADirectoryError, "not empty"),
+        ("a\0.mp4", ValueError, "holds a NUL"),
         ("missing/out.mp4", FileNotFoundError, "does not exist"),
         ("file/out.mp4", NotADirectoryError, "is a file"),
         ("file/deeper/out.mp4", OSError, "file/deeper"),
@@ -99,7 +177,8 @@ def test_check_writable(tmp_path):
         with pytest.raises(error, match=match):
             video.check_writable(tmp_path / name)
     video.check_writable(tmp_path / "OUT.MP4")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
+    video.check_writable(tmp_path / "frames")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4", "full"]
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder not even root can write to")
@@ -128,12 +207,59 @@ def test_read_image_turns_upright(tmp_path):
     np.testing.assert_array_equal(video.read_image(str(tmp_path / "turned.png")), np.rot90(clip()[0], -1))
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".webp", None])
+def test_read_image_of_every_mode(tmp_path, mode, suffix):
+    """The grey levels come out, of every kind of file that keeps the mode."""
+    grey = np.tile(np.uint8([0, 255, 0, 255] if mode == "1" else [0, 60, 120, 240]), (16, 4))
+    image = PIL.Image.fromarray(grey)
+    if mode == "I;16":
+        image = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode == "I;16B":
+        image = PIL.Image.frombytes(mode, (16, 16), (grey.astype(np.uint16) * 257).astype(">u2").tobytes())
+    else:
+        image = image.convert("RGB").quantize(16).convert(mode) if mode in ("P", "PA") else image.convert(mode)
+    source = image
+    if suffix is not None:
+        source = tmp_path / f"a{suffix}"
+        try:
+            image.save(source, **({"transparency": 1} if mode == "P" and suffix == ".png" else {}))
+        except (OSError, ValueError, KeyError):
+            return  # such files are not written
+        if mode.startswith("I") and suffix in (".jpg", ".webp"):
+            return  # PIL clips them on writing
+    loss = 0 if suffix in (".png", None) else 6
+    np.testing.assert_allclose(video.read_image(source), np.stack([grey] * 3, -1), atol=max(loss, 1))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pictures_of_unknown_white_are_refused(tmp_path, kind):
+    image = PIL.Image.fromarray(np.arange(256, dtype=kind).reshape(16, 16) * 1000)
+    image.save(tmp_path / "a.tif")
+    for source, where in ((tmp_path / "a.tif", "a.tif'"), (image, "the picture")):
+        with pytest.raises(ValueError, match=f"{where} has pixels of 32 bits.*save it with 8 or 16 bits"):
+            video.read_image(source)
+
+
+def test_too_large_a_picture_is_called_that(tmp_path, monkeypatch):
+    PIL.Image.new("L", (300, 300)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 40_000)
+    with pytest.raises(ValueError, match="a.png' is too large a picture; it may have 80,000 pixels at most"):
+        video.read_image(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("read", [video.read_image, video.read_video])
 def test_read_errors(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read(tmp_path / "missing.mp4")
     with pytest.raises(ValueError, match="is not a file"):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ValueError, match="pipe.mp4' is not a file"):
+        read(tmp_path / "pipe.mp4")
+    (tmp_path / "lfs.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
+    with pytest.raises(ValueError, match="lfs.mp4' is a git-lfs pointer.*`git lfs pull`"):
+        read(tmp_path / "lfs.mp4")
     for content in (b"", b"not a picture" * 50):
         (tmp_path / "bad.mp4").write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read as a"):

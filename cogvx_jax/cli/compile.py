@@ -2,11 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, Size, parse_size, report
+from cogvx_jax.cli.options import DType, MeshText, SamplingFlags, report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -15,11 +15,7 @@ def compile_(
     *,
     out: Path,
     model: str = "tiny",
-    size: Size = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
     mesh: MeshText = None,
@@ -35,20 +31,16 @@ def compile_(
     Args:
       out: the folder to write; it must not exist, or be empty.
       model: as for `generate`; of the weights, a few norms are read.
-      size: height and width in pixels, such as 480x720; None is the model's own.
-      frames: None is the model's own.
-      steps: with --one-program, how many are taken; else any number runs the same programs.
-      guidance_scale: at most 1 turns guidance off, which is another program.
-      sampler: ddim, or dpm; None is the model's own.
       videos: made at a time.
       dtype: to compute in.
       mesh: as for `generate`, but for auto; None is one device.
       topology: a TPU slice such as v5e:2x4 to compile for, which need not be here: libtpu must be installed
         (pip install libtpu). None is the devices that are here.
-      one_program: all steps as one program, for `generate --one-program`.
+      one_program: all --steps as one program, for `generate --one-program`; without, any number of steps runs the
+        same programs.
       from_video: also what `generate --video` needs.
     """
-    height, width = parse_size(size)
+    sampling = video.checked()
     if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
         import jax
 
@@ -61,12 +53,7 @@ def compile_(
         out,
         mesh=mesh,
         topology=topology,
-        height=height,
-        width=width,
-        num_frames=frames,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
+        sampling=sampling,
         videos=videos,
         dtype=dtype,
         one_program=one_program,

@@ -26,20 +26,23 @@ def decode(
     """Makes the video of latents that `cogvx generate` sampled and could not decode.
 
     Args:
-      latents: the file that it kept, NAME.latents.safetensors.
-      out: an .mp4 or .gif file.
+      latents: the file that it kept, VIDEO.latents.safetensors.
+      out: as for `generate`.
       model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
       mesh, programs: as for `generate`.
     """
     from cogvx_jax.data.video import check_writable
-    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.pipelines.saved_latents import read_latents
     from cogvx_jax.sharding import parse_mesh
 
     began, saved = time.monotonic(), read_latents(latents)
     check_writable(out)
+    channels = load_spec(model or saved.model).vae.latent_channels
+    if saved.latents.shape[-1] != channels:
+        raise ValueError(f"{latents} has {saved.latents.shape[-1]} channels, the VAE decodes {channels}")
     devices = None if mesh is None else parse_mesh(mesh)
     loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs)
     count, height, width = write_video(loaded, saved, out, tiling)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size
+from cogvx_jax.cli.options import DType, FolderText, MeshText, Size
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -61,13 +61,12 @@ def find_clips(model: str, size: str | None, frames: int | None, data: Path):
 
 def clip_shape(spec, size: str | None, frames: int | None):
     """Size and length of the clips, which must be such as the model generates."""
-    from cogvx_jax.pipelines.request import check_request
+    from cogvx_jax.pipelines.options import Sampling
+    from cogvx_jax.pipelines.request import check_sampling
     from cogvx_jax.train.clips.cache import Shape
 
-    height, width = parse_size(size)
-    image = "any" if spec.kind == "i2v" else None
-    request = check_request(spec, "", image=image, height=height, width=width, num_frames=frames)
-    return Shape(request.height, request.width, request.frames, float(spec.defaults.fps))
+    checked = check_sampling(spec, Sampling(size=size, frames=frames))
+    return Shape(checked.height, checked.width, checked.frames, float(spec.defaults.fps))
 
 
 def _join() -> tuple[int, int]:

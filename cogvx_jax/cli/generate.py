@@ -4,17 +4,23 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, parse_lora, report
+from cogvx_jax.cli.options import DType, MeshText, VideoFlags, parse_lora, report
 from cogvx_jax.cli.prompts_file import Job, read_jobs
+from cogvx_jax.pipelines.options import RANDOM, Sampling
+
+if TYPE_CHECKING:
+    from cogvx_jax.configs import ModelSpec
+    from cogvx_jax.pipelines.model import Model
+    from cogvx_jax.pipelines.request import Request
+    from cogvx_jax.pipelines.saved_latents import SavedLatents
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
-
-Size = Annotated[str | None, tyro.conf.arg(metavar="HxW", help_behavior_hint="(default: the model's own)")]
 
 
 def generate(
@@ -25,18 +31,8 @@ def generate(
     model: str = "tiny",
     lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")] = (),
     prompts_file: Path | None = None,
-    negative_prompt: str = "",
-    image: Path | None = None,
-    video: Path | None = None,
-    strength: float = 0.8,
-    size: Size = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    use_dynamic_cfg: bool = False,
-    sampler: Literal["ddim", "dpm"] | None = None,
-    seed: int = 0,
-    tiling: bool = False,
+    again: bool = False,
+    video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     dtype: DType | None = None,
     mesh: MeshText = None,
     distributed: bool = False,
@@ -52,23 +48,14 @@ def generate(
 
     Args:
       prompt: what the video shows.
-      out: an .mp4 or .gif file; with --prompts-file, its stem gets the line's number.
+      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
+        its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
       lora: a LoRA to use, a file, folder or run of `cogvx train`, and its weight if not 1; several add up.
-      prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of these
-        options ("out" too); the model is loaded once.
-      negative_prompt: what to steer away from.
-      image: the first frame, for image-to-video models.
-      video: what to start from, for video-to-video.
-      strength: how much of the video is redrawn, above 0 and at most 1.
-      size: height and width in pixels, such as 480x720.
-      frames: 8N+1, for 1.5 models 16N+1.
-      steps: sampling steps.
-      guidance_scale: weight of the prompt; at most 1 turns guidance off.
-      use_dynamic_cfg: vary that weight over the steps, as the authors' demo does.
-      sampler: ddim, or the stochastic dpm.
-      seed: the same seed gives the same video.
-      tiling: run the VAE in tiles, to save memory; lossy, the result differs.
+      prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
+        ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
+        are; cogvx-made.jsonl beside them says which those are.
+      again: make those anew, too.
       dtype: to compute in.
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
         chooses for the devices that are here; None is one device.
@@ -79,45 +66,29 @@ def generate(
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
     """
-    options = {
-        "negative_prompt": negative_prompt,
-        "image": image,
-        "video": video,
-        "strength": strength,
-        "size": size,
-        "frames": frames,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "use_dynamic_cfg": use_dynamic_cfg,
-        "sampler": sampler,
-        "seed": seed,
-        "tiling": tiling,
-    }
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
-    jobs = read_jobs(prompt, prompts_file, out, options)
-    from cogvx_jax.data.video import check_writable, read_image, read_video
+    jobs = read_jobs(prompt, prompts_file, out, video.checked())
+    weighted = [parse_lora(text) for text in lora]
+    from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
-    from cogvx_jax.pipelines.request import check_request
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
         initialize()
     spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
-    adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, lora)]
-    requests = []
-    for job in jobs:  # all of them, before the first is begun
-        check_writable(job.out)
-        arguments = job.arguments()
-        del arguments["seed"], arguments["tiling"]
-        if job.image is not None:
-            arguments["image"] = read_image(job.image)
-        if job.video is not None:
-            arguments["video"] = read_video(job.video)[0]
-        requests.append(check_request(spec, job.prompt, **arguments))
+    adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
+    work = _check(spec, jobs)  # all of them, before the first is begun
+    if prompts_file is not None:
+        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again)
+    for one in work:
+        with one.job.named():
+            check_writable(one.job.out)
+    if not work:
+        return
     if mesh == "auto":
-        devices = _auto_mesh(model, requests, dtype)
+        devices = _auto_mesh(model, [request for _, request, _ in work], dtype)
     if exact:
         check_exact(devices, one_program=one_program)
     loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
@@ -125,58 +96,101 @@ def generate(
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
+    for one in work:
+        with one.job.named():
+            _run(loaded, model, one, progress and first_process(), one_program)
+
+
+class Work(NamedTuple):
+    """A job with its request; `digest` names what is asked for, where that is noted."""
+
+    job: Job
+    request: "Request"
+    digest: str = ""
+
+
+def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
+    """The jobs and their requests, whose inputs are read and held: a file that is gone later costs nothing."""
+    from cogvx_jax.cli.inputs import Inputs
+    from cogvx_jax.pipelines.request import check_request
+
+    inputs, work = Inputs(), []
     for job in jobs:
-        _run(loaded, model, job, progress and first_process(), one_program)
+        with job.named():
+            work.append(Work(job, inputs.hold(check_request(spec, job.prompt, job.options))))
+    return work
 
 
-def _auto_mesh(source: str, requests: list[Any], dtype: str | None):
+def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool) -> list[Work]:
+    """The work that no earlier run has done, its digests filled in; with `again`, all of it."""
+    from cogvx_jax.cli.made import is_made, model_digest, request_digest
+    from cogvx_jax.sharding import first_process, of_first_process
+
+    made_with = model_digest(model, adapters, how)
+    work = [one._replace(digest=request_digest(one.request, one.job.options, made_with)) for one in work]
+    # The first process writes the files, and perhaps only it can see them.
+    made = [not again and first_process() and is_made(one.job.out, one.digest) for one in work]
+    made = [bool(found) for found in of_first_process(made)]
+    if any(made) and first_process():
+        report(f"{sum(made)} of {len(work)} videos are whole already; --again makes them anew")
+    return [one for one, found in zip(work, made, strict=True) if not found]
+
+
+def _auto_mesh(source: str, requests: Sequence["Request"], dtype: str | None):
     """The mesh that suits the checked request with the most pixels."""
     from cogvx_jax.planning.plan import auto_mesh
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
-
+    size, frames, guidance = (most.height, most.width), most.frames, most.guidance
     return auto_mesh(
-        source,
-        height=most.height,
-        width=most.width,
-        num_frames=most.frames,
-        guidance_scale=most.guidance,
-        dtype=dtype,
-        report=report,
+        source, sampling=Sampling(size=size, frames=frames, guidance_scale=guidance), dtype=dtype, report=report
     )
 
 
-def _run(model, source: str, job: Job, progress: bool, one_program: bool) -> None:
-    """Samples one video, then writes its frames to the file as they are decoded."""
-    from cogvx_jax.data.video import read_video
-    from cogvx_jax.pipelines.generate import generate as sample
-    from cogvx_jax.pipelines.request import check_request, latent_frames
-    from cogvx_jax.pipelines.saved_latents import SavedLatents, save_latents
+def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool) -> None:
+    """Samples one video, keeps its latents, then writes its frames to the file as they are decoded."""
+    import numpy as np
+
+    from cogvx_jax.cli.made import note_made
+    from cogvx_jax.pipelines.generate import sample
+    from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
+    job, request, digest = work
     began = time.monotonic()
-    arguments = job.arguments()
-    latents = sample(model, job.prompt, **arguments, output="latents", progress=progress, one_program=one_program)
-    del arguments["seed"], arguments["tiling"]
-    fps: float = model.spec.defaults.fps
-    if job.video is not None:
-        arguments["video"], source_fps = read_video(job.video)
-        fps = source_fps or fps
-    request = check_request(model.spec, job.prompt, **arguments)
-    padding = latents.shape[1] - latent_frames(model.spec, request.frames)
+    if job.options.seed == RANDOM and first_process():
+        print(f"{job.out}: --seed {request.seed}", flush=True)
+    latents = np.asarray(sample(model, request, progress=progress, one_program=one_program))
     source = str(Path(source).absolute()) if Path(source).is_dir() else source
-    saved = SavedLatents(latents=latents, padding=padding, fps=fps, model=source, prompt=job.prompt)
-    kept = job.out.with_suffix(".latents.safetensors")
+    saved = SavedLatents(
+        latents=latents, padding=request.padding, fps=float(request.fps), model=source, prompt=job.prompt
+    )
+    with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
+        count, height, width = write_video(model, saved, job.out, request.tiling)
     if first_process():
-        save_latents(kept, saved)
+        if digest:
+            note_made(job.out, digest)
+        print(f"{job.out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")
+
+
+@contextlib.contextmanager
+def _kept(saved: "SavedLatents", out: Path):
+    """Keeps the latents until the block has ended well, and else says where they are."""
+    from cogvx_jax.pipelines.saved_latents import keep_latents
+
+    kept = None
     try:
-        count, height, width = write_video(model, saved, job.out, job.tiling)
+        kept = keep_latents(out, saved)
+    except OSError as error:  # the video may still fit
+        report(f"the sampled latents of {out} could not be kept ({error}); if decoding fails, they are lost")
+    try:
+        yield
     except BaseException:
-        print(f"cogvx: the sampled latents are kept: `cogvx decode {kept}` makes the video", file=sys.stderr)
+        if kept is not None:
+            print(f"cogvx: the sampled latents are kept: `cogvx decode {kept}` makes the video", file=sys.stderr)
         raise
-    if first_process():
-        kept.unlink()
-        print(f"{job.out}: {count} frames of {height}x{width} at {fps:g} fps in {time.monotonic() - began:.1f} s")
+    if kept is not None:
+        kept.unlink(missing_ok=True)
 
 
 def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:

@@ -23,6 +23,9 @@ def info(
       model: as for `generate`.
       as_json: print JSON.
     """
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
     from cogvx_jax.pipelines.model import load_spec
 
     facts = describe(load_spec(model))

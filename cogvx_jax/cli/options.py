@@ -1,9 +1,13 @@
 """What several verbs share: kinds of options, and how their text is read."""
 
+import math
 import sys
 from typing import Annotated, Literal
 
 import tyro
+
+from cogvx_jax.pipelines.options import Options, Sampling
+from cogvx_jax.pipelines.options import parse_size as parse_size
 
 DType = Literal["float32", "bfloat16", "float16"]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
@@ -11,23 +15,36 @@ MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
 
-def parse_size(size: str | None) -> tuple[int | None, int | None]:
-    """Height and width of "480x720"."""
-    if size is None:
-        return None, None
-    parts = size.lower().split("x")
-    if len(parts) != 2 or not all(p.isdecimal() for p in parts):
-        raise ValueError(f"size must be HEIGHTxWIDTH in pixels, such as 480x720, got {size!r}")
-    return int(parts[0]), int(parts[1])
+class SamplingFlags(Sampling):
+    """`Sampling` as tyro makes it: not checked yet, as tyro would frame the error instead of leaving a sentence."""
+
+    def __post_init__(self):
+        pass
+
+    def checked(self) -> Sampling:
+        return Sampling(**vars(self))
+
+
+class VideoFlags(Options):
+    """`Options`, likewise."""
+
+    def __post_init__(self):
+        pass
+
+    def checked(self) -> Options:
+        return Options(**vars(self))
 
 
 def parse_lora(text: str) -> tuple[str, float]:
     """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path."""
     path, _, weight = text.rpartition(":")
     try:
-        return (path, float(weight)) if path else (text, 1.0)
+        number = float(weight) if path else 1.0
     except ValueError:
         return text, 1.0
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {text!r}")
+    return path or text, number
 
 
 def report(line: str) -> None:

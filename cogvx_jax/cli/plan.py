@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, Size, parse_size, report
+from cogvx_jax.cli.options import DType, SamplingFlags, report
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -17,10 +17,7 @@ def plan(
     /,
     *,
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
-    size: Size = None,
-    frames: int | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
+    video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
     every: bool = False,
@@ -36,17 +33,13 @@ def plan(
       model: as for `generate`; no weights are read.
       topology: a TPU slice such as v5e:2x4, or cpu:N for virtual devices, or "all" of the TPU slices; None is
         the devices that are here.
-      size: height and width in pixels, such as 480x720; None is the model's own.
-      frames: None is the model's own.
-      steps: sampling steps.
-      guidance_scale: at most 1 turns guidance off.
       videos: made at a time.
       dtype: to compute in.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
     """
-    height, width = parse_size(size)
+    sampling = video.checked()
     import jax
 
     if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
@@ -60,11 +53,7 @@ def plan(
         made = make(
             model,
             topology=name,
-            height=height,
-            width=width,
-            num_frames=frames,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
+            sampling=sampling,
             videos=videos,
             dtype=dtype,
             every=every,

@@ -1,11 +1,17 @@
 """The videos that `cogvx generate` is to make: one, or those of a prompts file."""
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.cli.options import parse_size
+from cogvx_jax.data.text_lines import parse_json, read_lines
+from cogvx_jax.pipelines.options import PYTHON_ONLY, Options, check_path
+
+OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,69 +20,88 @@ class Job:
 
     prompt: str
     out: Path
-    negative_prompt: str = ""
-    image: Path | None = None
-    video: Path | None = None
-    strength: float = 0.8
-    size: str | None = None
-    frames: int | None = None
-    steps: int | None = None
-    guidance_scale: float | None = None
-    use_dynamic_cfg: bool = False
-    sampler: str | None = None
-    seed: int = 0
-    tiling: bool = False
+    options: Options
+    line: str = ""  # "FILE, line N"; nothing for the command line
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `cogvx_jax.generate`."""
-        height, width = parse_size(self.size)
-        return {
-            "negative_prompt": self.negative_prompt,
-            "image": self.image,
-            "video": self.video,
-            "strength": self.strength,
-            "height": height,
-            "width": width,
-            "num_frames": self.frames,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "use_dynamic_cfg": self.use_dynamic_cfg,
-            "sampler": self.sampler,
-            "seed": self.seed,
-            "tiling": self.tiling,
-        }
+    @property
+    def place(self) -> str:
+        return self.line.rpartition(", ")[2]
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Inside, an error's sentence begins with the file and the line."""
+        with naming(self.line):
+            yield
 
 
-def read_jobs(prompt: str | None, file: Path | None, out: Path, options: dict[str, Any]) -> list[Job]:
+@contextlib.contextmanager
+def naming(line: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not line:
+            raise
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        raise kind(f"{line}: {error}") from error
+
+
+def read_jobs(prompt: str | None, file: Path | None, out: Path, options: Options) -> list[Job]:
     """The videos to make: one for `prompt`, or one per line of `file`.
 
-    Raises: ValueError naming the line for what cannot be read.
+    Args:
+      out: the file to write; its stem gets the number of the video for a line without an "out".
+      options: of all lines, where they do not say otherwise.
+    Raises: FileNotFoundError; ValueError, naming the line, for what cannot be read, for fields of another kind, and
+      where one video would replace or spoil another.
     """
     if (prompt is None) == (file is None):
         raise ValueError("give either a prompt or --prompts-file")
-    if prompt is not None or file is None:
+    if file is None:
         assert prompt is not None
-        return [Job(prompt=prompt, out=out, **options)]
-    lines = [line.strip() for line in file.read_text().splitlines()]
+        return [Job(prompt=prompt, out=out, options=options)]
     jobs: list[Job] = []
-    known = {field.name for field in dataclasses.fields(Job)}
-    for number, line in enumerate(lines, 1):
-        if not line:
+    for number, text in enumerate(read_lines(file), 1):
+        if not text.strip():
             continue
-        own: dict[str, Any] = {"prompt": line}
-        if line.startswith("{"):
-            try:
-                own = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
-            if "prompt" not in own or not own.keys() <= known:
-                spare = ", ".join(sorted(own.keys() - known)) or "no prompt"
-                raise ValueError(
-                    f"{file}, line {number}: {spare}; a line has a prompt and any of {', '.join(sorted(known))}"
-                )
-        target = out.with_stem(f"{out.stem}-{len(jobs)}")
-        paths = {k: Path(own[k]) for k in ("out", "image", "video") if own.get(k)}
-        jobs.append(Job(**({"out": target} | options | own | paths)))
+        line, target = f"{file}, line {number}", out.with_stem(f"{out.stem}-{len(jobs)}")
+        with naming(line):
+            jobs.append(_job(text.strip(), target, options, line))
     if not jobs:
         raise ValueError(f"{file} holds no prompt")
+    check_targets(jobs)
     return jobs
+
+
+def _job(text: str, target: Path, options: Options, line: str) -> Job:
+    """A video of one line: its prompt, or a JSON object."""
+    own: dict[str, Any] = parse_json(text, "this") if text.startswith("{") else {"prompt": text}
+    known = ["prompt", "out", *OPTIONS]
+    if "prompt" not in own or not own.keys() <= set(known):
+        spare = ", ".join(sorted(own.keys() - set(known))[:20]) or "no prompt"
+        raise ValueError(f"{spare[:200]}; a line has a prompt and any of {', '.join(sorted(known))}")
+    prompt, out = own.pop("prompt"), own.pop("out", str(target))
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt must be text, got {json.dumps(prompt)[:60]}")
+    for name in ("negative_prompt", "image", "video"):  # a line is one video, so no list
+        if isinstance(own.get(name), list):
+            raise ValueError(f"{name} must be text, got a list")
+    return Job(prompt=prompt, out=Path(check_path("out", out)), options=dataclasses.replace(options, **own), line=line)
+
+
+def check_targets(jobs: Sequence[Job]) -> None:
+    """Raises: ValueError where a video would replace another, lie inside its folder, or replace another's input."""
+    targets: dict[str, Job] = {}
+    for job in jobs:
+        other = targets.setdefault(os.path.realpath(job.out), job)
+        if other is not job:
+            raise ValueError(f'{job.line}: {job.out} is the video of {other.place}, too; give each an "out" of its own')
+    for job in jobs:
+        for folder in map(str, Path(os.path.realpath(job.out)).parents):
+            if folder in targets:
+                raise ValueError(f"{job.line}: {job.out} lies in the folder that {targets[folder].place} writes")
+        for source in (job.options.image, job.options.video):
+            writer = targets.get(os.path.realpath(source)) if isinstance(source, str | os.PathLike) else None
+            if writer is not None and writer is not job:
+                raise ValueError(
+                    f"{job.line}: {writer.place} writes {source}; make that video in a run before this one"
+                )

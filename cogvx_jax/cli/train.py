@@ -230,21 +230,16 @@ def train(
 
 def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, shape):
     """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
-    from cogvx_jax.data.video import read_image, read_video
     from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.options import Options
     from cogvx_jax.pipelines.request import check_request
 
     if prompts is None:
         return []
-    spec, videos = load_spec(model), []
+    spec, requests = load_spec(model), []
     shape = shape or clip_shape(spec, size, frames)
-    for job in read_jobs(None, prompts, Path("video.mp4"), {}):
-        own = {name: value for name, value in job.arguments().items() if value is not None}
-        arguments = {"height": shape.height, "width": shape.width, "num_frames": shape.frames} | own
-        if job.image is not None:
-            arguments["image"] = read_image(job.image)
-        if job.video is not None:
-            arguments["video"] = read_video(job.video)[0]
-        check_request(spec, job.prompt, **{k: v for k, v in arguments.items() if k not in ("seed", "tiling")})
-        videos.append({"prompt": job.prompt} | arguments)
-    return videos
+    own = Options(size=(shape.height, shape.width), frames=shape.frames)
+    for job in read_jobs(None, prompts, Path("video.mp4"), own):
+        with job.named():
+            requests.append(check_request(spec, job.prompt, job.options))
+    return requests

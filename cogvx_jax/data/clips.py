@@ -1,12 +1,16 @@
 """Captioned videos, and clips cut from them: what fine-tuning reads."""
 
 import dataclasses
+import fractions
 
 import numpy as np
 import PIL.Image
 
+from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.files import existing
+from cogvx_jax.data.pictures import read_image
+from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.tars import File, read_chunks
-from cogvx_jax.data.video import read_image, stream_video
 
 VIDEOS = {".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif"}
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -28,34 +32,35 @@ class TooShort(ValueError):
 def read_clip(source: File, *, frames: int, fps: float, height: int, width: int) -> np.ndarray:
     """The first `frames` frames at `fps` of a video, scaled and cropped about the centre: (F, H, W, 3) uint8.
 
-    A video of fewer frames per second than `fps` is taken frame by frame; a picture is one frame. Nothing after
-    the last of these frames is decoded, and only one frame is held that is not yet scaled.
+    Frames are chosen by their time stamps: frame i is the one shown i / `fps` seconds after the first, or the nearest
+    to it where the rate is constant. A video of a lower rate than `fps` is taken at its own rate. A picture is one
+    frame. Nothing after the last of these frames is decoded, and only one frame is held that is not yet scaled.
 
     Raises: FileNotFoundError; TooShort; ValueError for a file that is neither, or damaged.
     """
-    if next(read_chunks(source), None) is None:
+    if next(read_chunks(existing(source)), None) is None:
         raise ValueError("the file is empty")
     if source.suffix.lower() in PICTURES:
         if frames > 1:
             raise TooShort(f"a picture is one frame, too short for {frames}; encode pictures with --frames 1")
         return read_picture(source, height, width)[None]
-    clip: list[np.ndarray] = []
     with stream_video(source, strict=True) as stream:
-        own = stream.fps or fps
-        chosen = np.round(np.arange(frames) * max(own / fps, 1.0)).astype(int)
-        count = 0
-        for frame in stream.frames:
-            if count == chosen[len(clip)]:
-                clip.append(crop(frame[None], height, width)[0])
-                if len(clip) == frames:
-                    return np.stack(clip)
-            count += 1
-    expected = round((stream.duration or 0) * own)
+        own = stream.fps or frame_rate(fps)
+        shown = stream.at(slots(own, fps, frames))
+        clip = [crop(frame[None], height, width)[0] for frame in shown]
+    if len(clip) == frames:
+        return np.stack(clip)
+    count, expected = stream.passed, round((stream.duration or 0) * own)
     if count < 0.9 * expected - 1:  # the length in the header is not exact
         raise ValueError(f"it is damaged: it breaks off after {count} of about {expected} frames")
     if not count:
         raise ValueError("it holds no video frames")
-    raise TooShort(f"{count} frames at {own:g} fps are too short for {frames} at {fps:g} fps")
+    raise TooShort(f"{count} frames at {float(own):g} fps are too short for {frames} at {float(fps):g} fps")
+
+
+def slots(own: fractions.Fraction, fps: float, frames: int) -> list[int]:
+    """Where in a video of rate `own` the frames of a clip at `fps` are, the first in slot 0; see `decode`."""
+    return [round(i * max(own / frame_rate(fps), fractions.Fraction(1))) for i in range(frames)]
 
 
 def read_picture(source: File, height: int, width: int) -> np.ndarray:

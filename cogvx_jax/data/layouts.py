@@ -1,39 +1,53 @@
-"""The layouts in which captioned videos lie: lists, manifests, the authors' folders, webdataset tars."""
+"""The layouts in which captioned videos lie: lists, tables, the authors' folders, webdataset tars, other trainers'."""
 
-import csv
+import functools
 import glob
-import io
-import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cogvx_jax.data.clips import PICTURES, VIDEOS, Source
-from cogvx_jax.data.tars import Member, open_file, read_samples
+from cogvx_jax.data.manifests import find, read_csv, read_json, read_jsonl
+from cogvx_jax.data.tars import File, read_samples
+from cogvx_jax.data.text_lines import parse_json, read_lines, read_text, refuse
 
 LAYOUTS = (
-    "a .jsonl or .csv file with video and prompt (image if there is one); a folder with prompts.txt and videos.txt "
-    "(images.txt); a folder with videos/NAME.mp4 and labels/NAME.txt; .tar files of NAME.mp4 and NAME.txt or "
-    "NAME.json, their folder or a pattern such as 'data-{000..009}.tar'"
+    "a .jsonl, .json or .csv file with video and prompt (image if there is one), or a folder with such a "
+    "metadata.jsonl, .json or .csv; a folder with prompts.txt and videos.txt (images.txt); a folder with "
+    "videos/NAME.mp4 and labels/NAME.txt; a folder with NAME.mp4 and NAME.txt or NAME.json; .tar files of such, their "
+    "folder or a pattern such as 'data-{000..009}.tar'"
 )
+NO_CAPTION = "samples have no caption: a line in NAME.txt, or caption or prompt in NAME.json"
+MAX_TARS = 100_000  # that one pattern may name
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def read_sources(path: Path) -> list[Source]:
     """The videos that `path` lists, with their prompts and, where given, images; `LAYOUTS` are known.
 
-    Names of files are relative to the list they stand in. Of a label or caption, in folders and tars, the first line
-    counts, as for the authors. No video is opened.
+    Names of files are relative to the list they stand in. Of a caption in a file of its own, in folders and tars, only
+    the first line counts, as for the authors. The prompts of tables count whole. Letters with accents are found
+    however the file system composes them. No video is opened.
 
     Raises: FileNotFoundError; ValueError, one sentence, for a path of none or of several layouts, and for
       whatever is missing from it, with the first such thing and how many there are.
     """
+    known: dict[str, Callable[[Path], list[Source]]] = {
+        ".jsonl": read_jsonl,
+        ".json": read_json,
+        ".csv": read_csv,
+        ".tar": _tars,
+    }
     if path.is_dir():
         sources = _folder(path)
     elif path.is_file():
-        known: dict[str, Callable[[Path], list[Source]]] = {".jsonl": _jsonl, ".csv": _csv, ".tar": _tars}
         if path.suffix.lower() not in known:
             raise ValueError(f"{path} is none of the layouts known: {LAYOUTS}")
         sources = known[path.suffix.lower()](path)
+    elif path.exists():
+        raise ValueError(f"{path} is neither a file nor a folder; give {LAYOUTS}")
     elif tars := _matches(path):
         sources = _tars(*tars)
     else:
@@ -43,12 +57,13 @@ def read_sources(path: Path) -> list[Source]:
     for kind in ("video", "image"):
         files = list(dict.fromkeys(file for s in sources if isinstance(file := getattr(s, kind), Path)))
         gone = [file for file in files if not file.is_file()]
-        _refuse(path, gone, len(files), f"{kind}s are not there", FileNotFoundError)
+        refuse(path, gone, len(files), f"{kind}s are not there", FileNotFoundError)
     return sources
 
 
 def _folder(folder: Path) -> list[Source]:
     tars = sorted(folder.glob("*.tar"))
+    tables = {"metadata.jsonl": read_jsonl, "metadata.json": read_json, "metadata.csv": read_csv}
     found: dict[str, Callable[[], list[Source]]] = {}
     if any((folder / name).exists() for name in ("prompts.txt", "prompt.txt", "videos.txt")):
         found["lists of lines"] = lambda: _lists(folder)
@@ -56,56 +71,17 @@ def _folder(folder: Path) -> list[Source]:
         found["labels/"] = lambda: _labels(folder)
     if tars:
         found[".tar files"] = lambda: _tars(*tars)
+    if not found:  # beside one of these they may lie and mean something else
+        found = {
+            name: functools.partial(read, folder / name) for name, read in tables.items() if (folder / name).is_file()
+        }
+    samples = {} if found else _beside(folder)
+    if any(_media(files) and files.keys() & {"txt", "json"} for files in samples.values()):
+        found["captions"] = lambda: _sources(folder, samples)
     if len(found) != 1:
         what = f"has {' and '.join(found)}; keep one of" if found else "has none of the layouts known:"
         raise ValueError(f"{folder} {what} {LAYOUTS}")
     return next(iter(found.values()))()
-
-
-def _jsonl(path: Path) -> list[Source]:
-    rows = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            rows[number] = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-    wrong = [f"line {number}" for number, row in rows.items() if not isinstance(row, dict)]
-    _refuse(path, wrong, len(rows), "lines are no JSON objects")
-    return _rows(path, rows)
-
-
-def _csv(path: Path) -> list[Source]:
-    reader = csv.DictReader(io.StringIO(_read(path), newline=""), restval="")
-    rows = {}
-    try:
-        for row in reader:
-            rows[reader.line_num] = row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num} is not CSV: {error}") from None
-    lacking = [name for name in ("video", "prompt") if name not in (reader.fieldnames or [])]
-    if lacking:
-        raise ValueError(
-            f"{path} has no column {' and no column '.join(lacking)}, but {', '.join(reader.fieldnames or ['none'])}; "
-            "its first line must name the columns"
-        )
-    return _rows(path, rows)
-
-
-def _rows(path: Path, rows: Mapping[int, Mapping]) -> list[Source]:
-    """Of rows by the line that they stand in."""
-    for name in ("video", "prompt"):
-        bad = [f"line {n}" for n, row in rows.items() if not isinstance(row.get(name), str) or not row[name].strip()]
-        _refuse(path, bad, len(rows), f"lines have no {name}")
-    some = [number for number, row in rows.items() if row.get("image")]
-    bad = [f"line {number}" for number, row in rows.items() if not row.get("image")]
-    _refuse(path, bad if some else [], len(rows), "lines have no image, though others do")
-    folder = path.parent
-    return [
-        Source(folder / row["video"].strip(), row["prompt"].strip(), folder / row["image"].strip() if some else None)
-        for row in rows.values()
-    ]
 
 
 def _lists(folder: Path) -> list[Source]:
@@ -121,16 +97,16 @@ def _lists(folder: Path) -> list[Source]:
     columns = []
     for name in names:
         file = folder / name
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"{folder} has no {name}; its lines belong to those of {' and '.join(names)}")
-        lines = [line.strip() for line in _lines(file)]
-        _refuse(file, [f"line {n}" for n, line in enumerate(lines, 1) if not line], len(lines), "lines are empty")
+        lines = [line.strip() for line in read_lines(file)]
+        refuse(file, [f"line {n}" for n, line in enumerate(lines, 1) if not line], len(lines), "lines are empty")
         columns.append(lines)
     if len({len(lines) for lines in columns}) > 1:
         counts = ", ".join(f"{len(lines)} {what}" for lines, what in zip(columns, names.values(), strict=True))
         raise ValueError(f"{folder} has {counts}; their lines belong together")
     rows = zip(*columns, strict=True)
-    return [Source(folder / video, prompt, *(folder / i for i in image)) for prompt, video, *image in rows]
+    return [Source(find(folder, video), prompt, *(find(folder, i) for i in image)) for prompt, video, *image in rows]
 
 
 def _labels(folder: Path) -> list[Source]:
@@ -139,54 +115,74 @@ def _labels(folder: Path) -> list[Source]:
         raise FileNotFoundError(f"{folder} has labels/ but no videos/; their files belong together by name")
     videos, labels = _stems(folder / "videos", VIDEOS | PICTURES), _stems(folder / "labels", {".txt"})
     single = [str(name) for name in videos if name not in labels]
-    _refuse(folder, single, len(videos), "videos have no file of their name in labels/")
+    refuse(folder, single, len(videos), "videos have no file of their name in labels/")
     single = [str(name) for name in labels if name not in videos]
-    _refuse(folder, single, len(labels), "labels have no file of their name in videos/")
-    prompts = {name: _caption(_read(label)) for name, label in labels.items()}
-    _refuse(folder, [f"{labels[n]}" for n, prompt in prompts.items() if not prompt], len(labels), "labels are empty")
+    refuse(folder, single, len(labels), "labels have no file of their name in videos/")
+    prompts = {name: _caption(read_text(label)) for name, label in labels.items()}
+    refuse(folder, [f"{labels[n]}" for n, prompt in prompts.items() if not prompt], len(labels), "labels are empty")
     return [Source(video, prompts[name]) for name, video in videos.items()]
 
 
-def _stems(folder: Path, suffixes: set[str]) -> dict[Path, Path]:
-    """The files below a folder, by their paths in it without the suffix."""
+def _stems(folder: Path, suffixes: set[str]) -> dict[str, Path]:
+    """The files below a folder, by their paths in it without the suffix, accents composed."""
     files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in suffixes and not f.name.startswith(".")]
-    found = {file.relative_to(folder).with_suffix(""): file for file in files}
-    twice = [str(file) for file in files if found[file.relative_to(folder).with_suffix("")] != file]
-    _refuse(folder, twice, len(files), "files share their name with another")
+    names = [_composed(file.relative_to(folder).with_suffix("")) for file in files]
+    found = dict(zip(names, files, strict=True))
+    twice = [str(file) for name, file in zip(names, files, strict=True) if found[name] != file]
+    refuse(folder, twice, len(files), "files share their name with another")
+    return found
+
+
+def _composed(name: object) -> str:
+    return unicodedata.normalize("NFC", str(name))
+
+
+def _beside(folder: Path) -> dict[str, dict[str, File]]:
+    """The samples in a folder, not below it: by path without the suffix, each with its files by suffix."""
+    found: dict[str, dict[str, File]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in VIDEOS | PICTURES | {".txt", ".json"} and not file.name.startswith("."):
+            found.setdefault(str(folder / _composed(file.stem)), {})[file.suffix.lower()[1:]] = file
     return found
 
 
 def _tars(*tars: Path) -> list[Source]:
     """The layout of webdataset: the names of one tar may come again in another."""
-    sources, silent, alone, count = [], [], [], 0
-    for tar in tars:
-        for name, files in read_samples(tar).items():
-            count += 1
-            pictures = [file for suffix, file in files.items() if f".{suffix}" in PICTURES]
-            video = next((file for suffix, file in files.items() if f".{suffix}" in VIDEOS), None)
-            if video is None and not pictures:
-                alone.append(f"{tar}/{name}")
-            elif not (prompt := _sample_caption(files)):
-                silent.append(f"{tar}/{name}")
-            elif video is None:
-                sources.append(Source(pictures[0], prompt))
-            else:
-                sources.append(Source(video, prompt, next(iter(pictures), None)))
-    where = tars[0] if len(tars) == 1 else tars[0].parent
-    _refuse(where, alone, count, "samples have no video")
-    _refuse(where, silent, count, "samples have no caption: a line in NAME.txt, or caption or prompt in NAME.json")
+    samples = {f"{tar}/{name}": files for tar in tars for name, files in read_samples(tar).items()}
+    return _sources(tars[0] if len(tars) == 1 else tars[0].parent, samples)
+
+
+def _sources(where: Path, samples: Mapping[str, Mapping[str, File]]) -> list[Source]:
+    """Of samples by name, each with its files by suffix: a video, or a picture alone, and its caption."""
+    media = {name: _media(files) for name, files in samples.items()}
+    refuse(where, [name for name, found in media.items() if not found], len(samples), "samples have no video")
+    kinds = {name: [s in VIDEOS for s in found] for name, found in media.items()}
+    several = [name for name, videos in kinds.items() if videos.count(True) > 1 or videos.count(False) > 1]
+    refuse(where, several, len(samples), "samples have several videos or several pictures")
+    prompts = {name: _sample_caption(files) for name, files in samples.items()}
+    silent = [name for name, prompt in prompts.items() if not prompt]
+    refuse(where, silent, len(samples), NO_CAPTION)
+    sources = []
+    for name, found in media.items():
+        video = next((file for suffix, file in found.items() if suffix in VIDEOS), None)
+        picture = next((file for suffix, file in found.items() if suffix in PICTURES), None)
+        shown, image = (video, picture) if video is not None else (picture, None)
+        assert shown is not None
+        sources.append(Source(shown, prompts[name], image))
     return sources
 
 
-def _sample_caption(files: Mapping[str, Member]) -> str:
+def _media(files: Mapping[str, File]) -> dict[str, File]:
+    """The video and pictures of a sample."""
+    return {f".{suffix}": file for suffix, file in files.items() if f".{suffix}" in VIDEOS | PICTURES}
+
+
+def _sample_caption(files: Mapping[str, File]) -> str:
     if "txt" in files:
-        return _caption(_decode(files["txt"], open_file(files["txt"]).read()))
+        return _caption(read_text(files["txt"]))
     if "json" not in files:
         return ""
-    try:
-        facts = json.loads(_decode(files["json"], open_file(files["json"]).read()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{files['json']} is not JSON: {error}") from None
+    facts = parse_json(read_text(files["json"]), files["json"])
     said = facts.get("caption") or facts.get("prompt") if isinstance(facts, dict) else None
     return said.strip() if isinstance(said, str) else ""
 
@@ -199,6 +195,7 @@ def _matches(pattern: Path) -> list[Path]:
     """The tars of a pattern: *, ? and [] as in a shell, and {000..009} as webdataset has it."""
     if pattern.suffix.lower() != ".tar":
         return []
+    _check_ranges(pattern)
     tars: list[Path] = []
     gone, count = [], 0
     for name in _expand(str(pattern)):
@@ -206,12 +203,12 @@ def _matches(pattern: Path) -> list[Path]:
         tars += map(Path, found)
         gone += [] if found else [name]
     if tars:
-        _refuse(pattern, gone, count, "tars are not there", FileNotFoundError)
+        refuse(pattern, gone, count, "tars are not there", FileNotFoundError)
     return tars
 
 
 def _expand(pattern: str) -> Iterator[str]:
-    span = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    span = RANGE.search(pattern)
     if span is None:
         yield pattern
         return
@@ -220,24 +217,11 @@ def _expand(pattern: str) -> Iterator[str]:
         yield from _expand(f"{pattern[: span.start()]}{number:0{len(first)}}{pattern[span.end() :]}")
 
 
-def _refuse(where: Path, bad: Sequence[object], total: int, what: str, error: type[Exception] = ValueError) -> None:
-    """Raises if anything is bad: of how many what is true, and of which first."""
-    if bad:
-        raise error(f"{where}: {len(bad)} of {total} {what}, the first is {bad[0]}")
-
-
-def _lines(path: Path) -> list[str]:
-    """Without empty ones at the end. Not `splitlines`, for which U+2028 in a prompt ends a line, too."""
-    text = _read(path).rstrip()
-    return text.split("\n") if text else []
-
-
-def _read(path: Path) -> str:
-    return _decode(path, path.read_bytes())
-
-
-def _decode(file: Path | Member, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+def _check_ranges(pattern: Path) -> None:
+    """Raises ValueError for ranges that count down or name too many files, before any of them is looked for."""
+    ranges = RANGE.findall(str(pattern))
+    counts = [int(last) - int(first) + 1 for first, last in ranges]
+    if any(count < 1 for count in counts):
+        raise ValueError(f"{pattern} has a range that counts down; write the smaller number first, as in {{000..009}}")
+    if math.prod(counts) > MAX_TARS:
+        raise ValueError(f"{pattern} names {math.prod(counts):,} files; {MAX_TARS:,} are the most that a pattern may")

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import PIL.Image
 
-from cogvx_jax.data.clips import Source
+from cogvx_jax.data.clips import Source, slots
+from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.tars import File
-from cogvx_jax.data.video import stream_video
 
 
 class RandomClips:
@@ -56,18 +57,17 @@ def random_clip(
     """`frames` frames at `fps` of a video from anywhere in it, (F, height, width, 3) uint8.
 
     Of its area, a random part: as large as `size`, or up to all that has that shape, scaled down bicubically.
-    A video of fewer frames per second than `fps` is taken frame by frame. Only these frames are held, whatever the
+    Frames are chosen as by `clips.read_clip`. Only these frames are held, whatever the
     video's length.
 
     Raises: FileNotFoundError; ValueError for a file that is no video, or one that is too short or too small.
     """
     with stream_video(source) as stream:  # for what its header says
-        own, tall, wide = stream.fps or fps, stream.height, stream.width
-    length = round((stream.duration or 0) * own)
-    places = np.round(np.arange(frames) * max(own / fps, 1.0)).astype(int)
+        own, tall, wide = stream.fps or frame_rate(fps), stream.height, stream.width
+    length, places = round((stream.duration or 0) * own), slots(own, fps, frames)
     spare = length - 1 - places[-1]
     if spare < 0:
-        raise ValueError(f"{length} frames at {own:g} fps are too short for {frames} at {fps:g} fps")
+        raise ValueError(f"{length} frames at {float(own):g} fps are too short for {frames} at {float(fps):g} fps")
     height, width = size
     if tall < height or wide < width:
         raise ValueError(f"its {tall}x{wide} pixels are fewer than the clips' {height}x{width}")
@@ -75,12 +75,10 @@ def random_clip(
     scale = rng.uniform(1, min(tall / height, wide / width))
     top, left = rng.uniform(0, tall - scale * height), rng.uniform(0, wide - scale * width)
     box, bicubic = (left, top, left + scale * width, top + scale * height), PIL.Image.Resampling.BICUBIC
-    clip: list[np.ndarray] = []
     # Half a frame early, or rounding may lose the first one.
-    with stream_video(source, start=max(first - 0.5, 0) / own) as stream:
-        for number, frame in enumerate(stream.frames):
-            if number == places[len(clip)]:
-                clip.append(np.asarray(PIL.Image.fromarray(frame).resize((width, height), bicubic, box)))
-            if len(clip) == frames:
-                return np.stack(clip)
-    raise ValueError(f"it breaks off before frame {first + places[-1]} of about {length}")
+    with stream_video(source, start=float(max(first - 0.5, 0) / own)) as stream:
+        shown = stream.at(first + place for place in places)
+        clip = [np.asarray(PIL.Image.fromarray(frame).resize((width, height), bicubic, box)) for frame in shown]
+    if len(clip) < frames:
+        raise ValueError(f"it breaks off before frame {first + places[-1]} of about {length}")
+    return np.stack(clip)

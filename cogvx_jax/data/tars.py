@@ -10,6 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from cogvx_jax.git_lfs import START, refuse_pointer
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:
@@ -34,6 +36,7 @@ class Member:
 
 
 File = Path | Member
+HEADERS = (ValueError, ArithmeticError, LookupError, EOFError)  # what tarfile raises for a header unlike any
 
 
 def read_chunks(file: File, size: int = 1 << 20) -> Iterator[bytes]:
@@ -56,6 +59,7 @@ def read_samples(tar: Path) -> dict[str, dict[str, Member]]:
     Hidden files and names without a dot are passed over.
     Raises: ValueError for a file that is no whole uncompressed tar, or if a name is there twice.
     """
+    refuse_pointer(next(read_chunks(tar, len(START)), b""), tar)
     samples: dict[str, dict[str, Member]] = collections.defaultdict(dict)
     twice, count = [], 0
     try:
@@ -69,7 +73,7 @@ def read_samples(tar: Path) -> dict[str, dict[str, Member]]:
                 if suffix.lower() in sample:
                     twice.append(info.name)
                 sample[suffix.lower()] = Member(tar, info.name, info.offset_data, info.size)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, *HEADERS) as error:
         raise ValueError(f"{tar} is no whole uncompressed tar ({error}); make or download it again") from None
     if twice:
         raise ValueError(f"{tar} holds {len(twice)} of {count} files twice, the first is {twice[0]}")

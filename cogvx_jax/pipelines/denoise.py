@@ -13,6 +13,7 @@ from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.diffusion import guidance, samplers
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import row_by_row
+from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.sharding import activate, everywhere, replicate
@@ -38,19 +39,24 @@ def denoise(
       weights: (N,) guidance weight of each step.
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
     Returns: sampled latents, (B, T, h, w, 16) float32.
+    Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
     step = model.compiled("step", step_program(model.spec.transformer, negative is not None, model.mesh, model.exact))
     state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
-    bar = tqdm(range(len(sampler.timesteps)), disable=not progress, unit="step", desc="sampling")
-    for i in bar:
+    count, finite = len(sampler.timesteps), []
+    for i in tqdm(range(count), disable=not progress, unit="step", desc="sampling"):
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         state = step(params, state, states, condition, t, rows[i], weights[i], drawn)
-        if progress:
-            state.latents.block_until_ready()  # so that the bar tells the truth
+        finite.append(all_finite(state.latents))
+        if progress and not finite[-1]:  # this waits for the step, so that the bar tells the truth
+            break
+    for i, good in enumerate(jax.device_get(finite), 1):
+        if not good:
+            raise NotFiniteError.of(model, "transformer", f"sampling step {i} of {count}")
     return state.latents
 
 
@@ -70,6 +76,7 @@ def denoise_in_one(
     Args:
       noise: a `SeededNoise` draws inside the program; of another source all steps' noise is drawn before it, and
         held on every device.
+    Raises: NotFiniteError, after the last step.
     """
     loop = model.compiled("loop", loop_program(model.spec.transformer, negative is not None, model.mesh))
     state, states = _begin(model, latents, text, negative)
@@ -78,7 +85,10 @@ def denoise_in_one(
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
-    return loop(model.params["transformer"], state, states, condition, steps, rows, weights, draw).latents
+    x = loop(model.params["transformer"], state, states, condition, steps, rows, weights, draw).latents
+    if not all_finite(x):
+        raise NotFiniteError.of(model, "transformer", f"one of the {len(steps)} sampling steps")
+    return x
 
 
 def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None):

@@ -14,6 +14,7 @@ from cogvx_jax.configs import ModelSpec, VAEConfig
 from cogvx_jax.data.video import to_uint8
 from cogvx_jax.models import tiling as tiles
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.sharding import activate, everywhere, replicate, spec
@@ -24,12 +25,16 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
 
     One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
     tiles, which is lossy; see `models.tiling`.
+
+    Raises: NotFiniteError.
     """
     run = model.compiled("encode", encode_batch(model.spec.vae, _mesh(model)))
     params = model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
     each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(each)
+    if not all_finite(moments):
+        raise NotFiniteError.of(model, "vae", "encoding the image or video")
     drawn = noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels))
     return vaes.sample(moments, replicate(drawn, model.mesh))
 
@@ -89,6 +94,7 @@ def decode_frames(
       latents: (1, T, h, w, 16) as sampled.
       padding: latent frames to drop from the front.
       tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
+    Raises: NotFiniteError, on the way.
     """
     run = model.compiled("decode", decode_batch(model.spec.vae, _mesh(model)))
     params = model.params["vae"]
@@ -97,8 +103,11 @@ def decode_frames(
         batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
     else:
         batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)
-    for pixels in batches:
-        yield to_uint8(np.asarray(pixels[0]))
+    for batch in batches:
+        pixels = np.asarray(batch[0])
+        if not np.isfinite(pixels).all():
+            raise NotFiniteError.of(model, "vae", "decoding the latents")
+        yield to_uint8(pixels)
 
 
 def _mesh(model: Model) -> Mesh | None:

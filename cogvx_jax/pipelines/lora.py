@@ -5,14 +5,14 @@ import math
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import read_lora
 from cogvx_jax.convert.runs import is_run, read_run_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
+from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.storage import is_bucket, storage_path
 
@@ -35,6 +35,9 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     if not math.isfinite(weight):
         raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
+    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
+        raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
+    _check_finite(lora, "given")
     transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
 
@@ -48,6 +51,10 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
         raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
     else:
         lora = read_lora(Path(where), spec)
-    if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(lora.adapters)):
-        raise ValueError(f"the LoRA {str(source)!r} holds numbers that are not finite: its training diverged")
+    _check_finite(lora, repr(str(source)))
     return lora
+
+
+def _check_finite(lora: LoRA, name: str) -> None:
+    if tensor := find_not_finite(lora.adapters):
+        raise ValueError(f"the LoRA {name} holds numbers that are not finite, in {tensor}: its training diverged")

@@ -1,11 +1,14 @@
 """Where random numbers come from: a source that a caller may replace by recorded arrays."""
 
 import functools
+import secrets
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cogvx_jax.sharding import of_first_process
 
 LATENTS, POSTERIOR, STEPS = range(3)  # what the noise is for; each has a stream of its own
 
@@ -50,6 +53,12 @@ class SeededNoise:
     def _draw(self, shape, stream, index):
         videos = self._first + jnp.arange(shape[0])
         return _normal(self._key, videos, stream, index, tuple(shape[1:]))
+
+
+def random_seed() -> int:
+    """A seed from the operating system, 0 to 2^32 - 1; the same in all processes, which must call this together."""
+    high, low = of_first_process([secrets.randbits(16), secrets.randbits(16)])
+    return high * 2**16 + low
 
 
 def _from_leaves(_: None, leaves: tuple) -> SeededNoise:

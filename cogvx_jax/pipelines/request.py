@@ -1,105 +1,175 @@
-"""What a caller asks for, completed with the model's own defaults and checked before any work."""
+"""What a caller asks for, completed with the model's own defaults, its inputs read, and checked before any work."""
 
 import dataclasses
+import fractions
+import hashlib
 from typing import Any, Literal
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.video import read_image, read_video
 from cogvx_jax.diffusion import samplers
+from cogvx_jax.pipelines.noise import random_seed
+from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 
 Task = Literal["t2v", "i2v", "v2v"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """One checked generation: everything is set. Sizes are pixels, `frames` is pixel frames."""
+class Settings:
+    """Checked `Sampling`: everything is set. Sizes are pixels, `frames` is pixel frames."""
 
     task: Task
-    prompts: tuple[str, ...]
-    negative: tuple[str, ...] | None  # None: zeros in place of the empty prompt's states
     height: int
     width: int
     frames: int
     steps: int
     guidance: float
-    dynamic: bool
     sampler: str
+    shape: tuple[int, int, int, int]  # of a video's latents (T, h, w, C), with the padding of patches of two frames
+    padding: int  # latent frames at the front that are dropped after sampling
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance > 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Request(Settings):
+    """Checked `Options` of B videos: everything is set, and what was to be read is held."""
+
+    model: str  # the name of the spec that it was checked for
+    prompts: tuple[str, ...]  # B of them
+    negative: tuple[str, ...] | None  # None: zeros in place of the empty prompt's states
+    dynamic: bool
     strength: float
+    seed: int
+    tiling: bool
+    fps: float | fractions.Fraction
+    images: tuple[np.ndarray, ...] | None = None  # (H, W, 3) uint8 each; one, or B of them
+    video: np.ndarray | None = None  # (F, H, W, 3) uint8, the frames that are used
+    image_scale: float | None = None
+    latents: np.ndarray | None = None  # (B, T, h, w, C) float32
 
-    def latent_shape(self, spec: ModelSpec) -> tuple[int, int, int, int, int]:
-        """(B, T, h, w, C), with the padding that patches of two frames need."""
-        scale = spec.vae.spatial_compression
-        return (
-            len(self.prompts),
-            padded_latent_frames(spec, self.frames),
-            self.height // scale,
-            self.width // scale,
-            spec.transformer.out_channels,
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int, int]:
+        """Of the latents of all videos, (B, T, h, w, C)."""
+        return (len(self.prompts), *self.shape)
+
+    def check_model(self, spec: ModelSpec) -> None:
+        """Raises: ValueError where a model's videos differ from those of the one that this was checked for."""
+        asked = Sampling(
+            size=(self.height, self.width),
+            frames=self.frames,
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            sampler=self.sampler,
         )
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        if (self.task == "i2v") != (spec.kind == "i2v") or vars(check_sampling(spec, asked, self.task)) != own:
+            raise ValueError(
+                f"the request was checked for {self.model}, whose videos are not like those of {spec.name}"
+            )
+
+    def digest(self, *, seed: bool = True) -> str:
+        """A hash of all that is asked for, pixels included; equal requests have equal ones. `seed` counts it in."""
+        found = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name) if seed or field.name != "seed" else None
+            for part in value if field.name == "images" and value is not None else [value]:
+                if isinstance(part, np.ndarray):
+                    found.update(repr((field.name, part.shape)).encode())
+                    found.update(np.ascontiguousarray(part).data)
+                else:
+                    found.update(repr((field.name, part)).encode())
+        return found.hexdigest()
 
 
-def check_request(
-    spec: ModelSpec,
-    prompt: str | list[str],
-    *,
-    negative_prompt: str | list[str] | None = "",
-    image: Any = None,
-    video: np.ndarray | None = None,
-    strength: float = 0.8,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    use_dynamic_cfg: bool = False,
-    sampler: str | None = None,
-    latents: Any = None,
-    output: str = "video",
-) -> Request:
-    """Completes and checks the arguments of `generate`, which documents them.
+def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | None = None) -> Request:
+    """Completes and checks what is asked of a model, and reads its image or video, once.
 
-    Raises: ValueError, one sentence: what is wrong and what would be right.
+    Of several processes, all must call it together where the seed is to be drawn.
+
+    Raises: ValueError, one sentence: what is wrong and what would be right; OSError for an input that is not there.
     """
-    own = spec.defaults
+    asked = Options() if options is None else options
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
-    if output not in ("video", "latents"):
-        raise ValueError(f"output must be 'video' or 'latents', got {output!r}")
-    task = _task(spec, image, video)
-    frames = own.num_frames if num_frames is None else num_frames
-    if video is not None:
-        frames = _video_frames(spec, len(video), num_frames)
-    sampler = own.sampler if sampler is None else sampler
+    task = _task(spec, asked)
+    negative = _negatives(asked.negative_prompt, len(prompts))
+    settings = check_sampling(spec, asked, task)
+    video, fps = None, None
+    if asked.video is not None:
+        video, fps = read_video(asked.video, settings.frames)
+        settings = check_sampling(spec, asked, task, len(video))
+        video = video[: settings.frames]
+    if task == "v2v" and int(settings.steps * asked.strength) < 1:
+        raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
+    request = Request(
+        **vars(settings),
+        model=spec.name,
+        prompts=prompts,
+        negative=negative,
+        dynamic=asked.use_dynamic_cfg,
+        strength=asked.strength,
+        seed=random_seed() if asked.seed == RANDOM else int(asked.seed),
+        tiling=asked.tiling,
+        fps=asked.fps or fps or spec.defaults.fps,
+        images=None if task != "i2v" else _read_images(asked.image, len(prompts)),
+        video=video,
+        image_scale=asked.image_scale,
+        latents=asked.latents,
+    )
+    if request.latents is not None and request.latents.shape != request.batch_shape:
+        raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
+    return request
+
+
+def check_sampling(
+    spec: ModelSpec, asked: Sampling, task: Task | None = None, available: int | None = None
+) -> Settings:
+    """Completes and checks what programs depend on.
+
+    Args:
+      task: None is the model's own, which for text-to-video models is not from a video.
+      available: frames of the input video; of one that has more than are wanted, as many as are.
+    Raises: ValueError, one sentence.
+    """
+    own = spec.defaults
+    task = task or spec.kind
+    height, width = asked.size
+    frames = own.num_frames if asked.frames is None else asked.frames
+    if available is not None:
+        frames = _video_frames(spec, available, asked.frames)
+    height, width = own.height if height is None else height, own.width if width is None else width
+    _check_size(spec, height, width)
+    _check_frames(spec, frames, task)
+    steps = own.num_inference_steps if asked.steps is None else asked.steps
+    if not 1 <= steps <= spec.schedule.steps:
+        raise ValueError(f"num_inference_steps must be 1 to {spec.schedule.steps}, got {steps}")
+    sampler = own.sampler if asked.sampler is None else asked.sampler
     if sampler not in samplers.SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(samplers.SAMPLERS)}")
-    request = Request(
+    scale, latent = spec.vae.spatial_compression, padded_latent_frames(spec, frames)
+    return Settings(
         task=task,
-        prompts=prompts,
-        negative=_negatives(negative_prompt, len(prompts)),
-        height=own.height if height is None else height,
-        width=own.width if width is None else width,
+        height=height,
+        width=width,
         frames=frames,
-        steps=own.num_inference_steps if num_inference_steps is None else num_inference_steps,
-        guidance=own.guidance_scale if guidance_scale is None else guidance_scale,
-        dynamic=use_dynamic_cfg,
+        steps=steps,
+        guidance=own.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         sampler=sampler,
-        strength=strength,
+        shape=(latent, height // scale, width // scale, spec.transformer.out_channels),
+        padding=latent - latent_frames(spec, frames),
     )
-    _check_size(spec, request)
-    _check_frames(spec, request)
-    if not 1 <= request.steps <= spec.schedule.steps:
-        raise ValueError(f"num_inference_steps must be 1 to {spec.schedule.steps}, got {request.steps}")
-    if not np.isfinite(request.guidance):
-        raise ValueError(f"guidance_scale must be a finite number, got {request.guidance}")
-    if task == "v2v" and not 0 < strength <= 1:
-        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
-    if task == "v2v" and int(request.steps * strength) < 1:
-        raise ValueError(f"strength {strength} of {request.steps} steps leaves none to take; raise either")
-    if latents is not None and tuple(np.shape(latents)) != request.latent_shape(spec):
-        raise ValueError(f"latents must be (B, T, h, w, C) = {request.latent_shape(spec)}, got {np.shape(latents)}")
-    return request
+
+
+def check_videos(count: int) -> None:
+    """Raises: ValueError for a number of videos made at a time that is none."""
+    if count < 1:
+        raise ValueError(f"videos must be at least 1, got {count}")
 
 
 def latent_frames(spec: ModelSpec, frames: int) -> int:
@@ -118,47 +188,53 @@ def frame_unit(spec: ModelSpec) -> int:
     return 8 * (spec.transformer.patch_t or 1)
 
 
-def _task(spec: ModelSpec, image: Any, video: Any) -> Task:
-    if image is not None and video is not None:
+def _task(spec: ModelSpec, asked: Options) -> Task:
+    if asked.image is not None and asked.video is not None:
         raise ValueError("give an image or a video, not both")
     if spec.kind == "i2v":
-        if image is None:
+        if asked.video is not None:
+            raise ValueError(f"{spec.name} makes videos from an image, not from a video; use a text-to-video model")
+        if asked.image is None:
             raise ValueError(f"{spec.name} makes videos from an image; give image=..., or use a text-to-video model")
         return "i2v"
-    if image is not None:
+    if asked.image is not None:
         raise ValueError(f"{spec.name} is text-to-video and takes no image; use one of the I2V models")
-    return "t2v" if video is None else "v2v"
+    return "t2v" if asked.video is None else "v2v"
 
 
-def _negatives(negative: str | list[str] | None, count: int) -> tuple[str, ...] | None:
+def _negatives(negative: str | tuple[str, ...] | None, count: int) -> tuple[str, ...] | None:
     if negative is None:
         return None
-    negatives = (negative,) * count if isinstance(negative, str) else tuple(negative)
+    negatives = (negative,) * count if isinstance(negative, str) else negative
     if len(negatives) != count:
         raise ValueError(f"{len(negatives)} negative prompts for {count} prompts; give one, or one each")
     return negatives
 
 
-def _check_size(spec: ModelSpec, request: Request) -> None:
+def _read_images(image: Any, count: int) -> tuple[np.ndarray, ...]:
+    """One image for all prompts, or one each."""
+    several = image if isinstance(image, list | tuple) else [image]
+    if len(several) not in (1, count):
+        raise ValueError(f"{len(several)} images for {count} prompts; give one, or one each")
+    return tuple(read_image(one) for one in several)
+
+
+def _check_size(spec: ModelSpec, height: int, width: int) -> None:
     cell = spec.vae.spatial_compression * spec.transformer.patch
-    for name, value in (("height", request.height), ("width", request.width)):
+    for name, value in (("height", height), ("width", width)):
         if value < cell or value % cell:
             near = sorted({max(value // cell, 1) * cell, -(-max(value, 1) // cell) * cell})
             raise ValueError(f"{name} must be a positive multiple of {cell}, got {value}; nearest: {_words(near)}")
-    if spec.transformer.position == "rope+learned":
-        native = spec.defaults
-        if (request.height, request.width) != (native.height, native.width):
-            raise ValueError(
-                f"{spec.name} has learned positions for {native.height}x{native.width} only, "
-                f"got {request.height}x{request.width}"
-            )
+    native = spec.defaults.height, spec.defaults.width
+    if spec.transformer.position == "rope+learned" and (height, width) != native:
+        raise ValueError(f"{spec.name} has learned positions for {native[0]}x{native[1]} only, got {height}x{width}")
 
 
-def _check_frames(spec: ModelSpec, request: Request) -> None:
-    unit, frames = frame_unit(spec), request.frames
+def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
+    unit = frame_unit(spec)
     # The reference takes videos only where no padding is needed; we take those, too.
     patch = spec.transformer.patch_t or 1
-    whole = request.task == "v2v" and patch > 1 and latent_frames(spec, frames) % patch == 0
+    whole = task == "v2v" and patch > 1 and latent_frames(spec, frames) % patch == 0
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1
         raise ValueError(

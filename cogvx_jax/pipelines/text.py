@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.pipelines.exact import row_by_row
+from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import activate, everywhere, replicate
 
@@ -33,10 +34,16 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 
 
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
-    """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
+    """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words.
+
+    Raises: NotFiniteError.
+    """
     ids = tokenize(model, prompts)
     encode = model.compiled("text", encode_program(model.spec.text_encoder, model.mesh, model.exact))
-    return encode(model.params["text_encoder"], replicate(ids, model.mesh))
+    states = encode(model.params["text_encoder"], replicate(ids, model.mesh))
+    if not all_finite(states):
+        raise NotFiniteError.of(model, "text_encoder", "encoding the prompt")
+    return states
 
 
 @functools.lru_cache

@@ -20,8 +20,9 @@ from cogvx_jax.convert import read_spec
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.pipelines.model import bounded, resolve, with_dtype
+from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
-from cogvx_jax.pipelines.request import check_request, latent_frames
+from cogvx_jax.pipelines.request import check_sampling, check_videos
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import topology as find
 from cogvx_jax.storage import check_new
@@ -31,19 +32,15 @@ def compile_programs(
     source: str | os.PathLike,
     folder: str | os.PathLike,
     *,
+    sampling: Sampling | None = None,
     mesh: Mesh | str | None = None,
     topology: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    sampler: str | None = None,
     videos: int = 1,
     dtype: str | None = None,
     one_program: bool = False,
     from_video: bool = False,
     report: Callable[[str], None] = lambda line: None,
+    **options: Any,
 ) -> None:
     """Writes the programs of such videos to a folder, whole or not at all.
 
@@ -51,17 +48,21 @@ def compile_programs(
       source: as for `load`. Of the weights only the norms of queries and keys are read, which bound attention's
         logits.
       folder: must not exist, or be empty.
+      sampling: of the videos, such as `generate`'s `Options`; or, instead, `options`.
       mesh: to compute on, or its text such as "cfg=2,sp=4"; None is one device.
       topology: a TPU slice such as "v5e:2x4" to compile for, which need not be here (libtpu must); None is the
         devices that are here.
-      height, width, num_frames, guidance_scale, sampler, dtype: as for `generate` and `load`.
-      num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
       videos: made at a time.
+      dtype: as for `load`.
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
       from_video: also what video to video needs.
       report: gets a line before each compilation.
+      height, width, num_frames, guidance_scale, sampler: as for `generate`.
+      num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
+    asked_for = Sampling.of(sampling, options)
+    check_videos(videos)
     check_new(folder)
     found = None if topology is None else find(topology)
     devices = jax.devices() if found is None else found.devices()
@@ -75,34 +76,23 @@ def compile_programs(
 
     where = resolve(source)
     spec = bounded(where, with_dtype(read_spec(where), dtype, platform=platform))
-    request = check_request(
-        spec,
-        ["a prompt"] * videos,
-        image="any" if spec.kind == "i2v" else None,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        sampler=sampler,
-    )
-    shape = request.latent_shape(spec)
+    made_of = check_sampling(spec, asked_for)
     wanted = programs.VideoPrograms(
         spec=spec,
         mesh=mesh,
-        shape=shape,
-        padding=shape[1] - latent_frames(spec, request.frames),
-        guided=request.guidance > 1,
-        sampler=request.sampler,
-        steps=request.steps if one_program else None,
-        source=(videos, request.frames, request.height, request.width, 3) if from_video else None,
+        shape=(videos, *made_of.shape),
+        padding=made_of.padding,
+        guided=made_of.guided,
+        sampler=made_of.sampler,
+        steps=made_of.steps if one_program else None,
+        source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
     )
     asked = {
-        "size": [request.height, request.width],
-        "frames": request.frames,
+        "size": [made_of.height, made_of.width],
+        "frames": made_of.frames,
         "videos": videos,
         "guided": wanted.guided,
-        "sampler": request.sampler,
+        "sampler": made_of.sampler,
         "steps in one program": wanted.steps,
         "from video": from_video,
     }
@@ -124,7 +114,7 @@ def compile_programs(
     def decode() -> dict[str, Any]:
         weights = programs.weight_bytes(spec, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program) for program in decoders], weights))
-        return {"latents": list(shape[1:]), "padding": wanted.padding, "bytes": needed}
+        return {"latents": list(made_of.shape), "padding": wanted.padding, "bytes": needed}
 
     with nothing_kept():
         stored.write_programs(folder, compiled(), stored.conditions(spec, mesh, devices), asked, decode)

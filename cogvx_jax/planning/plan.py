@@ -6,12 +6,14 @@
 Meshes that make sense are compiled in the order of `candidates`, and the first that fits is chosen.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,8 +24,15 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.model import load_spec, with_dtype
+from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
-from cogvx_jax.pipelines.request import check_request, frame_unit, latent_frames, padded_latent_frames
+from cogvx_jax.pipelines.request import (
+    check_sampling,
+    check_videos,
+    frame_unit,
+    latent_frames,
+    padded_latent_frames,
+)
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
@@ -96,50 +105,40 @@ class Plan:
 def plan(
     source: str,
     *,
+    sampling: Sampling | None = None,
     topology: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
     videos: int = 1,
     dtype: str | None = None,
     every: bool = False,
     fresh: bool = False,
     report: Report = lambda line: None,
+    **options: Any,
 ) -> Plan:
     """Chooses a mesh by compiling ahead of time; results are kept in the user's cache folder.
 
     Args:
       source: as for `load`; no weights are read.
+      sampling: of the videos, such as `generate`'s `Options`; or, instead, `options`.
       topology: a TPU slice such as "v5e:2x4", which need not be here, or cpu:N; None is the devices that are here.
-      height, width, num_frames, num_inference_steps, guidance_scale: as for `generate`.
       videos: made at a time.
       dtype: None is what `load` would choose on such a device.
       every: compile all candidates, not only up to the first that fits.
       fresh: compile again what was planned before.
       report: gets a line before each compilation, which may take minutes.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler: as for `generate`.
     Raises: ValueError for an unknown topology, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    image = "any" if spec.kind == "i2v" else None
-    request = check_request(
-        spec,
-        ["a prompt"] * videos,
-        image=image,
-        height=height,
-        width=width,
-        num_frames=num_frames,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-    )
+    made_of = check_sampling(spec, Sampling.of(sampling, options))
+    check_videos(videos)
     target = _target(topology)
     wanted = _Question(
         spec=_compute_spec(spec, dtype, target),
         target=target,
-        shape=request.latent_shape(spec),
-        padding=request.latent_shape(spec)[1] - latent_frames(spec, request.frames),
-        guided=request.guidance > 1,
+        shape=(videos, *made_of.shape),
+        padding=made_of.padding,
+        guided=made_of.guided,
+        sampler=made_of.sampler,
     )
     facts: dict[str, Any] = {
         "model": spec.name,
@@ -147,15 +146,15 @@ def plan(
         "devices": len(target.devices),
         "memory": target.memory,
         "dtype": wanted.spec.transformer.dtype,
-        "size": (request.height, request.width),
-        "frames": request.frames,
+        "size": (made_of.height, made_of.width),
+        "frames": made_of.frames,
         "videos": videos,
-        "steps": request.steps,
-        "flops": request.steps * _flops(wanted),
+        "steps": made_of.steps,
+        "flops": made_of.steps * _flops(wanted),
     }
     kept = _file(wanted, facts | {"every": every})
-    if kept.is_file() and not fresh:
-        return _read(kept.read_text())
+    if not fresh and (known := _read(kept)) is not None:
+        return known
     trials: list[Trial] = []
     for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided):
         trials.append(_try(wanted, sizes, report))
@@ -164,12 +163,21 @@ def plan(
     made = Plan(**facts, trials=tuple(trials))
     if made.chosen is None:
         made = dataclasses.replace(made, instead=_instead(wanted, made, report))
-    write_whole(kept, made.json().encode())
+    with contextlib.suppress(OSError):  # a home that cannot be written to must not cost the plan
+        write_whole(kept, made.json().encode())
+        cache.trim(kept.parent, cache.MAX_PLANS)
     return made
 
 
-def auto_mesh(source: str, *, report: Report = lambda line: None, **asked: Any) -> Mesh | None:
-    """The mesh for the devices that are here; None is one device. `asked` as for `plan`.
+def auto_mesh(
+    source: str,
+    *,
+    sampling: Sampling | None = None,
+    videos: int = 1,
+    dtype: str | None = None,
+    report: Report = lambda line: None,
+) -> Mesh | None:
+    """The mesh for the devices that are here; None is one device. Arguments as for `plan`.
 
     Where they do not say how much memory they have, as on CPU, nothing is compiled: the first candidate it is.
     Raises: ValueError where the model does not fit.
@@ -178,11 +186,11 @@ def auto_mesh(source: str, *, report: Report = lambda line: None, **asked: Any) 
     if len(target.devices) == 1:
         return None
     if target.memory is None:
-        heads, guidance = load_spec(source).transformer.heads, asked.get("guidance_scale")
-        guided = guidance is None or guidance > 1
-        sizes: dict[str, Any] = next(candidates(heads, len(target.devices), asked.get("videos", 1), guided=guided))
+        spec = load_spec(source)
+        guided = check_sampling(spec, sampling or Sampling()).guided
+        sizes: dict[str, Any] = next(candidates(spec.transformer.heads, len(target.devices), videos, guided=guided))
         return sharding.make_mesh(**sizes)
-    made = plan(source, report=report, **asked)
+    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, report=report)
     if made.chosen is not None:
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
     return made.mesh
@@ -228,6 +236,7 @@ class _Question:
     shape: tuple[int, int, int, int, int]
     padding: int
     guided: bool
+    sampler: str
 
 
 def _target(name: str | None) -> _Target:
@@ -293,7 +302,12 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
     video = programs.VideoPrograms(
-        spec=wanted.spec, mesh=mesh, shape=wanted.shape, padding=wanted.padding, guided=wanted.guided
+        spec=wanted.spec,
+        mesh=mesh,
+        shape=wanted.shape,
+        padding=wanted.padding,
+        guided=wanted.guided,
+        sampler=wanted.sampler,
     )
     return video.lower(name)
 
@@ -338,14 +352,19 @@ def _shorter(spec: ModelSpec, frames: int) -> list[int]:
     ]
 
 
-def _file(wanted: _Question, facts: dict[str, Any]):
+def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
-    key = hashlib.sha256(repr((wanted.spec, sorted(facts.items()), sorted(versions.items()))).encode()).hexdigest()[:24]
+    decides = (wanted.spec, wanted.sampler, sorted(facts.items()), sorted(versions.items()))
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
     return cache.folder() / "plans" / f"{key}.json"
 
 
-def _read(text: str) -> Plan:
-    facts = json.loads(text)
-    trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
-    return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})
+def _read(file: Path) -> Plan | None:
+    """A plan that was kept; None if there is none, or it is damaged."""
+    try:
+        facts = json.loads(file.read_text())
+        trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
+        return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None

@@ -10,7 +10,7 @@ RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDA
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,6 +25,7 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
@@ -96,7 +97,7 @@ def train(
     log_every: int = 50,
     keep: int = 2,
     tensorboard: bool = False,
-    videos: Sequence[Mapping[str, Any]] = (),
+    videos: Sequence[Request] = (),
     video_every: int = 1000,
     workers: int = 0,
     release: bool = False,
@@ -111,8 +112,8 @@ def train(
       source: what the model was loaded from; it is noted in the run.
       keep: checkpoints to keep, the newest, beside the best of the stage by validation loss.
       tensorboard: write the curve for TensorBoard, too.
-      videos: arguments of `generate`, but for the model and progress, for each video that is made of the moving
-        average every `video_every` updates; see `videos.write_videos`.
+      videos: checked requests, of each of which the moving average makes a video every `video_every` updates; see
+        `videos.write_videos`.
       workers: processes that read batches ahead; 0 reads in threads.
       release: the given model is not used any more: parameters that are trained are freed when the state has them.
     Returns: the model with the moving average of what was trained.

@@ -1,0 +1,37 @@
+"""The pixels that many requests hold until their videos are made: equal ones once, and not all of them in memory."""
+
+import dataclasses
+import hashlib
+import tempfile
+
+import numpy as np
+
+from cogvx_jax.pipelines.request import Request
+
+IN_MEMORY = 2**30  # bytes; further inputs wait in files without a name, which end with the process
+
+
+class Inputs:
+    """Takes over the input videos of requests."""
+
+    def __init__(self, in_memory: int = IN_MEMORY):
+        self._room = in_memory
+        self._held: dict[tuple, np.ndarray] = {}  # by shape and hash
+
+    def hold(self, request: Request) -> Request:
+        """The same request with pixels that are shared with earlier ones, or lie in a file. Raises: OSError."""
+        if request.video is None:
+            return request
+        pixels = np.ascontiguousarray(request.video)
+        key = pixels.shape, hashlib.sha256(pixels.data).digest()
+        if key not in self._held:
+            self._held[key] = pixels if pixels.nbytes <= self._room else _in_a_file(pixels)
+            self._room -= pixels.nbytes
+        return dataclasses.replace(request, video=self._held[key])
+
+
+def _in_a_file(pixels: np.ndarray) -> np.ndarray:
+    with tempfile.TemporaryFile() as file:
+        file.write(pixels.data)
+        file.flush()
+        return np.memmap(file, pixels.dtype, "r", shape=pixels.shape)

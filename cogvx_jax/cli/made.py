@@ -1,0 +1,79 @@
+"""What a rerun of a prompts file need not make again: each video's name, the hash of its request, and of its bytes.
+
+They stand in `cogvx-made.jsonl` beside the videos, a line for each, added when the video is whole. A video counts as
+made where its bytes are those that were written for the same request; else, as where the file is gone, it is made
+anew.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cogvx_jax
+from cogvx_jax.pipelines.model import resolve
+from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.pipelines.request import Request
+from cogvx_jax.sharding import params_digest
+from cogvx_jax.storage import below, open_files
+
+NAME = "cogvx-made.jsonl"
+PARTS = ("", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def is_made(out: Path, digest: str) -> bool:
+    """Whether the video is there, whole and of this request."""
+    noted = _read(out.parent / NAME).get(out.name)
+    return noted is not None and noted.get("request") == digest and noted.get("sha256") == _file_digest(out)
+
+
+def note_made(out: Path, digest: str) -> None:
+    """Adds a video that is whole. Where that fails it is made again next time, so nothing is said."""
+    line = json.dumps({"video": out.name, "request": digest, "sha256": _file_digest(out)})
+    with contextlib.suppress(OSError), (out.parent / NAME).open("ab") as file:
+        file.write(f"{line}\n".encode())  # one write: lines of several processes do not mix
+
+
+def request_digest(request: Request, options: Options, model: str) -> str:
+    """A hash of all that decides a video; `model` is of `model_digest`. One random seed is as good as another."""
+    asked = f"{RANDOM} seed" if options.seed == RANDOM else ""
+    found = hashlib.sha256(f"{cogvx_jax.__version__} {model} {asked}".encode())
+    found.update(request.digest(seed=options.seed != RANDOM).encode())
+    return found.hexdigest()
+
+
+def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, Any]) -> str:
+    """A hash of a model's files by name, size and time, of its LoRAs' numbers, and of how it computes.
+
+    The files are not read, which would take as long as loading them.
+    """
+    found = hashlib.sha256(repr(sorted(how.items())).encode())
+    folder = resolve(source)
+    for part in PARTS:
+        files = open_files(below(folder, part) if part else folder)
+        for name in files.names() if files.is_folder() else ():
+            if files.exists(name):
+                changed = Path(folder, part, name).stat().st_mtime_ns if isinstance(folder, Path) else ""
+                found.update(f"{part}/{name} {files.size(name)} {changed}\n".encode())
+    for lora, weight in adapters:
+        found.update(f"{params_digest(lora.adapters)} {lora.scale} {weight}".encode())
+    return found.hexdigest()
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """The newest line of each video; what is damaged is passed over."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in file.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
+                noted = json.loads(line)
+                found[str(noted["video"])] = dict(noted)
+    return found
+
+
+def _file_digest(path: Path) -> str | None:
+    """Of the bytes of a file, or of all files in a folder; None where there is none."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    digests = [file.name.encode() + hashlib.sha256(file.read_bytes()).digest() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else None

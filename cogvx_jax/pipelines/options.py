@@ -1,0 +1,284 @@
+"""The options of a generation: names, defaults, kinds and help, for Python, the command line and prompts files.
+
+A field's name is its flag and its key in a line of a prompts file. `from_keywords` takes the names of Python's
+`generate`, which are those of diffusers. Nothing here needs jax, whose import takes seconds.
+"""
+
+import dataclasses
+import fractions
+import math
+import numbers
+import operator
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import tyro
+
+MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
+MAX_IMAGE_SCALE = 1000.0
+MAX_SEED = 2**63  # of which jax takes the lower 32 bits
+MIN_FPS, MAX_FPS = 0.001, 1000
+RANDOM = "random"
+DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
+
+Size = tuple[int | None, int | None]  # height and width in pixels; None is the model's own
+
+
+def _word(metavar: str, read: Callable[[str], Any] = str) -> Any:
+    """A flag that takes one word of text; `CHECKS` find what is wrong with it, in one sentence."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _read_seed(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else text
+
+
+def _read_rate(text: str) -> fractions.Fraction | str:
+    """Of "8", "12.5" or "30000/1001"."""
+    try:
+        return fractions.Fraction(text) if len(text) < 30 else text
+    except (ValueError, ZeroDivisionError):
+        return text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What a video's programs depend on. None is the model's own.
+
+    Args:
+      size: height and width in pixels, multiples of 16, such as 480x720.
+      frames: 8N+1, for 1.5 models 16N+1.
+      steps: sampling steps.
+      guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
+      sampler: ddim, or the stochastic dpm.
+    Raises: ValueError, one sentence, for a value of another kind or out of its range.
+    """
+
+    size: Annotated[Any, _word("HxW"), tyro.conf.arg(help_behavior_hint="(default: the model's own)")] = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = CHECKS[field.name](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def of(cls, value: Self | None, keywords: Mapping[str, Any]) -> Self:
+        """The value that is given, or the one that keywords make. Raises: TypeError for both, or as `from_keywords`."""
+        if value is not None and keywords:
+            raise TypeError(f"give either options or {', '.join(sorted(keywords))}")
+        return cls.from_keywords(**keywords) if value is None else value
+
+    @classmethod
+    def from_keywords(cls, **keywords: Any) -> Self:
+        """Options by the names of Python's `generate`: `height`, `width`, `num_frames`, `num_inference_steps`.
+
+        Raises: TypeError for an unknown name; ValueError as the class itself.
+        """
+        for theirs, ours in DIFFUSERS_NAMES.items():
+            if theirs in keywords:
+                keywords[ours] = CHECKS[ours](theirs, keywords.pop(theirs))
+        if "height" in keywords or "width" in keywords:
+            keywords["size"] = (keywords.pop("height", None), keywords.pop("width", None))
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := keywords.keys() - set(known):
+            others = [name for name in known if name not in ("size", *DIFFUSERS_NAMES.values())]
+            names = ", ".join(["height", "width", *DIFFUSERS_NAMES, *others])
+            raise TypeError(f"unknown option {min(unknown)!r}; the known ones are {names}")
+        return cls(**keywords)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Sampling):
+    """How a video is to be made, but for its prompt. None is the model's own.
+
+    Args:
+      negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
+      image: the first frame, for image-to-video models; it is stretched to the video's size.
+      video: what to start from, for video-to-video.
+      strength: how much of the video is redrawn, above 0 and at most 1.
+      use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
+      seed: the same seed gives the same video; "random" draws one and prints it.
+      tiling: run the VAE in tiles, to save memory; lossy, the result differs.
+      fps: frames per second of the file; None is the input video's, or the model's own.
+      image_scale: factor of the image's latents; see `latents.image_scale`.
+      latents: the noise to start from, (B, T, h, w, C) float32; with `video`, the noise it gets.
+    """
+
+    # In Python also a list of one per prompt, and None for zeros in place of the empty prompt's states.
+    negative_prompt: Annotated[Any, _word("STR")] = ""
+    # In Python also a PIL image or (H, W, 3) uint8, or a list of one per prompt.
+    image: Annotated[Any, _word("PATH")] = None
+    # In Python also (F, H, W, 3) uint8.
+    video: Annotated[Any, _word("PATH")] = None
+    strength: float = 0.8
+    use_dynamic_cfg: bool = False
+    seed: Annotated[int | Literal["random"], _word("INT|random", _read_seed)] = 0
+    tiling: bool = False
+    fps: Annotated[float | fractions.Fraction | None, _word("NUMBER", _read_rate)] = None
+    image_scale: Annotated[Any, tyro.conf.SuppressFixed] = None
+    latents: Annotated[Any, tyro.conf.SuppressFixed] = None
+
+
+PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
+
+
+def parse_size(text: str | None) -> Size:
+    """Height and width of "480x720"; None is the model's own."""
+    if text is None:
+        return None, None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isascii() and p.isdecimal() and len(p) < 10 for p in parts):
+        raise ValueError(f"size must be HEIGHTxWIDTH in pixels, such as 480x720, got {_shown(text)}")
+    return int(parts[0]), int(parts[1])
+
+
+def check_path(name: str, value: Any) -> str | os.PathLike:
+    """A path that a file can have. Raises: ValueError."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError(f"{name} must be a path, got {_shown(value)}")
+    if "\0" in str(value):
+        raise ValueError(f"{name} holds a NUL, which no path can: {_shown(str(value))}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, at most a line of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _size(name: str, value: Any) -> Size:
+    if value is None or isinstance(value, str):
+        return parse_size(value)
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, such as 480x720, got {_shown(value)}")
+    return _whole("height", value[0]), _whole("width", value[1])
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {_shown(value)}")
+    return operator.index(value)
+
+
+def _number(low: float, high: float, *, optional: bool = True) -> Callable[[str, Any], float | None]:
+    def check(name: str, value: Any) -> float | None:
+        if value is None and optional:
+            return None
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise ValueError(f"{name} must be a number, got {_shown(value)}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+        number: Any = value
+        if not low <= number <= high:
+            raise ValueError(f"{name} must be from {low:g} to {high:g}, got {_shown(value)}")
+        return number
+
+    return check
+
+
+def _strength(name: str, value: Any) -> float:
+    number = _number(-math.inf, math.inf, optional=False)(name, value)
+    assert number is not None
+    if not 0 < number <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, got {_shown(value)}")
+    return float(number)
+
+
+def _yes_or_no(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be true or false, got {_shown(value)}")
+    return bool(value)
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be text, got {_shown(value)}")
+    return value
+
+
+def _texts(name: str, value: Any) -> str | tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
+        raise ValueError(f"{name} must be text, got {_shown(value)}")
+    return tuple(value)
+
+
+def _source(name: str, value: Any) -> Any:
+    """A path, pixels, or a list of them; pixels are looked at when they are read."""
+    several = value if isinstance(value, tuple | list) and value else [value]
+    for one in several:
+        if one is not value or one is not None:
+            _path_or_pixels(name, one)
+    return value
+
+
+def _path_or_pixels(name: str, value: Any) -> None:
+    if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):  # the latter of a PIL image
+        check_path(name, value)
+
+
+def _seed(name: str, value: Any) -> int | str:
+    if isinstance(value, str) and value == RANDOM:
+        return RANDOM
+    number = None if isinstance(value, str) else _whole(name, value)
+    if number is None:
+        raise ValueError(f"{name} must be a whole number or {RANDOM!r}, got {_shown(value)}")
+    if not -MAX_SEED <= number < MAX_SEED:
+        raise ValueError(f"{name} must be from -2^63 to 2^63 - 1, got {_shown(number)}")
+    return number
+
+
+def _fps(name: str, value: Any) -> float | fractions.Fraction | None:
+    rate = _number(-math.inf, math.inf)(name, value)
+    if rate is not None and not MIN_FPS <= rate <= MAX_FPS:
+        raise ValueError(f"{name} must be from {MIN_FPS} to {MAX_FPS} frames per second, got {_shown(value)}")
+    return rate
+
+
+def _latents(name: str, value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" and str(array.dtype) != "bfloat16":
+        raise ValueError(f"{name} must be float32 numbers, got {array.dtype}")
+    array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold numbers that are not finite: {np.sum(~np.isfinite(array))} of {array.size}")
+    return array
+
+
+# Of each field: (name, value) -> the value as it is kept. Raises ValueError.
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "size": _size,
+    "frames": _whole,
+    "steps": _whole,
+    "guidance_scale": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
+    "sampler": _text,
+    "negative_prompt": _texts,
+    "image": _source,
+    "video": _source,
+    "strength": _strength,
+    "use_dynamic_cfg": _yes_or_no,
+    "seed": _seed,
+    "tiling": _yes_or_no,
+    "fps": _fps,
+    "image_scale": _number(-MAX_IMAGE_SCALE, MAX_IMAGE_SCALE),
+    "latents": _latents,
+}
