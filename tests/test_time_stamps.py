@@ -138,9 +138,7 @@ def turned(data):
 def test_hdr_is_refused_with_how_to_convert_it(tmp_path, transfer, name):
     timed(tmp_path / "a.mp4", range(9), [90] * 9, color_trc=transfer, color_primaries=9, colorspace=9)
     for read in (read_video, lambda path: read_clip(path, **SHAPE)):
-        with pytest.raises(
-            ValueError, match=rf"a\.mp4' has HDR or wide-gamut colours \({name}\).*convert it first: ffmpeg"
-        ):
+        with pytest.raises(ValueError, match=rf"a\.mp4' has HDR or wide-gamut colours \({name}\).*convert it first"):
             read(tmp_path / "a.mp4")
 
 
