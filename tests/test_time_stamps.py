@@ -128,6 +128,20 @@ def test_pixels_that_are_not_square_come_out_in_proportion(tmp_path):
     assert read_video(tmp_path / "turned.mp4")[0].shape == (9, 64, 32, 3)
 
 
+def test_huge_frames_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    timed(tmp_path / "a.mp4", range(9), [90] * 9)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    converted = []
+    monkeypatch.setattr(decode._Converter, "_check", lambda self, frame: converted.append(frame))
+    with pytest.raises(ValueError, match="a.mp4' is too large: a frame of 32x48; at most 1000 pixels"):
+        read_video(tmp_path / "a.mp4")
+    assert not converted  # the decoder gave none
+    monkeypatch.setattr(decode, "MAX_PIXELS", 4000)
+    timed(tmp_path / "b.mp4", range(9), [90] * 9, sample_aspect_ratio=fractions.Fraction(10))
+    with pytest.raises(ValueError, match="b.mp4' is too large: a frame of 32x480"):
+        read_video(tmp_path / "b.mp4")
+
+
 def turned(data):
     """An .mp4 with a tag that turns it left, as a phone writes it."""
     matrix = data.index(b"tkhd") + 44
