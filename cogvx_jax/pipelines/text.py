@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.model import Model
@@ -35,14 +34,14 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words."""
     ids = tokenize(model, prompts)
-    encode = model.compiled("text", encode_program(model.spec.text_encoder, model.mesh, model.exact))
+    encode = model.compiled("text", encode_program(model.text_encoder, model.mesh, model.exact))
     return encode(model.params["text_encoder"], replicate(ids, model.mesh))
 
 
 @functools.lru_cache
-def encode_program(cfg: T5Config, mesh: Mesh | None, exact: bool = False):
+def encode_program(encoder: T5Encoder, mesh: Mesh | None, exact: bool = False):
     def states(params, ids):
-        return T5Encoder(cfg).apply({"params": params}, ids)
+        return encoder.apply({"params": params}, ids)
 
     def encode(params, ids):
         if exact:
