@@ -31,11 +31,6 @@ class TransformerConfig:
     spatial_interpolation: float = 1.875  # sincos only
     temporal_interpolation: float = 1.0
     norm_eps: float = 1e-5  # q/k norms have their own, 1e-6
-    dtype: str = "float32"  # of activations; norms, softmax and the time embedding stay float32
-    remat: Remat = "none"  # what the backward pass computes anew; see `nn.remat`
-    # No attention logit is above it, by the weights of the q/k norms: a property of the checkpoint that
-    # `load` fills in, because a kernel must know it when it is compiled. None: unknown, as in training.
-    logit_bound: float | None = None
 
     @property
     def width(self) -> int:  # D
@@ -72,7 +67,6 @@ class VAEConfig:
     # are semantics, not memory knobs. None is the whole clip at once.
     encode_frames: int | None = 8  # pixel frames per batch, the remainder joins the first
     decode_frames: int | None = 2  # latent frames per batch
-    dtype: str = "float32"
 
     @property
     def spatial_compression(self) -> int:
@@ -97,7 +91,6 @@ class T5Config:
     buckets: int = 32
     max_distance: int = 128
     norm_eps: float = 1e-6
-    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +115,29 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     sampler: Literal["ddim", "dpm"] = "ddim"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model is computed. It changes speed, memory and rounding, and is no part of the model's spec."""
+
+    dtype: str = "float32"  # of activations; norms, softmax and the time embedding stay float32
+    remat: Remat = "none"  # the transformer's: which activations the backward pass recomputes; see `nn.remat`
+    # The transformer's: no attention logit is above it, by the weights of the q/k norms. `load` fills it in, as a
+    # kernel must know it when it is compiled. None: unknown, as where those weights are trained.
+    logit_bound: float | None = None
+
+    def of(self, component: str) -> "Compute":
+        """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
+        if component == "transformer":
+            return self
+        # T5 overflows in float16.
+        safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
+        return Compute(dtype=safe)
+
+    def parameter_dtype(self, component: str) -> str:
+        """The type of a component's parameters: that of its activations, but float32 for the VAE."""
+        return "float32" if component == "vae" else self.of(component).dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -206,8 +206,7 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
     """Writes every configuration file of the published layout, and `generation.json`.
 
     Raises: ConversionError if the files cannot express the spec: frame batches other than the
-      reference's, a combination of positions and patches that it does not have. Of `dtype`,
-      `remat` and `logit_bound`, which say how to run and not what, nothing is written.
+      reference's, a combination of positions and patches that it does not have.
     """
     documents = _documents(spec)
     problems: list[str] = []
@@ -216,7 +215,7 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
         ours, theirs = getattr(spec, part), getattr(back, part)
         for field in dataclasses.fields(ours):
             a, b = getattr(ours, field.name), getattr(theirs, field.name)
-            if a != b and field.name not in ("dtype", "remat", "logit_bound"):
+            if a != b:
                 problems.append(f"{part}.{field.name}: {a!r} would be read as {b!r}")
     if problems:
         raise ConversionError("the published files cannot express this model", problems)

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.models.vae import VAE, decode_stream
 from cogvx_jax.pipelines import denoise
 from cogvx_jax.pipelines.latents import decode_batch
-from cogvx_jax.pipelines.model import with_dtype
 from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
 from cogvx_jax.presets import PRESETS
 
@@ -46,6 +47,7 @@ class Case:
 
     name: str
     spec: ModelSpec
+    compute: Compute
     shape: tuple[int, int, int, int, int]
 
     @property
@@ -100,12 +102,9 @@ def case(name: str, *, small: bool) -> Case:
         own = dataclasses.replace(own, height=64, width=96, num_frames=17)
         text = dataclasses.replace(spec.text_encoder, width=cfg.text_dim)
         spec = dataclasses.replace(spec, transformer=cfg, vae=vae, text_encoder=text, defaults=own)
-        spec = with_dtype(spec, "float32")
-    else:
-        spec = with_dtype(spec, "bfloat16")
-    spec = dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, logit_bound=20.0))
+    compute = Compute(dtype="float32" if small else "bfloat16", logit_bound=20.0)
     shape = (1, padded_latent_frames(spec, own.num_frames), own.height // 8, own.width // 8, 16)
-    return Case(name=name, spec=spec, shape=shape)
+    return Case(name=name, spec=spec, compute=compute, shape=shape)
 
 
 def measure(cases: list[Case], parts: tuple[Part, ...], sides: tuple[Side, ...], runs: int) -> Iterator[dict[str, Any]]:
@@ -147,7 +146,7 @@ def serve(one: Case, part: Part, side: Side, runs: int) -> dict[str, float | Non
 
 def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callable[[], float | None]]:
     jax.config.update("jax_enable_compilation_cache", False)
-    spec, shape = one.spec, one.shape
+    spec, compute, shape = one.spec, one.compute, one.shape
     key = jax.random.key(0)
 
     def params(component: str, dtype: str):
@@ -164,8 +163,8 @@ def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callab
 
     if part == "step":
         cfg = spec.transformer
-        weights, step = params("transformer", cfg.dtype), denoise.step_program(cfg, True, None)
-        text = jnp.zeros((2, cfg.text_length, cfg.text_dim), cfg.dtype)
+        weights, step = params("transformer", compute.dtype), denoise.step_program(Transformer(cfg, compute), True)
+        text = jnp.zeros((2, cfg.text_length, cfg.text_dim), compute.dtype)
         row = np.asarray([1, 0, 1, 0, 0, 0], np.float32)
 
         def run():
@@ -175,13 +174,12 @@ def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callab
             state.latents.block_until_ready()
 
     else:
-        from cogvx_jax.models import vae as vaes
-
-        weights, batch = params("vae", "float32"), decode_batch(spec.vae, None)
+        vae = VAE(spec.vae, compute.of("vae"))
+        weights, batch = params("vae", "float32"), decode_batch(vae)
 
         def run():
             latents = jnp.ones((1, one.kept, *shape[2:]))
-            for pixels in vaes.decode_stream(vaes.VAE(spec.vae), weights, latents, decode_batch=batch):
+            for pixels in decode_stream(vae, weights, latents, decode_batch=batch):
                 pixels.block_until_ready()
 
     def gib() -> float | None:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from cogvx_jax.allocator import give_back_freed_memory
+from cogvx_jax.configs import Compute
 from cogvx_jax.models import lora
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import formulations
@@ -43,12 +44,12 @@ def inputs(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def our_update(sizes: Sizes, folder: Path, *, adapters: bool) -> Run:
-    cfg = dataclasses.replace(sizes.spec.transformer, remat=formulations().remat)
+    transformer = Transformer(sizes.spec.transformer, Compute(remat=formulations().remat))
     base = our_params(sizes, folder, "transformer")
     tx = optax.chain(optax.clip_by_global_norm(CLIP), optax.adamw(RATE, *BETAS, weight_decay=WEIGHT_DECAY))
 
     def error(params: Any, batch: Any) -> jax.Array:
-        prediction = Transformer(cfg).apply({"params": params}, batch["x"], batch["text"], jnp.float32([TIMESTEP]))
+        prediction = transformer.apply({"params": params}, batch["x"], batch["text"], jnp.float32([TIMESTEP]))
         return jnp.mean(jnp.square(prediction - batch["v"]))
 
     def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:

@@ -89,8 +89,8 @@ def reconstruction_psnr(model: cx.Model, scenes: list[shapes.Scene]) -> float:
         clip = shapes.draw(scene, np.random.default_rng((7, i)))
         pixels = jnp.asarray(clip[None] / 127.5 - 1, jnp.float32)
         vae, params = model.vae, model.params["vae"]
-        moments = vaes.encode(vae, params, pixels, encode_batch=encode_batch(vae.cfg))
-        again = vaes.decode(vae, params, vaes.mode(moments), decode_batch=decode_batch(vae.cfg))
+        moments = vaes.encode(vae, params, pixels, encode_batch=encode_batch(vae))
+        again = vaes.decode(vae, params, vaes.mode(moments), decode_batch=decode_batch(vae))
         errors.append(np.mean(np.square((to_uint8(np.asarray(again[0])) / 255.0) - clip / 255.0)))
     return float(-10 * np.log10(np.mean(errors)))
 

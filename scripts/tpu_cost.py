@@ -121,7 +121,7 @@ def costs(
     from cogvx_jax.models.flops import sequence_tokens, training_flops, transformer_flops
     from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import BY_PLATFORM, using
-    from cogvx_jax.pipelines.model import with_dtype
+    from cogvx_jax.pipelines.model import choose_compute
     from cogvx_jax.pipelines.program_cost import compile_cost
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
     from cogvx_jax.planning import lower as programs
@@ -133,9 +133,9 @@ def costs(
 
     slice_ = find(topology)
     assert slice_.generation is not None
-    spec = with_dtype(PRESETS[model], None, platform="tpu")
-    cfg = dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND)
-    spec, devices, own = dataclasses.replace(spec, transformer=cfg), slice_.devices(), spec.defaults
+    spec = PRESETS[model]
+    compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
+    cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
     mesh = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True)))
     made = sharding.parse_mesh(mesh, devices)
     frames = padded_latent_frames(spec, own.num_frames)
@@ -148,11 +148,11 @@ def costs(
 
     def update(part: Part) -> list[tuple[str, int, Any]]:
         # Of weights that change nothing bounds the logits.
-        tuned = dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=None, remat=remat))
+        tuned = dataclasses.replace(compute, logit_bound=None, remat=remat)
         lora = LoRAConfig() if part == "lora" else None
         kept: dict[str, Any] = {"trained_dtype": trained_dtype, "average": average}
         name = " ".join([part, remat, *[trained_dtype] * (part == "full"), *["no average"] * (not average)])
-        return [(name, 1, lower_update(tuned, made, pixels, lora, optim.adamw(1e-4, None), **kept))]
+        return [(name, 1, lower_update(spec, tuned, made, pixels, lora, optim.adamw(1e-4, None), **kept))]
 
     def tera_flops(part: Part) -> float | None:
         if part == "step":
@@ -168,13 +168,15 @@ def costs(
         for part in parts:
             lowered = {
                 "step": lambda: [
-                    ("step", own.num_inference_steps, programs.lower_step(spec, made, shape, guided=True))
+                    ("step", own.num_inference_steps, programs.lower_step(spec, compute, made, shape, guided=True))
                 ],
-                "text": lambda: [("text", 1, programs.lower_text(spec, made, 1, guided=True))],
+                "text": lambda: [("text", 1, programs.lower_text(spec, compute, made, 1, guided=True))],
                 "decode": lambda: [
                     (f"decode {i}", runs, program)
                     for (i, program), runs in zip(
-                        enumerate(programs.lower_decode(spec, made, shape, padding)), (1, batches - 1), strict=False
+                        enumerate(programs.lower_decode(spec, compute, made, shape, padding)),
+                        (1, batches - 1),
+                        strict=False,
                     )
                 ],
                 "lora": lambda: update("lora"),

@@ -18,9 +18,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
-from cogvx_jax.convert import read_spec
-from cogvx_jax.convert.config import write_configs
+from cogvx_jax.configs import Compute, ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn import attention as attention_module
 from cogvx_jax.nn import flash, splash
@@ -193,20 +191,18 @@ def test_the_maximum_is_left_out_where_float32_allows():
     assert needs_maximum(80.0, 17776) and needs_maximum(None, 1)
 
 
-def test_the_bound_is_taken_at_load_and_not_written(random_params, tmp_path):
+def test_the_bound_is_that_of_the_largest_norms(random_params):
     cfg = TransformerConfig(layers=3, heads=2, text_dim=8, in_channels=2, out_channels=2, time_dim=8)
     spec = ModelSpec(
         transformer=cfg, vae=VAEConfig(latent_channels=2), text_encoder=T5Config(width=8, heads=1, mlp=8, vocab=8)
     )
     shapes = jnp.zeros((1, 1, 4, 4, 2)), jnp.zeros((1, cfg.text_length, 8)), jnp.zeros(1)
     params = random_params(Transformer(cfg), *shapes)
-    loaded = with_logit_bound(spec, params)
+    compute = with_logit_bound(Compute(), spec, params)
     norms = params["blocks"]["attention"]
     layers = [logit_bound(*(norms[n][x][i] for n in ("norm_q", "norm_k") for x in ("scale", "bias")), scale=1 / 8)
               for i in range(3)]  # fmt: skip
-    assert loaded.transformer.logit_bound == max(layers)
-    write_configs(loaded, tmp_path)
-    assert read_spec(tmp_path).transformer == cfg
+    assert compute == Compute(logit_bound=max(layers))
 
 
 # --- every formulation ---

@@ -23,14 +23,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 from pathlib import Path
 import cogvx_jax as cx
 from cogvx_jax.convert import read_spec
-from cogvx_jax.pipelines.model import load_component, with_dtype
+from cogvx_jax.pipelines.model import load_component
 def peak_bytes():  # not ru_maxrss, which begins at the peak of the process that started this one
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-spec = with_dtype(read_spec(Path(sys.argv[1])), "bfloat16")
+spec = read_spec(Path(sys.argv[1]))
 mesh = cx.make_mesh(fsdp=4, tensor=2)
 jax.block_until_ready(jax.numpy.zeros(8))
 before = peak_bytes()
-params = jax.block_until_ready(load_component(Path(sys.argv[1]), spec, "transformer", mesh))
+params = jax.block_until_ready(load_component(Path(sys.argv[1]), spec, "transformer", "bfloat16", mesh))
 peak = peak_bytes()
 held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
 print(held, peak - before - held)

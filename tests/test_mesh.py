@@ -129,13 +129,13 @@ def test_the_vae_is_the_same_on_every_mesh(small, sizes, frames):
     mesh = mesh_of(sizes)
     pixels = np.random.default_rng(0).uniform(-1, 1, (1, frames, 48, 80, 3)).astype(np.float32)  # 6 x 10: uneven
     vae, params = model.vae, model.params["vae"]
-    moments = vaes.encode(vae, params, jnp.asarray(pixels), encode_batch=encode_batch(vae.cfg))
+    moments = vaes.encode(vae, params, jnp.asarray(pixels), encode_batch=encode_batch(vae))
     there = cx.load(folder, mesh=mesh).params["vae"]
-    again = vaes.encode(vae, there, cx.sharding.replicate(pixels, mesh), encode_batch=encode_batch(vae.cfg, mesh))
+    again = vaes.encode(vae, there, cx.sharding.replicate(pixels, mesh), encode_batch=encode_batch(vae, mesh))
     close(np.asarray(again), np.asarray(moments))
     latents = np.asarray(vaes.mode(moments))
-    decoded = vaes.decode(vae, params, jnp.asarray(latents), decode_batch=decode_batch(vae.cfg))
-    spread = vaes.decode(vae, there, cx.sharding.replicate(latents, mesh), decode_batch=decode_batch(vae.cfg, mesh))
+    decoded = vaes.decode(vae, params, jnp.asarray(latents), decode_batch=decode_batch(vae))
+    spread = vaes.decode(vae, there, cx.sharding.replicate(latents, mesh), decode_batch=decode_batch(vae, mesh))
     close(np.asarray(spread), np.asarray(decoded))
 
 
@@ -144,7 +144,7 @@ def test_the_vae_holds_its_cache_in_parts(small):
     mesh = mesh_of(dict(sp=4, cfg=2))
     model = cx.load(folder, mesh=mesh)
     latents = cx.sharding.replicate(np.zeros((1, 2, 8, 8, 4), np.float32), mesh)
-    _, cache = decode_batch(model.vae.cfg, mesh)(model.params["vae"], latents, None)
+    _, cache = decode_batch(model.vae, mesh)(model.params["vae"], latents, None)
     last = cache["decoder"]["conv_out"] if "decoder" in cache else cache["conv_out"]
     assert last.addressable_shards[0].data.nbytes * 8 == last.nbytes
 

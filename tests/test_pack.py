@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogvx_jax.configs import ModelSpec, TransformerConfig, VAEConfig
+from cogvx_jax.configs import Compute, ModelSpec, TransformerConfig, VAEConfig
 from cogvx_jax.diffusion import objective as formulas
 from cogvx_jax.diffusion import schedule
 from cogvx_jax.models.transformer import Transformer
@@ -104,7 +104,7 @@ def packed(kind):
     """(params, batch, x0, noise, t) -> the gradient of the sum over the clips, and each clip's loss."""
 
     def total(params, *args):
-        losses = clip_losses(spec_of(kind), params, *args)
+        losses = clip_losses(spec_of(kind), Compute(), params, *args)
         return jnp.sum(losses), losses
 
     return jax.jit(jax.grad(total, has_aux=True), compiler_options=QUICK)
@@ -179,7 +179,7 @@ def test_clips_do_not_see_each_other(params):
 
 def test_a_batch_of_rows_can_be_computed_in_parts(params):
     batch = batch_of(KINDS["5b"]) | {"empty": normal(5, 3, 6)}
-    loss = make_packed_loss(spec_of("5b"), Objective())
+    loss = make_packed_loss(spec_of("5b"), Compute(), Objective())
     results = (
         jax.jit(gradient(loss, parts), compiler_options=QUICK)(params("5b"), batch, jax.random.key(0))
         for parts in (1, 2)
@@ -283,7 +283,7 @@ def test_image_to_video_is_refused():
     with pytest.raises(ValueError, match="frame pack is for text-to-video models"):
         pack(cfg, [clips()[:1]], length=LENGTH, most=1)
     with pytest.raises(ValueError, match="frame pack is for text-to-video models"):
-        make_packed_loss(ModelSpec(name="i2v", transformer=cfg, vae=VAE), Objective())
+        make_packed_loss(ModelSpec(name="i2v", transformer=cfg, vae=VAE), Compute(), Objective())
 
 
 # --- what is random ---
@@ -307,7 +307,7 @@ def test_timesteps_of_clips(how):
 def test_what_the_model_is_shown(kind, monkeypatch):
     seen = {}
 
-    def losses(spec, params, batch, x0, noise, t):
+    def losses(spec, compute, params, batch, x0, noise, t):
         seen.update(batch=batch, x0=np.asarray(x0), noise=np.asarray(noise), t=t)
         return jnp.array([[1.0, 2.0, 0], [6.0, 0, 0]])
 
@@ -315,7 +315,9 @@ def test_what_the_model_is_shown(kind, monkeypatch):
     cfg, batch = KINDS[kind], batch_of(KINDS[kind])
     batch["moments"][..., batch["moments"].shape[-1] // 2 :] = 0  # a deviation of 1: copies must be of what is drawn
     options = Objective(text_dropout=1, noise_offset=100)
-    value = make_packed_loss(spec_of(kind), options)({}, batch | {"empty": normal(5, 3, 6)}, jax.random.key(0))
+    value = make_packed_loss(spec_of(kind), Compute(), options)(
+        {}, batch | {"empty": normal(5, 3, 6)}, jax.random.key(0)
+    )
     assert value == 3  # the mean over three clips
     real = batch["clip"] >= 0
     x0 = seen["x0"].reshape(2, LENGTH, 4, cfg.patch_t or 1, 4)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
+from cogvx_jax.configs import Compute
+from cogvx_jax.convert import read_spec
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.noise import SeededNoise
@@ -90,8 +92,9 @@ def test_streaming_gives_the_frames_of_the_whole(model):
 
 def test_dtype(small):
     folder, model = small("5b")
-    assert model.spec.transformer.dtype == "float32"
+    assert model.compute.dtype == "float32"
     half = cx.load(folder, dtype="bfloat16")
+    assert half.spec == model.spec == read_spec(folder) and half.compute.dtype == "bfloat16"
     assert half.params["transformer"]["patch"]["kernel"].dtype == jnp.bfloat16
     assert half.params["vae"]["decoder"]["conv_in"]["kernel"].dtype == jnp.float32
     full = cx.generate(model, "x", output="latents", progress=False)
@@ -101,6 +104,17 @@ def test_dtype(small):
         cx.load(folder, dtype="float16")
     with pytest.raises(ValueError, match="unknown dtype 'int8'"):
         cx.load(folder, dtype="int8")
+
+
+def test_the_text_encoder_and_the_weights_of_the_vae_keep_float32_where_they_need_it():
+    compute = Compute(dtype="float16", remat="block", logit_bound=9.0)
+    types = {c: (compute.of(c).dtype, compute.parameter_dtype(c)) for c in ("transformer", "vae", "text_encoder")}
+    assert types == {
+        "transformer": ("float16", "float16"),
+        "vae": ("float16", "float32"),
+        "text_encoder": ("float32", "float32"),  # T5 overflows in float16
+    }
+    assert compute.of("transformer") == compute and compute.of("vae") == Compute(dtype="float16")
 
 
 def test_a_decode_that_cannot_fit_is_refused_before_sampling(model, monkeypatch):
@@ -207,7 +221,7 @@ def test_hub_ids_resolve_through_the_hub_client(small, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert cx.load("zai-org/CogVideoX-5b").spec.transformer == cx.load(folder).spec.transformer
+    assert cx.load("zai-org/CogVideoX-5b").spec == cx.load(folder).spec
     assert asked["repo"] == "zai-org/CogVideoX-5b" and "vae/*.safetensors" in asked["patterns"]
 
     def offline(repo, *, allow_patterns):

@@ -75,7 +75,7 @@ def test_flops_of_a_guided_step(preset, frames, teraflops):
 
 def test_flops_are_those_xla_counts(random_params):
     """Of a model whose embeddings and modulation are small beside its layers; a loop's body counts once there."""
-    cfg = dataclasses.replace(PRESETS["5b"].transformer, layers=1, heads=4, text_dim=8, time_dim=8, dtype="float32")
+    cfg = dataclasses.replace(PRESETS["5b"].transformer, layers=1, heads=4, text_dim=8, time_dim=8)
     latents, text = jax.numpy.zeros((1, 5, 16, 16, 16)), jax.numpy.zeros((1, 226, 8))
     model = Transformer(cfg)
     inputs = latents, text, jax.numpy.zeros(1)

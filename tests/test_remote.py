@@ -38,7 +38,8 @@ def test_a_url_loads_like_the_folder(small, uploaded, axes):
     model = small("5b")[1]
     loaded = cx.load(f"{uploaded}/", mesh=axes and cx.make_mesh(**axes))
     assert_identical(loaded.params, model.params)
-    assert loaded.spec == model.spec and cx.load_spec(uploaded).transformer.dtype == "float32"
+    assert loaded.spec == model.spec == cx.load_spec(uploaded)
+    assert loaded.compute == model.compute
     assert loaded.tokenizer("a red circle").input_ids == model.tokenizer("a red circle").input_ids
 
 
@@ -55,7 +56,7 @@ def test_only_the_needed_bytes_are_read_and_once(small, uploaded, monkeypatch, k
     monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
     monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: pytest.fail("a file was opened whole"))
     monkeypatch.setattr(storage, "KEPT_BYTES", kept)
-    params = load_component(uploaded, small("5b")[1].spec, "transformer", cx.make_mesh(fsdp=4, tensor=2))
+    params = load_component(uploaded, small("5b")[1].spec, "transformer", "float32", cx.make_mesh(fsdp=4, tensor=2))
     assert_identical(params, small("5b")[1].params["transformer"])
     assert {path for path, _, _ in spans} == {"/bucket/models/five/transformer/diffusion_pytorch_model.safetensors"}
     assert all(start is not None and end is not None for _, start, end in spans)

@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from cogvx_jax import presets
-from cogvx_jax.configs import ModelSpec, TransformerConfig, VAEConfig
+from cogvx_jax.configs import Compute, ModelSpec, TransformerConfig, VAEConfig
 from cogvx_jax.convert import expected_shapes
 from cogvx_jax.diffusion import objective as formulas
 from cogvx_jax.diffusion import schedule
@@ -49,7 +49,7 @@ def shown(monkeypatch):
     calls: dict = {}
 
     class Fake:
-        def __init__(self, cfg):
+        def __init__(self, cfg, compute):
             self.cfg = cfg
 
         def apply(self, variables, x, text, t):
@@ -74,7 +74,7 @@ def batch_of(spec, count, frames=3, seed=0):
 @pytest.mark.parametrize("options", [PLAIN, dataclasses.replace(PLAIN, timesteps="uniform", noise_offset=0.5)])
 def test_the_loss_is_the_squared_error_of_v(shown, options):
     batch = batch_of(T2V, 8)
-    value = make_loss(T2V, options)({}, batch, KEY)
+    value = make_loss(T2V, Compute(), options)({}, batch, KEY)
     x0, t = 0.7 * np.float64(batch["moments"][..., :4]), shown["t"]
     alphas = schedule.alphas_bar(T2V.schedule)[t].reshape(-1, 1, 1, 1, 1)
     noise = (shown["x"] - np.sqrt(alphas) * x0) / np.sqrt(1 - alphas)
@@ -90,7 +90,7 @@ def test_the_loss_is_the_squared_error_of_v(shown, options):
 @pytest.mark.parametrize("empty", ["encoded", "zeros"])
 def test_dropped_text(shown, empty):
     batch = batch_of(T2V, 64)
-    make_loss(T2V, dataclasses.replace(PLAIN, text_dropout=0.25, empty=empty))({}, batch, KEY)
+    make_loss(T2V, Compute(), dataclasses.replace(PLAIN, text_dropout=0.25, empty=empty))({}, batch, KEY)
     replaced = np.any(shown["text"] != batch["text"], axis=(1, 2))
     assert 6 <= replaced.sum() <= 26
     expected = batch["empty"] if empty == "encoded" else np.zeros((3, 6))
@@ -107,7 +107,7 @@ def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
 
     monkeypatch.setattr(objective.vaes, "encode", encode)
     batch = batch_of(I2V, 32) | {"vae": {}}
-    make_loss(I2V, PLAIN)({}, batch, KEY)
+    make_loss(I2V, Compute(), PLAIN)({}, batch, KEY)
     np.testing.assert_array_equal(seen[0][:, 0], batch["image"])
     x = shown["x"]
     assert x.shape == (32, 4, 4, 4, 8)  # 3 latent frames and one in front
@@ -117,12 +117,12 @@ def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
     assert not x[:, 1:, ..., 4:].any()
 
     scaled = dataclasses.replace(I2V, vae=dataclasses.replace(VAE, invert_scale_latents=True))
-    make_loss(scaled, PLAIN)({}, batch, KEY)
+    make_loss(scaled, Compute(), PLAIN)({}, batch, KEY)
     np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.49, atol=1e-5)
-    make_loss(scaled, dataclasses.replace(PLAIN, image_scale=1.0))({}, batch, KEY)
+    make_loss(scaled, Compute(), dataclasses.replace(PLAIN, image_scale=1.0))({}, batch, KEY)
     np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.7, atol=1e-5)
 
-    make_loss(I2V, dataclasses.replace(PLAIN, image_dropout=0.4, image_noise=True))({}, batch, KEY)
+    make_loss(I2V, Compute(), dataclasses.replace(PLAIN, image_dropout=0.4, image_noise=True))({}, batch, KEY)
     dropped = ~np.any(shown["x"][:, 0, ..., 4:], axis=(1, 2, 3))
     assert 5 <= dropped.sum() <= 21
     levels = np.log((seen[-1][:, 0] - batch["image"]).std(axis=(1, 2, 3)))  # one for each image
@@ -135,7 +135,7 @@ def test_the_frame_in_front_is_the_first_again(shown):
     longer = dataclasses.replace(T2V, transformer=dataclasses.replace(SMALL, patch_t=2))
     for frames, shape in ((3, 4), (2, 2)):
         some = batch | {"moments": batch["moments"][:, :frames]}
-        make_loss(longer, options)({}, some, KEY)
+        make_loss(longer, Compute(), options)({}, some, KEY)
         assert shown["x"].shape[1] == shape
     latents = objective._clip_latents(longer, jnp.asarray(batch["moments"]), KEY)
     np.testing.assert_allclose(latents[:, 0], latents[:, 1])
@@ -159,11 +159,11 @@ def test_the_five_models_have_a_loss_and_a_gradient(preset):
         batch |= {"image": array(count, own.height, own.width, 3), "vae": traverse_util.unflatten_dict(vae, sep="/")}
     flat = {path: array(*shape) for path, shape in expected_shapes(spec, "transformer").items()}
     params = traverse_util.unflatten_dict(flat, sep="/")
-    value = jax.eval_shape(make_loss(spec, Objective()), params, batch, KEY)
+    value = jax.eval_shape(make_loss(spec, Compute(), Objective()), params, batch, KEY)
     assert value.shape == () and value.dtype == jnp.float32
     cfg = loras.LoRAConfig(rank=4, targets=("to_q", "ff"))
     adapters = jax.eval_shape(lambda: loras.init(KEY, params, cfg))
-    loss = make_lora_loss(spec, Objective(), cfg.alpha / cfg.rank)
+    loss = make_lora_loss(spec, Compute(), Objective(), cfg.alpha / cfg.rank)
     grads = jax.eval_shape(jax.grad(loss), adapters, batch | {"base": params}, KEY)
     assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, adapters)
 
@@ -173,9 +173,9 @@ def test_adapters_learn_and_the_base_does_not_move(random_params):
     cfg = loras.LoRAConfig(rank=2, targets=("to_v",))
     adapters = loras.init(KEY, params, cfg)
     batch = batch_of(T2V, 4) | {"base": params}
-    loss = make_lora_loss(T2V, Objective(), 1.0)
+    loss = make_lora_loss(T2V, Compute(), Objective(), 1.0)
     value, grads = jax.jit(jax.value_and_grad(loss))(adapters, batch, KEY)
-    np.testing.assert_allclose(value, make_loss(T2V, Objective())(params, batch, KEY), rtol=1e-5)
+    np.testing.assert_allclose(value, make_loss(T2V, Compute(), Objective())(params, batch, KEY), rtol=1e-5)
     assert float(jnp.abs(grads["blocks/attention/v/kernel"]["b"]).max()) > 0
 
 

@@ -121,7 +121,7 @@ def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, t
     was, now = flat(model.params["transformer"]), flat(after.params["transformer"])
     moved = {path for path in was if not np.array_equal(was[path], now[path])}
     assert moved == {f"blocks/attention/norm_{x}/{y}" for x in "qk" for y in ("scale", "bias")} | {"out/bias"}
-    assert model.spec.transformer.logit_bound and runs._start(model, NORMS)[0].transformer.logit_bound is None
+    assert model.compute.logit_bound and runs._start(model, NORMS)[0].logit_bound is None
     tx = NORMS.tx(stage_of(cache, NORMS, 2))
     state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], tx)
     assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 2  # two moments each, and counts of theirs and the rate
@@ -237,9 +237,9 @@ def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path,
     sizes = dict(data=2, fsdp=2, tensor=2)
     train(source, cache, config, tmp_path / "run", 1, sizes)
     model = cx.load(source, mesh=mesh_of(sizes))
-    spec, start, base = runs._start(model, config)
+    spec, (compute, start, base) = model.spec, runs._start(model, config)
     tx, mesh = config.tx(stage_of(cache, config, 1)), model.mesh
-    compiled = lower_update(spec, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
+    compiled = lower_update(spec, compute, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
     numbers = [choose([Share(cache, 1, tuple(range(6)))], 0, place, (config.seed, 0)) for place in range(4)]
     batch = place_batch(read(spec, cache, numbers), mesh) | {"base": base}
     _, metrics = compiled(
@@ -310,7 +310,7 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     assert first.shape == (9, 32, 48, 3) and not np.array_equal(first, last)
     tuned = read_model(tmp_path / "run", model) if parts else cx.load_lora(model, tmp_path / "run")
     # With other norms attention's bound is another one, which is part of the program.
-    assert (tuned.spec == model.spec) == (not parts)
+    assert tuned.spec == model.spec and (tuned.compute == model.compute) == (not parts)
     size = dict(height=32, width=48, num_frames=9, num_inference_steps=2)
     cx.generate(tuned, "a star", seed=3, **size, progress=False).save(tmp_path / "again.mp4")
     assert np.abs(np.float32(read_video(tmp_path / "again.mp4")[0]) - last).mean() < 0.5

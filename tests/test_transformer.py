@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogvx_jax.configs import TransformerConfig
+from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.models import transformer as models
 from cogvx_jax.models.transformer import OFS, QK_NORM_EPS, Attention, ExpertNorm, Transformer, check_shapes, joint_rope
 from cogvx_jax.nn.embeddings import crop_box, patchify, rope_tables, rotate, sincos_table, sinusoid, unpatchify
@@ -32,6 +32,7 @@ SMALL = TransformerConfig(
     sample_width=8,
     sample_frames=9,
 )
+FLOAT32 = Compute()
 KINDS = {
     "sincos": {"position": "sincos"},
     "rope": {},
@@ -59,12 +60,12 @@ def inputs(cfg, batch=2):
 
 
 @functools.cache
-def compiled(cfg):
-    return jax.jit(lambda params, *args: Transformer(cfg).apply({"params": params}, *args))
+def compiled(module):
+    return jax.jit(lambda params, *args: module.apply({"params": params}, *args))
 
 
-def apply(cfg, params, *args):
-    return compiled(cfg)(params, *args)
+def apply(cfg, params, *args, compute=FLOAT32):
+    return compiled(Transformer(cfg, compute))(params, *args)
 
 
 # --- golden numbers of the reference (FACTS b.7) ---
@@ -216,7 +217,7 @@ def test_text_comes_first_and_only_learned_positions_move_it(kind, random_params
 def test_rope_turns_the_video_alone(random_params, monkeypatch):
     cfg = small()
     x, rope = normal(0, 2, 5 + 36, cfg.width), rope_tables(cfg, 3, 3, 4)
-    module = Attention(cfg, 5 + 36)
+    module = Attention(cfg, Compute(), 5 + 36)
     params = random_params(module, x, None)
     seen = []
 
@@ -253,7 +254,7 @@ def test_modulation_is_shift_scale_gate_of_video_then_of_text():
         },
         "norm": {"scale": np.ones(width, np.float32), "bias": np.zeros(width, np.float32)},
     }
-    y, gate = ExpertNorm(cfg, text_length=2).apply({"params": params}, x, normal(1, 1, 12))
+    y, gate = ExpertNorm(cfg, Compute(), text_length=2).apply({"params": params}, x, normal(1, 1, 12))
     normed = LayerNorm(1e-5).apply({"params": params["norm"]}, x)
     np.testing.assert_allclose(y[:, :2], normed[:, :2] * (1 + 5) + 4, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(y[:, 2:], normed[:, 2:] * (1 + 2) + 1, rtol=1e-6, atol=1e-6)
@@ -298,8 +299,9 @@ def test_parameter_counts(preset, count):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_output_shape_and_type(kind, dtype):
-    cfg = small(kind, dtype=dtype)
-    y = jax.eval_shape(lambda *a: Transformer(cfg).init_with_output(jax.random.key(0), *a)[0], *inputs(cfg))
+    cfg = small(kind)
+    module = Transformer(cfg, Compute(dtype=dtype))
+    y = jax.eval_shape(lambda *a: module.init_with_output(jax.random.key(0), *a)[0], *inputs(cfg))
     assert y.shape == (*inputs(cfg)[0].shape[:-1], 4)
     assert y.dtype == dtype
 
@@ -346,7 +348,7 @@ def test_bfloat16_is_close(random_params):
     args = inputs(cfg)
     params = random_params(Transformer(cfg), *args)
     y = np.asarray(apply(cfg, params, *args))
-    half = np.float32(apply(dataclasses.replace(cfg, dtype="bfloat16"), params, *args))
+    half = np.float32(apply(cfg, params, *args, compute=Compute(dtype="bfloat16")))
     assert 0 < np.abs(half - y).max() < 0.05 * np.abs(y).max()
 
 
@@ -356,13 +358,13 @@ def test_gradients_with_and_without_remat(random_params, remat):
     latents, text, t = inputs(cfg)
     params = random_params(Transformer(cfg), latents, text, t)
 
-    def gradients(cfg):
+    def gradients(compute):
         def loss(params, latents, text):
-            return jnp.mean(jnp.square(Transformer(cfg).apply({"params": params}, latents, text, t)))
+            return jnp.mean(jnp.square(Transformer(cfg, compute).apply({"params": params}, latents, text, t)))
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, latents, text)
 
-    kept, again = gradients(cfg), gradients(dataclasses.replace(cfg, remat=remat))
+    kept, again = gradients(Compute()), gradients(Compute(remat=remat))
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     _, to_latents, to_text = kept

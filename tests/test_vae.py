@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cogvx_jax.configs import VAEConfig
+from cogvx_jax.configs import Compute, VAEConfig
 from cogvx_jax.models import tiling
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.nn.backend import PLAIN, using
@@ -117,8 +117,8 @@ def test_time_is_halved_and_doubled(count, halved, doubled):
 
 
 def test_output_is_float32_and_halves_stay_in_space():
-    cfg = VAEConfig(**{**CFG.__dict__, "dtype": "bfloat16"})
-    shapes = jax.eval_shape(lambda: vaes.VAE(cfg).init_with_output(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))[0])
+    vae = vaes.VAE(CFG, Compute(dtype="bfloat16"))
+    shapes = jax.eval_shape(lambda: vae.init_with_output(jax.random.key(0), jnp.zeros((1, 5, 8, 8, 3)))[0])
     # Five frames become two latents, an even count, which stands for eight.
     assert (shapes.shape, shapes.dtype) == ((1, 8, 8, 8, 3), jnp.float32)
 

@@ -212,9 +212,8 @@ def train(
     tokenizer = encoders.tokenizer
     del encoders
     loaded = load(model, dtype=dtype, mesh=devices, components=("transformer",))
-    cfg = dataclasses.replace(loaded.spec.transformer, remat=remat or formulations().remat)
-    spec = dataclasses.replace(loaded.spec, transformer=cfg)
-    loaded = dataclasses.replace(loaded, spec=spec, params=loaded.params | kept, tokenizer=tokenizer)
+    compute = dataclasses.replace(loaded.compute, remat=remat or formulations().remat)
+    loaded = dataclasses.replace(loaded, compute=compute, params=loaded.params | kept, tokenizer=tokenizer)
     try:
         about: dict[str, Any] = {"source": model, "tensorboard": tensorboard, "videos": videos, "workers": workers}
         run.train(loaded, several, config, folder, release=True, **about, **pace)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from cogvx_jax.axes import constrain
-from cogvx_jax.configs import T5Config
+from cogvx_jax.configs import Compute, T5Config
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import RMSNorm
@@ -23,13 +23,14 @@ class T5Encoder(nn.Module):
     """Pre-norm blocks that share one table of relative position biases."""
 
     cfg: T5Config
+    compute: Compute = Compute()
 
     @nn.compact
     def __call__(self, ids: jax.Array) -> jax.Array:
         cfg = self.cfg
         init = nn.initializers.normal(1.0)
         words = parameter(self, "embedding", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
-        x = words[ids].astype(cfg.dtype)  # (B, L, D)
+        x = words[ids].astype(self.compute.dtype)  # (B, L, D)
         init = nn.initializers.normal(cfg.width**-0.5)
         table = parameter(self, "position_bias", init, (None, "heads"), (cfg.buckets, cfg.heads)).astype(jnp.float32)
         bias = jnp.moveaxis(table[buckets(ids.shape[1], cfg)], -1, 0)  # (A, L, L)
@@ -41,7 +42,7 @@ class T5Encoder(nn.Module):
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(cfg, name="blocks")(x, bias)
+        x, _ = blocks(cfg, self.compute, name="blocks")(x, bias)
         return RMSNorm(cfg.norm_eps, name="norm")(x)
 
 
@@ -49,11 +50,12 @@ class Block(nn.Module):
     """Self-attention without scaling, then a gated MLP; (B, L, D) -> (B, L, D)."""
 
     cfg: T5Config
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
         cfg = self.cfg
-        dense = functools.partial(Dense, dtype=cfg.dtype, bias=False)
+        dense = functools.partial(Dense, dtype=self.compute.dtype, bias=False)
 
         def init(fan):
             return nn.initializers.normal(fan**-0.5)

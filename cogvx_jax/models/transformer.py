@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
-from cogvx_jax.configs import TransformerConfig
+from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import (
     patchify,
@@ -38,6 +38,7 @@ class Transformer(nn.Module):
     """v-prediction for latents at a timestep, given the text encoder's states."""
 
     cfg: TransformerConfig
+    compute: Compute = Compute()
 
     def __call__(self, latents: jax.Array, text: jax.Array, t: jax.Array, ofs: jax.Array | float = OFS) -> jax.Array:
         """Predicts v.
@@ -47,7 +48,7 @@ class Transformer(nn.Module):
           text: (B, L, text_dim), the text encoder's output; no mask, padding counts.
           t: (B,) training timesteps, 0..999.
           ofs: only used by models with `ofs_dim`.
-        Returns: (B, T, h, w, out_channels) of `cfg.dtype`.
+        Returns: (B, T, h, w, out_channels) of `compute.dtype`.
         Raises: ValueError where the shapes cannot be this model's.
         """
         cfg = self.cfg
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
           clip: (B, N) integers, the clip each token is of; one outside 0..C - 1 is padding, whose values
             count nowhere, nor do the text and timestep of a clip without tokens.
           positions: (B, N, 3), where in its clip each token is, by `token_positions`.
-        Returns: (B, N, features) of `cfg.dtype`; what stands at padding has no meaning.
+        Returns: (B, N, features) of `compute.dtype`; what stands at padding has no meaning.
         Raises: ValueError for an image-to-video model, or shapes that cannot be this model's.
         """
         cfg = self.cfg
@@ -111,8 +112,8 @@ class Transformer(nn.Module):
         `clips` None: a row is one clip, t is (B,); table is (S, D) or None, rope (S, K) twice or None.
         `clips` (B, S): t is (B, C), table has B in front, rope B and 1.
         """
-        cfg, length = self.cfg, text.shape[1]
-        dense = functools.partial(Dense, dtype=cfg.dtype)
+        cfg, compute, length = self.cfg, self.compute, text.shape[1]
+        dense = functools.partial(Dense, dtype=compute.dtype)
         time = TimeEmbedding(cfg.time_dim, name="time")(sinusoid(t, cfg.width))
         if cfg.ofs_dim is not None:
             features = sinusoid(jnp.full(t.shape, ofs, jnp.float32), cfg.ofs_dim)
@@ -131,14 +132,14 @@ class Transformer(nn.Module):
         x = constrain(x, "batch", "seq", None)
 
         blocks = nn.scan(
-            rematerialized(Block, cfg.remat),
+            rematerialized(Block, compute.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = blocks(cfg, length, tokens, name="blocks")(x, time, rope, clips)
+        x, _ = blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)
 
         video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
@@ -156,16 +157,17 @@ class Block(nn.Module):
     """
 
     cfg: TransformerConfig
+    compute: Compute
     text_length: int
     tokens: int
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None) -> tuple[jax.Array, None]:
-        cfg, x = self.cfg, block_input(x)
-        y, gate = ExpertNorm(cfg, self.text_length, name="norm1")(x, time, clips)
-        x = x + gate * Attention(cfg, self.tokens, name="attention")(y, rope, clips)
-        y, gate = ExpertNorm(cfg, self.text_length, name="norm2")(x, time, clips)
-        x = x + gate * FeedForward(cfg, name="mlp")(y)
+        cfg, compute, x = self.cfg, self.compute, block_input(x)
+        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm1")(x, time, clips)
+        x = x + gate * Attention(cfg, compute, self.tokens, name="attention")(y, rope, clips)
+        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm2")(x, time, clips)
+        x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
         return constrain(x, "batch", "seq", None), None
 
 
@@ -176,12 +178,13 @@ class ExpertNorm(nn.Module):
     """
 
     cfg: TransformerConfig
+    compute: Compute
     text_length: int
 
     @nn.compact
     def __call__(self, x: jax.Array, time: jax.Array, clips: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        cfg = self.cfg
-        modulation = Dense(6 * cfg.width, ("time", "modulation"), cfg.dtype, name="modulation")(nn.silu(time))
+        cfg, dtype = self.cfg, self.compute.dtype
+        modulation = Dense(6 * cfg.width, ("time", "modulation"), dtype, name="modulation")(nn.silu(time))
         video, text = jnp.split(modulation, 2, axis=-1)  # each: shift, scale, gate
         is_text = (jnp.arange(x.shape[1]) < self.text_length)[:, None]
         shift, scale, gate = (
@@ -199,14 +202,15 @@ class Attention(nn.Module):
     """
 
     cfg: TransformerConfig
+    compute: Compute
     tokens: int
 
     @nn.compact
     def __call__(self, x: jax.Array, rope, clips: jax.Array | None = None) -> jax.Array:
-        cfg = self.cfg
+        cfg, compute = self.cfg, self.compute
 
         def project(name):
-            y = product(Dense(cfg.width, ("embed", "heads"), cfg.dtype, name=name)(x))
+            y = product(Dense(cfg.width, ("embed", "heads"), compute.dtype, name=name)(x))
             return y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)
 
         q = LayerNorm(QK_NORM_EPS, name="norm_q")(project("q"))  # (B, S, A, K)
@@ -214,20 +218,21 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=cfg.logit_bound)
+        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=compute.logit_bound)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return product(Dense(cfg.width, ("heads", "embed"), cfg.dtype, name="out")(y))
+        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(y))
 
 
 class FeedForward(nn.Module):
     """MLP with tanh GELU, (B, S, D) -> (B, S, D)."""
 
     cfg: TransformerConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(Dense, dtype=self.cfg.dtype)
+        dense = functools.partial(Dense, dtype=self.compute.dtype)
         x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x))  # (B, S, M)
         x = constrain(nn.gelu(x, approximate=True), "batch", "seq", "mlp")
         return product(dense(self.cfg.width, axes=("mlp", "embed"), name="down")(x))

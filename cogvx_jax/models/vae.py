@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cogvx_jax.configs import VAEConfig
+from cogvx_jax.configs import Compute, VAEConfig
 from cogvx_jax.nn.conv import CausalConv, FrameConv, Pointwise
 from cogvx_jax.nn.norms import GroupNorm, Parts, SpatialNorm
 
@@ -23,10 +23,11 @@ class VAE(nn.Module):
     """Encoder and decoder of one frame batch; `encode` and `decode` below work through a clip."""
 
     cfg: VAEConfig
+    compute: Compute = Compute()
 
     def setup(self):
-        self.encoder = Encoder(self.cfg)
-        self.decoder = Decoder(self.cfg)
+        self.encoder = Encoder(self.cfg, self.compute)
+        self.decoder = Decoder(self.cfg, self.compute)
 
     def encode_batch(self, pixels: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         """(B, F, H, W, 3) -> posterior mean and log variance (B, T, h, w, 2 * 16), and the cache."""
@@ -108,22 +109,23 @@ class Encoder(nn.Module):
     """(B, F, H, W, 3) -> (B, T, h, w, 32), coarser by 8x8 in space and 4 in time."""
 
     cfg: VAEConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
-        cfg, caches = self.cfg, _Caches(cache)
-        x = caches.run(CausalConv(cfg.channels[0], cfg.dtype, name="conv_in"), x)
+        cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
+        x = caches.run(CausalConv(cfg.channels[0], compute.dtype, name="conv_in"), x)
         for level, channels in enumerate(cfg.channels):
             for i in range(cfg.layers):
-                (x,) = caches.run(Resnet(cfg, channels, name=f"down_{level}_resnet_{i}"), (x,))
+                (x,) = caches.run(Resnet(cfg, compute, channels, name=f"down_{level}_resnet_{i}"), (x,))
             if level < len(cfg.channels) - 1:
                 if level < cfg.time_levels:
                     x = halve_time(x)
-                x = FrameConv(channels, stride=2, dtype=cfg.dtype, name=f"down_{level}_downsample")(x)
+                x = FrameConv(channels, stride=2, dtype=compute.dtype, name=f"down_{level}_downsample")(x)
         for i in range(2):
-            (x,) = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), (x,))
+            (x,) = caches.run(Resnet(cfg, compute, cfg.channels[-1], name=f"mid_resnet_{i}"), (x,))
         (x,) = GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x)
-        x = caches.run(CausalConv(2 * cfg.latent_channels, cfg.dtype, name="conv_out"), nn.silu(x))
+        x = caches.run(CausalConv(2 * cfg.latent_channels, compute.dtype, name="conv_out"), nn.silu(x))
         return x.astype(jnp.float32), caches.new
 
 
@@ -135,25 +137,26 @@ class Decoder(nn.Module):
     """
 
     cfg: VAEConfig
+    compute: Compute
 
     @nn.compact
     def __call__(self, latents: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
-        cfg, caches = self.cfg, _Caches(cache)
-        z = first_alone(latents.astype(cfg.dtype))
-        x = caches.through(CausalConv(cfg.channels[-1], cfg.dtype, name="conv_in"), z)
+        cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
+        z = first_alone(latents.astype(compute.dtype))
+        x = caches.through(CausalConv(cfg.channels[-1], compute.dtype, name="conv_in"), z)
         for i in range(2):
-            x = caches.run(Resnet(cfg, cfg.channels[-1], name=f"mid_resnet_{i}"), x, z)
+            x = caches.run(Resnet(cfg, compute, cfg.channels[-1], name=f"mid_resnet_{i}"), x, z)
         for level, channels in enumerate(reversed(cfg.channels)):
             for i in range(cfg.layers + 1):
-                x = caches.run(Resnet(cfg, channels, name=f"up_{level}_resnet_{i}"), x, z)
+                x = caches.run(Resnet(cfg, compute, channels, name=f"up_{level}_resnet_{i}"), x, z)
             if level < len(cfg.channels) - 1:
                 # The convolution works frame by frame, so frames are doubled after it, not before.
-                upsample = FrameConv(channels, upsample=True, dtype=cfg.dtype, name=f"up_{level}_upsample")
+                upsample = FrameConv(channels, upsample=True, dtype=compute.dtype, name=f"up_{level}_upsample")
                 x = tuple(map(upsample, x))
                 if level < cfg.time_levels:
                     x = tuple(map(double_time, x))
         x = SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x, z)
-        x = caches.through(CausalConv(3, cfg.dtype, name="conv_out"), tuple(map(nn.silu, x)))
+        x = caches.through(CausalConv(3, compute.dtype, name="conv_out"), tuple(map(nn.silu, x)))
         return jnp.concatenate(x, axis=1).astype(jnp.float32), caches.new
 
 
@@ -161,20 +164,21 @@ class Resnet(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input; with latents, the norms are spatial."""
 
     cfg: VAEConfig
+    compute: Compute
     channels: int
 
     @nn.compact
     def __call__(self, parts: Parts, latents: Parts | None = None, cache: Cache | None = None) -> tuple[Parts, Cache]:
-        cfg, caches = self.cfg, _Caches(cache)
+        cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
         x = shortcut = parts
         if x[0].shape[-1] != self.channels:
-            shortcut = tuple(map(Pointwise(self.channels, cfg.dtype, name="shortcut"), x))
+            shortcut = tuple(map(Pointwise(self.channels, compute.dtype, name="shortcut"), x))
         for i in (1, 2):
             if latents is None:
                 x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(*x)
             else:
                 x = SpatialNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x, latents)
-            x = caches.through(CausalConv(self.channels, cfg.dtype, name=f"conv{i}"), tuple(map(nn.silu, x)))
+            x = caches.through(CausalConv(self.channels, compute.dtype, name=f"conv{i}"), tuple(map(nn.silu, x)))
         return tuple(map(jnp.add, x, shortcut)), caches.new
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.diffusion import guidance, samplers
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import row_by_row
@@ -41,7 +40,7 @@ def denoise(
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
-    step = model.compiled("step", step_program(model.spec.transformer, negative is not None, model.mesh, model.exact))
+    step = model.compiled("step", step_program(model.transformer, negative is not None, model.mesh, model.exact))
     state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
@@ -78,7 +77,7 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
-    loop = model.compiled("loop", loop_program(model.spec.transformer, negative is not None, model.mesh))
+    loop = model.compiled("loop", loop_program(model.transformer, negative is not None, model.mesh))
     state, states = _begin(model, latents, text, negative)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
@@ -112,9 +111,9 @@ class RecordedSteps(NamedTuple):
 
 
 @functools.lru_cache
-def step_program(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None, exact: bool = False):
+def step_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False):
     """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated."""
-    one = _update(cfg, guided, mesh, exact)
+    one = _update(transformer, guided, mesh, exact)
 
     def step(params, state, text, condition, t, row, weight, noise):
         return one(params, state, text, condition, t, row, weight, noise)
@@ -123,9 +122,9 @@ def step_program(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None,
 
 
 @functools.lru_cache
-def loop_program(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None):
+def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None):
     """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise."""
-    one = _update(cfg, guided, mesh)
+    one = _update(transformer, guided, mesh)
 
     def loop(params, state, text, condition, timesteps, rows, weights, noise):
         def body(i, state):
@@ -141,11 +140,11 @@ def loop_program(cfg: TransformerConfig, guided: bool, mesh: Mesh | None = None)
     return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
-def _update(cfg: TransformerConfig, guided: bool, mesh: Mesh | None, exact: bool = False):
+def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False):
     """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
 
     def predict(params, x, text, t):
-        return Transformer(cfg).apply({"params": params}, x, text, t).astype(jnp.float32)
+        return transformer.apply({"params": params}, x, text, t).astype(jnp.float32)
 
     def predict_on_mesh(params, x, text, t):
         with activate(mesh):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax.axes import constrain
-from cogvx_jax.configs import ModelSpec, VAEConfig
+from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.video import to_uint8
 from cogvx_jax.models import tiling as tiles
 from cogvx_jax.models import vae as vaes
@@ -28,7 +28,7 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
 
     Raises: NotFiniteError.
     """
-    run = model.compiled("encode", encode_batch(model.spec.vae, _mesh(model)))
+    run = model.compiled("encode", encode_batch(model.vae, _mesh(model)))
     params = model.params["vae"]
     encode = tiles.encode_tiled if tiling else vaes.encode
     each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
@@ -96,7 +96,7 @@ def decode_frames(
       tiling: decode in tiles, all frames of them: lossy, see `models.tiling`.
     Raises: NotFiniteError, on the way.
     """
-    run = model.compiled("decode", decode_batch(model.spec.vae, _mesh(model)))
+    run = model.compiled("decode", decode_batch(model.vae, _mesh(model)))
     params = model.params["vae"]
     latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
     if tiling:
@@ -116,17 +116,17 @@ def _mesh(model: Model) -> Mesh | None:
 
 
 @functools.lru_cache
-def encode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
-    return _compiled(cfg, mesh, "encode_batch")
+def encode_batch(vae: vaes.VAE, mesh: Mesh | None = None):
+    return _compiled(vae, mesh, "encode_batch")
 
 
 @functools.lru_cache
-def decode_batch(cfg: VAEConfig, mesh: Mesh | None = None):
-    return _compiled(cfg, mesh, "decode_batch")
+def decode_batch(vae: vaes.VAE, mesh: Mesh | None = None):
+    return _compiled(vae, mesh, "decode_batch")
 
 
 def lower_decode(
-    cfg: VAEConfig, mesh: Mesh | None, params: Any, shape: tuple[int, ...], padding: int = 0
+    vae: vaes.VAE, mesh: Mesh | None, params: Any, shape: tuple[int, ...], padding: int = 0
 ) -> Iterator[Any]:
     """The decoder lowered for the first frame batch of one video, and for the second, which the others are like.
 
@@ -135,15 +135,15 @@ def lower_decode(
       shape: of the sampled latents (B, T, h, w, 16).
       padding: latent frames that are dropped first.
     """
-    batches = vaes.frame_batches(shape[1] - padding, cfg.decode_frames)
+    batches = vaes.frame_batches(shape[1] - padding, vae.cfg.decode_frames)
     sizes = [(1, stop - start, *shape[2:]) for start, stop in batches]
-    return _lower(decode_batch(cfg, mesh), mesh, params, sizes)
+    return _lower(decode_batch(vae, mesh), mesh, params, sizes)
 
 
-def lower_encode(cfg: VAEConfig, mesh: Mesh | None, params: Any, shape: tuple[int, ...]) -> Iterator[Any]:
+def lower_encode(vae: vaes.VAE, mesh: Mesh | None, params: Any, shape: tuple[int, ...]) -> Iterator[Any]:
     """The encoder like `lower_decode`, for clips (B, F, H, W, 3), which are encoded one at a time."""
-    sizes = [(1, stop - start, *shape[2:]) for start, stop in vaes.frame_batches(shape[1], cfg.encode_frames)]
-    return _lower(encode_batch(cfg, mesh), mesh, params, sizes)
+    sizes = [(1, stop - start, *shape[2:]) for start, stop in vaes.frame_batches(shape[1], vae.cfg.encode_frames)]
+    return _lower(encode_batch(vae, mesh), mesh, params, sizes)
 
 
 def _lower(run: Any, mesh: Mesh | None, params: Any, sizes: list[tuple[int, ...]]) -> Iterator[Any]:
@@ -156,9 +156,8 @@ def _lower(run: Any, mesh: Mesh | None, params: Any, sizes: list[tuple[int, ...]
         yield lowered
 
 
-def _compiled(cfg: VAEConfig, mesh: Mesh | None, method: str):
+def _compiled(vae: vaes.VAE, mesh: Mesh | None, method: str):
     """One frame batch, its height and width spread over the mesh; the result is on every device."""
-    vae = vaes.VAE(cfg)
 
     def run(params, x, cache):
         with activate(mesh):

@@ -21,7 +21,7 @@ def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
         return known
     params = model.params["vae"]
     weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
-    programs = lower_decode(model.spec.vae, model.mesh, params, shape, padding)
+    programs = lower_decode(model.vae, model.mesh, params, shape, padding)
     return round(beside_weights([compile_cost(lowered) for lowered in programs], weights))
 
 

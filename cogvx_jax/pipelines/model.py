@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cogvx_jax import presets, sharding
 from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.models.abstract import abstract_params
@@ -33,9 +33,10 @@ TINY = Path(__file__).parents[1] / "assets" / "tiny"
 class Model:
     """What `load` gives and `generate` takes.
 
-    spec: frozen configurations, their `dtype` the one to compute in.
+    spec: frozen configurations, the same wherever the model runs.
     params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays.
     tokenizer: a `transformers` tokenizer for the text encoder.
+    compute: the type to compute in, and what else decides how.
     mesh: what the parameters lie on and computation is spread over; None is one device.
     programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
     exact: compute each video and branch of guidance alone; see `pipelines.exact`.
@@ -44,30 +45,31 @@ class Model:
     spec: ModelSpec
     params: dict[str, Any]
     tokenizer: Any
+    compute: Compute = Compute()
     mesh: Mesh | None = None
     programs: StoredPrograms | None = None
     exact: bool = False
 
     @property
     def transformer(self) -> Transformer:
-        return Transformer(self.spec.transformer)
+        return Transformer(self.spec.transformer, self.compute.of("transformer"))
 
     @property
     def vae(self) -> VAE:
-        return VAE(self.spec.vae)
+        return VAE(self.spec.vae, self.compute.of("vae"))
 
     @property
     def text_encoder(self) -> T5Encoder:
-        return T5Encoder(self.spec.text_encoder)
+        return T5Encoder(self.spec.text_encoder, self.compute.of("text_encoder"))
 
     def compiled(self, name: str, function: Any) -> Any:
         """A jitted function, or before it the stored programs of its name; see `StoredPrograms.before`."""
         if self.programs is None or self.exact:  # exact ones are not stored
             return function
-        return self.programs.before(function, name, self.spec)
+        return self.programs.before(function, name, self.spec, self.compute)
 
     def __repr__(self) -> str:
-        return f"Model({self.spec.name!r}, {self.spec.kind}, {self.spec.transformer.dtype})"
+        return f"Model({self.spec.name!r}, {self.spec.kind}, {self.compute.dtype})"
 
 
 def load(
@@ -102,30 +104,32 @@ def load(
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
-    spec = with_dtype(read_spec(folder), dtype)
-    stored = None if programs is None else read_programs(programs, bounded(folder, spec), mesh)
+    spec = read_spec(folder)
+    compute = choose_compute(spec, dtype)
+    stored = None if programs is None else read_programs(programs, spec, bounded(folder, spec, compute), mesh)
     if verify:
         verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
-    params = {name: load_component(folder, spec, name, mesh) for name in components}
+    params = {name: load_component(folder, spec, name, compute.parameter_dtype(name), mesh) for name in components}
     if "transformer" in params:
-        spec = with_logit_bound(spec, params["transformer"])
-    return Model(spec=spec, params=params, tokenizer=tokenizer, mesh=mesh, programs=stored)
+        compute = with_logit_bound(compute, spec, params["transformer"])
+    return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
 
 
-def load_component(folder: str | Path, spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
-    """Parameters of one component, from the file to the devices that hold them.
+def load_component(
+    folder: str | Path, spec: ModelSpec, component: str, dtype: str, mesh: Mesh | None
+) -> dict[str, Any]:
+    """Parameters of one component in `dtype`, from the file to the devices that hold them.
 
     The text encoder, used once a video, is stored over all devices of the mesh, whatever the rules.
     """
-    cfg = getattr(spec, component)
-    parameters = abstract_params(cfg)
+    parameters = abstract_params(getattr(spec, component))
     where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
 
     def put(path, shape, dtype, part):
         return sharding.put(part, shape, dtype, where[path], stacked="layers" in parameters[path].names)
 
-    return load_params(folder, spec, component, parameter_dtype(spec, component), put=put)
+    return load_params(folder, spec, component, dtype, put=put)
 
 
 def load_spec(source: str | os.PathLike) -> ModelSpec:
@@ -135,8 +139,11 @@ def load_spec(source: str | os.PathLike) -> ModelSpec:
     return presets.PRESETS[preset] if preset in presets.PRESETS else read_spec(resolve(source, weights=False))
 
 
-def with_dtype(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> ModelSpec:
-    """`spec` computing in `dtype`; see `load`. `platform` is "cpu", "gpu" or "tpu"; None is where jax computes."""
+def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
+    """How to compute in `dtype`; see `load`. `platform` is "cpu", "gpu" or "tpu"; None is where jax computes.
+
+    Raises: ValueError for a dtype that is unknown, or that the model cannot work in.
+    """
     platform = platform or jax.default_backend()
     if dtype is None:
         dtype = "float32" if platform == "cpu" else spec.trained_dtype
@@ -147,40 +154,28 @@ def with_dtype(spec: ModelSpec, dtype: str | None, *, platform: str | None = Non
         raise ValueError(f"unknown dtype {dtype!r}; the known ones are {', '.join(DTYPES)}")
     if dtype == "float16" and spec.trained_dtype == "bfloat16":
         raise ValueError(f"{spec.name} was trained in bfloat16 and overflows in float16; use bfloat16 or float32")
-    return dataclasses.replace(
-        spec,
-        transformer=dataclasses.replace(spec.transformer, dtype=dtype),
-        vae=dataclasses.replace(spec.vae, dtype=dtype),
-        # T5 overflows in float16, so its states are computed in float32 there.
-        text_encoder=dataclasses.replace(spec.text_encoder, dtype="float32" if dtype == "float16" else dtype),
-    )
+    return Compute(dtype=dtype)
 
 
-def with_logit_bound(spec: ModelSpec, transformer: Any) -> ModelSpec:
-    """`spec` with the bound on attention's logits that these parameters of its transformer give.
+def with_logit_bound(compute: Compute, spec: ModelSpec, transformer: Any) -> Compute:
+    """`compute` with the bound on attention's logits that these parameters of the spec's transformer give.
 
     It holds for these weights alone: to train on, replace it by None.
     """
-    cfg, block = spec.transformer, transformer["blocks"]["attention"]
+    block = transformer["blocks"]["attention"]
     norms = (block[norm][name] for norm in ("norm_q", "norm_k") for name in ("scale", "bias"))
-    bound = logit_bound(*norms, scale=cfg.head_dim**-0.5)
-    return dataclasses.replace(spec, transformer=dataclasses.replace(cfg, logit_bound=bound))
+    return dataclasses.replace(compute, logit_bound=logit_bound(*norms, scale=spec.transformer.head_dim**-0.5))
 
 
-def bounded(folder: str | Path, spec: ModelSpec) -> ModelSpec:
+def bounded(folder: str | Path, spec: ModelSpec, compute: Compute) -> Compute:
     """`with_logit_bound` by what a folder holds, of which no more than the norms of queries and keys is read."""
 
     def norms_only(path, shape, dtype, part):
         wanted = path.startswith(("blocks/attention/norm_q", "blocks/attention/norm_k"))
         return part(tuple(slice(n) for n in shape)) if wanted else None
 
-    dtype = parameter_dtype(spec, "transformer")
-    return with_logit_bound(spec, load_params(folder, spec, "transformer", dtype, put=norms_only))
-
-
-def parameter_dtype(spec: ModelSpec, component: str) -> str:
-    """What a component's parameters are held in: the compute type, but float32 for the VAE."""
-    return "float32" if component == "vae" else getattr(spec, component).dtype
+    dtype = compute.parameter_dtype("transformer")
+    return with_logit_bound(compute, spec, load_params(folder, spec, "transformer", dtype, put=norms_only))
 
 
 def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:

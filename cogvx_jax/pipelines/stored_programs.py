@@ -22,7 +22,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from cogvx_jax.cache import versions
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.sharding import format_mesh
 from cogvx_jax.storage import new_folder
 
@@ -52,18 +52,26 @@ class StoredProgram:
 class StoredPrograms:
     """The programs of a folder, ready to run; `read_programs` makes it."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, programs: Iterable[StoredProgram], decode: dict[str, Any]):
-        self._folder, self._spec, self._decode = folder, spec, decode
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        compute: Compute,
+        programs: Iterable[StoredProgram],
+        decode: dict[str, Any],
+    ):
+        self._folder, self._spec, self._compute, self._decode = folder, spec, compute, decode
         self._programs = {(program.name, program.takes): program.compiled for program in programs}
         self._missing: set[tuple[str, str]] = set()
 
-    def before(self, function: Function, name: str, spec: ModelSpec) -> Function:
+    def before(self, function: Function, name: str, spec: ModelSpec, compute: Compute) -> Function:
         """A jitted `function` (weights, ...), but where there is a program for what it is called with, that one.
 
         Warns once of each that is not there.
         """
         component = COMPONENT[name]
-        if getattr(spec, component) != getattr(self._spec, component):
+        same = getattr(spec, component) == getattr(self._spec, component)
+        if not same or compute.of(component) != self._compute.of(component):
             return function
 
         def run(weights, *arguments):
@@ -89,11 +97,11 @@ def takes(arguments: Any) -> str:
     return "; ".join(f"{jax.tree_util.keystr(path)} {_shape(leaf)}" for path, leaf in leaves)
 
 
-def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> dict[str, str]:
+def conditions(spec: ModelSpec, compute: Compute, mesh: Mesh | None, devices: Sequence[Any]) -> dict[str, str]:
     """All that must be the same where programs are compiled and where they run, in words.
 
     Args:
-      spec: with the types to compute in and the bound on attention's logits.
+      compute: with the bound on attention's logits.
       devices: those of the mesh, in its order, or the one.
     """
     kind = devices[0].platform
@@ -103,7 +111,7 @@ def conditions(spec: ModelSpec, mesh: Mesh | None, devices: Sequence[Any]) -> di
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "hosts": str(len({device.process_index for device in devices})),
         "order of devices": ",".join(str(device.id) for device in devices),
-        "model": f"{spec.name} in {spec.transformer.dtype}, {_digest(repr(spec).encode())[:12]}",
+        "model": f"{spec.name} in {compute.dtype}, {_digest(repr((spec, compute)).encode())[:12]}",
         "code of cogvx_jax": _code(),
     } | versions()
     if kind == "cpu":
@@ -143,18 +151,18 @@ def write_programs(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None) -> StoredPrograms:
+def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> StoredPrograms:
     """Loads the programs of a folder onto the devices that they were compiled for. It must be trusted, see above.
 
     Args:
-      spec, mesh: of the model they are for.
+      spec, compute, mesh: of the model they are for.
     Raises: FileNotFoundError; ValueError where they were compiled for something else, naming all that differs, or
       a file is damaged.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
     devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
-    here, theirs = conditions(spec, mesh, devices), manifest["made_for"]
+    here, theirs = conditions(spec, compute, mesh, devices), manifest["made_for"]
     names = [*here, *(name for name in theirs if name not in here)]
     differ = [name for name in names if theirs.get(name) != here.get(name)]
     if differ:
@@ -175,7 +183,7 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, mesh: Mesh | None)
             serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
         )
         loaded.append(StoredProgram(name=entry["name"], takes=entry["takes"], compiled=compiled))
-    return StoredPrograms(folder, spec, loaded, manifest["decode"])
+    return StoredPrograms(folder, spec, compute, loaded, manifest["decode"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
@@ -39,7 +38,7 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     Raises: NotFiniteError.
     """
     ids = tokenize(model, prompts)
-    encode = model.compiled("text", encode_program(model.spec.text_encoder, model.mesh, model.exact))
+    encode = model.compiled("text", encode_program(model.text_encoder, model.mesh, model.exact))
     states = encode(model.params["text_encoder"], replicate(ids, model.mesh))
     if not all_finite(states):
         raise NotFiniteError.of(model, "text_encoder", "encoding the prompt")
@@ -47,9 +46,9 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
 
 
 @functools.lru_cache
-def encode_program(cfg: T5Config, mesh: Mesh | None, exact: bool = False):
+def encode_program(encoder: T5Encoder, mesh: Mesh | None, exact: bool = False):
     def states(params, ids):
-        return T5Encoder(cfg).apply({"params": params}, ids)
+        return encoder.apply({"params": params}, ids)
 
     def encode(params, ids):
         if exact:

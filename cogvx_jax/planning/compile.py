@@ -19,7 +19,7 @@ from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
-from cogvx_jax.pipelines.model import bounded, resolve, with_dtype
+from cogvx_jax.pipelines.model import bounded, choose_compute, resolve
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
@@ -75,10 +75,12 @@ def compile_programs(
     platform = platform_of(devices[0])
 
     where = resolve(source)
-    spec = bounded(where, with_dtype(read_spec(where), dtype, platform=platform))
+    spec = read_spec(where)
+    compute = bounded(where, spec, choose_compute(spec, dtype, platform=platform))
     made_of = check_sampling(spec, asked_for)
     wanted = programs.VideoPrograms(
         spec=spec,
+        compute=compute,
         mesh=mesh,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
@@ -112,9 +114,9 @@ def compile_programs(
                     yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=program)
 
     def decode() -> dict[str, Any]:
-        weights = programs.weight_bytes(spec, wanted.mesh)["vae"]
+        weights = programs.weight_bytes(spec, compute, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program) for program in decoders], weights))
         return {"latents": list(made_of.shape), "padding": wanted.padding, "bytes": needed}
 
     with nothing_kept():
-        stored.write_programs(folder, compiled(), stored.conditions(spec, mesh, devices), asked, decode)
+        stored.write_programs(folder, compiled(), stored.conditions(spec, compute, mesh, devices), asked, decode)

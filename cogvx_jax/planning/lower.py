@@ -15,12 +15,15 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import SamplerState
 from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import denoise, latents, text
-from cogvx_jax.pipelines.model import COMPONENTS, parameter_dtype
+from cogvx_jax.pipelines.model import COMPONENTS
 from cogvx_jax.pipelines.noise import SeededNoise
 
 TABLE_COLUMNS = 6  # of a sampler's table
@@ -31,6 +34,7 @@ class VideoPrograms:
     """What programs depend on: all videos of one such value run the same ones."""
 
     spec: ModelSpec
+    compute: Compute
     mesh: Mesh | None
     shape: tuple[int, ...]  # of the sampled latents (B, T, h, w, C)
     padding: int = 0  # latent frames that are dropped before decoding
@@ -46,20 +50,20 @@ class VideoPrograms:
 
     def lower(self, name: str) -> Iterator[Any]:
         """The program, or the programs of the first and of later frame batches, lowered."""
-        spec, mesh, shape = self.spec, self.mesh, self.shape
+        spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
-            yield lower_text(spec, mesh, shape[0], guided=self.guided)
+            yield lower_text(spec, compute, mesh, shape[0], guided=self.guided)
         elif name == "step":
-            yield lower_step(spec, mesh, shape, guided=self.guided, sampler=self.sampler)
+            yield lower_step(spec, compute, mesh, shape, guided=self.guided, sampler=self.sampler)
         elif name == "loop":
             assert self.steps is not None
-            yield lower_loop(spec, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
+            yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
         elif name == "decode":
-            yield from lower_decode(spec, mesh, shape, self.padding)
+            yield from lower_decode(spec, compute, mesh, shape, self.padding)
         else:
             scale = spec.vae.spatial_compression
             image = (1, 1, shape[2] * scale, shape[3] * scale, 3)
-            yield from latents.lower_encode(spec.vae, mesh, abstract_weights(spec, "vae", mesh), self.source or image)
+            yield from lower_encode(spec, compute, mesh, self.source or image)
 
 
 @contextlib.contextmanager
@@ -69,51 +73,73 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def abstract_weights(spec: ModelSpec, component: str, mesh: Mesh | None) -> dict[str, Any]:
+def abstract_weights(spec: ModelSpec, compute: Compute, component: str, mesh: Mesh | None) -> dict[str, Any]:
     """A component's parameters as `load` places them on the mesh, without their numbers."""
     parameters = abstract_params(getattr(spec, component))
     where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
-    dtype = np.dtype(parameter_dtype(spec, component))
+    dtype = np.dtype(compute.parameter_dtype(component))
     flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def weight_bytes(spec: ModelSpec, mesh: Mesh | None) -> dict[str, int]:
+def weight_bytes(spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> dict[str, int]:
     """Bytes of each component's parameters on a device."""
 
     def bytes_of(leaf) -> int:
         part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
         return int(np.prod(part)) * leaf.dtype.itemsize
 
-    return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, c, mesh)))) for c in COMPONENTS}
+    return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, compute, c, mesh)))) for c in COMPONENTS}
 
 
-def lower_text(spec: ModelSpec, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
+def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
     """The text encoder over the prompts, and with guidance over what to steer away from."""
     ids = (videos * (1 + guided), spec.transformer.text_length)
-    encode = text.encode_program(spec.text_encoder, mesh)
-    return encode.lower(abstract_weights(spec, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
+    encode = text.encode_program(T5Encoder(spec.text_encoder, compute.of("text_encoder")), mesh)
+    return encode.lower(abstract_weights(spec, compute, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
 
 
 def lower_step(
-    spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], *, guided: bool, sampler: str | None = None
+    spec: ModelSpec,
+    compute: Compute,
+    mesh: Mesh | None,
+    shape: tuple[int, ...],
+    *,
+    guided: bool,
+    sampler: str | None = None,
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
-    step, drawn = denoise.step_program(spec.transformer, guided, mesh), _everywhere(shape, "float32", mesh)
-    arguments = _denoising(spec, mesh, shape, (), guided=guided)
+    transformer = Transformer(spec.transformer, compute.of("transformer"))
+    step, drawn = denoise.step_program(transformer, guided, mesh), _everywhere(shape, "float32", mesh)
+    arguments = _denoising(spec, compute, mesh, shape, (), guided=guided)
     return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
 
 
 def lower_loop(
-    spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps: int, *, guided: bool, sampler: str | None = None
+    spec: ModelSpec,
+    compute: Compute,
+    mesh: Mesh | None,
+    shape: tuple[int, ...],
+    steps: int,
+    *,
+    guided: bool,
+    sampler: str | None = None,
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
-    loop = denoise.loop_program(spec.transformer, guided, mesh)
-    arguments = _denoising(spec, mesh, shape, (steps,), guided=guided)
+    loop = denoise.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
+    arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
     return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
 
 
-def _denoising(spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps: tuple[int, ...], *, guided: bool):
+def _denoising(
+    spec: ModelSpec,
+    compute: Compute,
+    mesh: Mesh | None,
+    shape: tuple[int, ...],
+    steps: tuple[int, ...],
+    *,
+    guided: bool,
+):
     """What step and loop take, but for the noise; `steps` is in front of what differs from step to step."""
 
     def array(shape, dtype="float32"):
@@ -121,9 +147,9 @@ def _denoising(spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], steps
 
     cfg = spec.transformer
     return (
-        abstract_weights(spec, "transformer", mesh),
+        abstract_weights(spec, compute, "transformer", mesh),
         SamplerState(array(shape), array(shape)),
-        array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), spec.text_encoder.dtype),
+        array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         array(shape) if spec.kind == "i2v" else None,
         array(steps, "int32"),
         array((*steps, TABLE_COLUMNS)),
@@ -135,9 +161,18 @@ def _draws(spec: ModelSpec, sampler: str | None) -> bool:
     return (sampler or spec.defaults.sampler) == "dpm"
 
 
-def lower_decode(spec: ModelSpec, mesh: Mesh | None, shape: tuple[int, ...], padding: int = 0) -> Iterator[Any]:
+def lower_encode(spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> Iterator[Any]:
+    """The VAE's encoder on the first two frame batches of one of the clips (B, F, H, W, 3)."""
+    vae = VAE(spec.vae, compute.of("vae"))
+    return latents.lower_encode(vae, mesh, abstract_weights(spec, compute, "vae", mesh), shape)
+
+
+def lower_decode(
+    spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...], padding: int = 0
+) -> Iterator[Any]:
     """The VAE's decoder on the first frame batch of one video, and on the second, which takes its cache."""
-    return latents.lower_decode(spec.vae, mesh, abstract_weights(spec, "vae", mesh), shape, padding)
+    vae = VAE(spec.vae, compute.of("vae"))
+    return latents.lower_decode(vae, mesh, abstract_weights(spec, compute, "vae", mesh), shape, padding)
 
 
 def _everywhere(shape: tuple[int, ...], dtype: str, mesh: Mesh | None) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRAConfig
@@ -21,6 +21,7 @@ from cogvx_jax.train.transformer.objective import Objective, make_partial_loss
 
 def lower_update(
     spec: ModelSpec,
+    compute: Compute,
     mesh: Mesh,
     clips: tuple[int, ...],
     lora: LoRAConfig | None,
@@ -39,7 +40,7 @@ def lower_update(
       average: whether it keeps a moving average.
       trained_dtype: of parameters and moments; adapters are in float32.
     """
-    weights = abstract_weights(spec, "transformer", mesh)
+    weights = abstract_weights(spec, compute, "transformer", mesh)
     if lora is None:
         params, base = jax.tree.map(lambda x: _array(x.shape, trained_dtype, x.sharding), weights), {}
     else:
@@ -57,9 +58,9 @@ def lower_update(
     batch: dict[str, Any] = {name: _array(shape, "float32", row_sharding(mesh, shape)) for name, shape in rows.items()}
     batch |= {"base": base, "empty": _array(rows["text"][1:], "float32", everywhere(mesh))}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    loss = place_loss(make_partial_loss(spec, Objective(), whole), mesh)
-    compute = functools.partial(update.step, loss_fn=loss, tx=tx, decay=0.99, accumulate=accumulate)
-    return jax.jit(compute, donate_argnums=0, out_shardings=(at, everywhere(mesh))).lower(
+    loss = place_loss(make_partial_loss(spec, compute, Objective(), whole), mesh)
+    step = functools.partial(update.step, loss_fn=loss, tx=tx, decay=0.99, accumulate=accumulate)
+    return jax.jit(step, donate_argnums=0, out_shardings=(at, everywhere(mesh))).lower(
         state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere(mesh))
     )
 

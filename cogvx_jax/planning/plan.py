@@ -20,10 +20,10 @@ import jax
 from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
-from cogvx_jax.pipelines.model import load_spec, with_dtype
+from cogvx_jax.pipelines.model import choose_compute, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
@@ -133,7 +133,8 @@ def plan(
     check_videos(videos)
     target = _target(topology)
     wanted = _Question(
-        spec=_compute_spec(spec, dtype, target),
+        spec=spec,
+        compute=_compute(spec, dtype, target),
         target=target,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
@@ -145,7 +146,7 @@ def plan(
         "topology": target.name,
         "devices": len(target.devices),
         "memory": target.memory,
-        "dtype": wanted.spec.transformer.dtype,
+        "dtype": wanted.compute.dtype,
         "size": (made_of.height, made_of.width),
         "frames": made_of.frames,
         "videos": videos,
@@ -232,6 +233,7 @@ class _Target:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Question:
     spec: ModelSpec
+    compute: Compute
     target: _Target
     shape: tuple[int, int, int, int, int]
     padding: int
@@ -253,9 +255,8 @@ def _target(name: str | None) -> _Target:
     return _Target(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
 
 
-def _compute_spec(spec: ModelSpec, dtype: str | None, target: _Target) -> ModelSpec:
-    spec = with_dtype(spec, dtype, platform=target.platform)
-    return dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, logit_bound=LIKELY_BOUND))
+def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
+    return dataclasses.replace(choose_compute(spec, dtype, platform=target.platform), logit_bound=LIKELY_BOUND)
 
 
 def _flops(wanted: _Question) -> int:
@@ -268,7 +269,7 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
     """Compiles what a video takes on one mesh, as far as it fits."""
     mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
     limit = wanted.target.memory
-    weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, mesh).items()}
+    weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, wanted.compute, mesh).items()}
     held = sum(weights.values())
     trial = Trial(mesh=sizes, fits=False, weights=weights)
     if limit is not None and held > limit:
@@ -303,6 +304,7 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
     video = programs.VideoPrograms(
         spec=wanted.spec,
+        compute=wanted.compute,
         mesh=mesh,
         shape=wanted.shape,
         padding=wanted.padding,
@@ -355,7 +357,7 @@ def _shorter(spec: ModelSpec, frames: int) -> list[int]:
 def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
-    decides = (wanted.spec, wanted.sampler, sorted(facts.items()), sorted(versions.items()))
+    decides = wanted.spec, wanted.compute, wanted.sampler, sorted(facts.items()), sorted(versions.items())
     key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
     return cache.folder() / "plans" / f"{key}.json"
 

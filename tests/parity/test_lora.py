@@ -53,7 +53,10 @@ def train(model, cfg):
     batch = {"moments": rng.normal(size=(2, 3, 4, 6, 2 * channels)).astype(np.float32)}
     batch |= {"text": rng.normal(size=(2, record.TEXT_LENGTH, 24)).astype(np.float32)}
     batch |= {"base": model.params["transformer"]}
-    loss, tx = make_lora_loss(model.spec, Objective(text_dropout=0), cfg.alpha / cfg.rank), optax.adam(0.1)
+    loss, tx = (
+        make_lora_loss(model.spec, model.compute, Objective(text_dropout=0), cfg.alpha / cfg.rank),
+        optax.adam(0.1),
+    )
     step = jax.jit(lambda state: update.step(state, batch, jax.random.key(1), loss_fn=loss, tx=tx, decay=0.5))
     state = update.init(loras.init(jax.random.key(0), model.params["transformer"], cfg), tx)
     for _ in range(5):

@@ -162,7 +162,7 @@ def _ahead(
 
 
 def _moments(model: Model, pixels: np.ndarray) -> np.ndarray:
-    run = encode_batch(model.spec.vae, model.mesh)
+    run = encode_batch(model.vae, model.mesh)
     clip = pixels[None].astype(np.float32)
     clip /= 127.5
     clip -= 1

@@ -1,6 +1,6 @@
 """The training objective of the transformer, for text and image to video, as a pure function.
 
-    loss = make_loss(spec, Objective())
+    loss = make_loss(spec, Compute(), Objective())
     value = loss(transformer_params, batch, key)
 
 Clips come as posteriors of the VAE, drawn anew at every step; prompts as states of the text encoder.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import lora
 from cogvx_jax.models import vae as vaes
@@ -57,7 +57,7 @@ class Objective:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
 
 
-def make_loss(spec: ModelSpec, options: Objective) -> Loss:
+def make_loss(spec: ModelSpec, compute: Compute, options: Objective) -> Loss:
     """`loss(params, batch, key) -> scalar`, the mean over the batch; `params` are the transformer's.
 
     The batch holds
@@ -66,31 +66,32 @@ def make_loss(spec: ModelSpec, options: Objective) -> Loss:
       empty: (L, text_dim), states of "", where `options.empty` is "encoded";
       image: (B, H, W, 3) in [-1, 1], and vae: the VAE's parameters, for image-to-video models.
     """
-    errors = make_errors(spec)
-    return Loss(make_draw(spec, options), lambda params, rows, batch: jnp.mean(errors(params, rows)))
+    errors = make_errors(spec, compute)
+    return Loss(make_draw(spec, compute, options), lambda params, rows, batch: jnp.mean(errors(params, rows)))
 
 
-def make_partial_loss(spec: ModelSpec, options: Objective, whole: Callable[[Any, Any], Any]) -> Loss:
+def make_partial_loss(spec: ModelSpec, compute: Compute, options: Objective, whole: Callable[[Any, Any], Any]) -> Loss:
     """The same of a part of the parameters, or of adapters, whose gradient alone is taken.
 
     `whole(base, part)` gives the transformer's parameters; the batch holds the frozen ones as `base`. They
     are part of the batch so that a compiled step takes them as an argument, not as constants.
     """
-    errors = make_errors(spec)
-    return Loss(make_draw(spec, options), lambda part, rows, batch: jnp.mean(errors(whole(batch["base"], part), rows)))
+    draw, errors = make_draw(spec, compute, options), make_errors(spec, compute)
+    return Loss(draw, lambda part, rows, batch: jnp.mean(errors(whole(batch["base"], part), rows)))
 
 
-def make_lora_loss(spec: ModelSpec, options: Objective, scale: float) -> Loss:
+def make_lora_loss(spec: ModelSpec, compute: Compute, options: Objective, scale: float) -> Loss:
     """`make_partial_loss` of adapters."""
-    return make_partial_loss(spec, options, lambda base, adapters: lora.merge(base, adapters, scale))
+    return make_partial_loss(spec, compute, options, lambda base, adapters: lora.merge(base, adapters, scale))
 
 
-def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
+def make_draw(spec: ModelSpec, compute: Compute, options: Objective) -> Callable[..., Rows]:
     """`draw(batch, key, t=None)`: all that is random about the loss, for every clip of a batch; see `make_loss`.
 
     Gives x, what the transformer sees, x0 and noise, what it is to predict, text and timesteps t, (B, ...) each.
     """
     alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
+    vae = vaes.VAE(spec.vae, compute.of("vae"))
 
     def draw(batch: Mapping[str, Any], key: jax.Array, t: jax.Array | None = None) -> Rows:
         keys = iter(jax.random.split(key, 7))
@@ -101,7 +102,7 @@ def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
         text = drop_text(batch, next(keys), options)
         x = objective.add_noise(x0, noise, jnp.asarray(alphas_bar)[t])
         if spec.kind == "i2v":
-            condition = _image_latents(spec, batch, options, next(keys), next(keys))
+            condition = _image_latents(spec, vae, batch, options, next(keys), next(keys))
             kept = jax.random.uniform(next(keys), (count, 1, 1, 1)) >= options.image_dropout
             first = jnp.where(kept, condition, 0)[:, None]
             # Where patches of two frames need a frame more, the image stands at that one: it is the first.
@@ -112,9 +113,9 @@ def make_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
     return draw
 
 
-def make_errors(spec: ModelSpec) -> Callable[[Any, Rows], jax.Array]:
+def make_errors(spec: ModelSpec, compute: Compute) -> Callable[[Any, Rows], jax.Array]:
     """`errors(params, rows)`: the loss (B,) of each clip that `make_draw` has drawn."""
-    transformer = Transformer(spec.transformer)
+    transformer = Transformer(spec.transformer, compute.of("transformer"))
     alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
 
     def errors(params: Any, rows: Rows) -> jax.Array:
@@ -169,9 +170,11 @@ def _clip_latents(spec: ModelSpec, moments: jax.Array, key: jax.Array) -> jax.Ar
     return jnp.concatenate([jnp.repeat(x0[:, :1], extra, axis=1), x0], axis=1)
 
 
-def _image_latents(spec: ModelSpec, batch: Mapping[str, Any], options: Objective, noise_key, sample_key) -> jax.Array:
+def _image_latents(
+    spec: ModelSpec, vae: vaes.VAE, batch: Mapping[str, Any], options: Objective, noise_key, sample_key
+) -> jax.Array:
     """(B, h, w, 16), scaled; nothing of it is trained."""
     pixels = noisy_image(batch["image"].astype(jnp.float32), noise_key, options)[:, None]
-    moments = jax.lax.stop_gradient(vaes.encode(vaes.VAE(spec.vae), batch["vae"], pixels))[:, 0]
+    moments = jax.lax.stop_gradient(vaes.encode(vae, batch["vae"], pixels))[:, 0]
     latents = vaes.sample(moments, jax.random.normal(sample_key, (*moments.shape[:-1], spec.vae.latent_channels)))
     return latents * (image_scale(spec) if options.image_scale is None else options.image_scale)

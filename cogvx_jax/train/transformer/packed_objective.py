@@ -1,6 +1,6 @@
 """The training objective of packed rows, see `train.pack`: each clip has its own timestep, text and loss.
 
-    loss = make_packed_loss(spec, Objective())
+    loss = make_packed_loss(spec, Compute(), Objective())
     value = loss(transformer_params, pack(...), key)
 
 What `Objective` says of images does not matter, as image-to-video models cannot be packed.
@@ -14,7 +14,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from cogvx_jax.configs import ModelSpec, TransformerConfig
+from cogvx_jax.configs import Compute, ModelSpec, TransformerConfig
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer, check_packs
@@ -22,7 +22,7 @@ from cogvx_jax.train.step import Loss, Rows
 from cogvx_jax.train.transformer.objective import Objective, drop_text
 
 
-def make_packed_loss(spec: ModelSpec, options: Objective) -> Loss:
+def make_packed_loss(spec: ModelSpec, compute: Compute, options: Objective) -> Loss:
     """`loss(params, batch, key) -> scalar`, the mean over the batch's clips, whatever their sizes.
 
     The batch is that of `pack`, and holds empty: (L, text_dim), states of "", where `options.empty` is
@@ -30,13 +30,15 @@ def make_packed_loss(spec: ModelSpec, options: Objective) -> Loss:
 
     Raises: ValueError for an image-to-video model.
     """
-    return Loss(make_packed_draw(spec, options), lambda params, rows, batch: _mean(spec, params, rows))
+    return Loss(make_packed_draw(spec, options), lambda params, rows, batch: _mean(spec, compute, params, rows))
 
 
-def make_partial_packed_loss(spec: ModelSpec, options: Objective, whole: Callable[[Any, Any], Any]) -> Loss:
+def make_partial_packed_loss(
+    spec: ModelSpec, compute: Compute, options: Objective, whole: Callable[[Any, Any], Any]
+) -> Loss:
     """The same of a part of the parameters, or of adapters; see `objective.make_partial_loss`."""
     draw = make_packed_draw(spec, options)
-    return Loss(draw, lambda part, rows, batch: _mean(spec, whole(batch["base"], part), rows))
+    return Loss(draw, lambda part, rows, batch: _mean(spec, compute, whole(batch["base"], part), rows))
 
 
 def make_packed_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]:
@@ -62,13 +64,19 @@ def make_packed_draw(spec: ModelSpec, options: Objective) -> Callable[..., Rows]
     return draw
 
 
-def _mean(spec: ModelSpec, params: Any, rows: Rows) -> jax.Array:
-    losses = clip_losses(spec, params, rows, rows["x0"], rows["noise"], rows["t"])
+def _mean(spec: ModelSpec, compute: Compute, params: Any, rows: Rows) -> jax.Array:
+    losses = clip_losses(spec, compute, params, rows, rows["x0"], rows["noise"], rows["t"])
     return jnp.sum(losses * rows["weight"]) / len(losses)
 
 
 def clip_losses(
-    spec: ModelSpec, params: Any, batch: Mapping[str, Any], x0: jax.Array, noise: jax.Array, t: jax.Array
+    spec: ModelSpec,
+    compute: Compute,
+    params: Any,
+    batch: Mapping[str, Any],
+    x0: jax.Array,
+    noise: jax.Array,
+    t: jax.Array,
 ) -> jax.Array:
     """The loss of every clip at a given noise and timestep: (R, C) float32, 0 where a row has no such clip.
 
@@ -87,7 +95,7 @@ def clip_losses(
     method = Transformer.packed
     prediction = cast(
         jax.Array,
-        Transformer(spec.transformer).apply(
+        Transformer(spec.transformer, compute.of("transformer")).apply(
             {"params": params}, x, batch["text"], t, clip, batch["positions"], method=method
         ),
     )

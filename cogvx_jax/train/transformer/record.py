@@ -27,7 +27,7 @@ def describe(
         "name": model.spec.name,
         "width": cfg.width,
         "layers": cfg.layers,
-        "dtype": cfg.dtype,
+        "dtype": model.compute.dtype,
         "transformer": params_digest(model.params["transformer"]),
     }
     described = [_stage(stage, of) for stage, of in zip(stages, shares, strict=True)]

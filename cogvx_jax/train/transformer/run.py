@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
@@ -125,7 +125,7 @@ def train(
         check_batch(model.mesh, stage.batch_size, stage.accumulate)
     shares = [_shares(stage, config.validation) for stage in stages]
     check_model([share.cache for of in shares for share in of], model)
-    spec, given, frozen = _start(model, config)
+    spec, (compute, given, frozen) = model.spec, _start(model, config)
     dtype = jnp.dtype(config.trained_dtype)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), given)
     feeds = [
@@ -147,8 +147,8 @@ def train(
         return loras.merge(base, part, config.lora.alpha / config.lora.rank)
 
     def show(average: Any, done: int) -> None:
-        # The spec of training: the bound on logits of a model's own would be a new one, and another program, each time.
-        tuned = dataclasses.replace(with_trained(model, config.lora, average), spec=spec)
+        # As in training: the bound on logits of a model's own would be a new one, and another program, each time.
+        tuned = dataclasses.replace(with_trained(model, config.lora, average), compute=compute)
         write_videos(tuned, videos, folder / "videos" / str(done))
 
     def run_stage(number: int) -> State:
@@ -163,7 +163,7 @@ def train(
         return run_updates(
             begin,
             functools.partial(_read, feeds[number], first, rows.numbers),
-            place_loss(make(spec, config.objective, whole), model.mesh),
+            place_loss(make(spec, compute, config.objective, whole), model.mesh),
             config.tx(stage, first),
             steps=end,
             folder=folder,
@@ -177,7 +177,9 @@ def train(
             tokens=round(feeds[number].tokens),
             flops=_flops(spec, shares[number], feeds[number].clips, config, shapes),
             rate=config.rate(stage, first),
-            validate=make_validate(spec, held_out, fixed, whole, stage.batch_size, model.mesh) if held_out else None,
+            validate=make_validate(spec, compute, held_out, fixed, whole, stage.batch_size, model.mesh)
+            if held_out
+            else None,
             validate_every=validate_every,
             show=show if videos else None,
             show_every=video_every,
@@ -221,16 +223,15 @@ def _shares(stage: Stage, validation: float) -> list[Share]:
     return shares
 
 
-def _start(model: Model, config: RunConfig) -> tuple[ModelSpec, Any, Any]:
-    """The spec to train with, what is trained, as it is given, and what is not, on the model's mesh."""
+def _start(model: Model, config: RunConfig) -> tuple[Compute, Any, Any]:
+    """How to compute in training, what is trained, as it is given, and what is not, on the model's mesh."""
     base = jax.tree.map(jnp.asarray, model.params["transformer"])
     if config.lora is not None:
         adapters = loras.init(jax.random.key(config.seed), transformer_shapes(model.spec), config.lora)
-        return model.spec, place_adapters(adapters, abstract_params(model.spec.transformer), model.mesh), base
+        return model.compute, place_adapters(adapters, abstract_params(model.spec.transformer), model.mesh), base
     trained, frozen = parts.split(base, config.parts)
     # The bound on logits holds for the weights that were loaded, not for those they become.
-    transformer = dataclasses.replace(model.spec.transformer, logit_bound=None)
-    return dataclasses.replace(model.spec, transformer=transformer), trained, frozen
+    return dataclasses.replace(model.compute, logit_bound=None), trained, frozen
 
 
 def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConfig, trained: Any) -> int:

@@ -37,5 +37,5 @@ def with_trained(model: Model, lora: LoRAConfig | None, trained: Any) -> Model:
         return dataclasses.replace(model, params=model.params | {"transformer": transformer})
     leaves, new = traverse_util.flatten_dict(base), traverse_util.flatten_dict(trained)
     transformer = traverse_util.unflatten_dict(leaves | {path: x.astype(leaves[path].dtype) for path, x in new.items()})
-    spec = with_logit_bound(model.spec, transformer)
-    return dataclasses.replace(model, spec=spec, params=model.params | {"transformer": transformer})
+    compute = with_logit_bound(model.compute, model.spec, transformer)
+    return dataclasses.replace(model, compute=compute, params=model.params | {"transformer": transformer})

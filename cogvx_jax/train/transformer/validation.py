@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.sharding import activate, everywhere
 from cogvx_jax.train.clips.batches import Share, read
 from cogvx_jax.train.placement import place_batch
@@ -22,6 +22,7 @@ PLAIN = Objective(text_dropout=0.0, image_dropout=0.0, image_noise=False)
 
 def make_validate(
     spec: ModelSpec,
+    compute: Compute,
     shares: Sequence[Share],
     fixed: Mapping[str, Any],
     whole: Callable[[Any, Any], Any],
@@ -35,7 +36,7 @@ def make_validate(
       fixed: what is added to each batch; see `objective.make_partial_loss` for its `base` and for `whole`.
       batch_size: clips computed at a time.
     """
-    draw, errors = make_draw(spec, PLAIN), make_errors(spec)
+    draw, errors = make_draw(spec, compute, PLAIN), make_errors(spec, compute)
 
     @functools.partial(jax.jit, out_shardings=everywhere(mesh))
     def losses(part, batch, key, t):

@@ -147,7 +147,7 @@ def train_vae(
 
     vae = model.vae
     if config.whole_clips:
-        vae = VAE(dataclasses.replace(vae.cfg, encode_frames=None, decode_frames=None))
+        vae = VAE(dataclasses.replace(vae.cfg, encode_frames=None, decode_frames=None), vae.compute)
     moving, frozen = _split(jax.tree.map(jnp.asarray, model.params["vae"]), config.decoder_only)
     params, discriminator = {"vae": moving}, None
     if objective.discriminator_start is not None:
@@ -295,7 +295,7 @@ def _facts(model: Model, sources: Sequence[Source], config: VAERunConfig, source
         "trains": "vae",
         "source": source,
         "name": model.spec.name,
-        "dtype": model.spec.vae.dtype,
+        "dtype": model.compute.dtype,
         "vae": params_digest(model.params["vae"]),
         "lpips": None if lpips is None else params_digest(lpips),
         "videos": len(sources),
