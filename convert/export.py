@@ -13,9 +13,10 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.checkpoint import DTYPES, STEMS, component_parameters
+from cogvx_jax.convert.checkpoint import STEMS, component_parameters
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.safetensors import DTYPES
 from cogvx_jax.convert.tables import COMPONENTS, Parameter
 from cogvx_jax.storage import check_new, new_folder
 

@@ -15,7 +15,8 @@ import numpy as np
 import safetensors.numpy
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.checkpoint import component_parameters, read_header
+from cogvx_jax.convert.checkpoint import component_parameters
+from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.convert.tables import TRANSPOSE, Parameter
 from cogvx_jax.models.lora import Adapters, LoRA
 from cogvx_jax.presets import PRESETS
