@@ -2,8 +2,8 @@
 
 import collections
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,12 +13,14 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
-from cogvx_jax.convert.safetensors import Stored, read_header
+from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, Stored, read_header
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
+from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.storage import below, open_files
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+MAX_FILES = 1000  # of a component; the largest published one has three
 
 
 class Part(Protocol):
@@ -93,7 +95,10 @@ class Published:
     def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
         self._parameters = {p.path: p for p in component_parameters(spec, component)}
         self._tensors = Checkpoint(below(folder, component))
-        problems = compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
+        aliases = ALIASES.get(component, {})
+        known = [key for parameter in self._parameters.values() for key in parameter.keys]
+        self._tensors.drop_prefix(_common_prefix(self._tensors, [*known, *aliases]))
+        problems = compare([*self._parameters.values()], self._tensors, aliases)
         if problems:
             raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
 
@@ -192,14 +197,18 @@ class Checkpoint(collections.abc.Mapping):
             path = f"{stem}.safetensors.index.json"
             if self.files.exists(path):
                 try:
-                    return {key: str(name) for key, name in json.loads(self.files.bytes(path))["weight_map"].items()}
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    problems.append(f"{path}: not a JSON object with a weight_map")
+                    return _weight_map(parse_json(self.files.bytes(path, MAX_HEADER)))
+                except ValueError as error:
+                    problems.append(f"{path}: {error}")
                     return {}
             path = f"{stem}.safetensors"
             if self.files.exists(path):
                 return {"": path}
         names = self.files.names()
+        for name in (f"{stem}.safetensors{end}" for stem in STEMS.values() for end in (".index.json", "")):
+            if name in names:
+                problems.append(f"{name}: not a file")
+                return {}
         looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
         problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")
         return {}
@@ -213,6 +222,10 @@ class Checkpoint(collections.abc.Mapping):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def drop_prefix(self, prefix: str) -> None:
+        """Takes the tensors' names without the text that all of them begin with, such as "module."."""
+        self._tensors = {key.removeprefix(prefix): stored for key, stored in self._tensors.items()}
+
     def prefetch(self, keys: Sequence[str]) -> None:
         """Says which tensors will be read next."""
         self.files.prefetch([self._tensors[key].span for key in keys])
@@ -225,3 +238,29 @@ class Checkpoint(collections.abc.Mapping):
     def release(self) -> None:
         """Gives back the memory of what was read so far; tensors read remain valid."""
         self.files.release()
+
+
+def _weight_map(index: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> name of the file beside the index. Raises: ValueError, also for a file elsewhere."""
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ValueError("not a JSON object with a weight_map")
+    for key, name in found.items():
+        if not key or len(key) > MAX_NAME:
+            raise ValueError(f"{quoted(key)} in it is no name of a tensor")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+            raise ValueError(f"it has {quoted(key)} in {quoted(name)}, which is no safetensors file beside it")
+    if (count := len(set(found.values()))) > MAX_FILES:
+        raise ValueError(f"it names {count} files, where at most {MAX_FILES} are read")
+    return found
+
+
+def _common_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
+    """The text before the known names, such as "module.", where all that was found begins with it; else ""."""
+    keys, names = list(found), set(wanted)
+    if not keys or names & set(keys):
+        return ""
+    ends = (keys[0][dot + 1 :] for dot in range(len(keys[0])) if keys[0][dot] == ".")
+    known = next((end for end in ends if end in names), None)
+    prefix = keys[0].removesuffix(known) if known else ""
+    return prefix if all(key.startswith(prefix) for key in keys) else ""

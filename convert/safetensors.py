@@ -1,16 +1,25 @@
-"""Headers of safetensors files: what they hold and where, without reading any numbers."""
+"""Headers of safetensors files: what they hold and where, without reading any numbers.
+
+Source: https://github.com/huggingface/safetensors#format
+"""
 
 import dataclasses
-import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from cogvx_jax import git_lfs
+from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+# Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
+MAX_HEADER = 16 * 2**20  # bytes
+MAX_NAME = 400  # characters; the longest published name has 75
+MAX_AXES, MAX_SIZE = 8, 2**48
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,46 +32,111 @@ class Stored:
     start: int  # bytes from the start of the file
 
     @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
     def span(self) -> tuple[str, int, int]:
         """File, first byte and count of bytes."""
-        return self.file, self.start, math.prod(self.shape) * self.dtype.itemsize
+        return self.file, self.start, self.bytes
 
 
-def read_header(files: Files, name: str) -> dict[str, Stored]:
+class Header(dict[str, Stored]):
+    """The tensors of a file by name; `metadata` is what the file says beside them."""
+
+    def __init__(self, metadata: Mapping[str, str]):
+        super().__init__()
+        self.metadata = metadata
+
+
+def read_header(files: Files, name: str) -> Header:
     """What a safetensors file holds.
 
     The library would do, but tells neither how much of a file is missing nor which tensor is odd.
 
-    Raises: ValueError if the file is missing, truncated or corrupt, or holds an unsupported type.
-    Source: https://github.com/huggingface/safetensors#format
+    Raises: ValueError, without the file's name, if the file is missing, truncated, corrupt, a pointer of git-lfs or
+      of an unsupported type, or if its tensors overlap or leave holes.
     """
-    if not files.exists(name):
-        raise ValueError("missing")
-    size = files.size(name)
-    length = int.from_bytes(files.read((name, 0, 8)).tobytes(), "little") if size >= 8 else 0
-    if size < 8 or length > MAX_HEADER:
+    try:
+        size = files.size(name)
+    except FileNotFoundError:
+        raise ValueError("missing") from None
+    start = files.read((name, 0, min(size, len(git_lfs.START)))).tobytes() if size else b""
+    if start.startswith(git_lfs.START):
+        raise ValueError(POINTER)
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length > max(size, MAX_HEADER):
         raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
     if 8 + length > size:
         raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
+    if length > MAX_HEADER:
+        raise ValueError(f"its header takes {length} bytes, where at most {MAX_HEADER} are read")
     try:
-        header = json.loads(files.read((name, 8, length)).tobytes())
-        header.pop("__metadata__", None)
-        spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
-        shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
-        types = {key: str(value["dtype"]) for key, value in header.items()}
-        end = 8 + length + max((stop for _, stop in spans.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"corrupt header: {error!r}") from None
+        found = parse_json(files.read((name, 8, length)).tobytes())
+        header = Header(_metadata(found.pop("__metadata__", {})))
+        entries = {key: _Entry.of(key, entry) for key, entry in found.items()}
+    except ValueError as error:
+        raise ValueError(f"corrupt header: {error}") from None
+    header |= {key: entry.stored(name, 8 + length) for key, entry in entries.items()}
+    end = 8 + length + sum(stored.bytes for stored in header.values())
+    _check_gaps(header, 8 + length)
     if size < end:
         raise ValueError(f"truncated: {size} of {end} bytes")
     if size > end:
         raise ValueError(f"corrupt: {size} bytes where the header says {end}")
-    stored = {}
-    for key, (start, stop) in spans.items():
-        if types[key] not in DTYPES:
-            raise ValueError(f"{key} is of type {types[key]}, not one of {', '.join(DTYPES)}")
-        dtype = np.dtype(DTYPES[types[key]])
-        if start < 0 or stop - start != math.prod(shapes[key]) * dtype.itemsize:
-            raise ValueError(f"corrupt header: {key} {types[key]} {shapes[key]} does not take {stop - start} bytes")
-        stored[key] = Stored(shapes[key], dtype, name, 8 + length + start)
-    return stored
+    return header
+
+
+def _metadata(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError(f"its metadata are not texts but {quoted(found)}")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """What a header says of a tensor."""
+
+    key: str
+    shape: tuple[int, ...]
+    offsets: tuple[int, int]
+    kind: str
+
+    @classmethod
+    def of(cls, key: str, entry: Any) -> "_Entry":
+        if len(key) > MAX_NAME or not key.isprintable():
+            raise ValueError(f"{quoted(key)} is no name of a tensor")
+        if not isinstance(entry, dict):
+            raise ValueError(f"{key} is {quoted(entry)}, not an object")
+        shape, offsets, kind = (entry.get(name) for name in ("shape", "data_offsets", "dtype"))
+        if not _sizes(shape) or len(shape) > MAX_AXES:
+            raise ValueError(f"{key} has the shape {quoted(shape)}")
+        if not _sizes(offsets) or len(offsets) != 2:
+            raise ValueError(f"{key} has the data_offsets {quoted(offsets)}")
+        if not isinstance(kind, str):
+            raise ValueError(f"{key} has the type {quoted(kind)}")
+        return cls(key, tuple(shape), tuple(offsets), kind)
+
+    def stored(self, file: str, base: int) -> Stored:
+        if self.kind not in DTYPES:
+            raise ValueError(f"{self.key} is of type {self.kind[:20]}, not one of {', '.join(DTYPES)}")
+        start, stop = self.offsets
+        stored = Stored(self.shape, np.dtype(DTYPES[self.kind]), file, base + start)
+        if stop - start != stored.bytes:
+            raise ValueError(f"corrupt header: {self.key} {self.kind} {self.shape} does not take {stop - start} bytes")
+        return stored
+
+
+def _sizes(found: Any) -> bool:
+    """Whether it is a list of sizes that may occur."""
+    return isinstance(found, list) and all(type(n) is int and 0 <= n <= MAX_SIZE for n in found)
+
+
+def _check_gaps(header: Header, base: int) -> None:
+    """Raises ValueError unless each tensor begins where the one before it ends."""
+    end = base
+    for key, stored in sorted(header.items(), key=lambda item: (item[1].start, item[1].bytes)):
+        if stored.start != end:
+            how = "overlaps the tensor before it" if stored.start < end else "leaves a hole before it"
+            raise ValueError(f"corrupt header: {key} begins at byte {stored.start - base}, not {end - base}: it {how}")
+        end += stored.bytes
