@@ -1,12 +1,14 @@
-"""Headers of safetensors files: what they hold and where, without reading any numbers.
+"""Safetensors files: what they hold and where, without reading any numbers; and how to write one, tensor by tensor.
 
 Source: https://github.com/huggingface/safetensors#format
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +18,7 @@ from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+TYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
 MAX_HEADER = 16 * 2**20  # bytes
 MAX_NAME = 400  # characters; the longest published name has 75
@@ -87,6 +90,43 @@ def read_header(files: Files, name: str) -> Header:
     return header
 
 
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor to write, that may still have to be made."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, key: str, array: np.ndarray) -> "Tensor":
+        return cls(key, array.shape, array.dtype, lambda: array)
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a file tensor by tensor; equal ones make files that are equal to the byte.
+
+    The library would want all tensors at once, and writes metadata in any order.
+    """
+    tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.key))  # each is aligned to its type
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for t in tensors:
+        header[t.key] = {"dtype": TYPES[t.dtype], "shape": t.shape, "data_offsets": [start, start + t.bytes]}
+        start += t.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors:
+            file.write(t.make().reshape(-1).view(np.uint8).data)
+
+
 def _metadata(found: Any) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"its metadata are not texts but {quoted(found)}")
@@ -115,7 +155,7 @@ class _Entry:
             raise ValueError(f"{key} has the data_offsets {quoted(offsets)}")
         if not isinstance(kind, str):
             raise ValueError(f"{key} has the type {quoted(kind)}")
-        return cls(key, tuple(shape), tuple(offsets), kind)
+        return cls(key, tuple(shape), (offsets[0], offsets[1]), kind)
 
     def stored(self, file: str, base: int) -> Stored:
         if self.kind not in DTYPES:
@@ -127,7 +167,7 @@ class _Entry:
         return stored
 
 
-def _sizes(found: Any) -> bool:
+def _sizes(found: Any) -> TypeGuard[list[int]]:
     """Whether it is a list of sizes that may occur."""
     return isinstance(found, list) and all(type(n) is int and 0 <= n <= MAX_SIZE for n in found)
 
