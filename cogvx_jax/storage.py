@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ BUCKETS = ("gs", "s3")  # whose folders are written to
 URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
 Span = tuple[str, int, int]  # file, first byte, count
 KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
+SMALL_FILE = 64 * 2**20  # bytes; configurations and tokenizers take less, weights are read in ranges
 
 
 def storage_path(text: str | os.PathLike) -> StoragePath:
@@ -75,6 +77,45 @@ def write_whole(file: StoragePath, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def read_file(path: StoragePath, limit: int = SMALL_FILE) -> bytes:
+    """All of a file. Raises: FileNotFoundError; ValueError for a folder, a FIFO or more than `limit` bytes."""
+    _check_size(file_size(path), limit)
+    return path.read_bytes()
+
+
+def file_size(path: StoragePath) -> int:
+    """Bytes. Raises: FileNotFoundError; ValueError for a folder or a FIFO."""
+    if isinstance(path, Path):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{kind_of(path)}, not a file")
+        return found.st_size
+    if path.is_dir():
+        raise ValueError("a folder, not a file")
+    return path.stat().length
+
+
+def kind_of(path: Path) -> str:
+    """In words: "a file", "a folder", "a FIFO", "a socket", "a device"; "nothing" where it is not there."""
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    try:
+        return kinds[stat.S_IFMT(path.stat().st_mode)]
+    except OSError:
+        return "nothing"
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ValueError(f"{size} bytes, where at most {limit} are read")
+
+
 class Files(Protocol):
     """Files by their names below one place, such as "vae/config.json"."""
 
@@ -83,16 +124,17 @@ class Files(Protocol):
 
     def is_folder(self) -> bool: ...
 
-    def exists(self, file: str) -> bool: ...
+    def exists(self, file: str) -> bool:
+        """Whether it is a file, not a folder or a FIFO."""
 
     def names(self) -> list[str]:
         """Of the files and folders in this place."""
 
     def size(self, file: str) -> int:
-        """Bytes. Raises: FileNotFoundError."""
+        """Bytes. Raises: FileNotFoundError; ValueError for what is no file."""
 
-    def bytes(self, file: str) -> bytes:
-        """All of a small file. Raises: FileNotFoundError."""
+    def bytes(self, file: str, limit: int = SMALL_FILE) -> bytes:
+        """All of a small file. Raises: FileNotFoundError; ValueError for what is no file, or larger than `limit`."""
 
     def prefetch(self, spans: Sequence[Span]) -> None:
         """Says what will be read next, so that it can come in one go."""
@@ -173,10 +215,10 @@ class LocalFiles:
         return sorted(path.name for path in self.folder.iterdir())
 
     def size(self, file: str) -> int:
-        return (self.folder / file).stat().st_size
+        return file_size(self.folder / file)
 
-    def bytes(self, file: str) -> bytes:
-        return (self.folder / file).read_bytes()
+    def bytes(self, file: str, limit: int = SMALL_FILE) -> bytes:
+        return read_file(self.folder / file, limit)
 
     def prefetch(self, spans: Sequence[Span]) -> None:
         pass
@@ -217,9 +259,13 @@ class RemoteFiles:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False))
 
     def size(self, file: str) -> int:
-        return self._system.size(self._path(file))
+        found = self._system.info(self._path(file))
+        if found["type"] == "directory":
+            raise ValueError("a folder, not a file")
+        return found["size"]
 
-    def bytes(self, file: str) -> bytes:
+    def bytes(self, file: str, limit: int = SMALL_FILE) -> bytes:
+        _check_size(self.size(file), limit)
         return self._system.cat_file(self._path(file))
 
     def prefetch(self, spans: Sequence[Span]) -> None:

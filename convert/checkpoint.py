@@ -1,28 +1,26 @@
 """Published weights to parameter trees. Every tensor is checked by the headers before any is read."""
 
 import collections
-import dataclasses
 import functools
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
+from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, Stored, read_header
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
+from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.storage import Files, below, open_files
+from cogvx_jax.storage import below, open_files
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_FILES = 1000  # of a component; the largest published one has three
 
 
 class Part(Protocol):
@@ -97,7 +95,10 @@ class Published:
     def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
         self._parameters = {p.path: p for p in component_parameters(spec, component)}
         self._tensors = Checkpoint(below(folder, component))
-        problems = compare([*self._parameters.values()], self._tensors, ALIASES.get(component, {}))
+        aliases = ALIASES.get(component, {})
+        known = [key for parameter in self._parameters.values() for key in parameter.keys]
+        self._tensors.drop_prefix(_common_prefix(self._tensors, [*known, *aliases]))
+        problems = compare([*self._parameters.values()], self._tensors, aliases)
         if problems:
             raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
 
@@ -141,7 +142,7 @@ def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...
     return {path: parameter.shape for path, parameter in abstract_params(getattr(spec, component)).items()}
 
 
-def compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases: Mapping[str, str]) -> list[str]:
+def compare(parameters: list[Parameter], found: Mapping[str, Stored], aliases: Mapping[str, str]) -> list[str]:
     """A line for each tensor that is missing, spare or misshapen."""
     problems, known = [], set()
     wanted = {key: parameter for parameter in parameters for key in parameter.keys}
@@ -156,21 +157,6 @@ def compare(parameters: list[Parameter], found: Mapping[str, "Stored"], aliases:
         elif stored.shape != match.their_shape:
             problems.append(f"misshapen: {key} is {stored.shape}, not {match.their_shape}")
     return problems
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    file: str
-    start: int  # bytes from the start of the file
-
-    @property
-    def span(self) -> tuple[str, int, int]:
-        """File, first byte and count of bytes."""
-        return self.file, self.start, math.prod(self.shape) * self.dtype.itemsize
 
 
 class Checkpoint(collections.abc.Mapping):
@@ -211,14 +197,18 @@ class Checkpoint(collections.abc.Mapping):
             path = f"{stem}.safetensors.index.json"
             if self.files.exists(path):
                 try:
-                    return {key: str(name) for key, name in json.loads(self.files.bytes(path))["weight_map"].items()}
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    problems.append(f"{path}: not a JSON object with a weight_map")
+                    return _weight_map(parse_json(self.files.bytes(path, MAX_HEADER)))
+                except ValueError as error:
+                    problems.append(f"{path}: {error}")
                     return {}
             path = f"{stem}.safetensors"
             if self.files.exists(path):
                 return {"": path}
         names = self.files.names()
+        for name in (f"{stem}.safetensors{end}" for stem in STEMS.values() for end in (".index.json", "")):
+            if name in names:
+                problems.append(f"{name}: not a file")
+                return {}
         looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
         problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")
         return {}
@@ -231,6 +221,10 @@ class Checkpoint(collections.abc.Mapping):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+    def drop_prefix(self, prefix: str) -> None:
+        """Takes the tensors' names without the text that all of them begin with, such as "module."."""
+        self._tensors = {key.removeprefix(prefix): stored for key, stored in self._tensors.items()}
 
     def prefetch(self, keys: Sequence[str]) -> None:
         """Says which tensors will be read next."""
@@ -246,41 +240,27 @@ class Checkpoint(collections.abc.Mapping):
         self.files.release()
 
 
-def read_header(files: Files, name: str) -> dict[str, Stored]:
-    """What a safetensors file holds.
+def _weight_map(index: Mapping[str, Any]) -> dict[str, str]:
+    """Key -> name of the file beside the index. Raises: ValueError, also for a file elsewhere."""
+    found = index.get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ValueError("not a JSON object with a weight_map")
+    for key, name in found.items():
+        if not key or len(key) > MAX_NAME:
+            raise ValueError(f"{quoted(key)} in it is no name of a tensor")
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+            raise ValueError(f"it has {quoted(key)} in {quoted(name)}, which is no safetensors file beside it")
+    if (count := len(set(found.values()))) > MAX_FILES:
+        raise ValueError(f"it names {count} files, where at most {MAX_FILES} are read")
+    return found
 
-    The library would do, but tells neither how much of a file is missing nor which tensor is odd.
 
-    Raises: ValueError if the file is missing, truncated or corrupt, or holds an unsupported type.
-    Source: https://github.com/huggingface/safetensors#format
-    """
-    if not files.exists(name):
-        raise ValueError("missing")
-    size = files.size(name)
-    length = int.from_bytes(files.read((name, 0, 8)).tobytes(), "little") if size >= 8 else 0
-    if size < 8 or length > MAX_HEADER:
-        raise ValueError(f"corrupt header; {size} bytes that do not begin as safetensors do")
-    if 8 + length > size:
-        raise ValueError(f"truncated: {size} bytes, of which the header alone would take {8 + length}")
-    try:
-        header = json.loads(files.read((name, 8, length)).tobytes())
-        header.pop("__metadata__", None)
-        spans = {key: (*map(int, value["data_offsets"]),) for key, value in header.items()}
-        shapes = {key: (*map(int, value["shape"]),) for key, value in header.items()}
-        types = {key: str(value["dtype"]) for key, value in header.items()}
-        end = 8 + length + max((stop for _, stop in spans.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"corrupt header: {error!r}") from None
-    if size < end:
-        raise ValueError(f"truncated: {size} of {end} bytes")
-    if size > end:
-        raise ValueError(f"corrupt: {size} bytes where the header says {end}")
-    stored = {}
-    for key, (start, stop) in spans.items():
-        if types[key] not in DTYPES:
-            raise ValueError(f"{key} is of type {types[key]}, not one of {', '.join(DTYPES)}")
-        dtype = np.dtype(DTYPES[types[key]])
-        if start < 0 or stop - start != math.prod(shapes[key]) * dtype.itemsize:
-            raise ValueError(f"corrupt header: {key} {types[key]} {shapes[key]} does not take {stop - start} bytes")
-        stored[key] = Stored(shapes[key], dtype, name, 8 + length + start)
-    return stored
+def _common_prefix(found: Iterable[str], wanted: Iterable[str]) -> str:
+    """The text before the known names, such as "module.", where all that was found begins with it; else ""."""
+    keys, names = list(found), set(wanted)
+    if not keys or names & set(keys):
+        return ""
+    ends = (keys[0][dot + 1 :] for dot in range(len(keys[0])) if keys[0][dot] == ".")
+    known = next((end for end in ends if end in names), None)
+    prefix = keys[0].removesuffix(known) if known else ""
+    return prefix if all(key.startswith(prefix) for key in keys) else ""

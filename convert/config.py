@@ -16,11 +16,11 @@ from cogvx_jax.configs import (
     TransformerConfig,
     VAEConfig,
 )
+from cogvx_jax.convert.bounds import misfits, wrong_size
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.json_files import MAX_BYTES, Json, parse_json, quoted
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import open_files
-
-Json = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,7 @@ POSITIONS: dict[tuple[bool, ...], Position] = {
 PIPELINES = {"t2v": "CogVideoXPipeline", "i2v": "CogVideoXImageToVideoPipeline"}
 GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype
 TYPES = ("float32", "bfloat16", "float16")
+MAX_TEXT = 200  # characters of a name
 
 
 def read_spec(folder: str | Path) -> ModelSpec:
@@ -187,15 +188,12 @@ def read_spec(folder: str | Path) -> ModelSpec:
         raise ConversionError(f"cannot read {folder}", ["no such folder"])
     for path in ("model_index.json", *(d.path for d in DOCUMENTS), GENERATION):
         try:
-            documents[path] = json.loads(files.bytes(path))
-            if not isinstance(documents[path], dict):
-                problems.append(f"{path}: not a JSON object")
-                del documents[path]
+            documents[path] = parse_json(files.bytes(path, MAX_BYTES))
         except FileNotFoundError:
             if path != GENERATION:
                 problems.append(f"{path}: missing")
         except ValueError as error:
-            problems.append(f"{path}: not JSON, {error}")
+            problems.append(f"{path}: {error}")
     spec = _parse(documents, files.name, problems)
     if problems:
         raise ConversionError(f"{folder} is not a model that is supported", problems)
@@ -234,19 +232,19 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
         found, values = documents[document.path], {}
         hints = {field.name: field.type for field in dataclasses.fields(document.config)}
         if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
-            problems.append(f"{document.path}: _class_name {found['_class_name']!r} is not supported")
+            problems.append(f"{document.path}: _class_name {quoted(found['_class_name'])} is not supported")
         for theirs, ours in document.fields.items():
             if theirs not in found and theirs not in document.absent:
                 continue
             value = found.get(theirs, document.absent.get(theirs))
             try:
-                values[ours] = _typed(value, hints[ours])
-            except TypeError:
-                problems.append(f"{document.path}: {theirs} {value!r} is not supported")
+                values[ours] = _checked(value, hints[ours], document.part, ours)
+            except ValueError as error:
+                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported{error}")
         for theirs, only in document.fixed.items():
             value = found.get(theirs, document.absent.get(theirs, only))
             if value != only:
-                problems.append(f"{document.path}: {theirs} {value!r} is not supported, only {only!r} is")
+                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
         if document.part == "transformer":
             _position(found, values, problems)
         parts[document.part] = document.config(**values)
@@ -254,8 +252,9 @@ def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> Mod
     for side in ("Down", "Up"):
         key = f"{side.lower()}_block_types"
         kinds = documents.get("vae/config.json", {}).get(key)
-        if kinds is not None and set(kinds) != {only := f"CogVideoX{side}Block3D"}:
-            problems.append(f"vae/config.json: {key} {kinds!r} is not supported, only {only!r} is")
+        only = f"CogVideoX{side}Block3D"
+        if kinds is not None and not (isinstance(kinds, list) and kinds and all(kind == only for kind in kinds)):
+            problems.append(f"vae/config.json: {key} {quoted(kinds)} is not supported, only {only!r} is")
     spec = ModelSpec(name=name, **parts)
     _check_parts(spec, documents, problems)
     return _generation(spec, documents.get(GENERATION, {}), problems)
@@ -266,15 +265,17 @@ def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
     options = {flag: found.get(flag) for flag in flags}
     position = POSITIONS.get(tuple(map(bool, options.values())))
     if position is None:
-        said = ", ".join(f"{flag} {option!r}" for flag, option in options.items())
+        said = ", ".join(f"{flag} {quoted(option)}" for flag, option in options.items())
         problems.append(f"transformer/config.json: {said} together are not supported")
     else:
         values["position"] = position
 
 
 def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[str]) -> None:
-    """The parts must fit each other."""
+    """The parts must fit each other, and the sizes of a part, too."""
     cfg = spec.transformer
+    if not problems:  # else a default may stand where a number was refused
+        problems += misfits(spec)
     if cfg.in_channels not in (cfg.out_channels, 2 * cfg.out_channels):
         problems.append(
             f"transformer/config.json: in_channels {cfg.in_channels} is not supported, "
@@ -294,13 +295,15 @@ def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[
     if "transformer/config.json" in documents and pipeline not in (None, PIPELINES[spec.kind]):
         # Pipelines for video input share the text-to-video weights.
         if (spec.kind, pipeline) != ("t2v", "CogVideoXVideoToVideoPipeline"):
-            problems.append(f"model_index.json: _class_name {pipeline!r} does not fit a transformer for {spec.kind}")
+            problems.append(
+                f"model_index.json: _class_name {quoted(pipeline)} does not fit a transformer for {spec.kind}"
+            )
 
 
 def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
-    presets = [p for p in PRESETS.values() if p.transformer == spec.transformer]
-    if presets:
-        name, trained, defaults = presets[0].name, presets[0].trained_dtype, presets[0].defaults
+    preset = _like(spec, found.get("name", spec.name))
+    if preset is not None:
+        name, trained, defaults = preset.name, preset.trained_dtype, preset.defaults
     else:
         cfg, scale = spec.transformer, spec.vae.spatial_compression
         name, trained = spec.name, "float32"
@@ -315,15 +318,40 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
     hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
     hints |= {"name": str, "trained_dtype": typing.Literal[TYPES]}
     for field, value in found.items():
+        if field not in hints:
+            problems.append(f"{GENERATION}: unknown field {quoted(field)}")
+            continue
         try:
-            values[field] = _typed(value, hints[field])
-        except KeyError:
-            problems.append(f"{GENERATION}: unknown field {field!r}")
-        except TypeError:
-            problems.append(f"{GENERATION}: {field} {value!r} is not supported")
+            values[field] = _checked(value, hints[field], "defaults", field)
+        except ValueError as error:
+            problems.append(f"{GENERATION}: {field} {quoted(value)} is not supported{error}")
     values = {field: values[field] for field in hints}
     name, trained = values.pop("name"), values.pop("trained_dtype")
     return dataclasses.replace(spec, name=name, trained_dtype=trained, defaults=GenerationDefaults(**values))
+
+
+def _like(spec: ModelSpec, name: Any) -> ModelSpec | None:
+    """The preset with the same transformer; of several, the one of that name, else the one with most equal parts."""
+
+    def likeness(preset: ModelSpec) -> tuple[bool, int]:
+        parts = ("vae", "text_encoder", "schedule")
+        return preset.name == name, sum(getattr(preset, part) == getattr(spec, part) for part in parts)
+
+    found = [preset for preset in PRESETS.values() if preset.transformer == spec.transformer]
+    return max(found, key=likeness, default=None)
+
+
+def _checked(value: Any, hint: Any, part: str, field: str) -> Any:
+    """`value`, out of JSON, as that field. Raises: ValueError if it cannot be; its text is what would be right."""
+    try:
+        typed = _typed(value, hint)
+    except TypeError:
+        raise ValueError("") from None
+    if isinstance(typed, str) and not (typed.isprintable() and len(typed) <= MAX_TEXT):
+        raise ValueError(f", only text of at most {MAX_TEXT} characters is")
+    if right := wrong_size(part, field, typed):
+        raise ValueError(f", only {right} is")
+    return typed
 
 
 def _typed(value: Any, hint: Any) -> Any:

@@ -1,7 +1,6 @@
-"""Adapters to and from the files of diffusers and PEFT.
+"""Adapters to and from files; how their tensors are named is in `convert.lora_formats`.
 
-Keys are `transformer.transformer_blocks.{i}.attn1.to_q.lora_A.weight`, (r, in), and `.lora_B.weight`, (out, r);
-rank and alpha stand in the file's metadata, as JSON under `lora_adapter_metadata`.
+Rank and alpha stand in the file's metadata, as JSON under `lora_adapter_metadata`.
 """
 
 import json
@@ -12,21 +11,19 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.checkpoint import component_parameters, read_header
+from cogvx_jax.convert.checkpoint import component_parameters
+from cogvx_jax.convert.lora_formats import FORMATS, Format, flag, positive, unread_naming
+from cogvx_jax.convert.safetensors import Header, Tensor, read_header, write_file
 from cogvx_jax.convert.tables import TRANSPOSE, Parameter
+from cogvx_jax.json_files import parse_json, quoted, read_json
 from cogvx_jax.models.lora import Adapters, LoRA
 from cogvx_jax.presets import PRESETS
-from cogvx_jax.storage import LocalFiles
+from cogvx_jax.storage import LocalFiles, kind_of
 
 METADATA = "lora_adapter_metadata"
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what a folder of one may hold
-KEY = re.compile(
-    r"(?:base_model\.model\.)?(?:transformer\.)?(?:base_model\.model\.)?(?P<module>.+?)\."
-    r"(?:(?P<side>lora_[AB])(?:\.(?P<name>[^.]+))?\.weight|(?P<alpha>alpha))"
-)
 
 
 def read_lora(source: str | Path, spec: ModelSpec) -> LoRA:
@@ -42,12 +39,14 @@ def read_lora(source: str | Path, spec: ModelSpec) -> LoRA:
     """
     path = _find(Path(source))
     try:
-        header = read_header(LocalFiles(path.parent), path.name)
+        stored = _Stored(path, spec)
+        _check_modules(stored, spec)
+        return _lora(stored, _kernels(spec))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a LoRA: {error}") from None
-    stored = _Stored(path, header)
-    kernels = _kernels(spec)
-    _check_modules(stored, kernels, spec)
+
+
+def _lora(stored: "_Stored", kernels: Mapping[str, tuple[Parameter, int]]) -> LoRA:
     rank = max(stored.rank(module) for module in stored.modules)
     scales = {module: stored.scale(module) for module in stored.modules}
     first = scales[min(scales)]
@@ -58,9 +57,9 @@ def read_lora(source: str | Path, spec: ModelSpec) -> LoRA:
         for module in stored.modules & {_module(key) for key in parameter.keys}:
             place = kernels[module][1] if parameter.stacked else ...
             r = stored.rank(module)
-            a[place][..., :r] = np.float32(stored.read(module, "lora_A")).T
+            a[place][..., :r], own = stored.read(module)
             # Modules may differ in their scale; ours has one, so what differs goes into b.
-            b[place][..., :r, :] = np.float32(stored.read(module, "lora_B")).T * (scales[module] / first)
+            b[place][..., :r, :] = own * (scales[module] / first)
         adapters[parameter.path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
     return LoRA(adapters=adapters, rank=rank, alpha=first * rank)
 
@@ -78,87 +77,117 @@ def write_lora(path: str | Path, lora: LoRA, spec: ModelSpec) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it first or write elsewhere")
     parameters = {p.path: p for p in component_parameters(spec, "transformer")}
-    tensors = {}
+    tensors, row = [], FORMATS[0]
     for name, ab in lora.adapters.items():
         parameter = parameters.get(name)
         shape = (*ab["a"].shape[:-1], ab["b"].shape[-1])
         if parameter is None or parameter.shape != shape:
             raise ValueError(f"these are not adapters of {spec.name}: {name} is {shape}")
         for i, key in enumerate(parameter.keys):
-            for side, ours in (("lora_A", ab["a"]), ("lora_B", ab["b"])):
-                theirs = np.asarray(ours[i] if parameter.stacked else ours, np.float32).T
-                tensors[f"transformer.{_module(key)}.{side}.weight"] = np.ascontiguousarray(theirs)
+            for side, ours in zip(row.sides, (ab["a"], ab["b"]), strict=True):
+                theirs = np.ascontiguousarray(np.asarray(ours[i] if parameter.stacked else ours, np.float32).T)
+                tensors.append(Tensor.of(row.written.format(module=_module(key), side=side), theirs))
     modules = sorted({_module(key) for name in lora.adapters for key in parameters[name].keys})
     config = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules}
     metadata = {"format": "pt", METADATA: json.dumps({f"transformer.{k}": v for k, v in config.items()})}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        safetensors.numpy.save_file(tensors, partial, metadata)
+        write_file(partial, tensors, metadata)
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 class _Stored:
-    """The adapters in a file, by their module's name."""
+    """The adapters in a file, by their module's name in the published transformer.
 
-    def __init__(self, path: Path, header: Mapping[str, Any]):
-        self.path, self.header = path, header
-        self.keys: dict[tuple[str, str], str] = {}  # (module, "lora_A", "lora_B" or "alpha") -> key
-        self.spare: list[str] = []
-        names = set()
-        for key in header:
-            match = KEY.fullmatch(key)
-            if match is None:
-                self.spare.append(key)
-                continue
-            self.keys[match["module"], match["side"] or "alpha"] = key
-            names |= {match["name"]} - {None}
-        self.modules = {module for module, side in self.keys if side != "alpha"}
-        if not self.modules:
-            raise ValueError(f"{path} holds no LoRA: none of its {len(header)} tensors is a lora_A or lora_B")
-        if len(names) > 1:
-            raise ValueError(f"{path} holds {len(names)} adapters ({', '.join(sorted(names))}); save each on its own")
-        for key in self.spare:
-            if "magnitude" in key or "dora" in key:
-                raise ValueError(f"{path} is a DoRA ({key}), which is not supported; save a plain LoRA")
-            raise ValueError(f"{path} holds {key}, which is no part of a LoRA that can be read")
+    Raises: ValueError, which does not name the file.
+    """
+
+    def __init__(self, path: Path, spec: ModelSpec):
+        self._files = LocalFiles(path.parent)
+        self.header = read_header(self._files, path.name)
+        self.format, found = _find_format(self.header)
+        modules = {self.format.spelled(module): module for module in _kernels(spec)}
+        self._keys: dict[tuple[str, str], str] = {}  # (module, side or "alpha") -> key
+        for key, match in found.items():
+            module = modules.get(match["module"], match["module"])
+            self._keys[module, match["side"] or "alpha"] = key
+        self.modules = {module for module, side in self._keys if side != "alpha"}
         for module in self.modules:
-            shapes = [header[self.keys[module, s]].shape for s in ("lora_A", "lora_B") if (module, s) in self.keys]
-            if len(shapes) != 2:
-                raise ValueError(f"{path} holds only one of lora_A and lora_B for {module}")
-            if any(len(s) != 2 for s in shapes) or shapes[0][0] != shapes[1][1]:
-                raise ValueError(f"{path}: the ranks of {module} disagree, lora_A is {shapes[0]}, lora_B {shapes[1]}")
-        self.config = _config(path)
+            self._check_shapes(module)
+        self._scale = self.format.scale(_config(path, self.header))
+
+    def _check_shapes(self, module: str) -> None:
+        first, second = self.format.sides
+        shapes = [self.header[self._keys[module, s]].shape for s in (first, second) if (module, s) in self._keys]
+        if len(shapes) != 2:
+            raise ValueError(f"it holds only one of {first} and {second} for {module}")
+        if any(len(s) != 2 for s in shapes) or shapes[0][0] != shapes[1][1]:
+            raise ValueError(f"the ranks of {module} disagree, {first} is {shapes[0]}, {second} {shapes[1]}")
+        if 0 in (*shapes[0], *shapes[1]):
+            raise ValueError(f"{module} has no numbers, {first} is {shapes[0]}, {second} {shapes[1]}")
 
     def rank(self, module: str) -> int:
-        return self.header[self.keys[module, "lora_A"]].shape[0]
+        return self.header[self._keys[module, self.format.sides[0]]].shape[0]
 
     def width(self, module: str) -> tuple[int, int]:
         """Features in and out."""
-        return self.header[self.keys[module, "lora_A"]].shape[1], self.header[self.keys[module, "lora_B"]].shape[0]
+        a, b = (self.header[self._keys[module, side]].shape for side in self.format.sides)
+        return a[1], b[0]
 
     def scale(self, module: str) -> float:
-        """The factor of lora_B @ lora_A."""
+        """The factor of b @ a."""
         rank = self.rank(module)
-        if (module, "alpha") in self.keys:
-            return float(self.read(module, "alpha").astype(np.float32).reshape(())) / rank
-        alpha = self.config.get("lora_alpha", self.config.get("alpha"))
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):  # as PEFT matches them
-                alpha = value
-                break
-        if alpha is None:
-            return 1.0
-        return float(alpha) / (rank**0.5 if self.config.get("use_rslora") else rank)
+        if (module, "alpha") not in self._keys:
+            return self._scale(module, rank)
+        alpha = self._read(module, "alpha")
+        if alpha.size != 1:
+            raise ValueError(f"its alpha of {module} has the shape {alpha.shape}, and must be one number")
+        return positive(float(alpha.reshape(())), f"alpha of {module}") / rank
 
-    def read(self, module: str, side: str) -> np.ndarray:
-        stored = self.header[self.keys[module, side]]
-        count = int(np.prod(stored.shape))
-        with open(self.path, "rb") as file:
-            file.seek(stored.start)
-            data = file.read(count * stored.dtype.itemsize)
-        return np.frombuffer(data, stored.dtype, count).reshape(stored.shape)
+    def read(self, module: str) -> tuple[np.ndarray, np.ndarray]:
+        """a (in, r) and b (r, out), float32."""
+        a, b = (self._read(module, side).T for side in self.format.sides)
+        return a, b
+
+    def _read(self, module: str, side: str) -> np.ndarray:
+        key = self._keys[module, side]
+        stored = self.header[key]
+        with np.errstate(over="ignore"):  # of a float64 that float32 cannot hold
+            numbers = self._files.read(stored.span).view(stored.dtype).reshape(stored.shape).astype(np.float32)
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"{key} holds numbers that are not finite: its training diverged")
+        return numbers
+
+
+def _find_format(header: Mapping[str, Any]) -> tuple[Format, dict[str, re.Match[str]]]:
+    """The row of `FORMATS` that a file's names are of, and how it matches each of them."""
+    for key in header:
+        if naming := unread_naming(key):
+            raise ValueError(
+                f"it has the naming of {naming} ({key}), which is not read yet; "
+                "save it as diffusers or PEFT do, with lora_A and lora_B"
+            )
+    for row in FORMATS:
+        found = {key: match for key in header if (match := row.key.fullmatch(key))}
+        if any(match["side"] for match in found.values()):
+            break
+    else:
+        sides = " or ".join(" or a ".join(row.sides) for row in FORMATS)
+        raise ValueError(f"it holds no LoRA: none of its {len(header)} tensors is a {sides}")
+    adapters = {match["adapter"] for match in found.values()} - {None} if "adapter" in row.key.groupindex else set()
+    if len(adapters) > 1:
+        raise ValueError(f"it holds {len(adapters)} adapters ({_some(sorted(adapters))}); save each on its own")
+    for key in header.keys() - found.keys():
+        if "magnitude" in key or "dora" in key:
+            raise ValueError(f"it is a DoRA ({key}), which is not supported; save a plain LoRA")
+        raise ValueError(f"it holds {key}, which is no part of a LoRA that can be read")
+    return row, found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
 
 
 def _find(source: Path) -> Path:
@@ -168,27 +197,29 @@ def _find(source: Path) -> Path:
             raise FileNotFoundError(f"{source} holds no LoRA: no {' and no '.join(FILES)}")
         return found[0]
     if not source.is_file():
-        raise FileNotFoundError(f"there is no LoRA {str(source)!r}")
+        kind = kind_of(source)
+        raise FileNotFoundError(
+            f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
+        )
     return source
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _config(path: Path, header: Header) -> dict[str, Any]:
     """What PEFT's LoraConfig was, of the file's metadata or of PEFT's own file beside it; else nothing."""
-    with path.open("rb") as file:
-        metadata = json.loads(file.read(int.from_bytes(file.read(8), "little"))).get("__metadata__") or {}
-    try:
-        config = json.loads(metadata[METADATA]) if METADATA in metadata else metadata
-        beside = path.with_name("adapter_config.json")
-        if METADATA not in metadata and path.name == FILES[1] and beside.is_file():
-            config = json.loads(beside.read_text())
-        config = {key.removeprefix("transformer."): value for key, value in config.items()}
-        for name in ("alpha", "lora_alpha"):
-            if config.get(name) is not None:
-                float(config[name])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its rank and alpha cannot be read: {error}") from None
-    if config.get("use_dora"):
-        raise ValueError(f"{path} is a DoRA, which is not supported; save a plain LoRA")
+    beside = path.with_name("adapter_config.json")
+    config: Mapping[str, Any] = header.metadata
+    if METADATA in header.metadata:
+        try:
+            config = parse_json(header.metadata[METADATA])
+        except ValueError as error:
+            raise ValueError(f"its {METADATA} is {error}") from None
+    elif path.name == FILES[1] and beside.is_file():
+        config = read_json(beside)
+    config = {key.removeprefix("transformer."): value for key, value in config.items()}
+    if not isinstance(config.get("rank_pattern"), dict | None):
+        raise ValueError(f"its rank_pattern is {quoted(config['rank_pattern'])}, not an object")
+    if flag(config, "use_dora"):
+        raise ValueError("it is a DoRA, which is not supported; save a plain LoRA")
     return config
 
 
@@ -202,27 +233,31 @@ def _module(key: str) -> str:
     return key.removesuffix(".weight")
 
 
-def _check_modules(stored: _Stored, kernels: Mapping[str, tuple[Parameter, int]], spec: ModelSpec) -> None:
-    unknown = sorted(stored.modules - kernels.keys(), key=lambda m: [int(n) for n in re.findall(r"\d+", m)])
+def _check_modules(stored: _Stored, spec: ModelSpec) -> None:
+    kernels = _kernels(spec)
+    unknown = sorted(stored.modules - kernels.keys(), key=lambda m: [int(n) for n in re.findall(r"\d{1,9}", m)])
     problem = None
     if len(unknown) == len(stored.modules):
-        problem = f"matches no module of {spec.name}, such as {unknown[0]}"
+        problem = f"it matches no module of {spec.name}, such as {unknown[0]}"
     elif unknown:
-        problem = f"adapts {unknown[0]}, which {spec.name} of {spec.transformer.layers} layers does not have"
+        problem = f"it adapts {unknown[0]}, which {spec.name} of {spec.transformer.layers} layers does not have"
     else:
         for module in sorted(stored.modules):
             parameter = kernels[module][0]
             if stored.width(module) != parameter.shape[-2:]:
                 (features, out), (f, o) = stored.width(module), parameter.shape[-2:]
-                problem = f"does not fit {spec.name}: its {module} is {features} x {out}, the model's {f} x {o}"
+                problem = f"it does not fit {spec.name}: its {module} is {features} x {out}, the model's {f} x {o}"
                 break
     if problem:
-        raise ValueError(f"{stored.path} {problem}; {_made_for(stored)}")
+        raise ValueError(f"{problem}; {_made_for(stored)}")
+    for module in sorted(stored.modules):
+        if stored.rank(module) > min(stored.width(module)):
+            raise ValueError(f"the rank {stored.rank(module)} of {module} is above its smaller side")
 
 
 def _made_for(stored: _Stored) -> str:
     """A guess at the model, by width and number of layers."""
-    layers = [int(m[1]) for module in stored.modules if (m := re.match(r"transformer_blocks\.(\d+)\.", module))]
+    layers = [int(m[1]) for module in stored.modules if (m := re.match(r"transformer_blocks\.(\d{1,6})\.", module))]
     widths = {stored.width(module)[0] for module in stored.modules if "attn1" in module}
     if not layers or len(widths) != 1:
         return "it looks made for no CogVideoX model"

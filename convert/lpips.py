@@ -12,8 +12,9 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from cogvx_jax.convert.checkpoint import compare, read_header
+from cogvx_jax.convert.checkpoint import compare
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.convert.tables import CONV2D, Change, Row, resolve
 from cogvx_jax.metrics.lpips import DEPTHS, DEVIATION, LPIPS, MEAN
 from cogvx_jax.storage import LocalFiles

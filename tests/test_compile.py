@@ -1,7 +1,9 @@
 """`cogvx compile`: what it stores makes the same video in a process that compiles none of it, and fits nothing else."""
 
+import hashlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
-from cogvx_jax.pipelines import memory
+from cogvx_jax.pipelines import memory, program_pickle
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.sharding.topologies import has_libtpu
 
@@ -168,11 +170,135 @@ def test_damage_is_found(small, programs, tmp_path):
         cx.load(folder, programs=tmp_path / "damaged")
 
 
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        (["programs", 0, "file"], "../other/0-text.pickle", "its programs is"),
+        (["programs", 0, "file"], "/etc/passwd", "its programs is"),
+        (["programs", 0, "file"], "sub/0-text.pickle", "its programs is"),
+        (["programs", 0, "file"], "none.pickle", "No such file"),
+        (["programs", 0, "file"], 5, "its programs is"),
+        (["programs", 0, "name"], "other", "its programs is"),
+        (["programs", 0], "x" * 10**6, "its programs is"),
+        (["programs"], {"a": 1}, "its programs is {'a': 1}"),
+        (["decode"], None, "its decode is None"),
+        (["decode", "bytes"], "5", "its decode is"),
+        (["decode", "latents"], 5, "its decode is"),
+        (["made_for"], [], r"its made_for is \[\]"),
+        (["made_for", "platform"], "x" * 10**6, "its made_for is"),
+        (["made_for", "x\n"], "x", "its made_for is"),
+        (["more"], float("nan"), "the number NaN in it is not finite"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_one_sentence(small, programs, tmp_path, path, value, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as raised:
+        cx.load(small("5b")[0], programs=changed(programs, tmp_path / "other", *path, value=value))
+    assert str(tmp_path / "other") in str(raised.value) and len(str(raised.value)) < 700
+
+
+@pytest.mark.parametrize("name", ["", "programs.json", "1-step.pickle"])
+@pytest.mark.parametrize("mode", [0o020, 0o002])
+def test_folders_and_files_that_others_can_write_to_are_refused(small, programs, tmp_path, name, mode):
+    folder = tmp_path / "programs"
+    shutil.copytree(programs, folder)
+    path = folder / name
+    kept = path.stat().st_mode
+    path.chmod(kept | mode)
+    with pytest.raises(ValueError, match=f"others can write to {path}, .* forbid it by `chmod -R go-w`"):
+        cx.load(small("5b")[0], programs=folder)
+
+
+def test_what_belongs_to_another_user_is_refused(programs, monkeypatch):
+    found = os.stat_result([*programs.stat()][:4] + [4321] + [*programs.stat()][5:])
+    with pytest.raises(ValueError, match="is another user's, and programs are code; copy the folder if you trust"):
+        stored._check_own(programs, found)
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    stored._check_own(programs, found)
+
+
+def test_others_cannot_write_to_new_folders(small, tmp_path):
+    before = os.umask(0)
+    try:
+        stored.write_programs(tmp_path / "programs", [], {}, {}, dict)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "programs", *tmp_path.rglob("*.json"))}
+    assert modes == {"programs": 0o755, "programs.json": 0o644}
+
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_suffix(".imported").touch()
+class Thing:
+    pass
+def call(path):
+    Path(path).touch()
+"""
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("how", ["call", "import", "builtin", "attribute"])
+def test_a_pickle_runs_nothing(small, programs, tmp_path, monkeypatch, inner, how):
+    """Neither what jax's file is wrapped in nor the file itself may name what programs do not need."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    called = tmp_path / "called"
+    dotted = b"ndarray.__class__.__subclasses__"  # newer protocols follow the dots
+    head = {
+        "call": b"cevil\ncall\n",
+        "import": b"cevil\nThing\n",
+        "builtin": b"cbuiltins\neval\n",
+        "attribute": b"\x80\x04\x8c\x05numpy\x8c" + bytes([len(dotted)]) + dotted + b"\x93",
+    }[how]
+    path = str(called).encode()
+    evil = head + b"(X" + len(path).to_bytes(4, "little") + path + b"tR."
+    if inner:
+        kept = pickle.loads((programs / "1-step.pickle").read_bytes())
+        evil = pickle.dumps((evil, *kept[1:]))
+    folder = shutil.copytree(programs, tmp_path / "programs")
+    (folder / "1-step.pickle").write_bytes(evil)
+    manifest = json.loads((folder / "programs.json").read_text())
+    entry = next(entry for entry in manifest["programs"] if entry["name"] == "step")
+    entry["sha256"] = hashlib.sha256(evil).hexdigest()
+    (folder / "programs.json").write_text(json.dumps(manifest))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"1-step.pickle cannot be loaded: UnpicklingError: it names .* no program needs"
+    ):
+        cx.load(small("5b")[0], programs=folder)
+    assert not called.exists() and not (tmp_path / "evil.imported").exists() and "evil" not in sys.modules
+
+
+def test_pickles_that_are_damaged_are_one_sentence(small, programs, tmp_path):
+    good = (programs / "0-text.pickle").read_bytes()
+    for bad in (b"", b"x", good[:1000], pickle.dumps(5), pickle.dumps((b"x", 1, 2)), b"(" * 10**6):
+        with pytest.raises(ValueError) as raised:
+            program_pickle.load_program(bad, jax.devices()[:1])
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+def test_the_digest_of_the_code_follows_subfolders_and_names(tmp_path, monkeypatch):
+    (tmp_path / "pipelines" / "tasks").mkdir(parents=True)
+    file = tmp_path / "pipelines" / "stored_programs.py"
+    monkeypatch.setattr(stored, "SOURCES", ("axes.py", "pipelines"))
+    monkeypatch.setattr(stored, "__file__", str(file))
+    (tmp_path / "axes.py").write_text("a")
+    file.write_text("b")
+    seen = [stored._code()]
+    (tmp_path / "pipelines" / "tasks" / "one.py").write_text("c")
+    seen.append(stored._code())
+    (tmp_path / "pipelines" / "tasks" / "one.py").rename(tmp_path / "pipelines" / "one.py")
+    seen.append(stored._code())
+    file.write_text("bc")
+    (tmp_path / "pipelines" / "one.py").write_text("")
+    seen.append(stored._code())
+    assert len(set(seen)) == 4 and stored._code() == seen[-1]
+
+
 def test_it_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch, capsys):
     def broken(compiled):
         raise ValueError("this platform cannot")
 
-    monkeypatch.setattr(stored.serialize_executable, "serialize", broken)
+    monkeypatch.setattr(program_pickle.serialize_executable, "serialize", broken)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").write_text("")
     for out, said in (("out", "this platform cannot"), ("full", "is not an empty folder; nothing was written")):

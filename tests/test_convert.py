@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from cogvx_jax.configs import GenerationDefaults, T5Config
 from cogvx_jax.convert import ConversionError, export, load_params, read_spec, write_configs
 from cogvx_jax.convert.checkpoint import Checkpoint, component_parameters, expected_shapes
 from cogvx_jax.convert.tables import COMPONENTS, Row, resolve, table
+from cogvx_jax.json_files import POINTER
 from cogvx_jax.presets import HUB, LICENCES, PRESETS
 
 CONFIGS = Path(__file__).parent / "data" / "configs"  # the five published sets of JSON files
@@ -254,6 +256,83 @@ def test_missing_and_broken_files_are_listed_together(tmp_path):
         read_spec(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "file, values, problem",
+    [
+        ("transformer", {"num_layers": 100_000}, "num_layers 100000 is not supported, only 1 to 1024 is"),
+        ("transformer", {"num_layers": 0}, "num_layers 0 is not supported, only 1 to 1024 is"),
+        ("transformer", {"num_layers": -1}, "num_layers -1 is not supported, only 1 to 1024 is"),
+        ("transformer", {"num_attention_heads": 1000, "attention_head_dim": 1000}, "are wider than 65536"),
+        (
+            "transformer",
+            {"num_attention_heads": 1, "attention_head_dim": 24},
+            "24 is not supported, only multiples of 16",
+        ),
+        ("transformer", {"patch_size": 0}, "patch_size 0"),
+        ("transformer", {"patch_size": True}, "patch_size True is not supported"),
+        ("transformer", {"spatial_interpolation_scale": 0}, "only above 0 to 1000 is"),
+        ("transformer", {"norm_eps": -1e-5}, "only above 0 to 1 is"),
+        ("transformer", {"sample_width": 10**9}, "sample_width 1000000000 is not supported, only 1 to 8192 is"),
+        ("transformer", {"in_channels": [[[]]]}, "in_channels .* is not supported"),
+        ("vae", {"block_out_channels": [8] * 1_000_000}, "is not supported, only 1 to 8 numbers is"),
+        ("vae", {"block_out_channels": []}, "only 1 to 8 numbers is"),
+        ("vae", {"block_out_channels": [128, 256, 256, 10**9]}, "only numbers of 1 to 8192 is"),
+        ("vae", {"norm_num_groups": 48}, r"norm_num_groups 48 does not divide block_out_channels \(128, 256"),
+        ("vae", {"norm_num_groups": 0}, "norm_num_groups 0"),
+        ("vae", {"temporal_compression_ratio": 3}, "only 1, 2, 4, 8 is"),
+        ("vae", {"scaling_factor": 0}, "scaling_factor 0 is not supported, only above 0"),
+        ("vae", {"layers_per_block": 10**6}, "only 1 to 32 is"),
+        ("vae", {"down_block_types": 5}, "down_block_types 5"),
+        ("vae", {"up_block_types": [["CogVideoXUpBlock3D"]]}, "up_block_types"),
+        ("text_encoder", {"vocab_size": 10**10}, "vocab_size 10000000000"),
+        ("text_encoder", {"relative_attention_num_buckets": 2}, "only 4 to 4096 is"),
+        (
+            "text_encoder",
+            {"relative_attention_max_distance": 8},
+            "max_distance 8 is not supported, only numbers above 8",
+        ),
+        ("scheduler", {"beta_start": 0.5, "beta_end": 0.1}, "only 0 < beta_start <= beta_end < 1 are"),
+        ("scheduler", {"num_train_timesteps": 10**12}, "num_train_timesteps 1000000000000"),
+        ("scheduler", {"snr_shift_scale": 0}, "snr_shift_scale 0"),
+        ("generation", {"fps": 0}, "fps 0 is not supported, only 1 to 1000 is"),
+        ("generation", {"height": -480}, "height -480"),
+        ("generation", {"guidance_scale": 1e30}, "guidance_scale 1e"),
+        ("generation", {"name": "x" * 100_000}, "only text of at most 200 characters is"),
+        ("generation", {"name": "a\nb"}, "only text of at most 200"),
+        ("generation", {"x" * 100_000: 1}, "unknown field 'xxx"),
+    ],
+)
+def test_sizes_are_bounded_before_anything_grows_with_them(tmp_path, file, values, problem):
+    folder = Path(shutil.copytree(CONFIGS / "CogVideoX-2b", tmp_path / "model"))
+    (folder / "generation.json").write_text("{}")
+    names = {"scheduler": "scheduler/scheduler_config.json", "generation": "generation.json"}
+    name = names.get(file, f"{file}/config.json")
+    edit(folder / name, **values)
+    with pytest.raises(ConversionError, match=problem) as error:
+        read_spec(folder)
+    assert error.value.problems[0].startswith(f"{name}: ") and len(str(error.value)) < 1200
+
+
+def test_a_preset_is_chosen_by_all_parts_and_by_name(tmp_path, monkeypatch):
+    """Presets that share a transformer are told apart; the first is not always right."""
+    two = PRESETS["2b"]
+    twin = dataclasses.replace(
+        two,
+        name="Twin",
+        vae=dataclasses.replace(two.vae, scaling_factor=0.5),
+        defaults=dataclasses.replace(two.defaults, fps=30),
+        trained_dtype="bfloat16",
+    )
+    monkeypatch.setitem(PRESETS, "twin", twin)
+    folder = Path(shutil.copytree(CONFIGS / "CogVideoX-2b", tmp_path / "CogVideoX-2b"))
+    assert read_spec(folder) == two
+    edit(folder / "vae/config.json", scaling_factor=0.5)
+    folder = folder.rename(tmp_path / "model")
+    assert read_spec(folder) == twin
+    (folder / "generation.json").write_text('{"name": "CogVideoX-2b"}')
+    assert read_spec(folder) == dataclasses.replace(two, vae=twin.vae)
+
+
 def test_what_the_files_cannot_say_is_refused(tmp_path):
     spec = PRESETS["2b"]
     odd = dataclasses.replace(
@@ -441,8 +520,8 @@ def test_damaged_files_are_listed_together(copy):
     assert [p.split(": ")[0] for p in problems] == [s.name for s in shards[:6]]
     assert problems[0].endswith(f": truncated: {whole - 5} of {whole} bytes")
     assert problems[1].endswith(": missing")
-    assert ": corrupt header: JSONDecodeError(" in problems[2]
-    assert problems[3].endswith(": corrupt header; 43 bytes that do not begin as safetensors do")
+    assert ": corrupt header: not JSON, Expecting value" in problems[2]
+    assert problems[3].endswith(": a git-lfs pointer, not the file itself; run `git lfs pull` where it lies")
     assert ": corrupt: " in problems[4]
     assert ": truncated: 100 bytes, of which the header alone would take " in problems[5]
 
@@ -461,7 +540,129 @@ def test_headers_that_lie(copy):
     store({"a": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}})
     assert failure(folder, spec) == [f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16"]
     store({"a": {"dtype": "F32", "shape": [4]}})
-    assert failure(folder, spec) == [f"{path.name}: corrupt header: KeyError('data_offsets')"]
+    assert failure(folder, spec) == [f"{path.name}: corrupt header: a has the data_offsets None"]
+
+
+@pytest.fixture
+def one_file(tmp_path):
+    """`one_file(header)`: a folder whose only file has that header, as JSON or text, and 32 bytes of numbers."""
+
+    def make(header):
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+        return tmp_path
+
+    return make
+
+
+F32 = {"dtype": "F32", "shape": [4]}
+A = F32 | {"data_offsets": [0, 16]}
+B = F32 | {"data_offsets": [16, 32]}
+
+
+@pytest.mark.parametrize(
+    "header, words",
+    [
+        ({"a": A, "b": F32 | {"data_offsets": [8, 24]}, "c": B}, "b begins at byte 8, not 16: it overlaps the tensor"),
+        ({"a": A, "b": A, "c": B}, "b begins at byte 0, not 16: it overlaps"),
+        ({"b": B}, "b begins at byte 16, not 0: it leaves a hole"),
+        ({"a": A}, "corrupt: "),  # 16 bytes beyond
+        (b'{"a": %s, "a": %s}' % (json.dumps(A).encode(), json.dumps(B).encode()), "the key 'a' stands in it twice"),
+        ({"a": A | {"shape": [-4]}, "b": B}, r"a has the shape \[-4\]"),
+        ({"a": A | {"shape": [True, 4]}, "b": B}, r"a has the shape \[True, 4\]"),
+        ({"a": A | {"shape": [2.0, 2]}, "b": B}, "a has the shape"),
+        ({"a": A | {"shape": [2**40] * 1000}, "b": B}, "a has the shape"),
+        ({"a": A | {"shape": [2**40] * 8}, "b": B}, "does not take 16 bytes"),
+        ({"a": A | {"shape": "4"}, "b": B}, "a has the shape '4'"),
+        ({"a": F32 | {"data_offsets": [16, 0]}, "b": B}, "a F32 .* does not take -16 bytes"),
+        ({"a": F32 | {"data_offsets": [0, 16, 16]}, "b": B}, "data_offsets"),
+        ({"a": A | {"dtype": 5}, "b": B}, "a has the type 5"),
+        ({"a": A | {"dtype": "F" * 10**5}, "b": B}, "a is of type FFFFFFFFFFFFFFFFFFFF, not one of"),
+        ({"a" * 10**6: A, "b": B}, "is no name of a tensor"),
+        ({"a\nb": A, "b": B}, r"'a\\nb' is no name of a tensor"),
+        ({"a": [A], "b": B}, "not an object"),
+        ({"__metadata__": {"x": 5}, "a": A, "b": B}, "its metadata are not texts"),
+        ({"__metadata__": "x", "a": A, "b": B}, "its metadata are not texts"),
+        (b"\xff" * 10**5, "its byte 0 is not UTF-8"),
+        (b'{"a":' * 10**5, "nested too deep"),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_short_sentence(one_file, header, words):
+    with pytest.raises(ConversionError, match=f"model.safetensors: .*{words}") as error:
+        Checkpoint(one_file(header))
+    assert len(error.value.problems) == 1 and len(str(error.value)) < 600
+
+
+def test_what_looks_odd_but_is_right_is_read(one_file):
+    nothing = {"dtype": "F16", "shape": [0, 3], "data_offsets": [16, 16]}
+    found = Checkpoint(one_file({"b": B, "nothing": nothing, "a": A, "__metadata__": {"format": "pt"}}))
+    assert found.read("nothing").shape == (0, 3) and found.read("b").shape == (4,)
+
+
+def test_headers_have_a_size(one_file):
+    with pytest.raises(ConversionError, match="its header takes 16777217 bytes, where at most 16777216 are read"):
+        Checkpoint(one_file(b" " * (2**24 + 1)))
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "module.", "model.diffusion_model.", "_orig_mod."])
+def test_a_common_prefix_of_all_names_is_taken_off(copy, prefix):
+    spec, folder = copy
+    before = load_params(folder, spec, "transformer")
+
+    def change(tensors):
+        named = {prefix + key: tensors.pop(key) for key in list(tensors)}
+        tensors |= named
+
+    rewrite(folder / "transformer", change)
+    assert_identical(load_params(folder, spec, "transformer"), before)
+    rewrite(folder / "transformer", lambda tensors: tensors.pop(f"{prefix}proj_out.bias"))
+    assert failure(folder, spec) == ["missing: proj_out.bias (16,)"]
+
+
+def test_a_long_list_of_problems_is_cut(copy):
+    spec, folder = copy
+
+    def change(tensors):
+        for key in list(tensors):
+            tensors[f"{key}.{'x' * 330}"] = tensors.pop(key)
+
+    rewrite(folder / "transformer", change)
+    with pytest.raises(ConversionError) as error:
+        load_params(folder, spec, "transformer")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 1 + 20 + 1 and max(map(len, lines)) < 320
+    assert lines[-1] == f"  and {len(error.value.problems) - 20} more" and len(error.value.problems) > 100
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../vae/diffusion_pytorch_model.safetensors", "/etc/x.safetensors", "..", ".", "", "a/b.safetensors", 5, None],
+)
+def test_an_index_names_files_beside_it(copy, name):
+    spec, folder = copy
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["proj_out.bias"] = name
+    path.write_text(json.dumps(index))
+    [problem] = failure(folder, spec)
+    assert problem.startswith(f"{path.name}: it has 'proj_out.bias' in ") and "no safetensors file beside it" in problem
+
+
+def test_folders_and_pointers_in_place_of_files(copy):
+    spec, folder = copy
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    assert failure(folder, spec) == [f"{path.name}: {POINTER}"]
+    path.unlink()
+    path.mkdir()
+    assert failure(folder, spec) == [f"{path.name}: not a file"]
+    config = folder / "transformer" / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(ConversionError) as error:
+        read_spec(folder)
+    assert error.value.problems == ("transformer/config.json: a FIFO, not a file",)
 
 
 def test_an_index_that_lies(copy):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,8 @@ import safetensors.numpy
 
 from cogvx_jax import presets
 from cogvx_jax.configs import ModelSpec, TransformerConfig
-from cogvx_jax.convert import expected_shapes, read_lora, write_lora
+from cogvx_jax.convert import expected_shapes, lora_formats, read_lora, write_lora
+from cogvx_jax.convert import lora as lora_files
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.models.transformer import Transformer
@@ -126,7 +130,7 @@ def test_a_rank_beyond_the_kernel_is_refused(params):
         loras.init(jax.random.key(0), params, LoRAConfig(rank=33))
 
 
-def theirs(params, cfg=QK, layers=2, width=32, prefix="transformer.", middle=""):
+def theirs(params=None, cfg=QK, layers=2, width=32, prefix="transformer.", middle=""):
     """The tensors of a file as diffusers would write it, {key: array}."""
     rng = np.random.default_rng(3)
     tensors = {}
@@ -238,6 +242,158 @@ def test_a_lora_of_another_model_is_named(tmp_path, params):
         read_lora(tmp_path / "broken.safetensors", SPEC)
     with pytest.raises(FileNotFoundError, match="there is no LoRA"):
         read_lora(tmp_path / "none.safetensors", SPEC)
+
+
+def refusal(path):
+    """The one sentence that reading a file ends with; it names the file and is short."""
+    began = time.monotonic()
+    with pytest.raises(ValueError) as raised:
+        read_lora(path, SPEC)
+    said = str(raised.value)
+    assert time.monotonic() - began < 5 and "\n" not in said and str(path) in said and len(said) < 600
+    return said
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"lora_alpha": 0}, "its lora_alpha is 0, not a positive number"),
+        ({"lora_alpha": -1}, "its lora_alpha is -1, not a positive number"),
+        ({"lora_alpha": 1e30}, "its lora_alpha is 1e+30, not a positive number of at most 1,000,000"),
+        ({"lora_alpha": True}, "its lora_alpha is True"),
+        ({"lora_alpha": [1]}, "its lora_alpha is [1]"),
+        ({"lora_alpha": "many"}, "its lora_alpha is 'many'"),
+        ({"lora_alpha": "nan"}, "its lora_alpha is 'nan'"),
+        ({"alpha_pattern": ["to_q"]}, "its alpha_pattern is ['to_q'], not an object"),
+        ({"alpha_pattern": {"to_q": "x"}}, "its alpha of 'to_q' is 'x'"),
+        ({"alpha_pattern": {"(.*)*x": 1}}, "its alpha_pattern '(.*)*x' is more than names of modules"),
+        ({"alpha_pattern": {"(" * 10**5: 1}}, "is more than names of modules"),
+        ({"rank_pattern": [1]}, "its rank_pattern is [1], not an object"),
+        ({"use_rslora": 5}, "its use_rslora is 5, not true or false"),
+        ({"use_dora": [True]}, "its use_dora is [True]"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_sentence(tmp_path, config, words):
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+    assert words in refusal(save(tmp_path / "x.safetensors", theirs(), metadata))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"transformer.lora_alpha": 1%s}' % ("0" * 400), "a number in it has 401 digits"),
+        ('{"transformer.lora_alpha": NaN}', "the number NaN in it is not finite"),
+        ("[" * 10**5, "nested too deep"),
+        ("[]", "not a JSON object"),
+        ("", "not JSON"),
+    ],
+)
+def test_metadata_that_are_wrong_are_one_sentence(tmp_path, text, words):
+    assert words in refusal(save(tmp_path / "x.safetensors", theirs(), {"lora_adapter_metadata": text}))
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    save(folder / "adapter_model.safetensors", theirs())
+    (folder / "adapter_config.json").write_text(text)
+    assert words in refusal(folder)
+
+
+def test_patterns_of_alpha_are_names(tmp_path):
+    def scales(patterns):
+        config = {"transformer.lora_alpha": 2, "transformer.alpha_pattern": patterns}
+        path = save(tmp_path / "x.safetensors", theirs(), {"lora_adapter_metadata": json.dumps(config)})
+        lora = read_lora(path, SPEC)
+        found = {}
+        for name in "qk":
+            b = lora.scale * np.asarray(lora.adapters[f"blocks/attention/{name}/kernel"]["b"])
+            for i in range(2):
+                key = f"transformer.transformer_blocks.{i}.attn1.to_{name}.lora_B.weight"
+                found[f"{i}{name}"] = round(float((b[i] / theirs()[key].T).mean()), 3)
+        return found
+
+    one = {"0q": 1.0, "1q": 1.0, "0k": 1.0, "1k": 1.0}
+    assert scales({}) == scales({"unknown": 6}) == scales({"o_q": 6}) == scales({"^to_q": 6}) == one
+    q = one | {"0q": 3.0, "1q": 3.0}
+    assert scales({"to_q": 6}) == scales({"to_q$": 6}) == scales({r"attn1\.to_q": 6}) == scales({"attn1.to_q": 6}) == q
+    assert scales({"transformer_blocks.1.attn1.to_k": 6}) == scales({"^transformer_blocks.1.attn1.to_k": 6})
+    assert scales({"1.attn1.to_k|to_q": 6}) == q | {"1k": 3.0}
+    assert scales({"1.attn1.to_q": 8, "to_q": 6}) == q | {"1q": 4.0}  # the first that fits counts
+    assert scales({"to_q": 6, "1.attn1.to_q": 8}) == q
+
+
+def test_tensors_that_are_wrong_are_one_sentence(tmp_path):
+    module = "transformer.transformer_blocks.0.attn1.to_q"
+    half = f"{module}.lora_A.weight"
+
+    def said(tensors):
+        return refusal(save(tmp_path / "x.safetensors", theirs() | tensors))
+
+    for alpha in (0, np.nan, np.inf, -1):
+        assert "transformer_blocks.0.attn1.to_q" in said({f"{module}.alpha": np.float32(alpha)})
+    assert "has the shape (3,), and must be one number" in said({f"{module}.alpha": np.ones(3, np.float32)})
+    assert "has the shape (0,)" in said({f"{module}.alpha": np.ones(0, np.float32)})
+    assert f"{half} holds numbers that are not finite" in said({half: np.full((2, 32), np.inf, np.float32)})
+    assert "not finite" in said({half: np.full((2, 32), 1e300)})  # beyond float32
+    none = {half: np.ones((0, 32), np.float32), f"{module}.lora_B.weight": np.ones((32, 0), np.float32)}
+    assert "to_q has no numbers, lora_A is (0, 32)" in said(none)
+    wide = {half: np.ones((33, 32), np.float32), f"{module}.lora_B.weight": np.ones((32, 33), np.float32)}
+    assert "the rank 33 of transformer_blocks.0.attn1.to_q is above its smaller side" in said(wide)
+
+
+@pytest.mark.parametrize(
+    "naming, key",
+    [
+        ("kohya", "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"),
+        ("kohya", "lora_te1_encoder.alpha"),
+        ("old diffusers", "transformer.transformer_blocks.0.attn1.to_q.lora.down.weight"),
+        ("old diffusers", "transformer_blocks.0.attn1.processor.to_q_lora.up.weight"),
+        ("ComfyUI", "diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"),
+        ("SAT", "model.diffusion_model.transformer.layers.0.attention.query_key_value.matrix_A.0"),
+        ("LyCORIS", "lora_unet_transformer_blocks_0_attn1_to_q.lokr_w1"),
+    ],
+)
+def test_other_namings_are_named(tmp_path, naming, key):
+    said = refusal(save(tmp_path / "x.safetensors", {key: np.ones((2, 32), np.float32)}))
+    assert f"it has the naming of {naming} ({key}), which is not read yet" in said
+
+
+def test_another_naming_is_another_row(tmp_path, monkeypatch):
+    """One that spells modules in another way, has other sides, and knows no alpha but in tensors."""
+    row = lora_formats.Format(
+        name="mine",
+        key=re.compile(r"net_(?P<module>\w+)\.(?:(?P<side>down|up)|(?P<alpha>alpha))"),
+        sides=("down", "up"),
+        spelled=lambda module: module.replace(".", "_"),
+        scale=lambda config: lambda module, rank: 1.0,
+        written="net_{module}.{side}",
+    )
+    monkeypatch.setattr(lora_files, "FORMATS", (*lora_formats.FORMATS, row))
+    tensors = {}
+    for key, value in theirs(prefix="").items():
+        module, side, _ = key.rsplit(".", 2)
+        tensors[f"net_{module.replace('.', '_')}.{'down' if side == 'lora_A' else 'up'}"] = value
+        tensors[f"net_{module.replace('.', '_')}.alpha"] = np.float32(6)
+    found = read_lora(save(tmp_path / "mine.safetensors", tensors), SPEC)
+    like = read_lora(save(tmp_path / "theirs.safetensors", theirs()), SPEC)
+    assert (found.rank, found.scale, like.scale) == (2, 3.0, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, found.adapters, like.adapters)
+
+
+def test_pointers_and_what_is_no_file(tmp_path):
+    pointer = tmp_path / "x.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    assert "a git-lfs pointer, not the file itself; run `git lfs pull`" in refusal(pointer)
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"fifo.safetensors' is a FIFO, not a LoRA"):
+        read_lora(tmp_path / "fifo.safetensors", SPEC)
+    with pytest.raises(FileNotFoundError, match="'/dev/zero' is a device, not a LoRA"):
+        read_lora("/dev/zero", SPEC)
+
+
+def test_equal_loras_are_equal_to_the_byte(tmp_path, params):
+    one = random_lora(params, QK)
+    for name in "ab":
+        write_lora(tmp_path / f"{name}.safetensors", one, SPEC)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_a_model_with_a_lora(tmp_path, params):

@@ -1,33 +1,35 @@
 """Compiled programs in a folder: `cogvx compile` writes it, `load(..., programs=FOLDER)` runs what it holds.
 
 The folder has a file a program and `programs.json`, which says what they were compiled for and what each takes.
-The files are pickles, and reading a pickle may run any code: use folders that you wrote yourself, or trust as you
-trust a program. The digests find damage, not malice.
+The files are machine code: use folders that you wrote yourself, or trust as you trust a program. The digests find
+damage, not malice. A folder that another user may write to is refused.
 """
 
 import dataclasses
 import hashlib
 import json
 import os
-import pickle
 import platform
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from cogvx_jax.cache import versions
 from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.json_files import Json, parse_json, quoted
+from cogvx_jax.pipelines.program_pickle import dump_program, load_program
 from cogvx_jax.sharding import format_mesh
-from cogvx_jax.storage import new_folder
+from cogvx_jax.storage import file_size, new_folder
 
 MANIFEST = "programs.json"
 FORMAT = 1
+OTHERS = stat.S_IWGRP | stat.S_IWOTH  # who else may write
 # The code that decides what a program does.
 SOURCES = ("axes.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
 COMPONENT = {  # program -> whose weights it takes
@@ -141,14 +143,15 @@ def write_programs(
     with new_folder(folder) as partial:
         entries = []
         for number, program in enumerate(programs):
-            data = pickle.dumps(serialize_executable.serialize(program.compiled))
+            data = dump_program(program.compiled)
             file = f"{number}-{program.name}.pickle"
-            (partial / file).write_bytes(data)
+            _write(partial / file, data)
             entry = {"name": program.name, "takes": program.takes, "file": file, "sha256": _digest(data)}
             entries.append(entry)
         manifest = {"format": FORMAT, "made_for": made_for, "request": request}
         manifest |= {"decode": decode(), "programs": entries}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _write(partial / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        partial.chmod(partial.stat().st_mode & ~OTHERS)
 
 
 def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> StoredPrograms:
@@ -156,8 +159,8 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
 
     Args:
       spec, compute, mesh: of the model they are for.
-    Raises: FileNotFoundError; ValueError where they were compiled for something else, naming all that differs, or
-      a file is damaged.
+    Raises: FileNotFoundError; ValueError where they were compiled for something else, naming all that differs, a
+      file is damaged, or others can write to the folder.
     """
     folder = Path(folder)
     manifest = _manifest(folder)
@@ -175,27 +178,85 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
     loaded = []
     for entry in manifest["programs"]:
         file = folder / entry["file"]
-        data = file.read_bytes()
+        data = _read_own(file)
         if _digest(data) != entry["sha256"]:
             raise ValueError(f"{file} is not what `cogvx compile` wrote: its digest differs; make the folder anew")
-        serialized, in_tree, out_tree = pickle.loads(data)
-        compiled = serialize_executable.deserialize_and_load(
-            serialized, in_tree, out_tree, backend=devices[0].client, execution_devices=devices
-        )
+        try:
+            compiled = load_program(data, devices)
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be loaded: {error}") from None
         loaded.append(StoredProgram(name=entry["name"], takes=entry["takes"], compiled=compiled))
     return StoredPrograms(folder, spec, compute, loaded, manifest["decode"])
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / MANIFEST).is_file():
+def _manifest(folder: Path) -> Json:
+    """What `programs.json` says, its form checked; nobody else may write to the folder."""
+    file = folder / MANIFEST
+    if not file.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: it is not a folder of `cogvx compile`")
+    _check_own(folder, folder.stat())
+    data = _read_own(file)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json(data)
     except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ValueError(f"{folder / MANIFEST} is not of format {FORMAT}, which is what this version reads")
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{file} is not of format {FORMAT}, which is what this version reads")
+    made_for, entries, decode = (manifest.get(key) for key in ("made_for", "programs", "decode"))
+    wrong = [
+        *([] if _is_text(made_for) else ["made_for"]),
+        *([] if isinstance(entries, list) and all(map(_is_entry, entries)) else ["programs"]),
+        *([] if _is_decode(decode) else ["decode"]),
+    ]
+    if wrong:
+        raise ValueError(f"{file} is damaged: its {wrong[0]} is {quoted(manifest.get(wrong[0]))}; make the folder anew")
     return manifest
+
+
+def _is_text(found: Any) -> bool:
+    """Whether it is an object of texts that can be shown."""
+    short = isinstance(found, dict) and all(isinstance(x, str) and len(x) < 300 for pair in found.items() for x in pair)
+    return short and all(x.isprintable() for pair in found.items() for x in pair)
+
+
+def _is_entry(found: Any) -> bool:
+    """Whether it describes a program in a file of the folder itself."""
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(k), str) for k in ("name", "takes", "file", "sha256")
+    ):
+        return False
+    return found["name"] in COMPONENT and re.fullmatch(r"\w[\w-]*\.pickle", found["file"], re.ASCII) is not None
+
+
+def _is_decode(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("latents"), list):
+        return False
+    return all(type(n) is int and n >= 0 for n in (*found["latents"], found.get("padding"), found.get("bytes")))
+
+
+def _write(file: Path, data: bytes) -> None:
+    file.write_bytes(data)
+    file.chmod(file.stat().st_mode & ~OTHERS)
+
+
+def _read_own(file: Path) -> bytes:
+    """A file's bytes. Raises: FileNotFoundError; ValueError for a file that others can write to, or that is none."""
+    try:
+        file_size(file)  # of a FIFO, opening would wait
+    except ValueError as error:
+        raise ValueError(f"{file} is {error}") from None
+    with file.open("rb") as opened:
+        _check_own(file, os.fstat(opened.fileno()))
+        return opened.read()
+
+
+def _check_own(path: Path, found: os.stat_result) -> None:
+    if found.st_uid not in (os.geteuid(), 0):
+        raise ValueError(f"{path} is another user's, and programs are code; copy the folder if you trust that user")
+    if found.st_mode & OTHERS:
+        raise ValueError(
+            f"others can write to {path}, and programs are code; forbid it by `chmod -R go-w` of the folder"
+        )
 
 
 def _shape(leaf: Any) -> str:
@@ -204,10 +265,11 @@ def _shape(leaf: Any) -> str:
 
 
 def _code() -> str:
+    """Of the names and the content of all files in `SOURCES`."""
     digest, top = hashlib.sha256(), Path(__file__).parents[1]
-    for source in SOURCES:
-        for path in sorted((top / source).glob("*.py")) if (top / source).is_dir() else [top / source]:
-            digest.update(path.read_bytes())
+    for source in (top / name for name in SOURCES):
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            digest.update(f"{path.relative_to(top)} {_digest(path.read_bytes())}\n".encode())
     return digest.hexdigest()[:12]
 
 
