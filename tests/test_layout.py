@@ -39,9 +39,9 @@ MAY_IMPORT = {
     "train.vae": BELOW_TRAIN | {"train", "train.clips"},
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
 }
-MAY_IMPORT["cli"] = MAY_IMPORT["planning"] | {"planning"}
-MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli", ""}
-MAY_IMPORT[""] = MAY_IMPORT["cli"]  # cogvx_jax/__init__.py
+MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning"}  # cogvx_jax/__init__.py
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {""}
+MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 
