@@ -7,8 +7,8 @@ an Orbax checkpoint in `COMPONENT/orbax`, and `digests.json`. Arrays are stored 
 
 import concurrent.futures
 import hashlib
-import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import numpy as np
 import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.safetensors import MAX_SIZE
+from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import below, kvstore, open_files
 
 DIGESTS = "digests.json"
@@ -35,12 +37,14 @@ def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:
     Raises: ConversionError if the file is not one of ours.
     """
     try:
-        found = json.loads(open_files(folder).bytes(DIGESTS))
-        if found["format"] != FORMAT:
-            raise ValueError(f"its format is {found['format']!r}, not {FORMAT!r}")
-        return {path: {"shape": tuple(a["shape"]), **_strings(a)} for path, a in found["arrays"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"cannot read {below(folder, DIGESTS)}", [f"{error!r}"]) from None
+        found = parse_json(open_files(folder).bytes(DIGESTS))
+        if found.get("format") != FORMAT:
+            raise ValueError(f"its format is {quoted(found.get('format'))}, not {FORMAT!r}")
+        if not isinstance(found.get("arrays"), dict):
+            raise ValueError("it lists no arrays")
+        return {path: _described(path, array) for path, array in found["arrays"].items()}
+    except ValueError as error:
+        raise ConversionError(f"cannot read {below(folder, DIGESTS)}", [str(error)]) from None
 
 
 def array_digest(blocks: Iterator[np.ndarray]) -> str:
@@ -104,8 +108,11 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
                 gone = "NOT_FOUND" in str(error)
                 problems.append(f"missing: {path} {wanted[path]}" if gone else f"unreadable: {path}, {_first(error)}")
                 continue
-            if self._arrays[path].shape != tuple(wanted[path]):
-                problems.append(f"misshapen: {path} is {self._arrays[path].shape}, not {tuple(wanted[path])}")
+            found = self._arrays[path]
+            if found.shape != tuple(wanted[path]):
+                problems.append(f"misshapen: {path} is {found.shape}, not {tuple(wanted[path])}")
+            elif any(block > max(n, 1) for block, n in zip(_block(found), found.shape, strict=True)):
+                problems.append(f"unreadable: {path} of {found.shape} is stored in blocks beyond it")  # of any size
         if problems:
             raise ConversionError(f"{folder} does not hold the {component} it should", sorted(problems))
 
@@ -149,8 +156,19 @@ def _spec(base: Any, path: str) -> dict[str, Any]:
     return {"driver": "zarr", "kvstore": entries, "open": True}
 
 
-def _strings(array: Mapping[str, Any]) -> dict[str, str]:
-    return {"dtype": str(array["dtype"]), "sha256": str(array["sha256"])}
+def _block(array: ts.TensorStore) -> tuple[int, ...]:
+    return tuple(n or 1 for n in array.chunk_layout.read_chunk.shape or ())
+
+
+def _described(path: str, array: Any) -> dict[str, Any]:
+    """An entry of the digests, its form checked."""
+    said = array if isinstance(array, dict) else {}
+    shape = said.get("shape")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape):
+        raise ValueError(f"{quoted(path)} has the shape {quoted(shape)}")
+    if not re.fullmatch(r"[\w/]{1,400}", path, re.ASCII):
+        raise ValueError(f"{quoted(path)} is no name of an array")
+    return {"shape": tuple(shape), "dtype": str(said.get("dtype")), "sha256": str(said.get("sha256"))}
 
 
 def _first(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,28 @@ from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
+from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
-from cogvx_jax.storage import below, copy_files, open_files
+from cogvx_jax.pipelines.tokenizer import load_tokenizer
+from cogvx_jax.storage import kind_of, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 DTYPES = ("float32", "bfloat16", "float16")
+FILE_ENDINGS = (".safetensors", ".json", ".ckpt", ".pt", ".bin", ".gguf")
+MARKS = {  # a file of a folder that is no model's -> what the folder is
+    "run.json": "a run of `cogvx train` or `cogvx train-vae`; `cogvx export` makes a model of it",
+    "cache.json": "a cache of `cogvx encode`, for --data of `cogvx train`",
+    "programs.json": "a folder of `cogvx compile`, for --programs",
+    "pytorch_lora_weights.safetensors": "a LoRA, for --lora",
+    "adapter_model.safetensors": "a LoRA, for --lora",
+    "scheduler_config.json": "a part of a model; give the folder above it",
+    "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
+}
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 
 
@@ -191,43 +202,34 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
         if not open_files(name).exists("model_index.json"):
             raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")
         return name.rstrip("/")
-    if Path(name).is_dir():
+    kind = kind_of(Path(name))
+    if kind == "a folder":
         if not (Path(name) / "model_index.json").is_file():
-            raise FileNotFoundError(f"{name} has no model_index.json: it is not a folder in the published layout")
+            raise FileNotFoundError(f"{name} has no model_index.json: it is {_folder_kind(Path(name))}")
         return Path(name)
+    if kind != "nothing" and name not in presets.PRESETS:
+        is_lora = ", unless it is a LoRA, for --lora" if name.endswith(".safetensors") else ""
+        raise ValueError(f"{name} is {kind}; give the folder of a model, in which model_index.json is{is_lora}")
     hub = presets.HUB.get(name, name)
-    looks_local = name.startswith((".", "/", "~")) or name.endswith(os.sep)
+    looks_local = name.startswith((".", "/", "~")) or name.endswith((os.sep, *FILE_ENDINGS))
     if looks_local:
         raise FileNotFoundError(f"there is no folder {name}")
     if hub.count("/") != 1:
         known = ", ".join(["tiny", *presets.PRESETS])
         raise ValueError(
-            f"unknown model {name!r}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b"
+            f"unknown model {quoted(name)}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b"
         )
     return _fetch(hub, weights)
 
 
-def load_tokenizer(folder: str | Path, spec: ModelSpec):
-    """The tokenizer of a checkpoint, from `tokenizer.json` or the published `spiece.model`."""
-    place = below(folder, "tokenizer")
-    if not any(open_files(place).exists(name) for name in ("tokenizer.json", "spiece.model")):
-        raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
-    # Imported late, as the import takes seconds; its advice about torch is not for us.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import T5Tokenizer
-
-    if isinstance(place, Path):
-        tokenizer = T5Tokenizer.from_pretrained(place)
-    else:
-        with tempfile.TemporaryDirectory() as copy:
-            copy_files(place, Path(copy))
-            tokenizer = T5Tokenizer.from_pretrained(copy)
-    if len(tokenizer) > spec.text_encoder.vocab:
-        raise ValueError(
-            f"{place} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "
-            "they are not of one model"
-        )
-    return tokenizer
+def _folder_kind(folder: Path) -> str:
+    """What a folder is that is no model's, in words, and what would be right."""
+    names = sorted(path.name for path in folder.iterdir())
+    found = next((words for mark, words in MARKS.items() if mark in names), None)
+    if found is not None:
+        return found
+    there = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+    return f"not a folder in the published layout; there is {there or 'nothing'}"
 
 
 def _fetch(hub: str, weights: bool) -> Path:
@@ -240,6 +242,6 @@ def _fetch(hub: str, weights: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(hub, allow_patterns=patterns))
     except Exception as error:  # the hub's client raises many kinds, httpx's among them
         raise OSError(
-            f"could not get {hub} from the hub ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"could not get {hub} from the hub ({type(error).__name__}: {' '.join(str(error)[:300].split())}); "
             "check the name and the connection, or give a folder"
         ) from error

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cogvx_jax.storage import StoragePath, write_whole
+from cogvx_jax.json_files import parse_json
+from cogvx_jax.storage import StoragePath, read_file, write_whole
 from cogvx_jax.train.clips.store import Store
 
 FILE = "cache.json"
+MAX_BYTES = 2**30  # of it: seven million clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def is_cache(folder: StoragePath) -> bool:
 def open_cache(folder: StoragePath) -> ClipCache:
     """What `encode` last made of `folder`. Raises: ValueError where that cannot be read or is not whole."""
     try:
-        facts = json.loads((folder / FILE).read_text())
+        facts = parse_json(read_file(folder / FILE, MAX_BYTES))
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
         cache = ClipCache(folder=folder, clips=clips, shape=Shape(**facts.pop("shape")), **facts)
     except (ValueError, TypeError, KeyError) as error:
