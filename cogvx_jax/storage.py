@@ -5,7 +5,6 @@ import mmap
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -13,6 +12,8 @@ from typing import Any, Protocol, TypeAlias
 import fsspec
 import numpy as np
 from etils import epath
+
+from cogvx_jax.temporaries import remove_dead, temporary_beside
 
 StoragePath: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
 BUCKETS = ("gs", "s3")  # whose folders are written to
@@ -67,14 +68,8 @@ def write_whole(file: StoragePath, data: bytes) -> None:
     if is_bucket(file):
         file.write_bytes(data)
         return
-    partial = Path(file).with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")  # of any process of any host
-    try:
+    with temporary_beside(file) as partial:
         partial.write_bytes(data)
-        partial.replace(file)
-    except OSError as error:  # of a full disk, which does not say for what
-        raise OSError(error.errno, error.strerror, str(file)) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_file(path: StoragePath, limit: int = SMALL_FILE) -> bytes:
@@ -172,10 +167,17 @@ def copy_files(place: str | Path, target: Path) -> None:
         (target / name).write_bytes(files.bytes(name))
 
 
+def is_empty(folder: StoragePath) -> bool:
+    """Whether a folder holds nothing; what dead processes left in it is removed first. Raises: OSError."""
+    if not is_bucket(folder):
+        remove_dead(Path(folder))
+    return not any(folder.iterdir())
+
+
 def check_new(folder: str | os.PathLike) -> Path:
     """The absolute path of a folder to write. Raises FileExistsError if it exists and holds something."""
     target = Path(folder).absolute()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.exists() and not (target.is_dir() and is_empty(target)):
         raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
     return target
 
@@ -184,17 +186,16 @@ def check_new(folder: str | os.PathLike) -> Path:
 def new_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder to fill, which gets its name when the block ends well and is deleted when it does not.
 
+    A process that is killed leaves a hidden folder, which the next one removes; see `temporaries`.
+
     Raises: FileExistsError as `check_new`.
     """
     target = check_new(folder)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(target) as partial:
+        partial.mkdir()
         yield partial
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+        check_new(target)
 
 
 class LocalFiles:

@@ -21,6 +21,7 @@ from cogvx_jax.json_files import parse_json, quoted, read_json
 from cogvx_jax.models.lora import Adapters, LoRA
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import LocalFiles, kind_of
+from cogvx_jax.temporaries import temporary_beside
 
 METADATA = "lora_adapter_metadata"
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what a folder of one may hold
@@ -90,12 +91,8 @@ def write_lora(path: str | Path, lora: LoRA, spec: ModelSpec) -> None:
     modules = sorted({_module(key) for name in lora.adapters for key in parameters[name].keys})
     config = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": modules}
     metadata = {"format": "pt", METADATA: json.dumps({f"transformer.{k}": v for k, v in config.items()})}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with temporary_beside(path) as partial:
         write_file(partial, tensors, metadata)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _Stored:

@@ -1,7 +1,6 @@
 """A model, wherever it can be loaded from, to a folder or bucket of Orbax checkpoints; see `convert.orbax`."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.storage import RemoteFiles, below, check_new, copy_files, new_folder
+from cogvx_jax.temporaries import temporary_folder
 
 
 def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None) -> None:
@@ -29,9 +29,9 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
     if isinstance(target, str) and "://" in target:
         place = RemoteFiles(target)
         place.check_empty()
-        with tempfile.TemporaryDirectory() as folder:
-            write_orbax(source, Path(folder) / place.name, dtype)
-            place.upload(Path(folder) / place.name, last=DIGESTS)
+        with temporary_folder() as folder:
+            write_orbax(source, folder / place.name, dtype)
+            place.upload(folder / place.name, last=DIGESTS)
         return
     check_new(target)
     spec = read_spec(source)

@@ -1,7 +1,11 @@
-"""The command `cogvx`: its verbs, and how errors become a sentence and an exit status."""
+"""The command `cogvx`: its verbs."""
 
+import contextlib
+import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tyro
 
@@ -9,6 +13,7 @@ from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
 from cogvx_jax.cli.encode import encode
+from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
@@ -18,31 +23,44 @@ from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
 
 
+class Verb(NamedTuple):
+    run: Callable[..., None]
+    left: str  # what Ctrl-C or SIGTERM leaves
+
+
+GOES_ON = "the same command goes on from the newest checkpoint"
+VERBS = {
+    "generate": Verb(generate, "the video that was being made is not written"),
+    "decode": Verb(decode, "no video was written"),
+    "info": Verb(info, "nothing was written"),
+    "plan": Verb(plan, "nothing was planned"),
+    "compile": Verb(compile_, "no programs were written"),
+    "convert": Verb(convert, "no model was written"),
+    "verify": Verb(verify, "not everything was compared"),
+    "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
+    "train": Verb(train, GOES_ON),
+    "train-vae": Verb(train_vae, GOES_ON),
+    "export": Verb(export, "nothing was written"),
+}
+
+
 def main() -> None:
-    """Runs the command line; an error in the input is one sentence on stderr and exit status 2."""
+    """Runs the command line; see `ends` for its exit statuses."""
+    _prepare()
+    verb = next((VERBS[argument] for argument in sys.argv[1:] if argument in VERBS), None)
+    with ends(verb.left if verb else "nothing was done"):
+        if any("\0" in argument for argument in sys.argv):
+            raise ValueError("an argument holds a NUL character, which no prompt and no file's name can have")
+        tyro.extras.subcommand_cli_from_dict(
+            {name: verb.run for name, verb in VERBS.items()}, prog="cogvx", description="CogVideoX in JAX and Flax."
+        )
+
+
+def _prepare() -> None:
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # of jax; the forks become ffmpeg at once
     warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {
-                "generate": generate,
-                "decode": decode,
-                "info": info,
-                "plan": plan,
-                "compile": compile_,
-                "convert": convert,
-                "verify": verify,
-                "encode": encode,
-                "train": train,
-                "train-vae": train_vae,
-                "export": export,
-            },
-            prog="cogvx",
-            description="CogVideoX in JAX and Flax.",
-        )
-    except (ValueError, OSError) as error:
-        print(f"cogvx: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("cogvx: interrupted; no video was written", file=sys.stderr)
-        sys.exit(130)
+    with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not end the command
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if "--distributed" in sys.argv or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        # XLA logs a stack where another process has ended; `sharding.initialize` says a sentence instead.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "4")

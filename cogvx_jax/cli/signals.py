@@ -1,0 +1,147 @@
+"""Ctrl-C and SIGTERM: the first one unwinds the work, which removes what is half written; the second ends at once."""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = (
+    5.0  # seconds from a SIGTERM to the end of work that does not unwind; whoever sends one mostly waits 10 or 30
+)
+AGAIN = 0.02  # seconds until an exception is raised anew
+
+
+class Signalled(KeyboardInterrupt):
+    """A signal came that ends the command."""
+
+    def __init__(self, number: int):
+        super().__init__(name(number))
+        self.number = number
+
+
+def name(number: int) -> str:
+    """Such as "SIGTERM"."""
+    return signal.Signals(number).name
+
+
+@contextlib.contextmanager
+def raised(end: Callable[[int], None]) -> Iterator[None]:
+    """Inside, a signal of `NUMBERS` raises `Signalled`, and the block never ends as if none had come.
+
+    JAX may compute for minutes before Python can raise anything, so a thread listens, too. It calls `end` with the
+    signal's number, at the second signal and `PATIENCE` seconds after a SIGTERM.
+
+    Signals that are ignored, as below nohup, and those that the block handles itself, as training does, stay so.
+    Does nothing outside the main thread, where Python handles no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        came.append(number)
+        raise Signalled(number)
+
+    with _handlers(handle), _raised_again(came), _listening(handle, end):
+        try:
+            yield
+        except BaseException as error:
+            if came and not isinstance(error, Signalled):  # such as ffmpeg's end by the same Ctrl-C
+                raise Signalled(came[0]) from error
+            raise
+        if came:
+            raise Signalled(came[0])
+
+
+@contextlib.contextmanager
+def _handlers(handle: Callable[[int, object], None]) -> Iterator[None]:
+    ordinary = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    before = {number: handler for number, handler in before.items() if handler in ordinary}
+    for number in before:
+        signal.signal(number, handle)
+    _in_children[:] = [before]
+    try:
+        yield
+    finally:
+        _in_children.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _raised_again(came: list[int]) -> Iterator[None]:
+    """Raises anew what Python drops: in callbacks of the garbage collector, of which JAX has one, and in `__del__`."""
+    report = sys.unraisablehook
+
+    def dropped(found: "sys.UnraisableHookArgs") -> None:
+        if isinstance(found.exc_value, Signalled):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)  # the callback goes on first
+        else:
+            report(found)
+
+    def handle(number: int, frame: object) -> None:
+        raise Signalled(came[0])
+
+    sys.unraisablehook, before = dropped, signal.signal(signal.SIGALRM, handle)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = report
+
+
+@contextlib.contextmanager
+def _listening(handle: Callable[[int, object], None], end: Callable[[int], None]) -> Iterator[None]:
+    """Runs a thread that Python tells of each signal when it comes, even while the main thread is in C++."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(reader, handle, end), name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+def _listen(reader: int, handle: Callable[[int, object], None], end: Callable[[int], None]) -> None:
+    first, patience = 0, None
+    while True:
+        if not select.select([reader], [], [], patience)[0]:
+            end(first)
+            return
+        came = os.read(reader, 1)
+        if not came:
+            return
+        number = came[0]
+        if signal.getsignal(number) is not handle:  # one that the work handles itself
+            continue
+        if first:
+            end(number)
+            return
+        first, patience = number, None if number == signal.SIGINT else PATIENCE
+
+
+_in_children: list[dict] = []  # of the handlers that a forked process gets back
+
+
+def _after_fork() -> None:
+    """A forked process, such as a worker that reads ahead, handles signals in the ordinary way."""
+    for before in _in_children:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    _in_children.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,156 @@
+"""Files and folders while they are written: hidden beside their final name, and removed when their process has died.
+
+A hidden folder `.cogvx-partial-<random>` holds them, and a file that its process keeps locked (flock). The kernel
+unlocks it when the process ends, however it ends. So a free lock means a dead process: the next one that writes to the
+same place removes the folder. On a disk that several hosts share, a lock may not be seen by the others. A folder of
+another host, or of this one before a restart, is therefore removed only when nothing in it has changed for a day.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PREFIX = ".cogvx-partial-"
+LOCK = ".cogvx-lock"
+UNCHANGED = 24 * 3600.0  # seconds after which a folder of another host is taken for dead
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_own: dict[Path, int] = {}  # hidden folders of this process, and the descriptors of their locks
+_searched: set[Path] = set()  # folders in which this process has looked for remains
+
+
+@contextlib.contextmanager
+def temporary_beside(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write a file or folder to, which gets its final name, `path`, when the block ends well.
+
+    It has the name of `path` and its suffix, in a hidden folder beside it. A file at `path` is replaced, and so is an
+    empty folder. When the block ends by an exception, `path` is as before and nothing is left behind.
+
+    Raises: OSError that names `path`, if its folder cannot be written to or the disk is full.
+    """
+    final = Path(path).absolute()
+    with hidden_folder(final.parent) as folder:
+        partial = folder / final.name
+        try:
+            yield partial
+            partial.replace(final)
+        except OSError as error:
+            if error.errno in FULL or str(error.filename) == str(partial):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's temporary one, deleted when the block ends, or later if this process is killed."""
+    with hidden_folder(Path(tempfile.gettempdir())) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def hidden_folder(parent: Path) -> Iterator[Path]:
+    """A locked folder in `parent`, deleted when the block ends. Raises: OSError that names `parent`."""
+    if parent not in _searched:
+        _searched.add(parent)
+        remove_dead(parent)
+    try:
+        folder = _create(parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(parent)) from None
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        os.close(_own.pop(folder))
+
+
+def remove_dead(parent: Path) -> None:
+    """Removes the hidden folders that dead processes left in a folder. What cannot be removed stays."""
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                        _remove_if_dead(Path(entry.path))
+
+
+def remove_own() -> None:
+    """Removes all hidden folders of this process, for an end that leaves no block in order."""
+    for folder in list(_own):
+        _remove(folder)
+
+
+def _create(parent: Path) -> Path:
+    while True:
+        folder = parent / f"{PREFIX}{secrets.token_hex(6)}"
+        folder.mkdir()
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:  # another process found it empty and removed it
+            continue
+        except OSError:
+            folder.rmdir()
+            raise
+        os.write(lock, _machine())
+        if _take(lock) and (folder / LOCK).exists():
+            _own[folder] = lock
+            return folder
+        os.close(lock)  # another process took it for dead in between
+
+
+def _take(lock: int) -> bool:
+    """Locks a file; false if another process has. A file system without locks lets everyone through."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _remove_if_dead(folder: Path) -> None:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        folder.rmdir()  # raises if it holds anything: then it is none of ours
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held, or if there are no locks here
+        written_by = os.read(lock, 100)
+        if (written_by and written_by == _machine()) or time.time() - _changed(folder) > UNCHANGED:
+            _remove(folder)
+    finally:
+        os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a hidden folder, its lock last: what is half removed is still known for dead."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _changed(folder: Path) -> float:
+    """When anything in a folder was written last, in seconds since 1970."""
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+def _machine() -> bytes:
+    """This host since its last start, the same in all its containers; empty where it is not known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:
+        return b""

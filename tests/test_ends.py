@@ -1,0 +1,272 @@
+"""How the command ends: signals and errors, in processes of their own that need no jax."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cogvx_jax import temporaries
+from cogvx_jax.cli.errors import sentence
+from cogvx_jax.storage import check_new, new_folder, write_whole
+from cogvx_jax.temporaries import temporary_beside, temporary_folder
+
+ROOT = Path(__file__).parents[1]
+START = """
+import gc, hashlib, os, signal, sys, time
+from cogvx_jax.cli.ends import ends
+from cogvx_jax.temporaries import temporary_beside
+def say(text):
+    print(text, flush=True)
+def in_c(seconds=60):  # returns to Python only then
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6))
+with ends("nothing was written"):
+"""
+# What a verb does; "ready" comes when it is to be signalled.
+WRITE = """
+with temporary_beside(sys.argv[1]) as partial:
+    partial.write_text("half")
+    say("ready")
+    time.sleep(60)
+"""
+WRITE_IN_C = WRITE.replace("time.sleep(60)", "in_c()")
+# As in jax's callback of the garbage collector: Python drops what is raised there.
+IN_A_CALLBACK = """
+def callback(phase, info):
+    if phase == "start":
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+gc.callbacks.append(callback)
+gc.collect()
+gc.callbacks.clear()
+say("went on")
+time.sleep(60)
+"""
+SWALLOWED = """
+try:
+    say("ready")
+    time.sleep(60)
+except BaseException:
+    pass
+"""
+FORKED = """
+child = os.fork()
+if not child:
+    say("ready")
+    time.sleep(60)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert os.WTERMSIG(status) == signal.SIGTERM, status
+say("child ended")
+"""
+
+
+def start(verb, *arguments, stdout=subprocess.PIPE):
+    code = START + "\n".join(f"    {line}" for line in verb.strip().splitlines())
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ready(process):
+    assert process.stdout.readline() == "ready\n", process.stderr.read()
+    return process
+
+
+def finish(process):
+    """Its exit status and what it said on stderr."""
+    try:
+        return (process.communicate(timeout=30)[1], process.returncode)[::-1]
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "number, status, said",
+    [
+        (signal.SIGINT, 130, "cogvx: interrupted; nothing was written\n"),
+        (signal.SIGTERM, 143, "cogvx: ended by SIGTERM; nothing was written\n"),
+    ],
+)
+def test_a_signal_unwinds(number, status, said, tmp_path):
+    process = ready(start(WRITE, tmp_path / "file"))
+    process.send_signal(number)
+    assert finish(process) == (status, said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_second_signal_ends_at_once(tmp_path):
+    process = ready(start(WRITE_IN_C, tmp_path / "file"))
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    assert finish(process) == (130, "cogvx: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sigterm_does_not_wait_for_python_for_long(tmp_path):
+    verb = WRITE_IN_C.replace("say(", "from cogvx_jax.cli import signals; say(", 1)
+    process = ready(start("from cogvx_jax.cli import signals\nsignals.PATIENCE = 0.3\n" + verb, tmp_path / "file"))
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == (143, "cogvx: ended by SIGTERM; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_is_never_lost():
+    interrupted = (130, "cogvx: interrupted; nothing was written\n")
+    process = start(IN_A_CALLBACK)
+    assert process.stdout.readline() == "went on\n" and finish(process) == interrupted
+    process = ready(start(SWALLOWED))
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == interrupted
+
+
+def test_forked_processes_die_by_themselves():
+    process = ready(start(FORKED))
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGTERM)
+    assert process.stdout.readline() == "child ended\n" and finish(process) == (0, "")
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path):
+    living, dead = (ready(start(WRITE, tmp_path / name)) for name in ("living", "dead"))
+    dead.kill()
+    dead.wait()
+    assert len(list(tmp_path.iterdir())) == 2
+    dead = start(WRITE.replace('say("ready")', "break_").replace("time.sleep(60)", ""), tmp_path / "next")
+    assert finish(dead)[0] == 1
+    (left,) = tmp_path.iterdir()
+    assert (left / "living").read_text() == "half"
+    living.terminate()
+    assert finish(living)[0] == 143 and not list(tmp_path.iterdir())
+
+
+def remains(folder, *, machine=None, held=False, age=0.0):
+    """A hidden folder as a process leaves it that is not of this machine, or has just been killed."""
+    hidden = folder / f"{temporaries.PREFIX}{os.urandom(6).hex()}"
+    hidden.mkdir()
+    (hidden / "file").write_text("half")
+    (hidden / temporaries.LOCK).write_bytes(temporaries._machine() if machine is None else machine)
+    for path in (*hidden.iterdir(), hidden):
+        os.utime(path, (time.time() - age,) * 2)
+    return hidden
+
+
+def test_remains_of_other_hosts_are_removed_when_they_are_old(tmp_path):
+    day = 24 * 3600
+    kept = {remains(tmp_path, machine=b"other"), remains(tmp_path, machine=b"", age=day - 60)}
+    remains(tmp_path)
+    remains(tmp_path, machine=b"other", age=day + 60)
+    remains(tmp_path, machine=b"", age=day + 60)
+    (tmp_path / f"{temporaries.PREFIX}empty").mkdir()  # its process died at once
+    other = tmp_path / f"{temporaries.PREFIX}without-lock"
+    other.mkdir()
+    (other / "file").touch()
+    temporaries.remove_dead(tmp_path)
+    assert set(tmp_path.iterdir()) == {*kept, other}
+
+
+def test_remains_inside_a_folder_do_not_count(tmp_path):
+    remains(tmp_path)
+    assert check_new(tmp_path) == tmp_path and not list(tmp_path.iterdir())
+    kept = remains(tmp_path, machine=b"other")
+    with pytest.raises(FileExistsError, match="is not an empty folder"):
+        check_new(tmp_path)
+    assert kept.exists()
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    kept = remains(tmp_path)
+    write_whole(tmp_path / "file", b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {kept.name, "file"}
+
+
+def test_nothing_half_written_has_a_final_name(tmp_path):
+    for error in (OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), ValueError()):
+        with pytest.raises(type(error)) as raised, temporary_beside(tmp_path / "x.mp4") as partial:
+            assert partial.name == "x.mp4" and partial.parent.parent == tmp_path
+            partial.write_text("half")
+            raise error
+        if isinstance(error, OSError):  # a full disk names no file by itself
+            assert raised.value.filename == str(tmp_path / "x.mp4")
+    with pytest.raises(FileExistsError, match="is not an empty folder"), new_folder(tmp_path / "new"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "of another process").touch()
+    with temporary_folder() as folder:
+        (folder / "x").mkdir()
+    assert not folder.exists() and [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for where, error in ((tmp_path / "none", FileNotFoundError), (tmp_path / "file", NotADirectoryError)):
+        with pytest.raises(error) as raised, temporary_beside(where / "x"):
+            pass
+        assert raised.value.filename == str(where)
+
+
+class JaxRuntimeError(RuntimeError):
+    """Known by its name."""
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (ValueError("size must be"), "size must be"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"), "a/b: No such file or directory"),
+        (FileNotFoundError("there is no file a"), "there is no file a"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OverflowError("int too large to convert"), "a number is too large: int too large"),
+        (MemoryError(), "this host has too little memory; try a smaller --size"),
+        (MemoryError("Unable to allocate 8 TiB"), "this host has too little memory: Unable to allocate 8 TiB; try"),
+        (
+            JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            "the devices have too little memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes; try",
+        ),
+        (
+            ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"),
+            "another process of this run has ended, or can't be reached; see its own messages (UNKNOWN: Gloo",
+        ),
+        (
+            RuntimeError("Unable to initialize backend 'tpu': no libtpu.so (set JAX_PLATFORMS='' to choose)"),
+            "JAX finds no such device here: Unable to initialize backend 'tpu': no libtpu.so; set JAX_PLATFORMS to",
+        ),
+        (RuntimeError("something else"), None),
+        (JaxRuntimeError("INTERNAL: a bug"), None),
+        (AssertionError(), None),
+        (KeyError("x"), None),
+    ],
+)
+def test_known_errors_are_a_sentence(error, said):
+    found = sentence(error)
+    assert found == said if said is None else found.startswith(said) and "\n" not in found
+
+
+def test_the_output_may_end_early(tmp_path):
+    verb = 'print("x" * 100)\nif sys.argv[1:]: raise ValueError("wrong")'
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, open("/dev/full", "w") as full:
+        assert finish(start(verb, stdout=closed)) == (141, "")
+        assert finish(start(verb, "wrong", stdout=closed)) == (2, "cogvx: wrong\n")
+        status, said = finish(start(verb, stdout=full))
+    assert (status, said) == (2, "cogvx: standard output: No space left on device\n")
+
+
+def test_errors_of_the_program_stay_tracebacks():
+    status, said = finish(start("raise KeyError('x')"))
+    assert status == 1 and "Traceback" in said and "KeyError: 'x'" in said
