@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import os
 
 import jax
 import pytest
 
+from cogvx_jax import cache
 from cogvx_jax.cli.plan import table
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.program_cost import JAX_FLASH, SPLASH, Cost, ProgramText
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
@@ -162,6 +165,43 @@ def test_the_first_mesh_that_fits_is_chosen_and_remembered(scripted):
     assert plan("tiny", topology="v5e:2x2", fresh=True) == made and len(compiled) > before
     assert json.loads(made.json())["trials"][1]["mesh"] == {"fsdp": 2, "cfg": 2}
     assert "Chosen: --mesh fsdp=2,cfg=2" in table(made)
+
+
+def test_damaged_or_unwritable_notes_of_plans_do_no_harm(scripted, tmp_path):
+    compiled, _ = scripted
+    made = plan("tiny", topology="v5e:2x2")
+    (kept,) = (tmp_path / "cogvx_jax" / "plans").iterdir()
+    for text in ("{", "[1]", json.dumps(json.loads(made.json()) | {"trials": 5})):
+        kept.write_text(text)
+        before = len(compiled)
+        assert plan("tiny", topology="v5e:2x2") == made and len(compiled) > before
+    kept.unlink()
+    kept.parent.rmdir()
+    kept.parent.write_text("a file where the folder should be")
+    assert plan("tiny", topology="v5e:2x2") == made
+
+
+def test_caches_forget_what_was_not_used_for_longest(tmp_path):
+    for age in range(8):
+        (tmp_path / f"{age}").write_bytes(bytes(100))
+        os.utime(tmp_path / f"{age}", (1e9 - age, 1e9 - age))
+    cache.trim(tmp_path, 800)
+    assert len(list(tmp_path.iterdir())) == 8
+    cache.trim(tmp_path, 799)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3", "4"]
+    cache.trim(tmp_path / "none", 1)
+
+
+def test_a_plan_takes_the_options_of_a_video(scripted):
+    asked = Options(size=(32, 32), frames=9, steps=3, guidance_scale=1, seed=5)
+    made = plan("tiny", topology="v5e:2x2", sampling=asked)
+    assert (made.size, made.frames, made.steps) == ((32, 32), 9, 3)
+    named = dict(height=32, width=32, num_frames=9, num_inference_steps=3, guidance_scale=1.0)
+    assert plan("tiny", topology="v5e:2x2", **named) == made
+    with pytest.raises(TypeError, match="give either options or num_frames"):
+        plan("tiny", sampling=asked, num_frames=9)
+    with pytest.raises(ValueError, match="videos must be at least 1, got 0"):
+        plan("tiny", videos=0)
 
 
 def test_every_mesh_is_tried_on_demand(scripted):

@@ -1,6 +1,7 @@
 """The options of a video: their kinds, the lines of prompts files, and what of them is refused before any work."""
 
 import fractions
+import inspect
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cogvx_jax as cx
 from cogvx_jax.cli.prompts_file import OPTIONS, read_jobs
 from cogvx_jax.pipelines import request as requests
 from cogvx_jax.pipelines.model import load_spec
@@ -57,7 +59,7 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("tiling", "no", "tiling must be true or false, got 'no'"),
     ("tiling", 1, "tiling must be true or false, got 1"),
     ("fps", "8", "fps must be a number, got '8'"),
-    ("fps", 0, "fps must be from 0.001 to 1000 frames per second, got 0"),
+    ("fps", 0, "fps must be positive and at most 100000, got 0"),
     ("colour", 1, "colour; a line has a prompt and any of fps, frames, guidance_scale"),
     ("latents", [1], "latents; a line has"),
 ]
@@ -173,6 +175,12 @@ def test_every_option_has_a_check_and_a_flag():
         Sampling.from_keywords(num_inference_steps="2")
     named = Options.from_keywords(height=32, num_frames=np.int64(9), num_inference_steps=2, strength=np.float32(0.5))
     assert named == Options(size=(32, None), frames=9, steps=2, strength=0.5)
+
+
+def test_help_shows_the_options():
+    shown = inspect.signature(cx.generate).parameters
+    assert [shown[name].default for name in ("height", "num_frames", "strength", "seed")] == [None, None, 0.8, 0]
+    assert "options" not in shown and "size" not in shown
 
 
 def test_python_takes_pixels_and_lists():

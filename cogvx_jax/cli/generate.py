@@ -181,6 +181,8 @@ def _kept(saved: "SavedLatents", out: Path):
     kept = None
     try:
         kept = keep_latents(out, saved)
+        if kept.parent != out.absolute().parent:
+            report(f"no room beside {out}; until it is whole, the sampled latents are kept in {kept}")
     except OSError as error:  # the video may still fit
         report(f"the sampled latents of {out} could not be kept ({error}); if decoding fails, they are lost")
     try:

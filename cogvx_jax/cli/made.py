@@ -7,11 +7,11 @@ anew.
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
-import cogvx_jax
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request
@@ -38,7 +38,8 @@ def note_made(out: Path, digest: str) -> None:
 def request_digest(request: Request, options: Options, model: str) -> str:
     """A hash of all that decides a video; `model` is of `model_digest`. One random seed is as good as another."""
     asked = f"{RANDOM} seed" if options.seed == RANDOM else ""
-    found = hashlib.sha256(f"{cogvx_jax.__version__} {model} {asked}".encode())
+    version = importlib.metadata.version("cogvx_jax")
+    found = hashlib.sha256(f"{version} {model} {asked}".encode())
     found.update(request.digest(seed=options.seed != RANDOM).encode())
     return found.hexdigest()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any, Literal
 
 import jax
@@ -46,16 +47,8 @@ def generate(
       exact: the same bits on one device and on every mesh of `data` and `cfg` alone, in any batch: each video and
         each branch of guidance is computed by itself, and every device decodes whole frames. Slower, and every device
         holds all of the text encoder while it runs.
-      negative_prompt: what guidance steers away from; "" is the encoded empty prompt, as in
-        diffusers, and None zeros instead of its states, as in the authors' own code.
-      image: the first frame, for image-to-video models: a path, PIL image or (H, W, 3) uint8, or a
-        list of one per prompt. It is stretched to the video's size.
-      video: what to start from, for video-to-video: a path or (F, H, W, 3) uint8.
-      height, width: pixels, multiples of 16.
-      num_frames: 8N+1, for 1.5 16N+1.
-      num_inference_steps, guidance_scale, use_dynamic_cfg, sampler, strength, seed, tiling, fps, image_scale, latents:
-        as `cogvx_jax.pipelines.options.Options` says, which has the defaults, too. Video i of the batch is a function
-        of (seed, i) alone.
+      height, width, num_frames, num_inference_steps, ...: the options, as `pipelines.options.Options` says, which has
+        size, frames and steps for the first four. Video i of the batch is a function of (seed, i) alone.
     Returns: `Video`, or the latents as an array.
     Raises: ValueError or OSError for what cannot be done, before any of it is; NotFiniteError, a ValueError, where
       weights or numbers on the way are not finite; TypeError for an unknown option.
@@ -71,6 +64,17 @@ def generate(
         return np.asarray(x)
     each = [decode_frames(model, x[i : i + 1], request.padding, tiling=request.tiling) for i in range(len(x))]
     return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps)
+
+
+def _shown_options() -> inspect.Signature:
+    """The signature with each option by name, for `help` and completion."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    shown = [p for p in inspect.signature(generate).parameters.values() if p.kind != inspect.Parameter.VAR_KEYWORD]
+    options = [inspect.Parameter(name, kind, default=value) for name, value in Options.keywords().items()]
+    return inspect.Signature([*shown, *options])
+
+
+vars(generate)["__signature__"] = _shown_options()
 
 
 def sample(

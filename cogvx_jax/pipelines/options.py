@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import tyro
 
+from cogvx_jax.data.rates import frame_rate
+
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
 MAX_IMAGE_SCALE = 1000.0
 MAX_SEED = 2**63  # of which jax takes the lower 32 bits
-MIN_FPS, MAX_FPS = 0.001, 1000
 RANDOM = "random"
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
 
@@ -82,27 +83,38 @@ class Sampling:
         return cls.from_keywords(**keywords) if value is None else value
 
     @classmethod
+    def keywords(cls) -> dict[str, Any]:
+        """The names that `from_keywords` takes, with their defaults."""
+        theirs = {ours: name for name, ours in DIFFUSERS_NAMES.items()}
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            names = ("height", "width") if field.name == "size" else (theirs.get(field.name, field.name),)
+            found |= dict.fromkeys(names, field.default)
+        return found
+
+    @classmethod
     def from_keywords(cls, **keywords: Any) -> Self:
         """Options by the names of Python's `generate`: `height`, `width`, `num_frames`, `num_inference_steps`.
 
         Raises: TypeError for an unknown name; ValueError as the class itself.
         """
+        if unknown := keywords.keys() - cls.keywords().keys():
+            raise TypeError(f"unknown option {min(unknown)!r}; the known ones are {', '.join(cls.keywords())}")
         for theirs, ours in DIFFUSERS_NAMES.items():
             if theirs in keywords:
                 keywords[ours] = CHECKS[ours](theirs, keywords.pop(theirs))
         if "height" in keywords or "width" in keywords:
             keywords["size"] = (keywords.pop("height", None), keywords.pop("width", None))
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := keywords.keys() - set(known):
-            others = [name for name in known if name not in ("size", *DIFFUSERS_NAMES.values())]
-            names = ", ".join(["height", "width", *DIFFUSERS_NAMES, *others])
-            raise TypeError(f"unknown option {min(unknown)!r}; the known ones are {names}")
         return cls(**keywords)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
+
+    In Python `image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt, `video` (F, H, W, 3)
+    uint8, and `negative_prompt` a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
+    authors' own code.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
@@ -117,11 +129,8 @@ class Options(Sampling):
       latents: the noise to start from, (B, T, h, w, C) float32; with `video`, the noise it gets.
     """
 
-    # In Python also a list of one per prompt, and None for zeros in place of the empty prompt's states.
     negative_prompt: Annotated[Any, _word("STR")] = ""
-    # In Python also a PIL image or (H, W, 3) uint8, or a list of one per prompt.
     image: Annotated[Any, _word("PATH")] = None
-    # In Python also (F, H, W, 3) uint8.
     video: Annotated[Any, _word("PATH")] = None
     strength: float = 0.8
     use_dynamic_cfg: bool = False
@@ -245,11 +254,11 @@ def _seed(name: str, value: Any) -> int | str:
     return number
 
 
-def _fps(name: str, value: Any) -> float | fractions.Fraction | None:
-    rate = _number(-math.inf, math.inf)(name, value)
-    if rate is not None and not MIN_FPS <= rate <= MAX_FPS:
-        raise ValueError(f"{name} must be from {MIN_FPS} to {MAX_FPS} frames per second, got {_shown(value)}")
-    return rate
+def _fps(name: str, value: Any) -> fractions.Fraction | None:
+    number = _number(-math.inf, math.inf)(name, value)
+    if number is None:
+        return None
+    return frame_rate(number if isinstance(number, fractions.Fraction) else float(number))
 
 
 def _latents(name: str, value: Any) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.video import read_image, read_video
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.pipelines.noise import random_seed
@@ -46,7 +47,7 @@ class Request(Settings):
     strength: float
     seed: int
     tiling: bool
-    fps: float | fractions.Fraction
+    fps: fractions.Fraction
     images: tuple[np.ndarray, ...] | None = None  # (H, W, 3) uint8 each; one, or B of them
     video: np.ndarray | None = None  # (F, H, W, 3) uint8, the frames that are used
     image_scale: float | None = None
@@ -94,7 +95,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     Raises: ValueError, one sentence: what is wrong and what would be right; OSError for an input that is not there.
     """
     asked = Options() if options is None else options
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
     task = _task(spec, asked)
@@ -116,7 +117,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         strength=asked.strength,
         seed=random_seed() if asked.seed == RANDOM else int(asked.seed),
         tiling=asked.tiling,
-        fps=asked.fps or fps or spec.defaults.fps,
+        fps=frame_rate(asked.fps or fps or spec.defaults.fps),
         images=None if task != "i2v" else _read_images(asked.image, len(prompts)),
         video=video,
         image_scale=asked.image_scale,

@@ -60,7 +60,7 @@ def keep_latents(video: Path, saved: SavedLatents) -> Path:
     Raises: OSError, naming both places, where neither has room.
     """
     data, problems = _bytes(saved), []
-    for folder in (video.absolute().parent, Path(tempfile.gettempdir())):
+    for folder in dict.fromkeys((video.absolute().parent, Path(tempfile.gettempdir()).absolute())):
         try:
             return _write_new(folder, video.name, data)
         except OSError as error:
