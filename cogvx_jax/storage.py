@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,23 @@ def write_whole(file: StoragePath, data: bytes) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: StoragePath) -> None:
+    """Raises OSError where nothing can be written to a folder, which need not exist; leaves nothing behind."""
+    try:
+        if is_bucket(folder):
+            probe = folder / f".writable-{uuid.uuid4().hex[:12]}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            return
+        above = Path(folder).absolute()
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=above):
+            pass
+    except Exception as error:  # of buckets, whatever their packages raise
+        raise OSError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from None
 
 
 class Files(Protocol):

@@ -93,10 +93,20 @@ def write_lora(path: str | Path, lora: LoRA, spec: ModelSpec) -> None:
     metadata = {"format": "pt", METADATA: json.dumps({f"transformer.{k}": v for k, v in config.items()})}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        safetensors.numpy.save_file(tensors, partial, metadata)
+        partial.write_bytes(_sorted_header(safetensors.numpy.save(tensors, metadata)))
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order, which that package writes in any: equal weights, equal bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 class _Stored:

@@ -59,7 +59,9 @@ def test_what_is_wrong_names_the_folder_and_the_entry(tmp_path, monkeypatch, cap
     broken = clip()
     broken["moments"][1, 2, 3, 4] = np.nan
     cache = make(tmp_path / "cache", a=clip(), small=clip(16), nan=broken, bare={"image": clip()["image"]})
-    with pytest.raises(ValueError, match=r"cache: moments of the entry clip/small is of shape \(3, 2, 6, 8\), not \(3, 4"):
+    with pytest.raises(
+        ValueError, match=r"cache: moments of the entry clip/small is of shape \(3, 2, 6, 8\), not \(3, 4"
+    ):
         cache.batch([0, 1])
     with pytest.raises(ValueError, match="cache: moments of the entry clip/nan holds numbers that are not finite"):
         cache.batch([2])

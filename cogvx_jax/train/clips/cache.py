@@ -143,11 +143,17 @@ def open_cache(folder: StoragePath) -> ClipCache:
     # The oldest entry tells whether there are any that were written before they had checksums.
     ((_, has_checksum),) = _store(folder).read_checked([text_name(cache.empty)])
     if not has_checksum:
-        warnings.warn(
-            f"{folder} was encoded before entries had checksums: damage may go unnoticed; encode to a new folder",
-            stacklevel=2,
-        )
+        _warn_of_age(folder)
     return cache
+
+
+@functools.cache
+def _warn_of_age(folder: StoragePath) -> None:
+    """Once for each folder."""
+    warnings.warn(
+        f"{folder} was encoded before entries had checksums: damage may go unnoticed; encode to a new folder",
+        stacklevel=3,
+    )
 
 
 def write_cache(cache: ClipCache) -> None:

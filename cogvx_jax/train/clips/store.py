@@ -107,5 +107,5 @@ def checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     for name in sorted(arrays):
         array = arrays[name]
         found = zlib.crc32(f"{name} {array.dtype.str} {array.shape}\n".encode(), found)
-        found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), found)
+        found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, found)
     return np.array([found], np.uint32)
