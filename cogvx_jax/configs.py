@@ -1,6 +1,7 @@
 """Frozen configurations of the model's parts. The defaults are CogVideoX-2B."""
 
 import dataclasses
+import math
 from typing import Literal
 
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
@@ -155,3 +156,67 @@ class ModelSpec:
     @property
     def kind(self) -> Kind:
         return "i2v" if self.transformer.conditions_on_image else "t2v"
+
+
+TARGETS = {  # as PEFT users name them -> kernels of the transformer
+    "to_q": ("blocks/attention/q/kernel",),
+    "to_k": ("blocks/attention/k/kernel",),
+    "to_v": ("blocks/attention/v/kernel",),
+    "to_out.0": ("blocks/attention/out/kernel",),
+    "ff": ("blocks/mlp/up/kernel", "blocks/mlp/down/kernel"),
+}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """What to adapt, and by how much. The defaults but for the rank are those of the authors' trainer.
+
+    Raises: ValueError for a rank below 1, an alpha that is not positive, an unknown target, or none.
+    """
+
+    rank: int = 64  # of the adapters
+    alpha: float | None = None  # alpha / rank is the factor of the adapters; None is the rank
+    targets: tuple[str, ...] = ATTENTION  # what to adapt: to_q, to_k, to_v, to_out.0, ff
+
+    def __post_init__(self):
+        if self.alpha is None:
+            object.__setattr__(self, "alpha", float(self.rank))
+        if self.rank < 1:
+            raise ValueError(f"the rank of a LoRA must be at least 1, got {self.rank}")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"the alpha of a LoRA must be a positive number, got {self.alpha:g}")
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            named = f"unknown LoRA target {unknown[0]!r}" if unknown else "a LoRA needs a target"
+            raise ValueError(f"{named}; the known ones are {', '.join(TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapters."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(path for target in self.targets for path in TARGETS[target])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Sizes of the patch discriminator."""
+
+    width: int = 64  # channels of its first layer; each further one doubles them, up to 8 times
+    layers: int = 3  # that halve height and width
+    groups: int | None = None  # of the norms; None is 32, or the width if that is smaller
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        object.__setattr__(self, "groups", self.norm_groups)
+        if self.layers < 1 or self.norm_groups < 1 or 2 * self.width % self.norm_groups:
+            raise ValueError(
+                f"a discriminator of width {self.width} and {self.layers} layers cannot have {self.groups} groups"
+            )
+
+    @property
+    def norm_groups(self) -> int:
+        return min(32, self.width) if self.groups is None else self.groups

@@ -5,6 +5,8 @@ import mmap
 import os
 import shutil
 import stat
+import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -109,6 +111,23 @@ def kind_of(path: Path) -> str:
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise ValueError(f"{size} bytes, where at most {limit} are read")
+
+
+def check_writable(folder: StoragePath) -> None:
+    """Raises OSError where nothing can be written to a folder, which need not exist; leaves nothing behind."""
+    try:
+        if is_bucket(folder):
+            probe = folder / f".writable-{uuid.uuid4().hex[:12]}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            return
+        above = Path(folder).absolute()
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryDirectory(prefix=".writable-", dir=above):
+            pass
+    except Exception as error:  # of buckets, whatever their packages raise
+        raise OSError(f"cannot write to {folder}: {getattr(error, 'strerror', None) or error}") from None
 
 
 class Files(Protocol):

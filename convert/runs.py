@@ -5,17 +5,17 @@
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import LoRAConfig, ModelSpec
 from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.models import lora as loras
-from cogvx_jax.models.lora import LoRA, LoRAConfig
+from cogvx_jax.models.lora import LoRA
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 
 KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
@@ -33,15 +33,23 @@ def read_run(folder: StoragePath, keys: Collection[str] = KEYS, verb: str = "tra
       verb: of `cogvx` that writes such a run, for messages.
     Raises: FileNotFoundError; ValueError for a file that is not such a run's.
     """
+    if not is_run(folder):
+        raise FileNotFoundError(f"{folder} holds no run of `cogvx {verb}`: it has no run.json")
+    return read_record(folder / "run.json", keys)
+
+
+def read_record(file: StoragePath, keys: Collection[str] = KEYS) -> dict[str, Any]:
+    """What a run.json says, or that in a folder. Raises: FileNotFoundError; ValueError where it lacks any of `keys`."""
+    file = file / "run.json" if file.is_dir() else file
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}; give the run.json of a run")
     try:
-        said = json.loads((folder / "run.json").read_text())
+        said = json.loads(file.read_text("utf-8"))
         if not isinstance(said, dict) or not said.keys() >= set(keys):
             raise ValueError(f"it has not all of {', '.join(sorted(keys))}")
         return said
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no run of `cogvx {verb}`: it has no run.json") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / 'run.json'} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
 
 
 def run_source(folder: StoragePath) -> str:
@@ -59,11 +67,16 @@ def is_lora(folder: StoragePath) -> bool:
     return read_run(folder)["lora"] is not None
 
 
+def run_kind(folder: StoragePath) -> Literal["transformer", "vae"]:
+    """What the run in `folder` trains. Raises: as `read_run`."""
+    return "vae" if read_run(folder, ()).get("trains") == "vae" else "transformer"
+
+
 def is_vae_run(folder: StoragePath) -> bool:
     """Whether `folder` holds a run that trains a VAE."""
     try:
-        return json.loads((folder / "run.json").read_text())["trains"] == "vae"
-    except (OSError, ValueError, KeyError, TypeError):
+        return run_kind(folder) == "vae"
+    except (OSError, ValueError):
         return False
 
 
@@ -78,7 +91,7 @@ def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -
         raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
     lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
     adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
-    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.alpha)
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank)
 
 
 def check_trained_from(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:

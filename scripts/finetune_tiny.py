@@ -14,9 +14,11 @@ import tyro
 
 import cogvx_jax as cx
 from cogvx_jax.cli import train as commands
+from cogvx_jax.configs import ATTENTION, LoRAConfig
 from cogvx_jax.data.video import Video, VideoWriter
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.judge import score
+from cogvx_jax.train.transformer.settings import RunConfig, StageSettings
 
 PARTS = ("colour", "shape", "motion", "background")
 BATCH = 20  # videos made at a time
@@ -43,17 +45,15 @@ def main(
     data = draw_clips(folder / "clips", [train[i % len(train)] for i in range(clips)])
     base = cx.load(model)
     scores = {"before": evaluate(base, held_out[:prompts], folder / "before.png", seed)}
-    commands.train(
+    options = commands.TrainOptions(
         data=str(data),
         out=str(folder / "run"),
         model=model,
-        steps=steps,
-        lora_rank=rank,
-        lora_targets=("to_q", "to_k", "to_v", "to_out.0", "ff"),
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
+        lora=LoRAConfig(rank=rank, targets=(*ATTENTION, "ff")),
+        stage=StageSettings(steps=steps, batch_size=batch_size, learning_rate=learning_rate),
+        run=RunConfig(seed=seed),
     )
+    commands.train(options)
     scores["after"] = evaluate(cx.load_lora(base, folder / "run"), held_out[:prompts], folder / "after.png", seed)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores, indent=2))

@@ -117,9 +117,9 @@ def costs(
 ) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
     from cogvx_jax import sharding
+    from cogvx_jax.configs import LoRAConfig
     from cogvx_jax.models.abstract import abstract_params
     from cogvx_jax.models.flops import sequence_tokens, training_flops, transformer_flops
-    from cogvx_jax.models.lora import LoRAConfig
     from cogvx_jax.nn.backend import BY_PLATFORM, using
     from cogvx_jax.pipelines.model import choose_compute
     from cogvx_jax.pipelines.program_cost import compile_cost

@@ -34,7 +34,8 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train import optim
-from cogvx_jax.train.loop import run_updates
+from cogvx_jax.train.loop import Input, Update, run_updates
+from cogvx_jax.train.progress import Span
 from cogvx_jax.train.vae import objective as vae_objective
 
 VAE_OBJECTIVE = vae_objective.VAEObjective(l1=1.0, squared=2.0, lpips=0.0, kl=1e-4)
@@ -154,7 +155,8 @@ def train_vae_stage(folder: Path, params, stage: Stage, number: int):
     def loss(moving, pixels, key):
         return vae_loss(vae, frozen | moving, pixels, key)
 
-    state = run_updates(moving, batches, loss, stage.tx, steps=stage.steps, folder=folder, seed=number, decay=0.99)
+    update = Update(loss=loss, tx=stage.tx, decay=0.99)
+    state = run_updates(moving, Input(batches=batches), update, Span(steps=stage.steps), folder, seed=number)
     return frozen | state.exported
 
 
@@ -247,10 +249,9 @@ def train_text_stage(folder: Path, params, stage: TextStage, number: int, moment
         prediction = transformer.apply({"params": params["transformer"]}, noisy, text, t)
         return jnp.mean(objective.loss(prediction, x0, noise, alphas_bar[t]))
 
-    name = f"transformer_{number}"
-    return run_updates(
-        params, batches, loss, stage.tx, steps=stage.steps, folder=folder / name, seed=5 + number
-    ).exported
+    update, span = Update(loss=loss, tx=stage.tx), Span(steps=stage.steps)
+    where = folder / f"transformer_{number}"
+    return run_updates(params, Input(batches=batches), update, span, where, seed=5 + number).exported
 
 
 def write_model(folder: Path, params, scale: float) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -11,11 +12,11 @@ import pytest
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.options import parse_lora
+from cogvx_jax.configs import ATTENTION
 from cogvx_jax.convert.runs import KEYS, read_run_lora
 from cogvx_jax.data.clips import Source, crop, read_clip
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter
-from cogvx_jax.models import lora as loras
 from cogvx_jax.scripts import finetune_tiny
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.judge import score
@@ -147,6 +148,40 @@ def test_a_cache_knows_what_it_is_of(tmp_path, videos, model, monkeypatch, capsy
         open_cache(tmp_path)
 
 
+def test_encoders_that_make_numbers_that_are_not_finite_are_named(tmp_path, videos, model):
+    sources, shape, lines = [Source(videos / f"{i}.mp4", "x") for i in range(2)], Shape(32, 32, 9, 8.0), []
+
+    def broken(part, *path):
+        params = jax.tree.map(np.array, model.params[part])
+        leaf = params
+        for name in path:
+            leaf = leaf[name]
+        leaf[...] = np.nan
+        return cx.Model(spec=model.spec, params=model.params | {part: params}, tokenizer=model.tokenizer)
+
+    with pytest.raises(ValueError, match="none of the 2 videos can be used: 2 not finite"):
+        encode(broken("vae", "encoder", "conv_in", "bias"), sources, tmp_path / "vae", shape, lines.append)
+    assert lines[0] == f"skipped {sources[0].video}: the VAE of tiny gives numbers that are not finite"
+    with pytest.raises(ValueError, match="text encoder of tiny makes numbers that are not finite of 'x'"):
+        encode(broken("text_encoder", "norm", "scale"), sources, tmp_path / "text", shape, lines.append)
+
+
+def test_encode_finds_a_folder_that_cannot_be_written_before_all_else(tmp_path, videos, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").write_text("x")
+    for name in ("load", "load_spec"):  # no weights are read
+        monkeypatch.setattr(f"cogvx_jax.pipelines.model.{name}", full)
+    data = ["encode", "--data", videos / "clips.jsonl"]
+    said = fails(*data, "--out", tmp_path / "file" / "cache", monkeypatch=monkeypatch, capsys=capsys)
+    assert said == f"cogvx: cannot write to {tmp_path / 'file' / 'cache'}: Not a directory"
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    said = fails(*data, "--out", tmp_path / "cache", monkeypatch=monkeypatch, capsys=capsys)
+    assert said == f"cogvx: cannot write to {tmp_path / 'cache'}: No space left on device"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, videos, monkeypatch, capsys):
     def err(*arguments):
         return fails(*arguments, monkeypatch=monkeypatch, capsys=capsys)
@@ -201,4 +236,4 @@ def test_the_recipe_for_rings_holds_scenes_out(tmp_path):
 def test_the_weight_of_a_lora_on_the_command_line():
     assert parse_lora("a/b.safetensors:0.8") == ("a/b.safetensors", 0.8)
     assert parse_lora("a:b") == ("a:b", 1.0) and parse_lora("run") == ("run", 1.0)
-    assert loras.ATTENTION == runs.RunConfig().lora.targets
+    assert ATTENTION == runs.RunConfig().lora.targets

@@ -1,5 +1,6 @@
 """Training the VAE of a small random model from the command line: resumption, validation, export; what is refused."""
 
+import dataclasses
 import json
 import sys
 import tarfile
@@ -7,15 +8,22 @@ import tarfile
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
 from cogvx_jax.data.clips import Source
+from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.random_clips import RandomClips, random_clip
 from cogvx_jax.data.tars import read_samples
 from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.tiny import shapes
+from cogvx_jax.train import run_folder
+from cogvx_jax.train.vae import run as runs
+from cogvx_jax.train.vae.record import describe, modern
 from cogvx_jax.train.vae.run import split_videos
+from cogvx_jax.train.vae.settings import VAERunConfig, VAEStageSettings
+from cogvx_jax.train.vae.stages import vae_stage
 
 TRAIN = ["--size", "16x24", "--frames", "9", "--log-every", "1", "--warmup", "0", "--learning-rate", "0.01"]
 GAN = ["--discriminator-start", "1", "--discriminator-width", "4", "--discriminator-layers", "2"]
@@ -93,7 +101,60 @@ def test_a_decoder_is_trained_alone(tmp_path, videos, small, monkeypatch, capsys
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run("generate", "x", "--lora", tmp_path / "run", "--model", folder, monkeypatch=monkeypatch)
-    assert "cannot be read" in capsys.readouterr().err
+    assert "run.json" in capsys.readouterr().err
+
+
+@pytest.mark.full  # minutes of compiling
+def test_a_run_of_stages_is_stopped_repeated_and_told_to_tensorboard(tmp_path, videos, small, monkeypatch, capsys):
+    folder, _ = small("5b")
+    (tmp_path / "stages.toml").write_text("[[stage]]\nsteps = 2\n[[stage]]\nsteps = 2\nframes = 1\nbatch_size = 2\n")
+    base = ["train-vae", "--data", videos / "clips.jsonl", "--model", folder, "--stages", tmp_path / "stages.toml"]
+    base += [*TRAIN, "--decoder-only", "--average", "0"]
+    run(*base, "--out", tmp_path / "whole", "--tensorboard", monkeypatch=monkeypatch)
+    assert list((tmp_path / "whole" / "tensorboard").iterdir())
+    one = ["[[stage]]\nsteps = 1\n", "[[stage]]\nsteps = 2\n[[stage]]\nsteps = 1\nframes = 1\nbatch_size = 2\n"]
+    for text in one:  # stopped in each stage
+        (tmp_path / "stages.toml").write_text(text)
+        run(*base, "--out", tmp_path / "parts", monkeypatch=monkeypatch)
+    run("train-vae", "--config", tmp_path / "whole", "--out", tmp_path / "parts", monkeypatch=monkeypatch)
+    run("train-vae", "--config", tmp_path / "whole", "--out", tmp_path / "again", monkeypatch=monkeypatch)
+
+    def log(name):
+        rows = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        return [row["loss"] for row in rows]
+
+    assert len(log("whole")) == 4 and log("whole") == log("parts") == log("again")
+    (tmp_path / "stages.toml").write_text("[[stage]]\nsteps = 2\n[[stage]]\nsteps = 2\nframes = 9\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(*base, "--out", tmp_path / "parts", monkeypatch=monkeypatch)
+    assert "stages.2.frames was 1 and is now 9" in capsys.readouterr().err
+
+
+def test_records_of_runs_before_there_were_stages_are_read(tmp_path, videos, small):
+    """As `cogvx train-vae` wrote run.json before."""
+    config, (_, model) = VAERunConfig(), small("5b")
+    stage = vae_stage(videos / "clips.jsonl", VAEStageSettings(height=16, width=24, frames=9))
+    sources = [read_sources(videos / "clips.jsonl")]
+    now = describe(model, config, (stage,), sources, "somewhere", None)
+    old = {name: value for name, value in now.items() if name != "stages"} | now["stages"][0]
+    del old["folder"]
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    longer = dataclasses.replace(stage, steps=2000)
+    run_folder.check_same(tmp_path, describe(model, config, (longer, stage), sources * 2, "elsewhere", None), modern)
+    with pytest.raises(ValueError, match="stages.1.width was 24 and is now 16"):
+        other = dataclasses.replace(stage, width=16)
+        run_folder.check_same(tmp_path, describe(model, config, (other,), sources, "somewhere", None), modern)
+    with pytest.raises(ValueError, match="holds a run of `cogvx train-vae`, not of `cogvx train`"):
+        run_folder.check_folder(tmp_path, "transformer")
+
+
+def test_weights_of_lpips_that_are_not_finite_are_named(tmp_path, small, lpips_file):
+    tensors = load_file(lpips_file)
+    name = min(key for key in tensors if key.endswith("weight"))
+    save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, tmp_path / "lpips.safetensors")
+    with pytest.raises(ValueError, match="lpips.safetensors: .* holds numbers that are not finite"):
+        runs._begin(small("5b")[1], VAERunConfig(), tmp_path / "lpips.safetensors", False)
 
 
 def test_clips_are_cut_anywhere(tmp_path):

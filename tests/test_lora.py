@@ -14,11 +14,12 @@ import pytest
 import safetensors.numpy
 
 from cogvx_jax import presets
-from cogvx_jax.configs import ModelSpec, TransformerConfig
+from cogvx_jax.configs import TARGETS, LoRAConfig, ModelSpec, TransformerConfig
 from cogvx_jax.convert import expected_shapes, lora_formats, read_lora, write_lora
 from cogvx_jax.convert import lora as lora_files
+from cogvx_jax.convert.lora import METADATA
 from cogvx_jax.models import lora as loras
-from cogvx_jax.models.lora import LoRA, LoRAConfig
+from cogvx_jax.models.lora import LoRA
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.lora import load_lora
 from cogvx_jax.pipelines.model import Model
@@ -162,6 +163,16 @@ def test_write_and_read(tmp_path, params):
     with pytest.raises(ValueError, match="not adapters of CogVideoX-2b"):
         write_lora(tmp_path / "other.safetensors", lora, presets.PRESETS["2b"])
     assert [p.name for p in tmp_path.iterdir()] == ["lora.safetensors"]
+
+
+def test_equal_weights_are_equal_files(tmp_path, params):
+    lora, files = random_lora(params, QK), set()
+    for i in range(8):  # the package writes metadata in an order of its own each time
+        write_lora(tmp_path / f"{i}.safetensors", lora, SPEC)
+        files.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(files) == 1
+    with safetensors.safe_open(tmp_path / "0.safetensors", "np") as opened:
+        assert opened.metadata()["format"] == "pt" and opened.metadata().keys() == {"format", METADATA}
 
 
 @pytest.mark.parametrize(
@@ -413,4 +424,4 @@ def test_a_model_with_a_lora(tmp_path, params):
 
 
 def test_the_names_of_targets_are_those_of_the_table():
-    assert {path for paths in loras.TARGETS.values() for path in paths} <= set(expected_shapes(SPEC, "transformer"))
+    assert {path for paths in TARGETS.values() for path in paths} <= set(expected_shapes(SPEC, "transformer"))

@@ -43,12 +43,13 @@ from cogvx_jax.sharding import initialize
 initialize()
 import jax.numpy as jnp, numpy as np
 import cogvx_jax as cx
-from cogvx_jax.train.placement import host_rows, place_batch
+from cogvx_jax.train.placement import Placement
 rows = np.arange(8 * 3, dtype=np.float32).reshape(8, 3)
 for sizes in ({"data": 2, "sp": 2}, {"data": 2, "fsdp": 2}, {"sp": 4}):
     mesh = cx.make_mesh(**sizes)
-    own = host_rows(mesh, 8)
-    placed = place_batch({"x": rows[list(own.numbers)]}, mesh, own)["x"]
+    placement = Placement(mesh)
+    own = placement.rows(8)
+    placed = placement.batch({"x": rows[list(own.numbers)]}, own)["x"]
     weighted = jax.jit(lambda x: jnp.sum(x * jnp.arange(8)[:, None]))(placed)
     assert placed.shape == (8, 3) and float(weighted) == np.sum(rows * np.arange(8)[:, None])
     print("rows", *own.numbers, flush=True)
@@ -161,6 +162,38 @@ def test_each_process_encodes_a_part_of_the_videos_on_devices_of_its_own(small, 
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == ["arrays", "cache.json"]
     for mine, theirs in zip(together.batch(range(4)).values(), alone.batch(range(4)).values(), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.full  # a minute of compiling
+def test_two_processes_train_a_vae_and_one_goes_on(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    folder, _ = small("5b")
+    with VideoWriter(tmp_path / "a.mp4", 8) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 255, (9, 32, 48, 3), np.uint8))
+    with VideoWriter(tmp_path / "b.mp4", 8) as writer:
+        writer.write(np.random.default_rng(1).integers(0, 255, (9, 32, 48, 3), np.uint8))
+    lines = [json.dumps({"video": f"{name}.mp4", "prompt": "x"}) for name in "ab"]
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    options = ["train-vae", "--data", tmp_path / "list.jsonl", "--model", folder, "--size", "16x16", "--frames", 1]
+    options += ["--batch-size", 2, "--log-every", 1, "--validation", 1, "--validate-every", 1, "--warmup", 0]
+    options += ["--learning-rate", "0.01", "--decoder-only"]
+    together = [*options, "--out", tmp_path / "run", "--mesh", "data=2", "--distributed"]
+    running = start("cogvx_jax.cli", *together, "--steps", 2)
+    said = finish(running)
+    assert [process.returncode for process in running] == [0, 0], said
+    assert "trained to update 2" in said[0] and "trained to" not in said[1]
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    alone = tmp_path / "alone"
+    for out, steps in ((tmp_path / "run", 3), (alone, 3)):
+        command = [sys.executable, "-m", "cogvx_jax.cli", *options, "--out", out, "--steps", steps, "--mesh", "data=2"]
+        subprocess.run([str(word) for word in command], check=True, cwd=ROOT)
+
+    def losses(run):
+        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        return [row[name] for name in ("loss", "validation_loss") for row in rows if name in row]
+
+    assert len(losses(alone)) == 6
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
 
 def test_a_dead_process_ends_the_others():

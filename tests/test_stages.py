@@ -13,20 +13,22 @@ from flax import traverse_util
 
 import cogvx_jax as cx
 from cogvx_jax.cli import train as commands
-from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.cli.settings import from_flags
+from cogvx_jax.configs import LoRAConfig, ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
 from cogvx_jax.convert.runs import read_run
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train import run_folder
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, feed, packed_feed, spread, turn
 from cogvx_jax.train.clips.cache import Shape, open_cache
 from cogvx_jax.train.clips.pack import best_packing, plan
+from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.objective import Objective
 from cogvx_jax.train.transformer.record import describe
+from cogvx_jax.train.transformer.settings import StageSettings
 from cogvx_jax.train.transformer.stages import Stage, read_stages
 
 LORA = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
@@ -70,7 +72,12 @@ def stage(steps, *folders, **settings):
 
 
 def train(made, stages, folder, config=LORA, **options):
-    return runs.train(made[1], stages, config, folder, source=str(made[0]), **{"log_every": 1} | options)
+    return runs.train(made[1], stages, config, folder, source=str(made[0]), pace=Pace(**{"log_every": 1} | options))
+
+
+def command(**flags):
+    """`cogvx train` with these flags."""
+    commands.train(from_flags(commands.TrainOptions, **flags))
 
 
 def log(folder, of="loss"):
@@ -93,7 +100,7 @@ def test_a_run_of_stages_that_is_stopped_in_each_ends_where_an_uninterrupted_one
         f'[[stage]]\ndata = {{"{caches}/videos" = 3, "{caches}/images" = 1}}\nsteps = 4\nlearning_rate = 0.001\n'
     )
     options = dict(model=str(made[0]), lora_rank=2, batch_size=2, learning_rate=1e-2, warmup=0, log_every=1)
-    commands.train(stages=tmp_path / "stages.toml", out=tmp_path / "whole", steps=3, **options)
+    command(stages=tmp_path / "stages.toml", out=tmp_path / "whole", steps=3, **options)
     assert "whole 3/7 loss" in capsys.readouterr().out
 
     videos, images = caches / "videos", caches / "images"
@@ -104,8 +111,9 @@ def test_a_run_of_stages_that_is_stopped_in_each_ends_where_an_uninterrupted_one
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
     assert log(tmp_path / "parts", "stage") == [1] * 3 + [2] * 4
     same_state(tmp_path / "parts", tmp_path / "whole", 7)
-    said = read_run(tmp_path / "whole")
-    assert [s["steps"] for s in said["stages"]] == [3, 4] and said == read_run(tmp_path / "parts")
+    said, parts = read_run(tmp_path / "whole"), read_run(tmp_path / "parts")
+    assert [s["steps"] for s in said["stages"]] == [3, 4]
+    assert {**said, "command": None} == {**parts, "command": None}
     assert [(d["shape"]["width"], d["weight"]) for d in said["stages"][1]["data"]] == [(48, 3), (16, 1)]
 
 
@@ -159,12 +167,12 @@ def test_a_run_goes_on_with_more_stages_but_not_with_others(made, caches, tmp_pa
 
     def refused(words, *stages):
         with pytest.raises(ValueError, match=words):
-            run_folder.check_same(tmp_path, say(*stages), {})
+            run_folder.check_same(tmp_path, say(*stages))
 
     run_folder.write(tmp_path, say(one, two))
     long, short = (dataclasses.replace(two, steps=n) for n in (40, 10))
     for stages in ((one, two), (one, two, one), (one, long), (one, short), (one, long, one)):
-        run_folder.check_same(tmp_path, say(*stages), {})
+        run_folder.check_same(tmp_path, say(*stages))
     refused("stages.2.steps was 20 and is now 10", one, short, one)
     refused("stages.1.data.2.clips was None and is now 3; .*stages.1.steps was 30 and is now 20", two, one)
     refused("stages.2.data.2.weight was 1 and is now None", one, stage(20, caches / "videos"))
@@ -192,22 +200,22 @@ def test_stages_that_cannot_be(tmp_path, text, words):
     file = tmp_path / "stages.toml"
     file.write_text(text)
     with pytest.raises(ValueError, match=words):
-        read_stages(file, {"steps": 9})
+        read_stages(file, StageSettings(steps=9))
     with pytest.raises(FileNotFoundError, match="there is no"):
-        read_stages(tmp_path / "none.toml", {})
+        read_stages(tmp_path / "none.toml", StageSettings())
 
 
 def test_what_a_stage_does_not_say_is_as_told(tmp_path):
     (tmp_path / "stages.toml").write_text('[[stage]]\ndata = "a"\nlearning_rate = 1e-4\n[[stage]]\ndata = {"/b" = 2}')
-    found = read_stages(tmp_path / "stages.toml", {"steps": 7, "learning_rate": 0.5})
+    found = read_stages(tmp_path / "stages.toml", StageSettings(steps=7, learning_rate=0.5))
     assert found == (
         Stage(data=((tmp_path / "a", 1),), steps=7, learning_rate=1e-4),
         Stage(data=((Path("/b"), 2),), steps=7, learning_rate=0.5),
     )
     with pytest.raises(ValueError, match="a is not encoded; do that with `cogvx encode"):
-        commands.train(stages=tmp_path / "stages.toml", out=tmp_path / "run")
+        command(stages=tmp_path / "stages.toml", out=tmp_path / "run")
     with pytest.raises(ValueError, match="give --data, or --stages"):
-        commands.train(out=tmp_path / "run")
+        command(out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

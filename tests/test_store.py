@@ -1,11 +1,13 @@
 """The store that encoded clips lie in: few files, whole or absent entries, several writers."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from cogvx_jax.storage import kvstore, storage_path, write_whole
 from cogvx_jax.train.clips import store as stores
@@ -108,3 +110,49 @@ def test_places(tmp_path):
         storage_path("http://example.org/a")
     with pytest.raises(ValueError, match="tensorstore cannot read ftp://a"):
         kvstore("ftp://a")
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    """A few of all the bits of the files, of which tensorstore itself notices those of its index."""
+    store = Store(tmp_path / "store")
+    for i in range(4):
+        store.add(f"{i}", entry(i))
+    store.commit()
+    rng, missed = np.random.default_rng(0), 0
+    for _ in range(60):
+        path = files(tmp_path / "store")[rng.integers(len(files(tmp_path / "store")))]
+        whole = path.read_bytes()
+        at, bit = rng.integers(len(whole)), rng.integers(8)
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+        try:
+            found = Store(tmp_path / "store").read([f"{i}" for i in range(4)])
+        except (ValueError, KeyError, OSError):
+            pass
+        else:  # a bit that stands for nothing, of a file that is not read
+            missed += 1
+            for number, arrays in enumerate(found):
+                same(arrays, entry(number))
+        path.write_bytes(whole)
+    assert missed < 30
+
+
+def test_every_bit_of_an_entry_counts():
+    whole, noticed = {"a": np.arange(3, dtype=np.float32), "b": np.ones((2, 3), np.uint8)}, 0
+    data = stores.encode_entry(whole)
+    same(stores.decode_entry(data)[0], whole)
+    for at, bit in itertools.product(range(len(data)), range(8)):
+        try:
+            found, has_checksum = stores.decode_entry(data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :])
+        except ValueError:
+            noticed += 1
+        else:  # of the checksum's own name, or of a space
+            same({name: found[name] for name in whole}, whole)
+            assert not has_checksum or found.keys() == whole.keys()
+    assert noticed > 0.8 * 8 * len(data)
+
+
+def test_entries_of_older_stores_have_no_checksum():
+    whole = entry(3)
+    found, has_checksum = stores.decode_entry(safetensors.numpy.save(whole))
+    same(found, whole)
+    assert not has_checksum

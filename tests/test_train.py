@@ -1,10 +1,13 @@
 """The training step and loop: they learn, resume exactly, and start from nothing but their arguments."""
 
+import dataclasses
 import functools
 import json
 import os
+import signal
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from flax import traverse_util
 from tensorboardX.proto import event_pb2
 
 from cogvx_jax.cli import train as commands
+from cogvx_jax.cli.settings import from_flags
 from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.convert.runs import read_exported
 from cogvx_jax.models import lora
@@ -23,8 +27,11 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.train import loop, mfu, optim, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
-from cogvx_jax.train.loop import run_updates
+from cogvx_jax.train.curve import Curve
+from cogvx_jax.train.pace import Pace
+from cogvx_jax.train.placement import Placement
 from cogvx_jax.train.prefetch import read_ahead
+from cogvx_jax.train.progress import Span, Watch
 from cogvx_jax.train.transformer import parts
 
 
@@ -40,6 +47,16 @@ def batches(step):
     rng = np.random.default_rng(step)
     x = rng.standard_normal((16, 8)).astype(np.float32)
     return {"x": x, "y": x[:, :4] * 2 + 1}
+
+
+def run_updates(params, batches, loss_fn, tx, *, steps, folder, seed=0, decay=0.999, **options):
+    """`loop.run_updates` by names: `watch` takes what is no `Pace`."""
+    known = {field.name for field in dataclasses.fields(Watch)}
+    watch = Watch(**{name: value for name, value in options.items() if name in known})
+    pace = Pace(**{name: value for name, value in options.items() if name not in known})
+    update = loop.Update(loss=loss_fn, tx=tx, decay=decay)
+    about = {"seed": seed, "pace": pace, "watch": watch}
+    return loop.run_updates(params, loop.Input(batches=batches), update, Span(steps=steps), folder, **about)
 
 
 @pytest.mark.parametrize("make", [optim.adamw, optim.muon])
@@ -275,8 +292,8 @@ def test_operations_of_an_update_are_those_of_its_program(kind):
 
 
 def test_metrics_are_read_when_the_next_update_is_on_its_way(tmp_path, monkeypatch):
-    seen, place, read = [], loop.place_batch, progress.read
-    monkeypatch.setattr(loop, "place_batch", lambda *a: seen.append("sent") or place(*a))
+    seen, place, read = [], Placement.batch, progress.read
+    monkeypatch.setattr(Placement, "batch", lambda *a: seen.append("sent") or place(*a))
     monkeypatch.setattr(progress, "read", lambda metrics: seen.append("read") or read(metrics))
     run_updates(start(), batches, loss, optim.adamw(0.1), steps=4, folder=tmp_path, seed=0)
     assert seen == ["sent", "sent", "read", "sent", "read", "sent", "read", "read"]
@@ -321,7 +338,7 @@ def test_the_curve_is_written_for_tensorboard(tmp_path, monkeypatch):
     assert (found["validation_loss", 2], found["validation/300", 3]) == (1.0, 1.5)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match="pip install tensorboardX"):
-        commands.train(data=tmp_path, out=tmp_path / "run", tensorboard=True)
+        commands.train(from_flags(commands.TrainOptions, data=tmp_path, out=tmp_path / "run", tensorboard=True))
 
 
 @pytest.mark.parametrize("steps", [None, 200])
@@ -331,3 +348,94 @@ def test_adafactor_learns_with_a_small_state(tmp_path, steps):
     assert float(loss(state.params, batches(999), None)) < 0.02
     wide = {"kernel": jnp.zeros((2, 256, 512))}
     assert sum(x.size for x in jax.tree.leaves(tx.init(wide))) < 2 * (256 + 512) + 10
+
+
+def logged(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_after_a_kill_the_log_holds_each_update_once(tmp_path):
+    """A run that is killed between two checkpoints does some updates again."""
+    options = dict(folder=tmp_path, log_every=1, save_every=2, validate_every=2, validate=lambda average: {"x": 1.0})
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=4, **options)
+    whole = logged(tmp_path)
+    log = tmp_path / "log.jsonl"
+    # As if it had come to update 7, whose line was cut off, without a checkpoint after 4.
+    later = [json.dumps({"step": step, "loss": 9.0}) + "\n" for step in (5, 6)]
+    later.append(json.dumps({"step": 6, "validation_loss": 9.0}) + "\n")
+    log.write_text(log.read_text() + "".join(later) + '{"step": 7, "lo')
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=8, **options)
+    found = logged(tmp_path)
+    assert found[: len(whole)] == whole and [row["step"] for row in found if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in found if "validation" in row] == [2, 4, 6, 8]
+
+
+def test_a_checkpoint_is_saved_when_its_updates_are_logged(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, state: saved.append((int(state.step), len(logged(tmp_path)))))
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=6, folder=tmp_path, log_every=1, save_every=2)
+    assert saved == [(2, 2), (4, 4), (6, 6)]
+
+
+class Computed:
+    """A metric as jax gives it, known after so many seconds."""
+
+    def __init__(self, seconds):
+        self.at = time.monotonic() + seconds
+
+    def block_until_ready(self):
+        time.sleep(max(0, self.at - time.monotonic()))
+        return self
+
+    def __float__(self):
+        self.block_until_ready()
+        return 1.0
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["ahead", "inline"])
+def test_the_pace_of_each_update_is_true(tmp_path, inline):
+    """Whether an update is computed while the host goes on or before it does, and across a pause."""
+    curve = Curve(tmp_path)
+    shown = progress.Progress(tmp_path, curve, Span(steps=6), Watch(), every=1, seed=0)
+    busy_until = time.monotonic()
+    for step in range(6):
+        busy_until = max(busy_until, time.monotonic()) + 0.1
+        metrics = {name: Computed(busy_until - time.monotonic()) for name in ("loss", "grad_norm", "sound")}
+        if inline:
+            metrics["loss"].block_until_ready()
+        shown.add(step, None, metrics)
+        if step == 2:
+            with shown.paused():
+                time.sleep(0.3)
+    shown.catch_up()
+    paces = [row["seconds_per_step"] for row in logged(tmp_path)]
+    assert len(paces) == 6 and min(paces) > 0.05 and max(paces) < 0.35
+
+
+def test_a_killed_worker_is_one_sentence(tmp_path):
+    def read(step):
+        return {"x": np.full(3, step), "by": os.getpid()}
+
+    found = read_ahead(read, 0, 10**6, workers=2)
+    _, batch = next(found)
+    os.kill(int(batch["by"]), signal.SIGKILL)
+    with pytest.raises(OSError, match="a process of --workers ended before its time"):
+        for _ in found:
+            pass
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capfd):
+    """Nothing of Orbax's threads beside it; what was saved before remains."""
+    run_updates(start(), batches, loss, optim.adamw(0.1), steps=1, folder=tmp_path)
+
+    async def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on device [os_error_code='28']")
+
+    handlers = pytest.importorskip("orbax.checkpoint._src.serialization.jax_array_handlers")
+    monkeypatch.setattr(handlers, "_async_serialize_replica_slices", full)
+    capfd.readouterr()
+    with pytest.raises(OSError, match="^cannot write .*checkpoints: No space left on device; the checkpoints before"):
+        run_updates(start(), batches, loss, optim.adamw(0.1), steps=9, folder=tmp_path, save_every=2)
+    assert capfd.readouterr().err == ""
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "checkpoints").latest() == 1

@@ -15,24 +15,26 @@ import pytest
 from flax import traverse_util
 
 import cogvx_jax as cx
+from cogvx_jax.cli import main as cli
 from cogvx_jax.cli import train as commands
 from cogvx_jax.cli.export import export as export_run
-from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.cli.settings import from_flags
+from cogvx_jax.configs import LoRAConfig, ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export
 from cogvx_jax.convert.runs import read_run_lora
 from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.planning.lower_update import lower_update
 from cogvx_jax.sharding import replicate
 from cogvx_jax.tiny.tokenizer import build_tokenizer
-from cogvx_jax.train import optim
+from cogvx_jax.train import optim, run_folder
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, read
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.clips.held_out import hold_out
-from cogvx_jax.train.placement import place_batch, place_init
+from cogvx_jax.train.pace import Pace
+from cogvx_jax.train.placement import Placement
 from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.stages import Stage
@@ -92,6 +94,11 @@ def cache(model, random_cache, tmp_path_factory):
     return random_cache(tmp_path_factory.mktemp("cache"), model, Shape(32, 48, 9, 8.0), 6)
 
 
+def command(**flags):
+    """`cogvx train` with these flags."""
+    commands.train(from_flags(commands.TrainOptions, **flags))
+
+
 def losses(folder):
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if "loss" in row]
@@ -113,7 +120,7 @@ def stage_of(cache, config, steps, accumulate=1):
 def train(source, cache, config, folder, steps, mesh=None, accumulate=1, **options):
     model = cx.load(source, mesh=None if mesh is None else mesh_of(mesh))
     stages = (stage_of(cache, config, steps, accumulate),)
-    return runs.train(model, stages, config, folder, source=str(source), **{"log_every": 1} | options)
+    return runs.train(model, stages, config, folder, source=str(source), pace=Pace(**{"log_every": 1} | options))
 
 
 def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, tmp_path):
@@ -121,8 +128,8 @@ def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, t
     was, now = flat(model.params["transformer"]), flat(after.params["transformer"])
     moved = {path for path in was if not np.array_equal(was[path], now[path])}
     assert moved == {f"blocks/attention/norm_{x}/{y}" for x in "qk" for y in ("scale", "bias")} | {"out/bias"}
-    assert model.compute.logit_bound and runs._start(model, NORMS)[0].logit_bound is None
-    tx = NORMS.tx(stage_of(cache, NORMS, 2))
+    assert model.compute.logit_bound and runs._begin(model, NORMS).compute.logit_bound is None
+    tx = runs.make_optimizer(NORMS, stage_of(cache, NORMS, 2))
     state = update.init(parts.split(model.params["transformer"], NORMS.parts)[0], tx)
     assert len(jax.tree.leaves(state.opt)) == 2 * len(moved) + 2  # two moments each, and counts of theirs and the rate
     export_run(tmp_path / "run", out=tmp_path / "model")
@@ -193,7 +200,8 @@ def test_what_is_trained_is_held_once(source, cache, tmp_path):
     for steps in (1, 2):
         model = cx.load(source, components=("transformer",))
         stages = (stage_of(cache, NORMS, steps),)
-        after = runs.train(model, stages, NORMS, tmp_path / "run", source=str(source), log_every=1, release=True)
+        pace = Pace(log_every=1)
+        after = runs.train(model, stages, NORMS, tmp_path / "run", source=str(source), pace=pace, release=True)
         gone = {path for path, x in flat(model.params["transformer"]).items() if x.is_deleted()}
         assert gone == set(flat(parts.split(model.params["transformer"], NORMS.parts)[0]))
     assert losses(tmp_path / "run") == losses(tmp_path / "kept")
@@ -206,14 +214,14 @@ def test_what_is_trained_is_held_once(source, cache, tmp_path):
 def test_moments_lie_where_their_parameters_do(source):
     model = cx.load(source, mesh=mesh_of(dict(fsdp=4, tensor=2)))
     params = model.params["transformer"]
-    state = place_init(params, optim.adamw(1e-3), model.mesh)
+    state = Placement(model.mesh).init(params, optim.adamw(1e-3))
     up = params["blocks"]["mlp"]["up"]["kernel"]
     same = [x for x in jax.tree.leaves(state) if x.shape == up.shape]
     assert len(same) == 4 and all(x.sharding == up.sharding for x in same)  # parameters, average, two moments
     assert up.addressable_shards[0].data.nbytes * 8 == up.nbytes
     assert state.step.sharding.is_fully_replicated
     wide = jax.device_put(np.zeros((2, 256, 512), np.float32), up.sharding)
-    rows = jax.tree.leaves(place_init({"up": wide}, optim.adafactor(1e-3), model.mesh).opt)
+    rows = jax.tree.leaves(Placement(model.mesh).init({"up": wide}, optim.adafactor(1e-3)).opt)
     assert not [x for x in rows if x.shape == wide.shape]  # rows and columns lie whole on every device
 
 
@@ -223,11 +231,11 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
     assert not (tmp_path / "run").exists()
     options = dict(data=cache.folder, out=tmp_path / "run", model=str(source))
     with pytest.raises(ValueError, match="6 devices, there are 8"):
-        commands.train(**options, mesh="data=6")
+        command(**options, mesh="data=6")
     with pytest.raises(ValueError, match="6 clips cannot be split over data=8"):
-        commands.train(**options, mesh="data=8", batch_size=6)
+        command(**options, mesh="data=8", batch_size=6)
     with pytest.raises(ValueError, match="4 clips cannot be computed in 3 equal parts"):
-        commands.train(**options, accumulate=3)
+        command(**options, accumulate=3)
 
 
 @pytest.mark.parametrize(
@@ -237,13 +245,14 @@ def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path,
     sizes = dict(data=2, fsdp=2, tensor=2)
     train(source, cache, config, tmp_path / "run", 1, sizes)
     model = cx.load(source, mesh=mesh_of(sizes))
-    spec, (compute, start, base) = model.spec, runs._start(model, config)
-    tx, mesh = config.tx(stage_of(cache, config, 1)), model.mesh
-    compiled = lower_update(spec, compute, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
+    begun = runs._begin(model, config)
+    tx, mesh = runs.make_optimizer(config, stage_of(cache, config, 1)), model.mesh
+    spec, start, base = begun.spec, begun.given, begun.frozen
+    compiled = lower_update(spec, begun.compute, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
     numbers = [choose([Share(cache, 1, tuple(range(6)))], 0, place, (config.seed, 0)) for place in range(4)]
-    batch = place_batch(read(spec, cache, numbers), mesh) | {"base": base}
+    batch = Placement(mesh).batch(read(spec, cache, numbers)) | {"base": base}
     _, metrics = compiled(
-        place_init(start, tx, mesh),
+        Placement(mesh).init(start, tx),
         batch | {"empty": replicate(cache.empty_text(), mesh)},
         replicate(jax.random.key(config.seed), mesh),
     )
@@ -300,7 +309,8 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         rate = dict(learning_rate=0.3 if parts else 1e-2, average=0.0)
-        commands.train(**options, **rate, out=tmp_path / "run", parts=parts, steps=5, video_every=2, save_every=9)
+        pace = dict(steps=5, video_every=2, save_every=9)
+        command(**options, **rate, out=tmp_path / "run", parts=parts, **pace)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     made = sorted(str(path.relative_to(tmp_path / "run" / "videos")) for path in tmp_path.glob("run/videos/*/*"))
@@ -316,11 +326,11 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     assert np.abs(np.float32(read_video(tmp_path / "again.mp4")[0]) - last).mean() < 0.5
     with pytest.raises(ValueError, match="line 1: colour; a line has a prompt and any of"):
         (tmp_path / "prompts.txt").write_text('{"prompt": "a star", "colour": "red"}')
-        commands.train(**options, out=tmp_path / "other")
+        command(**options, out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def command(source, cache, out, *more, **variables):
+def begin(source, cache, out, *more, **variables):
     """`cogvx train` in a process of its own, for ever."""
     arguments = ["train", "--data", cache.folder, "--model", source, "--out", out, "--steps", 10**6]
     arguments += ["--lora-rank", 2, "--batch-size", 4, "--log-every", 1, "--save-every", 1, "--keep", 3, *more]
@@ -346,13 +356,13 @@ def running(process):
 
 def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     out = tmp_path / "run"
-    process = running(command(source, cache, out))
+    process = running(begin(source, cache, out))
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     saved = Checkpoints(out / "checkpoints").latest()
     assert f"SIGTERM came; update {saved} is saved" in said.splitlines()[-1]
-    process = running(command(source, cache, out))
+    process = running(begin(source, cache, out))
     process.kill()
     process.communicate()
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
@@ -361,8 +371,10 @@ def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     assert newest > saved and len([p for p in (out / "checkpoints").iterdir() if p.name.isdecimal()]) <= 3
     # What the kill left can be gone on from.
     config = runs.RunConfig(lora=LoRAConfig(rank=2, alpha=2.0))
-    _, start, _ = runs._start(cx.load(source), config)
-    state = Checkpoints(out / "checkpoints").restore(place_init(start, config.tx(stage_of(cache, config, 1)), None))
+    start = runs._begin(cx.load(source), config).given
+    state = Checkpoints(out / "checkpoints").restore(
+        Placement().init(start, runs.make_optimizer(config, stage_of(cache, config, 1)))
+    )
     assert int(state.step) == newest and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert np.abs(state.average["blocks/attention/q/kernel"]["b"]).max() > 0
 
@@ -375,7 +387,7 @@ def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tm
     shared = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     shared |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     mesh = ["--mesh", "data=2,fsdp=2", "--distributed"]
-    both = [command(source, cache, tmp_path / "run", *mesh, JAX_PROCESS_ID=str(i), **shared) for i in range(2)]
+    both = [begin(source, cache, tmp_path / "run", *mesh, JAX_PROCESS_ID=str(i), **shared) for i in range(2)]
     try:
         running(both[0])
         both[1].send_signal(signal.SIGTERM)  # of which the first process knows nothing
@@ -396,6 +408,68 @@ def test_a_run_of_two_processes_goes_on_in_one_on_another_mesh(source, cache, tm
 def test_processes_that_cannot_train_together_are_refused(source, cache, tmp_path):
     options = dict(out=tmp_path / "run", model=str(source), distributed=True)
     with pytest.raises(ValueError, match="--distributed needs --mesh"):
-        commands.train(data=cache.folder, **options)
+        command(data=cache.folder, **options)
     with pytest.raises(ValueError, match="run `cogvx encode --data .*clips.jsonl` first"):
-        commands.train(data=tmp_path / "clips.jsonl", mesh="data=2", **options)
+        command(data=tmp_path / "clips.jsonl", mesh="data=2", **options)
+
+
+def repeat(folder, *flags, monkeypatch):
+    """`cogvx train --config` of the run in a folder."""
+    monkeypatch.setattr(sys, "argv", ["cogvx", "train", "--config", str(folder / "run.json"), *map(str, flags)])
+    cli.main()
+
+
+def test_a_run_is_repeated_from_its_record(source, cache, tmp_path, monkeypatch, capsys):
+    first = tmp_path / "first"
+    options = dict(data=cache.folder, model=str(source), batch_size=2, learning_rate=1e-2, warmup=1, seed=5)
+    options |= dict(lora_rank=2, lora_targets=("to_q", "ff"), text_dropout=0.3, validation=1, average=0.9)
+    command(**options, out=first, steps=3, log_every=1, validate_every=3, keep=1)
+    repeat(first, "--out", tmp_path / "again", monkeypatch=monkeypatch)
+    assert losses(tmp_path / "again") == losses(first)
+    one, two = (json.loads((folder / "run.json").read_text()) for folder in (first, tmp_path / "again"))
+    assert one == two and one["command"]["keep"] == 1
+    # What stands beside it comes first, and a run goes on so, too.
+    repeat(first, "--out", tmp_path / "again", "--steps", 4, "--log-every", 2, monkeypatch=monkeypatch)
+    said = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert said["stages"][0]["steps"] == 4 and said["command"]["log_every"] == 2
+    capsys.readouterr()
+    repeat(first, "--out", tmp_path / "again", "--steps", 1, monkeypatch=monkeypatch)
+    assert "is at update 4 already, 1 were asked for, and nothing was trained" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "run.json").read_text()) == said
+    # A record of a version that did not note where the clips lie.
+    del one["stages"][0]["data"][0]["folder"], one["command"]
+    (tmp_path / "old.json").write_text(json.dumps(one))
+    with pytest.raises(ValueError, match="old.json cannot be repeated: it is of a version that did not note where"):
+        commands.recorded(str(tmp_path / "old.json"))
+
+
+def test_a_run_of_parts_and_stages_is_repeated(source, cache, tmp_path, monkeypatch, capsys):
+    stages = (
+        f'[[stage]]\ndata = "{cache.folder}"\nsteps = 1\n[[stage]]\ndata = "{cache.folder}"\nsteps = 1\npack = 20\n'
+    )
+    (tmp_path / "stages.toml").write_text(stages)
+    options = dict(stages=tmp_path / "stages.toml", model=str(source), batch_size=2, accumulate=2, warmup=0)
+    command(**options, parts=("out/*",), out=tmp_path / "first", log_every=1)
+    (tmp_path / "stages.toml").unlink()
+    repeat(tmp_path / "first", "--out", tmp_path / "again", monkeypatch=monkeypatch)
+    assert losses(tmp_path / "again") == losses(tmp_path / "first")
+    with pytest.raises(SystemExit):
+        repeat(tmp_path / "first", "--out", tmp_path / "again", "--steps", "9", monkeypatch=monkeypatch)
+    assert "run.json has 2 stages; give --stages with a file" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused_and_free_when_its_user_is_killed(source, cache, tmp_path):
+    out = tmp_path / "run"
+    process = running(begin(source, cache, out))
+    try:
+        refused = begin(source, cache, out)
+        said, _ = refused.communicate(timeout=240)
+        assert refused.returncode == 2 and said.splitlines() == [
+            f"cogvx: {out} is in use: another process trains in it; wait for it, or give another folder"
+        ]
+    finally:
+        process.kill()
+        process.communicate()
+    run_folder.check_free(out)
+    with run_folder.used(out), pytest.raises(ValueError, match="is in use"):
+        run_folder.check_free(out)

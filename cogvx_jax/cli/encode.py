@@ -40,9 +40,10 @@ def encode(
 
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import storage_path
+    from cogvx_jax.storage import check_writable, storage_path
 
     folder, process, processes = storage_path(out), 0, 1
+    check_writable(folder)
     if distributed:
         process, processes = _join()
     devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())
@@ -80,7 +81,7 @@ def _join() -> tuple[int, int]:
 
 
 def encode_clips(loaded, clips: tuple[Any, Any], out: Any, process: int = 0, processes: int = 1):
-    """Encodes what `_clips` found."""
+    """Encodes what `find_clips` found."""
     from cogvx_jax.train.clips import encode as latents
 
     def report(line: str) -> None:

@@ -1,244 +1,275 @@
 """`cogvx train`: trains a LoRA, all of a transformer or parts of it."""
 
+import dataclasses
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from cogvx_jax.cli.encode import clip_shape, encode_clips, find_clips
 from cogvx_jax.cli.options import DType, FolderText, MeshText, Size
 from cogvx_jax.cli.prompts_file import read_jobs
-from cogvx_jax.configs import Remat
+from cogvx_jax.cli.settings import NAMES, verb
+from cogvx_jax.configs import LoRAConfig, Remat
+from cogvx_jax.storage import StoragePath, is_bucket, storage_path
+from cogvx_jax.train.fields import read_fields
+from cogvx_jax.train.pace import Pace
+from cogvx_jax.train.transformer.settings import RunConfig, StageSettings
+from cogvx_jax.train.transformer.stages import Stage, read_stages
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+EVERYTHING = ("*",)  # patterns of `--train full`
 
 
-def train(
-    *,
-    data: FolderText | None = None,
-    stages: Path | None = None,
-    out: FolderText,
-    model: str = "tiny",
-    steps: int = 1000,
-    train: Literal["lora", "full"] = "lora",
-    parts: tuple[str, ...] = (),
-    lora_rank: int = 64,
-    lora_alpha: float | None = None,
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
-    batch_size: int = 4,
-    accumulate: int = 1,
-    optimizer: Literal["adamw", "adafactor"] = "adamw",
-    learning_rate: float | None = None,
-    schedule: Literal["constant", "cosine"] = "constant",
-    warmup: int = 50,
-    weight_decay: float = 1e-4,
-    trained_dtype: Literal["float32", "bfloat16"] = "float32",
-    average: float = 0.99,
-    timesteps: Literal["explicit", "uniform"] = "explicit",
-    text_dropout: float = 0.1,
-    empty: Literal["encoded", "zeros"] = "encoded",
-    image_noise: bool = True,
-    image_dropout: float = 0.05,
-    noise_offset: float = 0.0,
-    size: Size = None,
-    frames: int | None = None,
-    validation: float = 0.0,
-    validate_every: int = 200,
-    seed: int = 0,
-    save_every: int = 200,
-    keep: int = 2,
-    log_every: int = 50,
-    tensorboard: bool = False,
-    prompts: Path | None = None,
-    video_every: int = 1000,
-    workers: int = 0,
-    remat: Remat | None = None,
-    mesh: MeshText = None,
-    distributed: bool = False,
-    dtype: DType | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Of `cogvx train`. Raises: ValueError for options that cannot go together."""
+
+    # the run.json of a run to repeat: it has the data, the model and all settings; those that are given beside it
+    # come first, and --out must
+    config: FolderText | None = None
+    data: FolderText | None = None  # as for `encode`, or a folder that `encode` has filled, which may lie in a bucket
+    # instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of `encode` or a
+    # table of several and their weights, and any of steps, batch_size, accumulate, learning_rate, schedule, warmup and
+    # pack; what it does not say is as below
+    stages: Path | None = None
+    # the run's folder, or the URL of one in a bucket. Videos are encoded to its folder "cache", if `data` lists any
+    out: FolderText
+    model: str = "tiny"  # as for `generate`
+    train: Literal["lora", "full"] = "lora"  # a LoRA, or all of the transformer's parameters
+    # trains only those parameters whose paths match one of these, such as "blocks/attention/*"
+    parts: tuple[str, ...] = ()
+    lora: LoRAConfig = LoRAConfig()  # What a LoRA adapts
+    stage: StageSettings = StageSettings()  # The length and the pace of learning
+    run: RunConfig = RunConfig()  # What is trained, and how
+    size: Size = None  # as for `encode`
+    frames: int | None = None  # as for `encode`
+    pace: Pace = Pace()  # What is said and kept on the way
+    # a file of prompts, as `generate --prompts-file` takes it, whose videos the moving average makes on the way, to the
+    # folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and with seed 0
+    prompts: Path | None = None
+    video_every: int = 1000  # updates between them
+    # what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is cheap
+    # ("products"); whole blocks, a quarter more work ("block"), whose inputs may wait on the host ("offload"). None is
+    # "products" on CPU, else "block"
+    remat: Remat | None = None
+    mesh: MeshText = None  # the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one
+    # this is one of several processes that run the same command, as for `generate`. They share one mesh, the folder of
+    # the run and that of the encoded clips
+    distributed: bool = False
+    dtype: DType | None = None  # to compute in
+
+    recorded: tuple[Stage, ...] = ()  # stages of the run in `config`
+
+    def __post_init__(self):
+        if self.train == "full" and self.parts:
+            raise ValueError("--train full trains everything; leave it out to train --parts")
+        if self.video_every < 1:
+            raise ValueError(f"video_every must be at least 1, got {self.video_every}")
+        if self.data is not None and self.stages is not None or not (self.data or self.stages or self.recorded):
+            raise ValueError("give --data, or --stages with a file that names the data of each stage")
+        if self.distributed and self.mesh is None:
+            raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
+        if self.unencoded is None and (self.size is not None or self.frames is not None):
+            raise ValueError(
+                f"{self.data or self.stages or self.config} is encoded already; size and frames are those of "
+                "`cogvx encode`"
+            )
+        if self.unencoded is not None and self.distributed:
+            raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {self.data}` first")
+
+    @property
+    def trained(self) -> RunConfig:
+        """The settings of the run, with what it trains."""
+        if self.train == "lora" and not self.parts:
+            return dataclasses.replace(self.run, lora=self.lora, parts=())
+        return dataclasses.replace(self.run, lora=None, parts=self.parts or EVERYTHING)
+
+    @property
+    def unencoded(self) -> Path | None:
+        """Videos that are to be encoded first."""
+        from cogvx_jax.train.clips.cache import is_cache
+
+        if self.data is None or is_cache(storage_path(self.data)):
+            return None
+        if is_bucket(storage_path(self.data)):
+            raise ValueError(f"{self.data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
+        return Path(self.data)
+
+    def read_stages(self) -> tuple[Stage, ...]:
+        if self.stages is not None:
+            return read_stages(self.stages, self.stage)
+        if self.data is not None:
+            cache = storage_path(self.out) / "cache" if self.unencoded is not None else storage_path(self.data)
+            return (_stage_of(((cache, 1),), self.stage),)
+        if len(self.recorded) == 1:
+            return (_stage_of(self.recorded[0].data, self.stage),)
+        if self.stage != _settings_of(self.recorded[-1]):
+            raise ValueError(f"{self.config} has {len(self.recorded)} stages; give --stages with a file to change them")
+        return self.recorded
+
+
+NAMES[TrainOptions] = {"recorded": None}
+
+
+def _stage_of(data: tuple[tuple[StoragePath, int], ...], settings: StageSettings) -> Stage:
+    return Stage(data=data, **dataclasses.asdict(settings))
+
+
+def _settings_of(stage: Stage) -> StageSettings:
+    return StageSettings(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(StageSettings)})
+
+
+def recorded(config: str) -> TrainOptions:
+    """The options that the run.json of a run stands for, in which nothing is written yet.
+
+    Raises: FileNotFoundError; ValueError for a file that is no such record, or that says not where its clips lie.
+    """
+    from cogvx_jax.convert.runs import KEYS, read_record
+
+    said = read_record(storage_path(config), {*KEYS, "stages"})
+    try:
+        stages = tuple(_recorded_stage(stage) for stage in said["stages"])
+        run = RunConfig(**read_fields(RunConfig, said))
+        own: dict[str, Any] = read_fields(TrainOptions, {**said.get("command", {}), "dtype": said.get("dtype")})
+        pace = Pace(**read_fields(Pace, said.get("command", {})))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{config} cannot be repeated: {error}") from None
+    if run.lora is None:
+        own |= {"train": "full"} if run.parts == EVERYTHING else {"parts": run.parts}
+    else:
+        own["lora"] = run.lora
+    own |= {"model": str(said["source"]), "stage": _settings_of(stages[-1]), "recorded": stages}
+    return TrainOptions(**own | {"config": config, "out": "", "run": run, "pace": pace})
+
+
+def _recorded_stage(said: Mapping[str, Any]) -> Stage:
+    if any("folder" not in of for of in said["data"]):
+        raise ValueError("it is of a version that did not note where the clips lie")
+    data = tuple((storage_path(of["folder"]), of["weight"]) for of in said["data"])
+    return Stage(data=data, **read_fields(StageSettings, said))
+
+
+@verb(TrainOptions, recorded)
+def train(options: TrainOptions) -> None:
     """Trains a LoRA of a model's transformer, all of it, or parts; a run that was stopped goes on.
 
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
-
-    Args:
-      data: as for `encode`, or a folder that `encode` has filled, which may lie in a bucket.
-      stages: instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of
-        `encode` or a table of several and their weights, and any of steps, batch_size, accumulate, learning_rate,
-        schedule and warmup; what it does not say is as below.
-      out: the run's folder, or the URL of one in a bucket. Videos are encoded to its folder "cache", if `data` lists
-        any.
-      model: as for `generate`.
-      steps: updates, those of an earlier part of the run included; with `stages`, those of a stage.
-      train: a LoRA, or all of the transformer's parameters.
-      parts: trains only those parameters whose paths match one of these, such as "blocks/attention/*".
-      lora_rank: of the adapters.
-      lora_alpha: alpha / rank is the factor of the adapters; None is the rank.
-      lora_targets: what to adapt: to_q, to_k, to_v, to_out.0, ff.
-      batch_size: clips an update.
-      accumulate: computes a batch in so many parts, one after the other, which saves memory.
-      optimizer: adafactor keeps far less than adamw.
-      learning_rate: reached after `warmup` updates; None is 5e-4 for a LoRA, else 1e-5.
-      schedule: constant from then on, or a cosine down to 1% at the last of `steps`.
-      trained_dtype: what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is
-        rounded at random, so that small updates are not lost. Adapters are in float32.
-      average: decay of the moving average that is exported; 0 keeps none, which saves its memory.
-      timesteps: "explicit" gives each clip of a batch a part of the range of its own.
-      text_dropout: share of captions that are left out, for guidance.
-      empty: what stands for a caption left out: the encoded empty prompt, or zeros.
-      image_noise: of image-to-video models, add noise to the image before it is encoded.
-      image_dropout: of those models, share of images left out.
-      noise_offset: deviation of one number per clip, added to all of its noise.
-      size: as for `encode`.
-      frames: as for `encode`.
-      validation: clips to keep out and validate with: a share of the videos, or from 1 on their number.
-      validate_every: updates between validations; the state of the lowest loss is kept.
-      save_every: updates between checkpoints.
-      keep: newest checkpoints to keep.
-      tensorboard: write the curve to the run's folder "tensorboard", too (pip install tensorboardX).
-      prompts: a file of prompts, as `generate --prompts-file` takes it, whose videos the moving average makes on the
-        way, to the folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and
-        with seed 0.
-      video_every: updates between them.
-      workers: processes that read batches ahead; 0 reads in threads of this one, which mostly suffices, as clips are
-        encoded already.
-      remat: what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is
-        cheap ("products"); whole blocks, a quarter more work ("block"), whose inputs may wait on the host ("offload").
-        None is "products" on CPU, else "block".
-      mesh: the devices to use and how, such as data=2,fsdp=2; see `cogvx_jax.make_mesh`. None is one device.
-      distributed: this is one of several processes that run the same command, as for `generate`. They share one mesh,
-        the folder of the run and that of the encoded clips.
-      dtype: to compute in.
     """
-    import dataclasses
-
-    from cogvx_jax.models.lora import LoRAConfig
-    from cogvx_jax.nn.backend import formulations
-    from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
-    from cogvx_jax.storage import is_bucket, storage_path
-    from cogvx_jax.train.clips.cache import is_cache, open_cache
-    from cogvx_jax.train.clips.encode import check_model
+    from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
-    from cogvx_jax.train.placement import check_batch
-    from cogvx_jax.train.run_folder import check_folder
+    from cogvx_jax.train.run_folder import ends
     from cogvx_jax.train.transformer import run
-    from cogvx_jax.train.transformer.objective import Objective
-    from cogvx_jax.train.transformer.parts import EVERYTHING
-    from cogvx_jax.train.transformer.stages import Stage, read_stages
 
-    if train == "full" and parts:
-        raise ValueError("--train full trains everything; leave it out to train --parts")
-    lora, whole = None, train == "full" or bool(parts)
-    if not whole:
-        alpha = float(lora_rank if lora_alpha is None else lora_alpha)
-        lora = LoRAConfig(rank=lora_rank, alpha=alpha, targets=lora_targets)
-    config = run.RunConfig(
-        lora=lora,
-        parts=(parts or EVERYTHING) if whole else (),
-        objective=Objective(
-            timesteps=timesteps,
-            text_dropout=text_dropout,
-            empty=empty,
-            image_noise=image_noise,
-            image_dropout=image_dropout,
-            noise_offset=noise_offset,
-        ),
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        trained_dtype=trained_dtype,
-        average=average,
-        validation=validation,
-        seed=seed,
-    )
-    pace: dict[str, Any] = {
-        "validate_every": validate_every,
-        "save_every": save_every,
-        "log_every": log_every,
-        "keep": keep,
-        "video_every": video_every,
-    }
-    for name, value in pace.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-    if (data is None) == (stages is None):
-        raise ValueError("give --data, or --stages with a file that names the data of each stage")
-    folder, encoded = storage_path(out), None if data is None else storage_path(data)
-    unencoded = None if encoded is None or is_cache(encoded) else Path(encoded)
-    if unencoded is not None and is_bucket(encoded):
-        raise ValueError(f"{data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
-    if unencoded is None and (size is not None or frames is not None):
-        raise ValueError(f"{data or stages} is encoded already; size and frames are those of `cogvx encode`")
-    if tensorboard:
+    folder = storage_path(options.out)
+    if options.pace.tensorboard:
         check_tensorboard(folder)
-    if distributed:
-        if mesh is None:
-            raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
-        if unencoded is not None:
-            raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {data}` first")
+    if options.distributed:
         initialize()
-    settings: dict[str, Any] = {
-        "steps": steps,
-        "batch_size": batch_size,
-        "accumulate": accumulate,
-        "learning_rate": (1e-5 if whole else 5e-4) if learning_rate is None else learning_rate,
-        "schedule": schedule,
-        "warmup": warmup,
-    }
-    if stages is not None:
-        several = read_stages(stages, settings)
-    else:
-        several = (Stage(data=((folder / "cache" if unencoded or encoded is None else encoded, 1),), **settings),)
-    devices = None if mesh is None else parse_mesh(mesh)
-    caches = []  # opened before the weights are read: it finds what is missing
-    for stage in several:
+    stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
+    caches = _check_data(options, stages, devices)
+    _check_folder(folder)
+    shape = caches[-len(stages[-1].data)].shape if caches else None
+    videos = run.Videos(wanted=_videos(options, shape), every=options.video_every)
+    loaded = _load(options, folder, caches, devices, bool(videos.wanted))
+    before = newest_update(folder)
+    about: dict[str, Any] = {"source": whole_path(options.model), "pace": options.pace, "command": _command(options)}
+    try:
+        run.train(loaded, stages, options.trained, folder, videos=videos, release=True, **about)
+    except KeyboardInterrupt:
+        print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
+    if first_process():
+        print(f"{options.out}: {reached(before, ends(stages)[-1])}; {_use(options)}")
+
+
+def reached(before: int, steps: int) -> str:
+    """What became of a run that was to be trained to `steps` updates and had some before."""
+    if before < steps:
+        return f"trained to update {steps}"
+    return f"is at update {before} already, {steps} were asked for, and nothing was trained"
+
+
+def whole_path(model: str) -> str:
+    """What a model is loaded from, such that it means the same wherever a run goes on."""
+    return str(Path(model).absolute()) if model != "tiny" and Path(model).is_dir() else model
+
+
+def _use(options: TrainOptions) -> str:
+    if options.trained.lora is None:
+        return f"`cogvx export {options.out} --out FOLDER` makes a model of it"
+    return f"`cogvx generate --lora {options.out}` uses it"
+
+
+def _command(options: TrainOptions) -> dict[str, Any]:
+    """The options that change no number of a run, for --config."""
+    prompts = None if options.prompts is None else str(options.prompts.absolute())
+    others = {name: getattr(options, name) for name in ("video_every", "remat", "mesh", "distributed")}
+    return {"prompts": prompts, **others}
+
+
+def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) -> list[Any]:
+    """The caches of all stages, opened before the weights are read: that finds what is missing from them."""
+    from cogvx_jax.train.clips.cache import is_cache, open_cache
+    from cogvx_jax.train.placement import check_batch
+
+    caches = []
+    for stage in stages:
         check_batch(devices, stage.batch_size, stage.accumulate)
-        for clips, _ in stage.data if unencoded is None else ():
+        for clips, _ in stage.data if options.unencoded is None else ():
             if not is_cache(clips):
                 raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
             caches.append(open_cache(clips))
-    check_folder(folder)
-    shape = caches[-len(several[-1].data)].shape if caches else None
-    videos = _videos(model, prompts, size, frames, shape)
-    to_encode = None if unencoded is None else find_clips(model, size, frames, unencoded)
-    encoders = load(model, dtype=dtype, mesh=devices, components=("vae", "text_encoder"))
+    return caches
+
+
+def _check_folder(folder: StoragePath) -> None:
+    from cogvx_jax.storage import check_writable
+    from cogvx_jax.train.run_folder import check_folder, check_free
+
+    check_folder(folder, "transformer")
+    check_free(folder)
+    check_writable(folder)
+
+
+def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices: Any, has_videos: bool) -> Any:
+    """The model with what training needs of it; its clips are encoded."""
+    from cogvx_jax.nn.backend import formulations
+    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.train.clips.encode import check_model
+
+    unencoded = options.unencoded
+    to_encode = None if unencoded is None else find_clips(options.model, options.size, options.frames, unencoded)
+    about = {"dtype": options.dtype, "mesh": devices}
+    encoders = load(options.model, components=("vae", "text_encoder"), **about)
     if to_encode is not None:
         encode_clips(encoders, to_encode, folder / "cache")
     else:
         check_model(caches, encoders)
     # What training does not need any more leaves its memory to the transformer.
-    kept = {name: x for name, x in encoders.params.items() if videos or encoders.spec.kind == "i2v" and name == "vae"}
+    kept = {
+        name: x for name, x in encoders.params.items() if has_videos or encoders.spec.kind == "i2v" and name == "vae"
+    }
     tokenizer = encoders.tokenizer
     del encoders
-    loaded = load(model, dtype=dtype, mesh=devices, components=("transformer",))
-    compute = dataclasses.replace(loaded.compute, remat=remat or formulations().remat)
-    loaded = dataclasses.replace(loaded, compute=compute, params=loaded.params | kept, tokenizer=tokenizer)
-    try:
-        about: dict[str, Any] = {"source": model, "tensorboard": tensorboard, "videos": videos, "workers": workers}
-        run.train(loaded, several, config, folder, release=True, **about, **pace)
-    except KeyboardInterrupt:
-        print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
-    use = (
-        f"`cogvx export {out} --out FOLDER` makes a model of it" if whole else f"`cogvx generate --lora {out}` uses it"
-    )
-    if first_process():
-        print(f"{out}: trained to update {sum(stage.steps for stage in several)}; {use}")
+    loaded = load(options.model, components=("transformer",), **about)
+    compute = dataclasses.replace(loaded.compute, remat=options.remat or formulations().remat)
+    return dataclasses.replace(loaded, compute=compute, params=loaded.params | kept, tokenizer=tokenizer)
 
 
-def _videos(model: str, prompts: Path | None, size: str | None, frames: int | None, shape):
+def _videos(options: TrainOptions, shape: Any) -> list[dict[str, Any]]:
     """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
     from cogvx_jax.pipelines.model import load_spec
     from cogvx_jax.pipelines.options import Options
     from cogvx_jax.pipelines.request import check_request
 
-    if prompts is None:
+    if options.prompts is None:
         return []
-    spec, requests = load_spec(model), []
-    shape = shape or clip_shape(spec, size, frames)
+    spec, requests = load_spec(options.model), []
+    shape = shape or clip_shape(spec, options.size, options.frames)
     own = Options(size=(shape.height, shape.width), frames=shape.frames)
-    for job in read_jobs(None, prompts, Path("video.mp4"), own):
+    for job in read_jobs(None, options.prompts, Path("video.mp4"), own):
         with job.named():
             requests.append(check_request(spec, job.prompt, job.options))
     return requests

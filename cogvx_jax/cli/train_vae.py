@@ -1,159 +1,149 @@
 """`cogvx train-vae`: trains a VAE."""
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size
+from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size, report
+from cogvx_jax.cli.settings import NAMES, verb
+from cogvx_jax.cli.train import reached, whole_path
+from cogvx_jax.storage import storage_path
+from cogvx_jax.train.fields import read_fields
+from cogvx_jax.train.pace import Pace
+from cogvx_jax.train.vae.settings import VAERunConfig, VAEStageSettings
+from cogvx_jax.train.vae.stages import VAEStage, read_vae_stages, vae_stage
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 
-def train_vae(
-    *,
-    data: Path,
-    out: FolderText,
-    model: str = "tiny",
-    steps: int = 1000,
-    lpips: Path | None = None,
-    lpips_weight: float = 1.0,
-    lpips_frames: int | None = None,
-    l1: float = 1.0,
-    squared: float = 0.0,
-    kl: float = 1e-6,
-    discriminator_start: int | None = None,
-    discriminator_width: int = 64,
-    discriminator_layers: int = 3,
-    adversarial: float = 0.5,
-    adaptive: bool = True,
-    decoder_only: bool = False,
-    whole_clips: bool = False,
-    size: Size = None,
-    frames: int = 17,
-    fps: tuple[float, ...] = (8.0, 16.0),
-    batch_size: int = 1,
-    learning_rate: float = 1e-5,
-    discriminator_rate: float = 1e-4,
-    warmup: int = 100,
-    weight_decay: float = 1e-4,
-    average: float = 0.99,
-    validation: float = 0.0,
-    validate_every: int = 200,
-    seed: int = 0,
-    save_every: int = 200,
-    keep: int = 2,
-    log_every: int = 50,
-    workers: int = 0,
-    remat: bool = False,
-    mesh: MeshText = None,
-    dtype: DType | None = None,
-) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainVAEOptions:
+    """Of `cogvx train-vae`. Raises: ValueError for options that cannot go together."""
+
+    # the run.json of a run to repeat: it has the data, the model and all settings; those that are given beside it
+    # come first, and --out must
+    config: FolderText | None = None
+    data: Path | None = None  # as for `train`; captions are not used
+    # a TOML file with a [[stage]] for each of several stages: any of data, steps, height, width, frames, fps,
+    # batch_size, learning_rate and warmup; what it does not say is as below
+    stages: Path | None = None
+    out: FolderText  # the run's folder, or the URL of one in a bucket
+    model: str = "tiny"  # as for `generate`; only its VAE is loaded
+    stage: VAEStageSettings = VAEStageSettings()  # The length and the pace of learning, and the clips
+    # a file with the weights of LPIPS; None leaves the term out. cogvx_jax/convert/lpips.py has the command that
+    # writes it
+    lpips: Path | None = None
+    run: VAERunConfig = VAERunConfig()  # What is trained, and how
+    size: Size = None  # height and width of the clips in pixels; None is 256x256, or the model's own if smaller
+    pace: Pace = Pace()  # What is said and kept on the way
+    remat: bool = False  # compute each frame batch anew in the backward pass, which saves memory
+    mesh: MeshText = None  # as for `train`
+    distributed: bool = False  # as for `train`; each process reads whole batches
+    dtype: DType | None = None  # to compute in; the parameters are kept in float32
+
+    recorded: tuple[VAEStage, ...] = ()  # stages of the run in `config`
+
+    def __post_init__(self):
+        if self.data is None and self.stages is None and not self.recorded:
+            raise ValueError("give --data, or --stages with a file that names the data of each stage")
+        if self.distributed and self.mesh is None:
+            raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
+
+    @property
+    def trained(self) -> VAERunConfig:
+        """The settings of the run; without a file of LPIPS, that term has no weight."""
+        if self.lpips is not None:
+            return self.run
+        return dataclasses.replace(self.run, objective=dataclasses.replace(self.run.objective, lpips=0.0))
+
+    def read_stages(self) -> tuple[VAEStage, ...]:
+        settings, (height, width) = self.stage, parse_size(self.size)
+        if height is not None:
+            settings = dataclasses.replace(settings, height=height, width=width)
+        if self.stages is not None:
+            return read_vae_stages(self.stages, settings, self.data)
+        if self.data is not None:
+            return (vae_stage(self.data, settings),)
+        if len(self.recorded) == 1:
+            return (vae_stage(self.recorded[0].data, settings),)
+        if settings != _settings_of(self.recorded[-1]):
+            raise ValueError(f"{self.config} has {len(self.recorded)} stages; give --stages with a file to change them")
+        return self.recorded
+
+
+NAMES[TrainVAEOptions] = {"recorded": None}
+
+
+def _settings_of(stage: VAEStage) -> VAEStageSettings:
+    return VAEStageSettings(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(VAEStageSettings)})
+
+
+def recorded(config: str) -> TrainVAEOptions:
+    """The options that the run.json of a run stands for. Raises: as `train.recorded`."""
+    from cogvx_jax.convert.runs import read_record
+    from cogvx_jax.train.vae.run import KEYS
+
+    said = read_record(storage_path(config), {*KEYS, "stages"})
+    try:
+        stages = tuple(
+            VAEStage(data=Path(stage["folder"]), **read_fields(VAEStageSettings, stage)) for stage in said["stages"]
+        )
+        run, command = VAERunConfig(**read_fields(VAERunConfig, said)), said.get("command", {})
+        own: dict[str, Any] = read_fields(TrainVAEOptions, {**command, "dtype": said["dtype"]})
+        pace = Pace(**read_fields(Pace, command))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{config} cannot be repeated: {error}") from None
+    own |= {"model": str(said["source"]), "stage": _settings_of(stages[-1]), "recorded": stages, "config": config}
+    return TrainVAEOptions(**own | {"out": "", "run": run, "pace": pace})
+
+
+@verb(TrainVAEOptions, recorded)
+def train_vae(options: TrainVAEOptions) -> None:
     """Trains a model's VAE on random clips of videos; a run that was stopped goes on.
 
     Unless --decoder-only, the latents become others: a transformer must then be trained on them. It goes on from its
     newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0. `cogvx export` makes a model of it.
-
-    Args:
-      data: as for `train`; captions are not used.
-      out: the run's folder, or the URL of one in a bucket.
-      model: as for `generate`; only its VAE is loaded.
-      steps: updates, those of an earlier part of the run included.
-      lpips: a file with the weights of LPIPS; None leaves the term out. cogvx_jax/convert/lpips.py has the command
-        that writes it.
-      lpips_weight: of that term.
-      lpips_frames: frames that it compares in each update, drawn at random; None is all.
-      l1: weight of the absolute error of pixels.
-      squared: of the squared error.
-      kl: of the divergence of the latents from a normal distribution, a mean over their numbers.
-      discriminator_start: updates after which a 3D discriminator joins in; None is never.
-      discriminator_width: channels of its first layer.
-      discriminator_layers: that halve height and width.
-      adversarial: weight of its gradient in the decoder's last layer, against that of the rest.
-      adaptive: weigh it so in every update; else `adversarial` is the plain weight of its loss.
-      decoder_only: keep the encoder, and so the latents, as they are.
-      whole_clips: norms over the whole clip, as the authors trained, not over frame batches as in use.
-      size: height and width of the clips in pixels; None is 256x256, or the model's own if that is smaller.
-      frames: of each clip, 8N+1; 1 takes single frames.
-      fps: frames per second, one of which is drawn for each clip.
-      batch_size: clips an update.
-      learning_rate: of the VAE, reached after `warmup` updates.
-      discriminator_rate: of the discriminator, which warms up as long when it begins.
-      average: decay of the moving average that is exported; 0 keeps none, which saves its memory.
-      validation: videos to keep out and validate with: a share of them, or from 1 on their number.
-      validate_every: updates between validations, by PSNR, SSIM and the terms; the state of the lowest loss is kept.
-      save_every: updates between checkpoints.
-      keep: newest checkpoints to keep.
-      workers: processes that cut clips out of the videos ahead; 0 does it in threads of this one.
-      remat: compute each frame batch anew in the backward pass, which saves memory.
-      mesh: as for `train`.
-      dtype: to compute in; the parameters are kept in float32.
     """
     from cogvx_jax.data.layouts import read_sources
-    from cogvx_jax.models.discriminator import DiscriminatorConfig
-    from cogvx_jax.pipelines.model import load, load_spec
-    from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import storage_path
+    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.sharding import first_process, initialize, parse_mesh
+    from cogvx_jax.storage import check_writable
+    from cogvx_jax.train.checkpoint import newest_update
+    from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.placement import check_batch
+    from cogvx_jax.train.run_folder import check_folder, check_free, ends
     from cogvx_jax.train.vae import run
-    from cogvx_jax.train.vae.objective import VAEObjective
 
-    pace: dict[str, Any] = {
-        "validate_every": validate_every,
-        "save_every": save_every,
-        "log_every": log_every,
-        "keep": keep,
-    }
-    for name, value in ({"steps": steps} | pace).items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if workers < 0:
-        raise ValueError(f"workers must be at least 0, got {workers}")
-    own = load_spec(model).defaults
-    height, width = parse_size(size)
-    config = run.VAERunConfig(
-        objective=VAEObjective(
-            l1=l1,
-            squared=squared,
-            lpips=lpips_weight if lpips else 0.0,
-            lpips_frames=lpips_frames,
-            kl=kl,
-            adversarial=adversarial,
-            adaptive=adaptive,
-            discriminator_start=discriminator_start,
-        ),
-        discriminator=DiscriminatorConfig(
-            width=discriminator_width, layers=discriminator_layers, groups=min(32, discriminator_width)
-        ),
-        height=height or min(256, own.height),
-        width=width or min(256, own.width),
-        frames=frames,
-        fps=fps,
-        decoder_only=decoder_only,
-        whole_clips=whole_clips,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        discriminator_rate=discriminator_rate,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        average=average,
-        validation=validation,
-        seed=seed,
-    )
-    devices = None if mesh is None else parse_mesh(mesh)
-    check_batch(devices, batch_size)
-    folder = storage_path(out)
-    run.check_folder(folder)
-    sources = read_sources(data)
-    run.split_videos(sources, validation)
-    loaded = load(model, dtype=dtype, mesh=devices, components=("vae",))
-
-    def report(line: str) -> None:
-        print(f"cogvx: {line}", file=sys.stderr, flush=True)
-
+    folder = storage_path(options.out)
+    if options.pace.tensorboard:
+        check_tensorboard(folder)
+    if options.distributed:
+        initialize()
+    stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
+    for stage in stages:
+        check_batch(devices, stage.batch_size)
+    check_folder(folder, "vae")
+    check_free(folder)
+    check_writable(folder)
+    sources = [read_sources(stage.data) for stage in stages]
+    for each in sources:
+        run.split_videos(each, options.run.validation)
+    loaded = load(options.model, dtype=options.dtype, mesh=devices, components=("vae",))
+    before = newest_update(folder)
+    about: dict[str, Any] = {"lpips": options.lpips, "remat": options.remat, "pace": options.pace}
+    about |= {"source": whole_path(options.model), "command": _command(options), "report": report}
     try:
-        about: dict[str, Any] = {"source": model, "lpips": lpips, "remat": remat, "workers": workers, "report": report}
-        run.train_vae(loaded, sources, config, folder, steps=steps, **about, **pace)
+        run.train_vae(loaded, stages, sources, options.trained, folder, **about)
     except KeyboardInterrupt:
         print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
-    print(f"{out}: trained to update {steps}; `cogvx export {out} --out FOLDER` makes a model of it")
+    if first_process():
+        said = reached(before, ends(stages)[-1])
+        print(f"{options.out}: {said}; `cogvx export {options.out} --out FOLDER` makes a model of it")
+
+
+def _command(options: TrainVAEOptions) -> dict[str, Any]:
+    """The options that change no number of a run, for --config, and the file of LPIPS."""
+    lpips = None if options.lpips is None else str(options.lpips.absolute())
+    return {"lpips": lpips, "remat": options.remat, "mesh": options.mesh, "distributed": options.distributed}

@@ -7,7 +7,6 @@ settings. This is the patch discriminator of pix2pix over time, too, as another 
 Source: Isola et al. 2017, arXiv:1611.07004; Esser et al. 2021, arXiv:2012.09841; Lin et al. 2024, arXiv:2412.00131.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -16,28 +15,13 @@ from flax import linen as nn
 from jax import lax
 
 from cogvx_jax.axes import constrain
+from cogvx_jax.configs import DiscriminatorConfig
 from cogvx_jax.nn.norms import GroupNorm
 from cogvx_jax.nn.parameters import parameter
 
 SLOPE = 0.2  # of the leaky ReLU
 TIME_LAYERS = 2  # of the layers that halve height and width, how many halve time, too: the first ones
 kernel_init = nn.initializers.normal(0.02)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Sizes of the patch discriminator."""
-
-    width: int = 64  # channels of the first layer; each further one doubles them, up to 8 times
-    layers: int = 3  # that halve height and width
-    groups: int = 32  # of the norms
-    norm_eps: float = 1e-6
-
-    def __post_init__(self):
-        if self.layers < 1 or self.groups < 1 or 2 * self.width % self.groups:
-            raise ValueError(
-                f"a discriminator of width {self.width} and {self.layers} layers cannot have {self.groups} groups"
-            )
 
 
 class Discriminator(nn.Module):
@@ -60,7 +44,7 @@ class Discriminator(nn.Module):
             strides = (1, 1, 1) if last else (2 if layer < TIME_LAYERS else 1, 2, 2)
             x = Conv(width, strides, name=f"conv_{layer}")(x)
             if layer:  # the first one's input is pixels, whose range means something
-                (x,) = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm_{layer}")(x)
+                (x,) = GroupNorm(cfg.norm_groups, cfg.norm_eps, name=f"norm_{layer}")(x)
             x = act(x)
         return Conv(1, name="out")(x)[..., 0]
 

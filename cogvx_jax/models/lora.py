@@ -9,7 +9,6 @@ Source: Hu et al. 2021, arXiv:2106.09685; names and initial values as in PEFT.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,42 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from cogvx_jax.configs import LoRAConfig
+
 Adapters = dict[str, dict[str, jax.Array]]  # path of a kernel -> {"a": ..., "b": ...}, float32
-
-TARGETS = {  # as PEFT users name them -> kernels of the transformer
-    "to_q": ("blocks/attention/q/kernel",),
-    "to_k": ("blocks/attention/k/kernel",),
-    "to_v": ("blocks/attention/v/kernel",),
-    "to_out.0": ("blocks/attention/out/kernel",),
-    "ff": ("blocks/mlp/up/kernel", "blocks/mlp/down/kernel"),
-}
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoRAConfig:
-    """What to adapt, and by how much. The defaults but for the rank are those of the authors' trainer.
-
-    Raises: ValueError for a rank below 1, an alpha that is not positive, an unknown target, or none.
-    """
-
-    rank: int = 64
-    alpha: float = 64.0
-    targets: tuple[str, ...] = ATTENTION
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"the rank of a LoRA must be at least 1, got {self.rank}")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"the alpha of a LoRA must be a positive number, got {self.alpha:g}")
-        unknown = [t for t in self.targets if t not in TARGETS]
-        if unknown or not self.targets:
-            named = f"unknown LoRA target {unknown[0]!r}" if unknown else "a LoRA needs a target"
-            raise ValueError(f"{named}; the known ones are {', '.join(TARGETS)}")
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        return tuple(path for target in self.targets for path in TARGETS[target])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

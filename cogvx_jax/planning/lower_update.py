@@ -8,15 +8,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import Compute, LoRAConfig, ModelSpec
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.planning.lower import abstract_weights
 from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
-from cogvx_jax.train.placement import adapter_shardings, place_loss, row_sharding, state_shapes
-from cogvx_jax.train.transformer.objective import Objective, make_partial_loss
+from cogvx_jax.train.placement import Placement, adapter_shardings, row_sharding
+from cogvx_jax.train.transformer.objective import make_partial_loss
+from cogvx_jax.train.transformer.settings import Objective
 
 
 def lower_update(
@@ -49,16 +49,16 @@ def lower_update(
         params, base = jax.tree.map(lambda x, at: _array(x.shape, "float32", at), shapes, where), weights
 
     def whole(base: Any, part: Any) -> Any:
-        return part if lora is None else loras.merge(base, part, lora.alpha / lora.rank)
+        return part if lora is None else loras.merge(base, part, lora.scale)
 
-    state = state_shapes(params, tx, mesh, average=average)
+    state = Placement(mesh).shapes(params, tx, average=average)
     at = jax.tree.map(lambda x: x.sharding, state)
     cfg = spec.transformer
     rows = {"moments": (*clips[:-1], 2 * clips[-1]), "text": (clips[0], cfg.text_length, cfg.text_dim)}
     batch: dict[str, Any] = {name: _array(shape, "float32", row_sharding(mesh, shape)) for name, shape in rows.items()}
     batch |= {"base": base, "empty": _array(rows["text"][1:], "float32", everywhere(mesh))}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    loss = place_loss(make_partial_loss(spec, compute, Objective(), whole), mesh)
+    loss = Placement(mesh).loss(make_partial_loss(spec, compute, Objective(), whole))
     step = functools.partial(update.step, loss_fn=loss, tx=tx, decay=0.99, accumulate=accumulate)
     return jax.jit(step, donate_argnums=0, out_shardings=(at, everywhere(mesh))).lower(
         state, batch, jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere(mesh))

@@ -1,5 +1,9 @@
 """Checkpoints of a run's state: atomic, the newest few kept, resumed from where they stand."""
 
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,25 +12,38 @@ import orbax.checkpoint as ocp
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.step import State
 
+FULL = "No space left on device"
+
 
 class Checkpoints:
     """The checkpoints below one folder.
 
     Args:
       keep: how many; the newest, or with `best` those of the lowest loss.
+    Raises: OSError where one cannot be written, at the next call after that was found.
     """
 
     def __init__(self, folder: str | StoragePath, keep: int = 2, *, best: bool = False):
         by_loss: dict[str, Any] = {"best_fn": lambda metrics: metrics["loss"], "best_mode": "min"} if best else {}
-        where = storage_path(folder)
+        self._folder = where = storage_path(folder)
+        self._hushed = contextlib.ExitStack()
         # Two of these may save the same update at a time; processes must not take one's barriers for the other's.
         apart = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=where.name)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, multiprocessing_options=apart, **by_loss)
-        self._manager = ocp.CheckpointManager(
-            where if is_bucket(where) else where.absolute(),
-            options=options,
-            item_handlers=ocp.PyTreeCheckpointHandler(),
-        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                where if is_bucket(where) else where.absolute(),
+                options=options,
+                item_handlers=ocp.PyTreeCheckpointHandler(),
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        self._hushed.enter_context(_threads_hushed())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._hushed:
+            self.close()
 
     def latest(self) -> int | None:
         """Updates done at the newest checkpoint; None where there is none."""
@@ -42,25 +59,75 @@ class Checkpoints:
 
     def loss(self) -> float | None:
         """The loss that the newest checkpoint was saved with; None where there is none."""
-        self._manager.wait_until_finished()  # or its metrics may not be there yet
+        with self._writing():
+            self._manager.wait_until_finished()  # or its metrics may not be there yet
         step = self.latest()
         return None if step is None else float(self._manager.metrics(step)["loss"])
 
     def forget(self) -> None:
         """Deletes the newest checkpoint."""
-        self._manager.wait_until_finished()
-        self._manager.delete(self.latest())
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.delete(self.latest())
 
     def save(self, state: State, loss: float | None = None) -> None:
         """Saves in the background, once for each step; a checkpoint appears under its name only when whole."""
         step = int(state.step)
         if step != self.latest():
             metrics = None if loss is None else {"loss": loss}
-            self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics, force=True)
+            with self._writing():
+                self._manager.save(step, args=ocp.args.PyTreeSave(state), metrics=metrics, force=True)
 
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            with contextlib.suppress(Exception):  # the same once more
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What Orbax and tensorstore raise, of whatever kind, as one sentence."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            text = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+            reason = FULL if FULL in text else text[:300]
+            raise OSError(f"cannot write {self._folder}: {reason}; the checkpoints before are whole") from None
+
+
+def newest_update(run: StoragePath) -> int:
+    """Updates done at a run's newest checkpoint; 0 where there is none."""
+    if not (run / "checkpoints").is_dir():
+        return 0
+    checkpoints = Checkpoints(run / "checkpoints")
+    try:
+        return checkpoints.latest() or 0
+    finally:
+        checkpoints.close()
+
+
+@contextlib.contextmanager
+def _threads_hushed() -> Iterator[None]:
+    """Inside, Orbax's threads do not print the errors that are raised here, too."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+    def hook(unraisable: Any) -> None:
+        # Of tensorstore's threads, which come too late with what nobody waits for any more.
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            before(unraisable)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    logger.addFilter(is_other)
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        logger.removeFilter(is_other)
 
 
 def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:

@@ -17,17 +17,26 @@ class Curve:
     Of several processes only the first one writes.
 
     Args:
-      start: updates done already; TensorBoard drops what it has of later ones, which are now done again.
+      start: updates done already; what is there of later ones, which are now done again, is dropped.
     Raises: ValueError where tensorboardX is asked for and missing.
     """
 
     def __init__(self, folder: StoragePath, *, tensorboard: bool = False, start: int = 0):
+        self.name = folder.name
         self._file, self._writer = folder / "log.jsonl", None
         self._written = ""  # all of a file in a bucket, where nothing can be added to one
-        if is_bucket(folder) and first_process() and self._file.exists():
-            self._written = self._file.read_text()
+        if first_process() and self._file.exists():
+            self._written = self._drop_later(start)
         if tensorboard and first_process():
             self._writer = _writer()(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def _drop_later(self, start: int) -> str:
+        """Takes lines about updates after `start`, and one that a kill cut off, out of the file; gives the rest."""
+        text = self._file.read_text(errors="replace")
+        kept = "".join(line for line in text.splitlines(keepends=True) if _update_of(line) <= start)
+        if kept != text:
+            write_whole(self._file, kept.encode())
+        return kept
 
     def add(self, step: int, row: Mapping[str, Any]) -> None:
         """Of an update: numbers by name, None where there is none, or numbers in a dict of their own."""
@@ -45,9 +54,23 @@ class Curve:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
+    def __enter__(self) -> "Curve":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _update_of(line: str) -> float:
+    """Updates done at a line of the log; infinity for a line that is none."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def check_tensorboard(folder: StoragePath) -> None:

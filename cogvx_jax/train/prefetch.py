@@ -24,6 +24,7 @@ def read_ahead(batches: Batches, start: int, stop: int, workers: int = 0) -> Ite
     Args:
       workers: processes that read, each every so manieth batch; `batches` must then be such as can be pickled. 0 reads
         in threads of this process.
+    Raises: OSError where a worker is killed; whatever `batches` raises.
     """
     steps = grain.MapDataset.range(start, stop).map(functools.partial(_numbered, batches))
     if workers and start < stop:
@@ -38,6 +39,13 @@ def read_ahead(batches: Batches, start: int, stop: int, workers: int = 0) -> Ite
         for step, batch in ahead:
             # Not a view of memory that a worker shares: that is given back at once.
             yield step, jax.tree.map(np.array, batch) if workers else batch
+    except RuntimeError as error:
+        if not workers or "terminated unexpectedly" not in str(error):
+            raise
+        raise OSError(
+            "a process of --workers ended before its time, as when it is killed for its memory; "
+            "the same command goes on from the newest checkpoint"
+        ) from None
     finally:
         ahead.close()
         if workers:

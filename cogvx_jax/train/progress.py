@@ -1,10 +1,12 @@
 """What a person sees of a run's updates, and when they have gone wrong too often."""
 
 import contextlib
+import dataclasses
 import io
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -20,46 +22,66 @@ from cogvx_jax.train.placement import names
 Row = dict[str, float]  # metrics of an update, see `step.step`
 
 
+# what is exported -> losses by name; where one is named "loss", it is the one that counts, else their mean
+Validate = Callable[[Any], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """Updates of a stage of a run."""
+
+    steps: int  # done when it ends
+    start: int = 0  # done when it begins. The best state is the best of a stage: on other clips, losses are others
+    end: int | None = None  # done when the last stage of the run ends; None is `steps`
+
+    @property
+    def end_of_run(self) -> int:
+        return self.steps if self.end is None else self.end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What is told of a stage's updates, beside their losses."""
+
+    tokens: int = 0  # of an update, 0 if not known
+    flops: int = 0  # of an update, 0 if not known; see `models.flops.training_flops`
+    rate: optax.Schedule | None = None  # learning rate by updates done before, to be logged
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what each line of the log says, too
+    validate: Validate | None = None  # logged when `Pace` says; the best state is kept in the folder "best"
+    show: Callable[[Any, int], None] | None = None  # called with what is exported and the updates done
+    show_every: int = 1000  # updates, and after the last one
+    patience: int = 10  # updates in a row without a finite loss and gradient, after which training ends
+
+
 class Progress:
     """Prints and logs the metrics of updates, and counts those that were not finite.
 
     An update's metrics are read when the next one is on its way to the devices, so that they need not wait for the
-    host in between: all that is said here is said one update late.
+    host in between: all that is said here is said one update late. When an update was computed is noted in a thread of
+    its own: the time when it is read is another.
 
     Args:
       folder: of the run.
-      steps: updates of the whole run.
-      stop: updates after which this part of it ends, which a line says.
       every: updates that a line is about.
-      tokens, flops: of an update, 0 if not known; see `models.flops.training_flops`.
-      devices: that compute it together.
-      rate: learning rate by updates done before, to be logged.
       seed: of the run, to be saved with a batch.
-      patience: updates in a row without a finite loss and gradient that end the run.
-      about: what each line of the log says, too.
+      devices: that compute an update together.
     """
 
     def __init__(
         self,
         folder: StoragePath,
         curve: Curve,
+        span: Span,
+        watch: Watch,
         *,
-        steps: int,
-        stop: int,
         every: int,
-        patience: int,
         seed: int,
-        tokens: int = 0,
-        flops: int = 0,
         devices: int = 1,
-        rate: optax.Schedule | None = None,
-        about: Mapping[str, Any] | None = None,
     ):
-        self._folder, self._curve, self._steps, self._every = folder, curve, steps, every
-        self._stop, self._about = stop, dict(about or {})
-        self._patience, self._seed, self._rate = patience, seed, rate
-        self._tokens, self._flops, self._devices = tokens, flops, devices
-        self._waiting: deque[tuple[int, Any, Any]] = deque()  # updates whose metrics were not read yet
+        self._folder, self._curve, self._span, self._watch = folder, curve, span, watch
+        self._every, self._seed, self._devices = every, seed, devices
+        self._waiting: deque[tuple[int, Any, Any, Future[float]]] = deque()  # updates whose metrics were not read yet
+        self._clock = ThreadPoolExecutor(1, "computed")
         self._rows: list[Row] = []
         self._unsound = 0
         self._since = time.monotonic()
@@ -69,7 +91,7 @@ class Progress:
 
         Raises: ValueError where too many in a row were not finite; the last one's batch is then in the folder.
         """
-        self._waiting.append((step, batch, metrics))
+        self._waiting.append((step, batch, metrics, self._clock.submit(_computed, metrics)))
         if len(self._waiting) > 1:
             self._next()
 
@@ -87,24 +109,31 @@ class Progress:
         self._since += time.monotonic() - began
 
     def _next(self) -> None:
-        step, batch, metrics = self._waiting.popleft()
+        step, batch, metrics, computed = self._waiting.popleft()
         row, done = read(metrics), step + 1
         self._rows.append(row)
         self._unsound = 0 if row["sound"] else self._unsound + 1
-        if self._unsound == self._patience:
-            raise ValueError(_unsound(self._folder, batch, step, self._seed, self._patience))
-        if done % self._every == 0 or done == self._stop:
-            self._say(done)
+        if self._unsound == self._watch.patience:
+            raise ValueError(_unsound(self._folder, batch, step, self._seed, self._watch.patience))
+        if done % self._every == 0 or done == self._span.steps:
+            self._say(done, computed.result())
 
-    def _say(self, done: int) -> None:
-        seconds = (time.monotonic() - self._since) / len(self._rows)
-        found, mfu = summary(self._rows), utilisation(self._flops, seconds, self._devices)
-        if self._rate is not None:
-            found["learning_rate"] = float(self._rate(done - 1))
+    def _say(self, done: int, now: float) -> None:
+        seconds = max(now - self._since, 1e-9) / len(self._rows)
+        found, mfu = summary(self._rows), utilisation(self._watch.flops, seconds, self._devices)
+        if self._watch.rate is not None:
+            found["learning_rate"] = float(self._watch.rate(done - 1))
         found["seconds_per_step"] = round(seconds, 4)
-        self._curve.add(done, found | ({} if mfu is None else {"mfu": round(mfu, 4)}) | self._about)
-        say(line(self._folder.name, done, self._steps, self._rows, seconds, self._tokens, mfu))
-        self._rows, self._since = [], time.monotonic()
+        about = ({} if mfu is None else {"mfu": round(mfu, 4)}) | dict(self._watch.about)
+        self._curve.add(done, found | about)
+        say(line(self._folder.name, done, self._span.end_of_run, self._rows, seconds, self._watch.tokens, mfu))
+        self._rows, self._since = [], now
+
+
+def _computed(metrics: Mapping[str, jax.Array]) -> float:
+    """When they were."""
+    jax.block_until_ready(metrics)
+    return time.monotonic()
 
 
 def read(metrics: Mapping[str, jax.Array]) -> Row:

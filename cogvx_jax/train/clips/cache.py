@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from cogvx_jax.train.clips.store import Store
 
 FILE = "cache.json"
 MAX_BYTES = 2**30  # of it: seven million clips
+TIME, SPACE = 4, 8  # pixel frames and rows of a latent one
+SHOWN = 20  # of many damaged entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +54,14 @@ class ClipCache:
         return hashlib.sha256(json.dumps(self.clips).encode()).hexdigest()[:16]
 
     def batch(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Moments, text and image of these clips, stacked; images in [-1, 1]."""
+        """Moments, text and image of these clips, stacked; images in [-1, 1].
+
+        Raises: ValueError naming the folder and the entry for what is damaged, not finite or of another shape.
+        """
         chosen = [self.clips[i] for i in numbers]
         names = [clip_name(key) for key, _ in chosen] + [text_name(key) for _, key in chosen]
         found = _store(self.folder).read(names)
+        self._check(dict(zip(names, found, strict=True)))
         clips, texts = found[: len(chosen)], found[len(chosen) :]
         return {
             "moments": np.stack([clip["moments"] for clip in clips]),
@@ -65,7 +72,51 @@ class ClipCache:
     def empty_text(self) -> np.ndarray:
         """States of the empty prompt (L, text_dim)."""
         (entry,) = _store(self.folder).read([text_name(self.empty)])
+        self._check({text_name(self.empty): entry})
         return entry["states"]
+
+    def verify(self) -> tuple[int, int]:
+        """Reads every entry. Returns: how many there are, and how many of them have no checksum.
+
+        Raises: ValueError listing what is damaged, not finite or of another shape.
+        """
+        store, problems, bare = _store(self.folder), [], 0
+        names = sorted({clip_name(clip) for clip, _ in self.clips} | {text_name(text) for _, text in self.clips})
+        for name in (*names, text_name(self.empty)):
+            try:
+                ((entry, has_checksum),) = store.read_checked([name])
+                self._check({name: entry})
+                bare += not has_checksum
+            except (ValueError, KeyError) as error:
+                problems.append(str(error.args[0]).removeprefix(f"{self.folder}: ").splitlines()[0])
+        if problems:
+            shown = "\n  ".join(problems[:SHOWN])
+            rest = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+            raise ValueError(f"{self.folder}: {len(problems)} of {len(names) + 1} entries\n  {shown}{rest}")
+        return len(names) + 1, bare
+
+    def _check(self, entries: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        for name, entry in entries.items():
+            for part, shape in self._shapes(name).items():
+                array = entry.get(part)
+                if array is None or not _fits(array.shape, shape):
+                    found = "missing" if array is None else f"of shape {array.shape}"
+                    wanted = ", ".join("..." if size is None else str(size) for size in shape)
+                    raise ValueError(f"{self.folder}: {part} of the entry {name} is {found}, not ({wanted})")
+                if array.dtype.kind == "f" and not np.isfinite(array).all():
+                    raise ValueError(f"{self.folder}: {part} of the entry {name} holds numbers that are not finite")
+
+    def _shapes(self, name: str) -> dict[str, tuple[int | None, ...]]:
+        """Of the arrays of an entry; None is any size. All texts are like the empty one."""
+        if not name.startswith(clip_name("")):
+            return {"states": _text_shape(self.folder, text_name(self.empty))}
+        height, width = self.shape.height, self.shape.width
+        latents = (self.shape.frames - 1) // TIME + 1, height // SPACE, width // SPACE
+        return {"moments": (*latents, None), "image": (height, width, 3)}
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted, strict=True))
 
 
 def clip_name(key: str) -> str:
@@ -91,7 +142,20 @@ def open_cache(folder: StoragePath) -> ClipCache:
     needed = {clip_name(clip) for clip, _ in clips} | {text_name(text) for _, text in clips} | {text_name(cache.empty)}
     if missing := needed - store_of(folder).names():
         raise ValueError(f"{folder} lacks {len(missing)} entries, such as {min(missing)}; run `cogvx encode` again")
+    # The oldest entry tells whether there are any that were written before they had checksums.
+    ((_, has_checksum),) = _store(folder).read_checked([text_name(cache.empty)])
+    if not has_checksum:
+        _warn_of_age(folder)
     return cache
+
+
+@functools.cache
+def _warn_of_age(folder: StoragePath) -> None:
+    """Once for each folder."""
+    warnings.warn(
+        f"{folder} was encoded before entries had checksums: damage may go unnoticed; encode to a new folder",
+        stacklevel=3,
+    )
 
 
 def write_cache(cache: ClipCache) -> None:
@@ -104,6 +168,13 @@ def write_cache(cache: ClipCache) -> None:
 def store_of(folder: StoragePath) -> Store:
     """The arrays of a cache, as they are now."""
     return Store(folder / "arrays")
+
+
+@functools.lru_cache(maxsize=16)
+def _text_shape(folder: StoragePath, name: str) -> tuple[int | None, ...]:
+    """That of one text is that of all."""
+    (entry,) = store_of(folder).read([name])
+    return entry["states"].shape if "states" in entry else (None, None)
 
 
 @functools.lru_cache(maxsize=16)

@@ -49,26 +49,14 @@ def encode(
         model on devices of its own. They call this together and see one `folder`.
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
-    vae_digest, text_digest = params_digest(model.params["vae"]), params_digest(model.params["text_encoder"])
-    part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
+    encoders = {name: params_digest(model.params[name]) for name in ("vae", "text_encoder")}
     store = store_of(folder)
     names = store.names()
-    read = functools.partial(_read_missing, names=names, vae=vae_digest, shape=shape)
-    text = functools.partial(_text, model, encoder=text_digest, store=store, names=names)
-    own = range(process, len(sources), processes)
+    text = functools.partial(_text, model, encoder=encoders["text_encoder"], store=store, names=names)
+    read = functools.partial(_read_missing, names=names, vae=encoders["vae"], shape=shape)
+    own = [(i, sources[i]) for i in range(process, len(sources), processes)]
     try:
-        for number, (source, reading) in zip(own, _ahead(read, [sources[i] for i in own]), strict=True):
-            try:
-                key, clip = reading.result()
-            except (ValueError, OSError) as error:
-                part["skipped"]["too short" if isinstance(error, TooShort) else "unreadable"] += 1
-                report(f"skipped {source.video}: {getattr(error, 'strerror', None) or error}")
-                continue
-            if clip is not None and clip_name(key) not in names:  # it may have been in the list just before
-                store.add(clip_name(key), {"moments": _moments(model, clip.pixels), "image": clip.image})
-                names.add(clip_name(key))
-                part["new"] += 1
-            part["clips"].append((number, key, text(source.prompt)))
+        part = _encode_part(model, own, store, names, read, text, report)
     finally:
         store.commit()  # also what was encoded before something went wrong
     parts = [part] if processes == 1 else _exchange(folder, part, process, processes)
@@ -77,17 +65,9 @@ def encode(
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not clips:
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
-    empty = text("")
+    keys, empty = tuple((clip, prompt) for _, clip, prompt in clips), text("")
     store.commit()
-    cache = ClipCache(
-        folder=folder,
-        model=model.spec.name,
-        vae=vae_digest,
-        text_encoder=text_digest,
-        shape=shape,
-        clips=tuple((clip, prompt) for _, clip, prompt in clips),
-        empty=empty,
-    )
+    cache = ClipCache(folder=folder, model=model.spec.name, shape=shape, clips=keys, empty=empty, **encoders)
     if process == 0:
         report(
             f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
@@ -95,6 +75,42 @@ def encode(
         )
         write_cache(cache)
     return cache
+
+
+def _encode_part(
+    model: Model,
+    sources: Sequence[tuple[int, Source]],
+    store: Store,
+    names: set[str],
+    read: Callable[[Source], tuple[str, "_Clip | None"]],
+    text: Callable[[str], str],
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """What this process adds to the store: number, key and text of clips, counts of those left out and of new ones."""
+    part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
+
+    def skip(source: Source, reason: str, why: Any) -> None:
+        part["skipped"][reason] += 1
+        report(f"skipped {source.video}: {why}")
+
+    numbers = [number for number, _ in sources]
+    for number, (source, reading) in zip(numbers, _ahead(read, [s for _, s in sources]), strict=True):
+        try:
+            key, clip = reading.result()
+        except (ValueError, OSError) as error:
+            reason = "too short" if isinstance(error, TooShort) else "unreadable"
+            skip(source, reason, getattr(error, "strerror", None) or error)
+            continue
+        if clip is not None and clip_name(key) not in names:  # it may have been in the list just before
+            moments = _moments(model, clip.pixels)
+            if not np.isfinite(moments).all():
+                skip(source, "not finite", f"the VAE of {model.spec.name} gives numbers that are not finite")
+                continue
+            store.add(clip_name(key), {"moments": moments, "image": clip.image})
+            names.add(clip_name(key))
+            part["new"] += 1
+        part["clips"].append((number, key, text(source.prompt)))
+    return part
 
 
 def _exchange(folder: StoragePath, part: dict[str, Any], process: int, processes: int) -> list[dict[str, Any]]:
@@ -174,7 +190,10 @@ def _text(model: Model, prompt: str, *, encoder: str, store: Store, names: set[s
     """The key of a prompt's states, encoded where they are missing."""
     key = _key([prompt.encode()], encoder, model.spec.transformer.text_length)
     if text_name(key) not in names:
-        store.add(text_name(key), {"states": np.asarray(encode_prompts(model, [prompt])[0], np.float32)})
+        states = np.asarray(encode_prompts(model, [prompt])[0], np.float32)
+        if not np.isfinite(states).all():
+            raise ValueError(f"the text encoder of {model.spec.name} makes numbers that are not finite of {prompt!r}")
+        store.add(text_name(key), {"states": states})
         names.add(text_name(key))
     return key
 

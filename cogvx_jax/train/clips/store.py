@@ -1,9 +1,11 @@
 """Arrays by name in few files, however many there are: tensorstore's OCDBT, in a folder or a bucket.
 
-Several processes may add to one store at a time, and others read it meanwhile.
+Several processes may add to one store at a time, and others read it meanwhile. Each entry holds a checksum of its
+names, types, shapes and bytes, which is compared on reading.
 """
 
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ from cogvx_jax.storage import StoragePath, kvstore
 
 COMMIT_BYTES = 64 * 2**20  # of what is added, written in one go: a file
 COMMIT_SECONDS = 60  # after which less is written, too
+CHECKSUM = "checksum"  # the array of an entry with the CRC-32 of the others; entries of older stores have none
 CONTEXT = {"cache_pool": {"total_bytes_limit": 2**26}}  # for the index, not the arrays
 
 
@@ -38,7 +41,7 @@ class Store:
 
     def add(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Adds an entry, which others see after `commit` at the latest. Raises: OSError where it cannot be written."""
-        data = safetensors.numpy.save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+        data = encode_entry(arrays)
         if self._adding is None:
             self._adding, self._bytes, self._since = ts.Transaction(), 0, time.monotonic()
         self._entries.with_transaction(self._adding)[name] = data
@@ -57,7 +60,14 @@ class Store:
             raise OSError(f"cannot write {self._folder}: {str(error).splitlines()[0]}") from None
 
     def read(self, names: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        """Entries, all fetched at once. Raises: KeyError for one that is not there, ValueError for a damaged one."""
+        """Entries, all fetched at once.
+
+        Raises: KeyError for one that is not there; ValueError for one that is damaged, as its checksum says.
+        """
+        return [arrays for arrays, _ in self.read_checked(names)]
+
+    def read_checked(self, names: Sequence[str]) -> list[tuple[dict[str, np.ndarray], bool]]:
+        """As `read`, and whether each entry has a checksum."""
         # Entries do not change: what the index said when it was first read need not be asked for again.
         reading = [self._entries.read(name, staleness_bound=self._opened) for name in names]
         found = []
@@ -68,7 +78,34 @@ class Store:
             if result.state != "value":
                 raise KeyError(f"{self._folder} has no entry {name}")
             try:
-                found.append(safetensors.numpy.load(result.value))
-            except safetensors.SafetensorError as error:
+                found.append(decode_entry(result.value))
+            except ValueError as error:
                 raise ValueError(f"{self._folder}: the entry {name} is damaged, {error}") from None
         return found
+
+
+def encode_entry(arrays: Mapping[str, np.ndarray]) -> bytes:
+    whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    return safetensors.numpy.save(whole | {CHECKSUM: checksum(whole)})
+
+
+def decode_entry(data: bytes) -> tuple[dict[str, np.ndarray], bool]:
+    """The arrays of an entry, and whether it has a checksum. Raises: ValueError where that does not hold."""
+    try:
+        arrays = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:  # of NumPy, for types and sizes
+        raise ValueError(str(error)) from None
+    written = arrays.pop(CHECKSUM, None)
+    if written is not None and not np.array_equal(written, checksum(arrays)):
+        raise ValueError("it is not what was written; encode to a new folder")
+    return arrays, written is not None
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """CRC-32 of arrays with their names, types and shapes, (1,) uint32."""
+    found = 0
+    for name in sorted(arrays):
+        array = arrays[name]
+        found = zlib.crc32(f"{name} {array.dtype.str} {array.shape}\n".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, found)
+    return np.array([found], np.uint32)

@@ -6,10 +6,8 @@
 Clips come as posteriors of the VAE, drawn anew at every step; prompts as states of the text encoder.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +20,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import image_scale
 from cogvx_jax.train.step import Loss, Rows
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What is random about the loss. The defaults are the authors', but for the two that name others.
-
-    Raises: ValueError for a rate outside 0..1 or a spread below 0.
-    """
-
-    # "explicit" is the paper's: row i of the global batch draws from the i-th part of the range.
-    timesteps: Literal["explicit", "uniform"] = "explicit"
-    text_dropout: float = 0.1  # of prompts replaced by `empty`: what guidance steers away from
-    # The authors train with zeros; diffusers, and `generate` by default, steer from the states of "".
-    empty: Literal["encoded", "zeros"] = "encoded"
-    # Noise on the pixels of an image before it is encoded: its deviation is exp(N(mean, spread)), per sample.
-    image_noise: bool = True
-    image_noise_mean: float = -3.0
-    image_noise_spread: float = 0.5
-    image_dropout: float = 0.05  # of image conditions replaced by zeros
-    # Of image latents. None is what `generate` uses; the authors' trainer has the scaling factor, for 1.5 too.
-    image_scale: float | None = None
-    noise_offset: float = 0.0  # deviation of one number per sample, added to all of its noise
-
-    def __post_init__(self):
-        for name in ("text_dropout", "image_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        for name in ("noise_offset", "image_noise_spread"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
-        for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+from cogvx_jax.train.transformer.settings import Objective
 
 
 def make_loss(spec: ModelSpec, compute: Compute, options: Objective) -> Loss:

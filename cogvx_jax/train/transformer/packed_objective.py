@@ -19,7 +19,8 @@ from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer, check_packs
 from cogvx_jax.train.step import Loss, Rows
-from cogvx_jax.train.transformer.objective import Objective, drop_text
+from cogvx_jax.train.transformer.objective import drop_text
+from cogvx_jax.train.transformer.settings import Objective
 
 
 def make_packed_loss(spec: ModelSpec, compute: Compute, options: Objective) -> Loss:

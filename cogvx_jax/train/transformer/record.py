@@ -6,8 +6,10 @@ from typing import Any
 
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.sharding import params_digest
+from cogvx_jax.storage import is_bucket
 from cogvx_jax.train.clips.batches import Share
 from cogvx_jax.train.run_folder import as_json
+from cogvx_jax.train.transformer.settings import StageSettings
 from cogvx_jax.train.transformer.stages import Stage
 
 
@@ -36,8 +38,14 @@ def describe(
 
 def _stage(stage: Stage, shares: Sequence[Share]) -> dict[str, Any]:
     data = [
-        {"clips": len(of.clips), "digest": of.digest, "shape": dataclasses.asdict(of.shape), "weight": share.weight}
+        {
+            "clips": len(of.clips),
+            "digest": of.digest,
+            "shape": dataclasses.asdict(of.shape),
+            "weight": share.weight,
+            "folder": str(of.folder if is_bucket(of.folder) else of.folder.absolute()),
+        }
         for share in shares
         for of in [share.cache]
     ]
-    return {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)} | {"data": data}
+    return {"data": data} | {field.name: getattr(stage, field.name) for field in dataclasses.fields(StageSettings)}

@@ -10,8 +10,8 @@ RUN/videos/       videos of fixed prompts after some updates, if asked for: UPDA
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,66 +23,37 @@ from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
-from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
-from cogvx_jax.train.checkpoint import Checkpoints
+from cogvx_jax.train.checkpoint import newest_update
 from cogvx_jax.train.clips.batches import Feed, Share, clip_tokens, feed, packed_feed
 from cogvx_jax.train.clips.cache import open_cache
 from cogvx_jax.train.clips.encode import check_model
 from cogvx_jax.train.clips.held_out import hold_out
-from cogvx_jax.train.loop import run_updates
-from cogvx_jax.train.placement import check_batch, host_rows, place_adapters, place_loss
-from cogvx_jax.train.progress import say
+from cogvx_jax.train.loop import Input, Start, Update, run_updates
+from cogvx_jax.train.pace import Pace
+from cogvx_jax.train.placement import Placement, check_batch
+from cogvx_jax.train.progress import Span, Watch, say
 from cogvx_jax.train.step import State
 from cogvx_jax.train.transformer import parts
-from cogvx_jax.train.transformer.objective import Objective, make_partial_loss
+from cogvx_jax.train.transformer.objective import make_partial_loss
 from cogvx_jax.train.transformer.packed_objective import make_partial_packed_loss
 from cogvx_jax.train.transformer.record import describe
-from cogvx_jax.train.transformer.stages import Stage, ends
+from cogvx_jax.train.transformer.settings import RunConfig
+from cogvx_jax.train.transformer.stages import Stage
 from cogvx_jax.train.transformer.trained import with_trained
 from cogvx_jax.train.transformer.validation import make_validate
 from cogvx_jax.train.transformer.videos import write_videos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What makes a run what it is, but for its stages.
+class Videos:
+    """What a run makes on its way."""
 
-    Raises: ValueError for numbers that cannot be.
-    """
-
-    lora: LoRAConfig | None = LoRAConfig()  # None trains parameters themselves, those of `parts`
-    parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
-    objective: Objective = Objective()
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    weight_decay: float = 1e-4
-    trained_dtype: Literal["float32", "bfloat16"] = "float32"  # of parameters that are trained, and of their moments
-    average: float = 0.99  # decay of the moving average that is exported
-    validation: float = 0.0  # clips kept out of training: a share of them, or from 1 on their number, of each cache
-    seed: int = 0
-
-    def __post_init__(self):
-        if (self.lora is None) != bool(self.parts):
-            raise ValueError("a run trains either a LoRA or parts of the model")
-        if self.lora is not None and self.trained_dtype != "float32":
-            raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
-        if self.weight_decay < 0 or not 0 <= self.average < 1:
-            raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
-
-    def rate(self, stage: Stage, start: int = 0) -> optax.Schedule:
-        """Learning rate by updates of the run done before, in a stage that begins at update `start`."""
-        return optim.schedule(stage.learning_rate, stage.decay_steps, warmup=stage.warmup, start=start)
-
-    def tx(self, stage: Stage, start: int = 0) -> optax.GradientTransformation:
-        """The optimizer of a stage that begins at update `start`; its state fits every stage."""
-        make = optim.adafactor if self.optimizer == "adafactor" else optim.adamw
-        return make(
-            stage.learning_rate, stage.decay_steps, warmup=stage.warmup, weight_decay=self.weight_decay, start=start
-        )
+    wanted: Sequence[Mapping[str, Any]] = ()  # arguments of `generate` for each, but for the model and progress
+    every: int = 1000  # updates between them
 
 
 def train(
@@ -92,15 +63,10 @@ def train(
     folder: StoragePath,
     *,
     source: str,
-    validate_every: int = 200,
-    save_every: int = 200,
-    log_every: int = 50,
-    keep: int = 2,
-    tensorboard: bool = False,
-    videos: Sequence[Request] = (),
-    video_every: int = 1000,
-    workers: int = 0,
+    pace: Pace = Pace(),  # noqa: B008
+    videos: Videos = Videos(),  # noqa: B008
     release: bool = False,
+    command: Mapping[str, Any] | None = None,
 ) -> Model:
     """Trains a LoRA or parts of the model's transformer through all stages, on the model's mesh.
 
@@ -110,106 +76,160 @@ def train(
     Args:
       model: of its components, the transformer is needed, for image-to-video models the VAE, for videos all.
       source: what the model was loaded from; it is noted in the run.
-      keep: checkpoints to keep, the newest, beside the best of the stage by validation loss.
-      tensorboard: write the curve for TensorBoard, too.
-      videos: checked requests, of each of which the moving average makes a video every `video_every` updates; see
-        `videos.write_videos`.
-      workers: processes that read batches ahead; 0 reads in threads.
+      videos: of the moving average, see `videos.write_videos`.
       release: the given model is not used any more: parameters that are trained are freed when the state has them.
+      command: options that change no number; noted in the run, so that it can be repeated.
     Returns: the model with the moving average of what was trained.
     Raises: ValueError, before anything is compiled, for a cache of another model, a run with other settings,
-      adapters or parts that the model cannot have, or a batch that the mesh cannot split; and where training
-      meets numbers that are not finite.
+      adapters or parts that the model cannot have, a batch that the mesh cannot split, or a folder in use; and where
+      training meets numbers that are not finite.
     """
+    stages = tuple(dataclasses.replace(s, learning_rate=s.learning_rate or config.learning_rate) for s in stages)
     for stage in stages:
         check_batch(model.mesh, stage.batch_size, stage.accumulate)
     shares = [_shares(stage, config.validation) for stage in stages]
     check_model([share.cache for of in shares for share in of], model)
-    spec, (compute, given, frozen) = model.spec, _start(model, config)
-    dtype = jnp.dtype(config.trained_dtype)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), given)
+    run = _begin(model, config, release)
     feeds = [
-        packed_feed(spec, of, stage.batch_size, stage.pack, (config.seed, number))
-        if stage.pack
-        else feed(spec, of, stage.batch_size, (config.seed, number))
-        for number, (stage, of) in enumerate(zip(stages, shares, strict=True))
+        _feed(run.spec, stage, of, (config.seed, n)) for n, (stage, of) in enumerate(zip(stages, shares, strict=True))
     ]
-    described = describe(model, config, stages, shares, source)
-    run_folder.check_same(folder, described, dataclasses.asdict(RunConfig()))
-    run_folder.write(folder, described)
-    fixed: dict[str, Any] = {"base": frozen, "empty": replicate(shares[0][0].cache.empty_text(), model.mesh)}
-    if spec.kind == "i2v":
-        fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
+    facts = describe(model, config, stages, shares, source) | {
+        "command": {**dataclasses.asdict(pace), **(command or {})}
+    }
+    run_folder.check_same(folder, facts, _modern)
+    with run_folder.used(folder):
+        done = newest_update(folder)
+        if done < run_folder.ends(stages)[-1] or not done:
+            run_folder.write(folder, facts)
+        if done:
+            run.let_go()
+        fixed: dict[str, Any] = {"base": run.frozen, "empty": replicate(shares[0][0].cache.empty_text(), model.mesh)}
+        if run.spec.kind == "i2v":
+            fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
+        for number, end in enumerate(run_folder.ends(stages)[:-1]):
+            if done < end:  # its state is not held here: the next stage reads it from the checkpoint
+                _run_stage(run, stages, number, shares[number], feeds[number], fixed, folder, pace, videos)
+        state = _run_stage(run, stages, len(stages) - 1, shares[-1], feeds[-1], fixed, folder, pace, videos)
+        return with_trained(model, config.lora, state.exported)
 
-    def whole(base: Any, part: Any) -> Any:
-        if config.lora is None:
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all stages of a run have in common."""
+
+    model: Model
+    config: RunConfig
+    compute: Compute  # to train with
+    given: Any  # what is trained, as the model has it
+    frozen: Any
+    placement: Placement
+    release: bool
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.model.spec
+
+    @property
+    def start(self) -> Start:
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self._dtype, sharding=x.sharding), self.given)
+        return Start(make=self._make, shapes=shapes)
+
+    def let_go(self) -> None:
+        if self.release:
+            jax.tree.map(lambda x: x.delete(), self.given)
+
+    def whole(self, base: Any, part: Any) -> Any:
+        """The transformer's parameters."""
+        if self.config.lora is None:
             return parts.join(base, part)
-        return loras.merge(base, part, config.lora.alpha / config.lora.rank)
+        return loras.merge(base, part, self.config.lora.scale)
+
+    @property
+    def _dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.trained_dtype)
+
+    def _make(self) -> Any:
+        made = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == self._dtype else x.astype(self._dtype), self.given)
+        self.let_go()
+        return made
+
+
+def _run_stage(
+    run: _Run,
+    stages: tuple[Stage, ...],
+    number: int,
+    shares: Sequence[Share],
+    fed: Feed,
+    fixed: Mapping[str, Any],
+    folder: StoragePath,
+    pace: Pace,
+    videos: Videos,
+) -> State:
+    stage, end = stages[number], run_folder.ends(stages)[number]
+    first, mesh = end - stage.steps, run.placement.mesh
+    about: dict[str, float] = {"stage": number + 1}
+    make = make_partial_loss
+    if fed.packing is not None:
+        make, about["packed"] = make_partial_packed_loss, round(fed.packing.used, 4)
+        say(f"{folder.name} stage {number + 1}: {fed.packing}")
 
     def show(average: Any, done: int) -> None:
         # As in training: the bound on logits of a model's own would be a new one, and another program, each time.
-        tuned = dataclasses.replace(with_trained(model, config.lora, average), compute=compute)
-        write_videos(tuned, videos, folder / "videos" / str(done))
+        tuned = dataclasses.replace(with_trained(run.model, run.config.lora, average), compute=run.compute)
+        write_videos(tuned, videos.wanted, folder / "videos" / str(done))
 
-    def run_stage(number: int) -> State:
-        stage, end = stages[number], ends(stages)[number]
-        first, held_out = end - stage.steps, [share for share in shares[number] if share.held_out]
-        make, packing = make_partial_loss, feeds[number].packing
-        about: dict[str, float] = {"stage": number + 1}
-        if packing is not None:
-            make, about["packed"] = make_partial_packed_loss, round(packing.used, 4)
-            say(f"{folder.name} stage {number + 1}: {packing}")
-        rows = host_rows(model.mesh, feeds[number].rows)
-        return run_updates(
-            begin,
-            functools.partial(_read, feeds[number], first, rows.numbers),
-            place_loss(make(spec, compute, config.objective, whole), model.mesh),
-            config.tx(stage, first),
-            steps=end,
-            folder=folder,
-            seed=config.seed,
-            decay=config.average,
+    held_out = [share for share in shares if share.held_out]
+    watch = Watch(
+        tokens=round(fed.tokens),
+        flops=_flops(run.spec, shares, fed.clips, run.config, run.start.shapes),
+        rate=make_rate(run.config, stage, first),
+        about=about,
+        validate=make_validate(run.spec, run.compute, held_out, fixed, run.whole, stage.batch_size, mesh)
+        if held_out
+        else None,
+        show=show if videos.wanted else None,
+        show_every=videos.every,
+    )
+    rows = run.placement.rows(fed.rows)
+    return run_updates(
+        run.start,
+        Input(batches=functools.partial(_read, fed, first, rows.numbers), rows=rows, fixed=fixed),
+        Update(
+            loss=run.placement.loss(make(run.spec, run.compute, run.config.objective, run.whole)),
+            tx=make_optimizer(run.config, stage, first),
+            decay=run.config.average,
             accumulate=stage.accumulate,
-            fixed=fixed,
-            mesh=model.mesh,
-            rows=rows,
-            workers=workers,
-            tokens=round(feeds[number].tokens),
-            flops=_flops(spec, shares[number], feeds[number].clips, config, shapes),
-            rate=config.rate(stage, first),
-            validate=make_validate(spec, compute, held_out, fixed, whole, stage.batch_size, model.mesh)
-            if held_out
-            else None,
-            validate_every=validate_every,
-            show=show if videos else None,
-            show_every=video_every,
-            save_every=save_every,
-            log_every=log_every,
-            tensorboard=tensorboard,
-            keep=keep,
-            start=first,
-            shapes=shapes,
-            end=ends(stages)[-1],
-            about=about,
-        )
+        ),
+        Span(steps=end, start=first, end=run_folder.ends(stages)[-1]),
+        folder,
+        seed=run.config.seed,
+        pace=pace,
+        placement=run.placement,
+        watch=watch,
+    )
 
-    def begin() -> Any:
-        made = jax.tree.map(lambda x: jnp.copy(x) if x.dtype == dtype else x.astype(dtype), given)
-        let_go()
-        return made
 
-    def let_go() -> None:
-        if release:
-            jax.tree.map(lambda x: x.delete(), given)
+def make_rate(config: RunConfig, stage: Stage, start: int = 0) -> optax.Schedule:
+    """Learning rate by updates of the run done before, in a stage that begins at update `start`."""
+    peak = stage.learning_rate or config.learning_rate
+    return optim.schedule(peak, stage.decay_steps, warmup=stage.warmup, start=start)
 
-    done = _done(folder)
-    if done:
-        let_go()
-    for number, end in enumerate(ends(stages)[:-1]):
-        if done < end:
-            run_stage(number)  # its state is not held here: the next stage reads it from the checkpoint
-    state = run_stage(len(stages) - 1)
-    return with_trained(model, config.lora, state.exported)
+
+def make_optimizer(config: RunConfig, stage: Stage, start: int = 0) -> optax.GradientTransformation:
+    """The optimizer of a stage that begins at update `start`; its state fits every stage."""
+    make, peak = getattr(optim, config.optimizer), stage.learning_rate or config.learning_rate
+    return make(peak, stage.decay_steps, warmup=stage.warmup, weight_decay=config.weight_decay, start=start)
+
+
+def _modern(said: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says; settings that there were not when it was written are as they were then."""
+    return {**run_folder.as_json(dataclasses.asdict(RunConfig())), **said}
+
+
+def _feed(spec: ModelSpec, stage: Stage, shares: Sequence[Share], seed: tuple[int, ...]) -> Feed:
+    if stage.pack:
+        return packed_feed(spec, shares, stage.batch_size, stage.pack, seed)
+    return feed(spec, shares, stage.batch_size, seed)
 
 
 def _shares(stage: Stage, validation: float) -> list[Share]:
@@ -223,15 +243,17 @@ def _shares(stage: Stage, validation: float) -> list[Share]:
     return shares
 
 
-def _start(model: Model, config: RunConfig) -> tuple[Compute, Any, Any]:
+def _begin(model: Model, config: RunConfig, release: bool = False) -> _Run:
     """How to compute in training, what is trained, as it is given, and what is not, on the model's mesh."""
-    base = jax.tree.map(jnp.asarray, model.params["transformer"])
+    base, placement = jax.tree.map(jnp.asarray, model.params["transformer"]), Placement(model.mesh)
     if config.lora is not None:
         adapters = loras.init(jax.random.key(config.seed), transformer_shapes(model.spec), config.lora)
-        return model.compute, place_adapters(adapters, abstract_params(model.spec.transformer), model.mesh), base
+        given = placement.adapters(adapters, abstract_params(model.spec.transformer))
+        return _Run(model, config, model.compute, given, base, placement, release)
     trained, frozen = parts.split(base, config.parts)
     # The bound on logits holds for the weights that were loaded, not for those they become.
-    return dataclasses.replace(model.compute, logit_bound=None), trained, frozen
+    compute = dataclasses.replace(model.compute, logit_bound=None)
+    return _Run(model, config, compute, trained, frozen, placement, release)
 
 
 def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConfig, trained: Any) -> int:
@@ -248,12 +270,3 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
 def _read(of: Feed, first: int, rows: tuple[int, ...], step: int) -> dict[str, Any]:
     """The batch of an update of the run; `first` is the stage's first."""
     return of.batches(step - first, rows)
-
-
-def _done(folder: StoragePath) -> int:
-    """Updates of the run's newest checkpoint."""
-    checkpoints = Checkpoints(folder / "checkpoints")
-    try:
-        return checkpoints.latest() or 0
-    finally:
-        checkpoints.close()

@@ -5,9 +5,9 @@ from typing import Any
 
 from flax import traverse_util
 
+from cogvx_jax.configs import LoRAConfig
 from cogvx_jax.convert.runs import check_trained_from, read_exported, read_run, transformer_shapes
 from cogvx_jax.models import lora as loras
-from cogvx_jax.models.lora import LoRAConfig
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.storage import StoragePath
@@ -33,7 +33,7 @@ def with_trained(model: Model, lora: LoRAConfig | None, trained: Any) -> Model:
     """The model with adapters merged, or with parameters in place of its own, in its parameters' types."""
     base = model.params["transformer"]
     if lora is not None:
-        transformer = loras.merge(base, trained, lora.alpha / lora.rank)
+        transformer = loras.merge(base, trained, lora.scale)
         return dataclasses.replace(model, params=model.params | {"transformer": transformer})
     leaves, new = traverse_util.flatten_dict(base), traverse_util.flatten_dict(trained)
     transformer = traverse_util.unflatten_dict(leaves | {path: x.astype(leaves[path].dtype) for path, x in new.items()})

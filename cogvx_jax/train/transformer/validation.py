@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.sharding import activate, everywhere
 from cogvx_jax.train.clips.batches import Share, read
-from cogvx_jax.train.placement import place_batch
-from cogvx_jax.train.transformer.objective import Objective, make_draw, make_errors
+from cogvx_jax.train.placement import Placement
+from cogvx_jax.train.transformer.objective import make_draw, make_errors
+from cogvx_jax.train.transformer.settings import Objective
 
 TIMESTEPS = (100, 300, 500, 700, 900)  # arXiv:2408.06072, section 3.3
 # Captions and images all stay, and nothing is added to them.
@@ -49,7 +50,7 @@ def make_validate(
             for start in range(0, len(share.held_out), batch_size):
                 some = list(share.held_out[start : start + batch_size])
                 full = (some * batch_size)[:batch_size]  # one shape, one program
-                batch = place_batch(read(spec, share.cache, full), mesh) | dict(fixed)
+                batch = Placement(mesh).batch(read(spec, share.cache, full)) | dict(fixed)
                 for t in TIMESTEPS:
                     key = jax.random.fold_in(jax.random.key(start), t)
                     found[t] = np.append(found[t], np.asarray(losses(part, batch, key, t))[: len(some)])

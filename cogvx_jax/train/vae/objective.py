@@ -4,7 +4,6 @@ The paper's recipe (arXiv:2408.06072, section 2.1) is L1, LPIPS and KL, and afte
 discriminator; it prints no weights. Those here are of the family (Rombach et al. 2022, arXiv:2112.10752).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,36 +16,10 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.discriminator import Discriminator, generator_loss, hinge_loss
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.train.step import Gradient
+from cogvx_jax.train.vae.settings import VAEObjective
 
 Terms = dict[str, jax.Array]  # scalars by name
 LAST_LAYER = ("decoder", "conv_out", "kernel")  # where the two gradients of reconstructions are weighed
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VAEObjective:
-    """Weights of the terms, each of them a mean: over pixels, frames, numbers of the latents, or logits.
-
-    Raises: ValueError for numbers that cannot be.
-    """
-
-    l1: float = 1.0
-    squared: float = 0.0
-    lpips: float = 1.0
-    lpips_frames: int | None = None  # compared in each update, drawn at random; None is all of them
-    kl: float = 1e-6
-    adversarial: float = 0.5  # of the adversary's gradient in the decoder's last layer, against that of the rest
-    adaptive: bool = True  # False: `adversarial` is the plain weight of its term
-    discriminator_start: int | None = None  # updates before the adversary begins; None: there is none
-
-    def __post_init__(self):
-        if min(self.l1, self.squared, self.lpips, self.kl, self.adversarial) < 0:
-            raise ValueError("the weights of the VAE's loss must be at least 0")
-        if self.l1 + self.squared == 0:
-            raise ValueError("l1 and squared cannot both be 0: nothing would hold the colours")
-        if self.lpips_frames is not None and self.lpips_frames < 1:
-            raise ValueError(f"lpips_frames must be at least 1, got {self.lpips_frames}")
-        if self.discriminator_start is not None and self.discriminator_start < 0:
-            raise ValueError(f"discriminator_start must be at least 0, got {self.discriminator_start}")
 
 
 # Of pictures x and y, (N, H, W, 3) in [-1, 1], (N,) distances.

@@ -1,0 +1,115 @@
+"""What makes a run of the transformer what it is, as values that need no jax: they are the command line, too."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from cogvx_jax.configs import LoRAConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is random about the loss. The defaults are the authors', but for the two that name others.
+
+    `empty`: the authors train with zeros; diffusers, and `generate` by default, steer from the states of "".
+
+    Raises: ValueError for a rate outside 0..1 or a spread below 0.
+    """
+
+    # "explicit" is the paper's: clip i of a batch draws from the i-th part of the range
+    timesteps: Literal["explicit", "uniform"] = "explicit"
+    text_dropout: float = 0.1  # share of captions that are replaced by `empty`: what guidance steers away from
+    # what stands for a caption left out: the encoded empty prompt, or zeros
+    empty: Literal["encoded", "zeros"] = "encoded"
+    # of image-to-video models, add noise to the image before it is encoded
+    image_noise: bool = True
+    # Its deviation is exp(N(mean, spread)), per sample.
+    image_noise_mean: float = -3.0
+    image_noise_spread: float = 0.5  # and this is the spread
+    image_dropout: float = 0.05  # of those models, share of images replaced by zeros
+    # Of image latents. None is what `generate` uses; the authors' trainer has the scaling factor, for 1.5 too.
+    image_scale: float | None = None
+    noise_offset: float = 0.0  # deviation of one number per clip, added to all of its noise
+
+    def __post_init__(self):
+        for name in ("text_dropout", "image_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        for name in ("noise_offset", "image_noise_spread"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+        for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Of a stage of a run, all but its data. Raises: ValueError for numbers that cannot be."""
+
+    steps: int = 1000  # updates, those of an earlier part of the run included; with --stages, those of a stage
+    batch_size: int = 4  # clips an update; of packed ones, rows
+    accumulate: int = 1  # computes a batch in so many parts, one after the other, which saves memory
+    # reached after `warmup` updates; None is 5e-4 for a LoRA (the authors use up to 1e-3), else 1e-5
+    learning_rate: float | None = None
+    schedule: Literal["constant", "cosine"] = "constant"  # from then on, or a cosine to 1% at the last of `steps`
+    warmup: int = 50  # updates from 0 to the learning rate
+    pack: int | None = None  # video tokens a row of clips of any size; None has one clip a row
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, got {self.batch_size}")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} clips cannot be computed in {self.accumulate} equal parts")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise ValueError(f"the learning rate must be above 0 and below 1, got {self.learning_rate}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if self.pack is not None and self.pack < 1:
+            raise ValueError(f"packed rows need a token, got {self.pack}")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"the schedule must be constant or cosine, got {self.schedule!r}")
+        if self.schedule == "cosine" and self.steps <= self.warmup:
+            raise ValueError(f"a cosine of {self.steps} updates leaves none after a warmup of {self.warmup}")
+
+    @property
+    def decay_steps(self) -> int | None:
+        """Updates over which the learning rate falls; None where it stays."""
+        return self.steps if self.schedule == "cosine" else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What makes a run what it is, but for its stages.
+
+    Raises: ValueError for numbers that cannot be.
+    """
+
+    lora: LoRAConfig | None = LoRAConfig()  # None trains parameters themselves, those of `parts`
+    parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
+    objective: Objective = Objective()  # What is random about the loss
+    optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps far less than adamw
+    weight_decay: float = 1e-4  # of the optimizer
+    # what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is rounded at random,
+    # so that small updates are not lost. Adapters are in float32
+    trained_dtype: Literal["float32", "bfloat16"] = "float32"
+    # decay of the moving average that is exported; 0 keeps none, which saves its memory
+    average: float = 0.99
+    # clips to keep out and validate with: a share of the videos of each cache, or from 1 on their number
+    validation: float = 0.0
+    seed: int = 0  # of all that is random
+
+    def __post_init__(self):
+        if (self.lora is None) != bool(self.parts):
+            raise ValueError("a run trains either a LoRA or parts of the model")
+        if self.lora is not None and self.trained_dtype != "float32":
+            raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
+        if self.weight_decay < 0 or not 0 <= self.average < 1:
+            raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
+
+    @property
+    def learning_rate(self) -> float:
+        """Of stages that have none of their own."""
+        return 1e-5 if self.lora is None else 5e-4
