@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
-GROUND = {"axes", "configs", "presets", "storage", "cache", "allocator"}
+GROUND = {"axes", "configs", "chips", "presets", "storage", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
 BELOW_TRAIN = BELOW_PIPELINES | {"pipelines"}
 MAY_IMPORT = {
     "axes": set(),
     "configs": set(),
+    "chips": set(),
     "presets": {"configs"},
     "storage": set(),
     "cache": set(),
