@@ -6,7 +6,6 @@ python -m cogvx_jax.scripts.eval_tiny
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import imageio.v3 as iio
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 import tyro
 
 import cogvx_jax as cx
+from cogvx_jax.cli.options import SamplerName
 from cogvx_jax.data.video import to_uint8
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import decode_batch, encode_batch
@@ -29,7 +29,7 @@ def main(
     batch: int = 20,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    sampler: SamplerName | None = None,
     seed: int = 0,
     sheet: Path | None = None,
     out: Path | None = None,

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "metrics": GROUND | {"nn"},
     "sharding": GROUND | {"nn", "models"},
-    "convert": MODELS,
+    "convert": MODELS | {"diffusion"},
     "pipelines": BELOW_PIPELINES,
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},

@@ -2,11 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, Size, parse_size, report
+from cogvx_jax.cli.options import DType, MeshText, SamplerName, Size, parse_size, report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -19,7 +19,7 @@ def compile_(
     frames: int | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    sampler: SamplerName | None = None,
     videos: int = 1,
     dtype: DType | None = None,
     mesh: MeshText = None,

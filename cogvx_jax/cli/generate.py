@@ -5,11 +5,11 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, parse_lora, report
+from cogvx_jax.cli.options import DType, MeshText, SamplerName, parse_lora, report
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -34,7 +34,7 @@ def generate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     use_dynamic_cfg: bool = False,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    sampler: SamplerName | None = None,
     seed: int = 0,
     tiling: bool = False,
     dtype: DType | None = None,

@@ -1,11 +1,17 @@
 """What several verbs share: kinds of options, and how their text is read."""
 
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-DType = Literal["float32", "bfloat16", "float16"]
+from cogvx_jax.configs import DType as DType  # the verbs take it from here
+from cogvx_jax.diffusion.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    SamplerName = str
+else:
+    SamplerName = Literal[tuple(SAMPLERS)]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
 MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket

@@ -36,7 +36,7 @@ def generate(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     use_dynamic_cfg: bool = False,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     latents: Any = None,
     output: Literal["video", "latents"] = "video",

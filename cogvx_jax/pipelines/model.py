@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cogvx_jax import presets, sharding
 from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.models.abstract import abstract_params
@@ -25,7 +25,6 @@ from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.storage import below, copy_files, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
-DTYPES = ("float32", "bfloat16", "float16")
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 
 
