@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
 Kind = Literal["t2v", "i2v"]
 Remat = Literal["none", "products", "block", "offload"]
+DType = Literal["float32", "bfloat16", "float16"]  # to compute in
+DTYPES: tuple[str, ...] = get_args(DType)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ class GenerationDefaults:
     fps: int = 8
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
-    sampler: Literal["ddim", "dpm"] = "ddim"
+    sampler: str = "ddim"  # of `diffusion.samplers.SAMPLERS`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvx_jax.configs import (
+    DType,
     GenerationDefaults,
     ModelSpec,
     Position,
@@ -18,6 +19,7 @@ from cogvx_jax.configs import (
 )
 from cogvx_jax.convert.bounds import misfits, wrong_size
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.json_files import MAX_BYTES, Json, parse_json, quoted
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import open_files
@@ -170,7 +172,6 @@ POSITIONS: dict[tuple[bool, ...], Position] = {
 }
 PIPELINES = {"t2v": "CogVideoXPipeline", "i2v": "CogVideoXImageToVideoPipeline"}
 GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype
-TYPES = ("float32", "bfloat16", "float16")
 MAX_TEXT = 200  # characters of a name
 
 
@@ -316,7 +317,7 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
         )
     values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained}
     hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
-    hints |= {"name": str, "trained_dtype": typing.Literal[TYPES]}
+    hints |= {"name": str, "trained_dtype": DType, "sampler": typing.Literal[tuple(SAMPLERS)]}
     for field, value in found.items():
         if field not in hints:
             problems.append(f"{GENERATION}: unknown field {quoted(field)}")

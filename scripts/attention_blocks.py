@@ -21,7 +21,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-TOPOLOGIES = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+from cogvx_jax.chips import generations
+
+# The smallest slices of several chips.
+TOPOLOGIES = tuple(
+    f"{name}:{next(shape for shape in chip.shapes if shape != '1x1')}" for name, chip in generations().items()
+)
 HEADS, TOKENS, WIDTH = 6, 17776, 64  # 5B, 49 frames, on eight devices
 OURS = (
     (768, 4096, 2048),
@@ -91,7 +96,7 @@ def search(
     width: int = WIDTH,
     output: Path | None = None,
 ) -> None:
-    """Counts kernels and prints them, with the ratios of the best ones; then the table for `nn/flash.py`.
+    """Counts kernels and prints them, with the ratios of the best ones; then the blocks for `cogvx_jax/chips.py`.
 
     Args:
       topologies: names that libtpu knows.
@@ -131,7 +136,7 @@ def search(
     for topology in topologies:
         best = min((c for c in counts if (c.topology, c.kernel) == (topology, "ours, bound")), default=None, key=order)
         if best is not None:
-            print(f'    "{device_kind(topology)}": Blocks{best.blocks},')
+            print(f"    {device_kind(topology)}: blocks={best.blocks},")
     if output is not None:
         output.write_text(json.dumps([dataclasses.asdict(c) for c in counts], indent=1) + "\n")
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.configs import Compute, ModelSpec
-from cogvx_jax.diffusion import samplers
+from cogvx_jax.diffusion.update import init
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.transformer import Transformer
@@ -169,7 +169,7 @@ def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callab
 
         def run():
             x = jnp.ones(shape)
-            state = samplers.init(x)
+            state = init(x)
             state = step(weights, state, text, None, np.int32(500), row, np.float32(6), jnp.zeros(shape))
             state.latents.block_until_ready()
 

@@ -6,7 +6,6 @@ python -m cogvx_jax.scripts.eval_tiny
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,7 @@ def main(
     batch: int = 20,
     steps: int | None = None,
     guidance_scale: float | None = None,
-    sampler: Literal["ddim", "dpm"] | None = None,
+    sampler: str | None = None,
     seed: int = 0,
     sheet: Path | None = None,
     out: Path | None = None,

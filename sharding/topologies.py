@@ -11,37 +11,20 @@ from typing import Any
 
 import jax
 
+from cogvx_jax.chips import Chip, generations
+
 MISSING = "compiling for a TPU topology needs libtpu, which works on machines without a TPU, too: pip install libtpu"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """A device of one TPU generation, as jax counts devices: a chip, on v4 and tpu7x one of its two cores."""
-
-    memory: float  # GiB that programs may use
-    clock: float  # GHz, to read the compiler's cycles as time; nominal
-    cores: int = 1  # that share a kernel's grid
-
-
-GENERATIONS = {
-    "v4": Generation(memory=15.75, clock=1.05),
-    "v5e": Generation(memory=15.75, clock=1.5),
-    "v5p": Generation(memory=95.0, clock=1.75, cores=2),
-    "v6e": Generation(memory=31.25, clock=1.75),
-    "tpu7x": Generation(memory=94.75, clock=2.2),
-}
-FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # a single chip is part of a host of four
-CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
-SHAPES = {"v4": CUBES, "v5e": FLAT, "v5p": CUBES, "v6e": FLAT, "tpu7x": CUBES}
-TOPOLOGIES = tuple(f"{name}:{shape}" for name, shapes in SHAPES.items() for shape in shapes)
+TOPOLOGIES = tuple(f"{name}:{shape}" for name, chip in generations().items() for shape in chip.shapes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Topology:
-    """A slice; `generation` is None where it is not a TPU's, and nothing is known of its time."""
+    """A slice; `chip` is None where it is not a TPU's, and nothing is known of its time."""
 
     name: str
-    generation: Generation | None
+    chip: Chip | None
 
     def devices(self) -> list[Any]:
         """The slice's devices, to compile for.
@@ -49,7 +32,7 @@ class Topology:
         Raises: ValueError where libtpu is missing or held by another process, or there are too few virtual devices.
         """
         kind, _, shape = self.name.partition(":")
-        if self.generation is not None:
+        if self.chip is not None:
             return _tpus(kind, shape)
         found = jax.devices("cpu")
         if len(found) < int(shape):
@@ -65,11 +48,11 @@ def topology(name: str) -> Topology:
     """
     kind, _, shape = name.partition(":")
     if kind == "cpu" and shape.isdecimal() and int(shape) > 0:
-        return Topology(name=name, generation=None)
+        return Topology(name=name, chip=None)
     if name not in TOPOLOGIES:
-        known = "; ".join(f"{kind}: {', '.join(shapes)}" for kind, shapes in SHAPES.items())
+        known = "; ".join(f"{kind}: {', '.join(chip.shapes)}" for kind, chip in generations().items())
         raise ValueError(f"unknown topology {name!r}; the known ones are {known} (such as v5e:2x4), and cpu:N")
-    return Topology(name=name, generation=GENERATIONS[kind])
+    return Topology(name=name, chip=generations()[kind])
 
 
 def has_libtpu() -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cogvx_jax.configs import ScheduleConfig
-from cogvx_jax.diffusion import guidance, objective, samplers, schedule
+from cogvx_jax.diffusion import guidance, objective, samplers, schedule, update
 
 CFG_2B, CFG_5B = ScheduleConfig(snr_shift=3.0), ScheduleConfig(snr_shift=1.0)
 A, SIGMA, X, X0, OLD, NOISE = range(6)  # columns of Sampler.table
@@ -137,6 +137,15 @@ def test_draws():
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_sampler_is_stochastic_where_it_draws_and_adds_noise(name):
+    method = samplers.SAMPLERS[name]
+    for n, start in ((1, 0), (2, 0), (50, 0), (50, 49)):
+        sampler = method(CFG_2B, n, start=start)
+        assert sampler.table.shape[1] == samplers.COLUMNS
+        assert sampler.draws.any() == method.stochastic and (method.stochastic or not sampler.table[:, -1].any())
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
 @pytest.mark.filterwarnings("ignore:.*inference steps")
 def test_tables_are_finite(name):
     with warnings.catch_warnings():
@@ -167,8 +176,8 @@ def test_a_perfect_model_is_sampled_exactly(name, n):
     sampler = samplers.SAMPLERS[name](CFG_2B, n)
     keys = jax.random.split(jax.random.key(0), n + 2)
     target = jax.random.normal(keys[0], (1, 2, 3, 4, 2))
-    state = samplers.init(jax.random.normal(keys[1], target.shape))
-    step = jax.jit(lambda *args: samplers.update(*args))  # a cache of its own
+    state = update.init(jax.random.normal(keys[1], target.shape))
+    step = jax.jit(lambda *args: update.update(*args))  # a cache of its own
     for row, draws, key in zip(np.float32(sampler.table), sampler.draws, keys[2:], strict=True):
         prediction = (row[A] * state.latents - target) / row[SIGMA]
         state = step(state, prediction, row, jax.random.normal(key, target.shape) if draws else None)
@@ -178,9 +187,9 @@ def test_a_perfect_model_is_sampled_exactly(name, n):
 
 
 def test_update_keeps_dtypes():
-    state = samplers.init(jnp.ones((1, 2), jnp.bfloat16))
+    state = update.init(jnp.ones((1, 2), jnp.bfloat16))
     row = np.float32(samplers.dpm(CFG_5B, 50).table[3])
-    state = samplers.update(state, jnp.ones((1, 2), jnp.bfloat16), row, jnp.ones((1, 2)))
+    state = update.update(state, jnp.ones((1, 2), jnp.bfloat16), row, jnp.ones((1, 2)))
     assert state.latents.dtype == jnp.bfloat16 and state.x0.dtype == jnp.float32
 
 

@@ -18,12 +18,13 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from cogvx_jax.chips import CHIPS
 from cogvx_jax.configs import Compute, ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn import attention as attention_module
 from cogvx_jax.nn import flash, splash
-from cogvx_jax.nn.attention import attention, logit_bound
-from cogvx_jax.nn.backend import Formulations, using
+from cogvx_jax.nn.attention import BACKENDS, Backend, attention, logit_bound
+from cogvx_jax.nn.backend import BY_PLATFORM, Formulations, using
 from cogvx_jax.nn.flash import Blocks, flash_attention, needs_maximum
 from cogvx_jax.pipelines.model import with_logit_bound
 
@@ -164,7 +165,7 @@ def test_the_choice_of_blocks():
     assert flash.fit_blocks(Blocks(2048, 2048, 512), 10, 300) == (128, 384, 384)
     with pytest.raises(ValueError, match="multiples of 128"):
         flash.fit_blocks(Blocks(100, 128, 128), 10, 10)
-    assert flash.default_blocks(False) in (flash.DEFAULT, *flash.BLOCKS.values())
+    assert flash.default_blocks(False) in (flash.DEFAULT, *(chip.blocks for chip in CHIPS))
     assert flash.default_blocks(True) == flash.DEFAULT
 
 
@@ -221,7 +222,7 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(attention_module, "CHUNK", 64)
 
 
-@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"])
+@pytest.mark.parametrize("choice", BACKENDS)
 def test_formulations_agree(choice, interpreted):
     """Keys of another number than queries, segments, and NaN where no keys are; then without any of that."""
     q, k, v = inputs(150, 260, batch=2, heads=2, width=64)
@@ -258,6 +259,38 @@ def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted, monkey
     with using(Formulations(attention="plain")):
         np.testing.assert_allclose(y, attention(q, k, v, scale=0.125, bias=bias), rtol=0, atol=1e-5)
     assert not calls
+
+
+def test_an_unknown_backend_is_named():
+    with using(Formulations(attention="fast")), pytest.raises(ValueError, match="'fast'; the known ones are plain, "):
+        attention(*inputs(4, 6), scale=1.0)
+
+
+def test_a_new_backend_is_a_row_of_the_table(monkeypatch):
+    """Of float32 and heads of width 16 without a bias, say; what it does not take goes to chunks."""
+    q, k, v = inputs(4, 6)
+    row = Backend(attend=lambda q, k, v, options: q + options.kv_length, widths=(16,), dtypes=("float32",), bias=False)
+    monkeypatch.setitem(BACKENDS, "new", row)
+    plain = attention(q, k, v, scale=1.0)
+    with using(Formulations(attention="new")):
+        np.testing.assert_array_equal(attention(q, k, v, scale=1.0, kv_length=5), q + 5)
+        np.testing.assert_array_equal(attention(q, k, v, scale=1.0, bias=jnp.zeros((1, 4, 6))), plain)
+        half = attention(*(x.astype("bfloat16") for x in (q, k, v)), scale=1.0)
+        assert attention(*inputs(4, 6, width=8), scale=1.0).shape == (1, 1, 4, 8)
+    np.testing.assert_allclose(np.float32(half), plain, rtol=0, atol=3e-2)
+
+
+@pytest.mark.parametrize("platform", BY_PLATFORM)
+def test_a_platform_has_a_backend_that_runs_there_and_has_gradients(platform):
+    chosen = BACKENDS[BY_PLATFORM[platform].attention]
+    assert platform in chosen.platforms and chosen.gradient
+
+
+def test_the_kernels_of_the_table_are_counted_for_every_tpu():
+    kernels = {name for name, backend in BACKENDS.items() if backend.kernel is not None}
+    tpus = [chip for chip in CHIPS if chip.generation is not None]
+    assert tpus and all(chip.kernel_cycles.keys() == kernels and chip.blocks is not None for chip in tpus)
+    assert all(None not in (chip.memory, chip.clock) and chip.shapes for chip in tpus)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ import pytest
 
 from cogvx_jax.configs import VAEConfig
 from cogvx_jax.models.vae import VAE, double_time
-from cogvx_jax.nn.attention import CHUNK, attention
+from cogvx_jax.nn.attention import BACKENDS, CHUNK, attention
 from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN, Formulations, formulations, using
 from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
 from cogvx_jax.nn.embeddings import rotate
 from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
 
 ATOL = 1e-5  # float32, of results near 1
+EVERYWHERE = tuple(name for name, backend in BACKENDS.items() if len(backend.platforms) == 3)
 
 
 def normal(seed, *shape):
@@ -139,13 +140,13 @@ def test_attention(chunk, tokens, biased, monkeypatch):
         return attention(q, k, v, scale=0.5, bias=bias)
 
     run = value_and_gradients(function)
-    plain, *others = (under(Formulations(attention=c), run, *args) for c in ("plain", "chunked", "by_head"))
+    plain, *others = (under(Formulations(attention=c), run, *args) for c in EVERYWHERE)
     for other in others:
         assert_close(other, plain)
     assert_close(plain[0], definition(*args[:3], 0.5, *args[3:]))
 
 
-@pytest.mark.parametrize("choice", ["plain", "chunked", "by_head"])
+@pytest.mark.parametrize("choice", EVERYWHERE)
 def test_attention_survives_large_logits(choice):
     q, k, v = (normal(i, 1, 1, CHUNK + 3, 4) for i in range(3))
     y = under(Formulations(attention=choice), lambda *a: attention(*a, scale=1000.0), q, k, v)
@@ -187,9 +188,8 @@ def test_every_choice_is_tested_here():
     """A new name needs a test above, then a place here."""
     choices = {field.name: set(get_args(field.type)) for field in dataclasses.fields(Formulations)}
     del choices["token_multiple"]  # no formulation, but how much padding a mesh adds: test_mesh.py
+    del choices["attention"]  # a table that test_flash.py goes through
     assert choices == {
-        # the last four: test_flash.py
-        "attention": {"plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"},
         "causal_conv": {"conv3d", "conv2d", "by_size"},
         "upsample_conv": {"repeat", "phase", "dilated"},
         "spatial_norm": {"full", "latent"},

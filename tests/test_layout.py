@@ -11,13 +11,15 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
-GROUND = {"axes", "configs", "presets", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
+SETTINGS = {"axes", "configs", "chips", "presets"}
+GROUND = SETTINGS | {"storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
 BELOW_TRAIN = BELOW_PIPELINES | {"pipelines"}
 MAY_IMPORT = {
     "axes": set(),
     "configs": set(),
+    "chips": set(),
     "presets": {"configs"},
     "storage": {"temporaries"},
     "temporaries": set(),
@@ -32,7 +34,7 @@ MAY_IMPORT = {
     "data": GROUND,
     "metrics": GROUND | {"nn"},
     "sharding": GROUND | {"nn", "models"},
-    "convert": MODELS,
+    "convert": MODELS | {"diffusion"},
     "pipelines": BELOW_PIPELINES,
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},

@@ -7,6 +7,7 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
+from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.pipelines import generate as pipeline
 from cogvx_jax.pipelines.noise import SeededNoise
 
@@ -34,11 +35,10 @@ def both(small, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        dict(sampler="ddim"),
-        dict(sampler="dpm"),
+        *(dict(sampler=name) for name in SAMPLERS),
         dict(sampler="dpm", use_dynamic_cfg=True, num_inference_steps=5),
     ],
-    ids=["ddim", "dpm", "dynamic"],
+    ids=[*SAMPLERS, "dynamic"],
 )
 def test_it_gives_what_the_loop_gives(both, options):
     loop, one = both("5b", **options)

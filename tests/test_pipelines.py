@@ -1,7 +1,9 @@
 """Whole generations with small random models of all five kinds: what comes out, and what is refused."""
 
 import dataclasses
+import importlib
 import warnings
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 
 import cogvx_jax as cx
+from cogvx_jax.cli import options
 from cogvx_jax.configs import Compute
-from cogvx_jax.convert import read_spec
+from cogvx_jax.convert import read_spec, write_configs
+from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
+from cogvx_jax.planning import lower
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_the_image_changes_the_video(small):
     assert np.abs(one - other).max() > 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_noise_is_a_function_of_seed_and_video_alone(model, sampler):
     def run(prompts, seed, **options):
         return cx.generate(model, prompts, seed=seed, sampler=sampler, output="latents", progress=False, **options)
@@ -104,6 +109,20 @@ def test_dtype(small):
         cx.load(folder, dtype="float16")
     with pytest.raises(ValueError, match="unknown dtype 'int8'"):
         cx.load(folder, dtype="int8")
+
+
+def test_a_new_sampler_is_a_row_of_the_table(monkeypatch, tmp_path):
+    """The command line, a checkpoint's defaults, requests and programs know it, and whether it draws noise."""
+    monkeypatch.setitem(SAMPLERS, "new", dataclasses.replace(SAMPLERS["dpm"]))
+    try:
+        assert get_args(importlib.reload(options).SamplerName) == (*SAMPLERS,)
+        spec = dataclasses.replace(SPEC_2B, defaults=dataclasses.replace(SPEC_2B.defaults, sampler="new"))
+        write_configs(spec, tmp_path)
+        assert read_spec(tmp_path).defaults.sampler == check_request(spec, "x").sampler == "new"
+        assert lower._draws(spec, None) and not lower._draws(spec, "ddim")
+    finally:
+        monkeypatch.undo()
+        importlib.reload(options)
 
 
 def test_the_text_encoder_and_the_weights_of_the_vae_keep_float32_where_they_need_it():

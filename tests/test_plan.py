@@ -8,16 +8,16 @@ import os
 import jax
 import pytest
 
-from cogvx_jax import cache
+from cogvx_jax import cache, chips
 from cogvx_jax.cli.plan import table
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.program_cost import JAX_FLASH, SPLASH, Cost, ProgramText
+from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
 from cogvx_jax.presets import PRESETS
-from cogvx_jax.sharding.topologies import GENERATIONS, TOPOLOGIES, topology
+from cogvx_jax.sharding.topologies import TOPOLOGIES, topology
 
 # What a TPU compiler writes, shortened: a loop of three layers around a kernel, collectives in and out of it.
 PROGRAM = """HloModule jit_step
@@ -60,9 +60,19 @@ def test_a_program_is_read_with_its_loops():
     program = ProgramText(PROGRAM)
     assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know
     assert program.scores() == 3 * 1 * 4 * 128 * 256
-    assert program.scores(SPLASH) == 2 * 5 * 640 * 128
-    assert program.scores(JAX_FLASH) == 2 * 5 * 640 * 256
+    assert program.scores("splash") == 2 * 5 * 640 * 128
+    assert program.scores("jax_flash") == 2 * 5 * 640 * 256
     assert program.collectives() == {"all-to-all": (3, 3 * 4 * 64 * 128 * 2), "all-gather": (1, 64)}
+    v5p, scores = chips.chip_of("TPU v5p"), [program.scores(name) for name in ("pallas", "splash", "jax_flash")]
+    cycles = (2.46 * scores[0] + 4.27 * scores[1] + 4.66 * scores[2]) / 1000 / 2  # two cores
+    assert kernel_cycles(program, v5p) == round(cycles) and kernel_cycles(program, chips.chip_of("NVIDIA A100")) == 0
+
+
+def test_a_chip_is_known_by_the_longest_words():
+    kinds = {"TPU v5": "v5p", "TPU v5p": "v5p", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v6 lite": "v6e"}
+    assert {kind: chips.chip_of(kind).generation for kind in kinds} == kinds
+    assert chips.chip_of("NVIDIA H100 80GB HBM3").peak > chips.chip_of("NVIDIA H100 PCIe").peak
+    assert chips.chip_of("cpu") is None and list(chips.generations()) == ["v4", "v5e", "v5p", "v6e", "tpu7x"]
 
 
 @pytest.mark.parametrize("preset, frames, teraflops", [("2b", 49, 240), ("5b", 49, 664), ("1.5-5b", 81, 2958)])
@@ -122,11 +132,16 @@ def test_later_candidates_split_the_weights_further():
     assert ways == [1, 2, 4, 8]
 
 
+def change_v5e(monkeypatch, **facts):
+    rows = [dataclasses.replace(c, **facts) if c.generation == "v5e" else c for c in chips.CHIPS]
+    monkeypatch.setattr(chips, "CHIPS", tuple(rows))
+
+
 @pytest.fixture
 def scripted(monkeypatch, tmp_path):
     """A slice of devices with 1 GiB whose programs take what the test says; counts what is compiled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setitem(GENERATIONS, "v5e", dataclasses.replace(GENERATIONS["v5e"], memory=1.0, clock=1.0))
+    change_v5e(monkeypatch, memory=1.0, clock=1.0)
     compiled: list[tuple[dict, str]] = []
     takes: dict[str, int] = {"step": 2**28, "text": 2**28, "decode": 2**28}
 
@@ -224,7 +239,7 @@ def test_where_nothing_fits_it_says_what_would(scripted):
 
 def test_weights_that_are_too_large_are_not_compiled(scripted, monkeypatch):
     compiled, _ = scripted
-    monkeypatch.setitem(GENERATIONS, "v5e", dataclasses.replace(GENERATIONS["v5e"], memory=0.001))
+    change_v5e(monkeypatch, memory=0.001)
     made = plan("tiny", topology="v5e:2x2")
     assert not compiled and all("weights alone" in trial.why for trial in made.trials)
 

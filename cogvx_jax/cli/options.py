@@ -2,14 +2,14 @@
 
 import math
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from cogvx_jax.configs import DType as DType  # the verbs take it from here
 from cogvx_jax.pipelines.options import Options, Sampling
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
-DType = Literal["float32", "bfloat16", "float16"]
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
 MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket

@@ -258,7 +258,7 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     return dataclasses.replace(loaded, compute=compute, params=loaded.params | kept, tokenizer=tokenizer)
 
 
-def _videos(options: TrainOptions, shape: Any) -> list[dict[str, Any]]:
+def _videos(options: TrainOptions, shape: Any) -> list[Any]:
     """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
     from cogvx_jax.pipelines.model import load_spec
     from cogvx_jax.pipelines.options import Options

@@ -1,59 +1,29 @@
-"""DDIM and DPM-Solver++ as one linear update whose coefficients are a table.
+"""DDIM and DPM-Solver++ as coefficients of one linear update, `diffusion.update`, in NumPy on the host.
 
-    x0     = row[0] * x - row[1] * prediction
-    x_next = row[2] * x + row[3] * x0 + row[4] * x0_before + row[5] * noise
+All that is singular (alphas_bar is 0 at the first step and 1 after the last) is resolved here in float64,
+as the limits that IEEE arithmetic gives; the device sees finite numbers only.
 
-All that is singular (alphas_bar is 0 at the first step and 1 after the last) is resolved on the host
-in float64, as the limits that IEEE arithmetic gives; the device sees finite numbers only.
+A new sampler is a function here and a row of SAMPLERS.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.configs import ScheduleConfig
 from cogvx_jax.diffusion import schedule
 
-
-class SamplerState(NamedTuple):
-    """What sampling carries from step to step."""
-
-    latents: jax.Array  # (B, T, h, w, C), any float dtype
-    x0: jax.Array  # same shape, float32: the last prediction of the clean latents, zeros at first
+COLUMNS = 6  # of a table of coefficients
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampler:
     """A sampler with its steps laid out. N is the number of steps executed."""
 
-    name: str
     timesteps: np.ndarray  # (N,) int64
-    table: np.ndarray  # (N, 6) float64; cast a row to float32 for `update`
+    table: np.ndarray  # (N, COLUMNS) float64; cast a row to float32 for `diffusion.update`
     draws: np.ndarray  # (N,) int64, noise arrays that the reference draws; the last of a step is the one used
-
-
-def init(latents: jax.Array) -> SamplerState:
-    return SamplerState(latents, jnp.zeros(latents.shape, jnp.float32))
-
-
-def update(state: SamplerState, prediction: jax.Array, row: jax.Array, noise: jax.Array | None = None) -> SamplerState:
-    """One step, in float32. `row` may be traced, so that one compiled step serves all.
-
-    Args:
-      prediction: velocity, after guidance; the shape of the latents.
-      row: (6,) float32, of `Sampler.table`.
-      noise: standard normal, the shape of the latents; None only for samplers that draw none.
-    Returns: the next state; the latents keep their dtype, x0 stays float32.
-    """
-    x = state.latents.astype(jnp.float32)
-    x0 = row[0] * x - row[1] * prediction.astype(jnp.float32)
-    x = row[2] * x + row[3] * x0 + row[4] * state.x0
-    if noise is not None:
-        x = x + row[5] * noise.astype(jnp.float32)
-    return SamplerState(x.astype(state.latents.dtype), x0)
 
 
 def ddim(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
@@ -69,7 +39,7 @@ def ddim(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     c_x = np.sqrt((1 - p) / (1 - a))
     none = np.zeros_like(a)
     table = np.stack([np.sqrt(a), np.sqrt(1 - a), c_x, np.sqrt(p) - np.sqrt(a) * c_x, none, none], axis=1)
-    return Sampler("ddim", kept, table, np.zeros_like(kept))
+    return Sampler(kept, table, np.zeros_like(kept))
 
 
 def dpm(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
@@ -90,10 +60,30 @@ def dpm(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     m = -np.expm1(-2 * h) * np.sqrt(p)
     c_noise = np.sqrt(1 - p) * np.sqrt(1 - np.exp(-2 * h))
     table = np.stack([np.sqrt(a), np.sqrt(1 - a), c_x, m * (1 + half), -m * half, c_noise], axis=1)
-    return Sampler("dpm", kept, table, 1 + second.astype(np.int64))
+    return Sampler(kept, table, 1 + second.astype(np.int64))
 
 
-SAMPLERS = {"ddim": ddim, "dpm": dpm}
+class LayOut(Protocol):
+    """See `ddim`."""
+
+    def __call__(self, cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of the table: calling it lays out its steps."""
+
+    lay_out: LayOut
+    stochastic: bool  # whether its steps add noise
+
+    def __call__(self, cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
+        return self.lay_out(cfg, n, start=start)
+
+
+SAMPLERS = {
+    "ddim": Method(lay_out=ddim, stochastic=False),
+    "dpm": Method(lay_out=dpm, stochastic=True),
+}
 
 
 def _steps(cfg: ScheduleConfig, n: int, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,23 +1,16 @@
-"""Softmax attention, full and bidirectional: one function, several formulations, chosen in `nn.backend`.
+"""Softmax attention, full and bidirectional: one function, several backends, chosen in `nn.backend`.
 
 Shapes: B batch, A heads, S queries, T keys (as many as queries, unless keys were gathered over a mesh),
 K head width.
 
-    plain    the definition: all scores at once
-    chunked  CHUNK queries at a time
-    by_head  a loop over batch and heads around that
-    pallas   the kernel of `nn.flash`, for TPUs
-    splash   JAX's own kernels for TPUs, which "pallas" uses where a gradient is wanted; alone, to compare with
-    jax_flash  JAX's older kernel for TPUs, to compare with: forward only
-    cudnn    cuDNN's flash attention, for NVIDIA GPUs
-
-What a formulation cannot do falls to "chunked": the last four want no bias and a head width of theirs,
-cuDNN half precision and no segments. None is partitioned by XLA along the sequence: on a mesh that
-shards it, call `attention` under `shard_map`.
+BACKENDS says what each of them takes; the rest falls to "chunked". A new backend is a row of it. None is
+partitioned by XLA along the sequence: on a mesh that shards it, call `attention` under `shard_map`.
 """
 
+import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +22,49 @@ from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.remat import product
 
 CHUNK = 1024  # queries at a time: with one head, their scores then stay in the cache of a CPU
-KERNEL_WIDTHS = (64, 128)  # of heads, that "pallas" is compiled and counted for
 ROUNDING = 1.02  # of normed queries and keys: bfloat16 keeps 8 bits, rotation rounds again
 
 Segments = jax.Array | tuple[jax.Array, jax.Array] | None
+
+
+class Options(NamedTuple):
+    """The arguments of `attention` beside q, k and v, checked."""
+
+    scale: float
+    bias: jax.Array | None
+    max_logit: float | None
+    segments: tuple[jax.Array, jax.Array] | None  # (B, S), (B, T)
+    kv_length: int  # at most T
+
+
+class Kernel(NamedTuple):
+    """How compiled programs for TPUs show a kernel."""
+
+    name: str  # a part of its metadata
+    token_axis: int  # of its operands q and k
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A way to compute attention, and the inputs that it takes."""
+
+    attend: Callable[[jax.Array, jax.Array, jax.Array, Options], jax.Array]
+    platforms: tuple[str, ...] = ("cpu", "tpu", "gpu")
+    widths: tuple[int, ...] | None = None  # of heads; None: any
+    dtypes: tuple[str, ...] | None = None  # None: any
+    bias: bool = True
+    segments: bool = True
+    gradient: bool = True
+    kernel: Kernel | None = None
+
+    def takes(self, q: jax.Array, options: Options) -> bool:
+        """Whether it computes this; the platform is the caller's to choose."""
+        return (
+            (self.widths is None or q.shape[-1] in self.widths)
+            and (self.dtypes is None or str(q.dtype) in self.dtypes)
+            and (self.bias or options.bias is None)
+            and (self.segments or options.segments is None)
+        )
 
 
 def attention(
@@ -61,41 +93,111 @@ def attention(
     Raises: ValueError for shapes that do not fit.
     """
     pair = _check(q, k, v, segments, kv_length)
-    choice, width = formulations().attention, q.shape[-1]
-    if choice == "pallas" and bias is None and width in KERNEL_WIDTHS:
-        return flash.flash_attention(q, k, v, scale=scale, max_logit=max_logit, segments=pair, kv_length=kv_length)
-    if choice in ("splash", "jax_flash") and bias is None and width in KERNEL_WIDTHS:
-        attend = splash.attend if choice == "splash" else jax_flash.attend
-        return attend(q, k, v, pair, scale=scale, length=kv_length or k.shape[2])
-    return product(_without_kernel(q, k, v, scale, bias, pair, kv_length, choice))
+    options = Options(scale, bias, max_logit, pair, kv_length or k.shape[2])
+    name = formulations().attention
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention backend {name!r}; the known ones are {', '.join(BACKENDS)}")
+    backend = BACKENDS[name] if BACKENDS[name].takes(q, options) else BACKENDS["chunked"]
+    return backend.attend(q, k, v, options)
 
 
-def _without_kernel(q, k, v, scale, bias, pair, kv_length, choice: str) -> jax.Array:
-    """`attention`, of which `segments` are a pair or None, by anything but the kernels for TPUs."""
-    if kv_length is not None and kv_length < k.shape[2]:  # else even a weight of 0 would meet a NaN
-        k, v = k[:, :, :kv_length], v[:, :, :kv_length]
-        bias = None if bias is None else bias[..., :kv_length]
-        pair = None if pair is None else (pair[0], pair[1][:, :kv_length])
-    if choice == "cudnn" and bias is None and pair is None and _cudnn_takes(q):
-        try:
-            turned = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-            return jnp.swapaxes(jax.nn.dot_product_attention(*turned, scale=scale, implementation="cudnn"), 1, 2)
-        except RuntimeError as error:  # whether there is a cuDNN for this GPU is known by asking for it only
-            warnings.warn(f"attention in chunks, which is slower, as cuDNN has none here: {error}", stacklevel=2)
+def _plain(q, k, v, options: Options) -> jax.Array:
+    k, v, options = _existing(k, v, options)
+    return product(_rows(q, k, v, options.scale, options.bias, *_ids(options)))
 
-    ids = (None, None) if pair is None else (pair[0][:, None, :, None], pair[1][:, None, None, :])
-    if choice == "plain" or q.shape[2] <= CHUNK:
-        return _rows(q, k, v, scale, bias, *ids)
-    if choice != "by_head":
-        return _chunked(q, k, v, scale, bias, *ids)
 
-    # A loop over B, in it one over A. All of the batch has the same bias, all heads the same segments.
+def _in_chunks(q, k, v, options: Options) -> jax.Array:
+    if q.shape[2] <= CHUNK:
+        return _plain(q, k, v, options)
+    k, v, options = _existing(k, v, options)
+    return product(_chunked(q, k, v, options.scale, options.bias, *_ids(options)))
+
+
+def _by_head(q, k, v, options: Options) -> jax.Array:
+    """A loop over B, in it one over A. All of the batch has the same bias, all heads the same segments."""
+    if q.shape[2] <= CHUNK:
+        return _plain(q, k, v, options)
+    k, v, options = _existing(k, v, options)
+
     def item(x):
         *qkv, q_ids, kv_ids = x
-        ids = (None, None) if pair is None else (q_ids[0], kv_ids[0])
-        return jax.lax.map(lambda head: _chunked(*head[:3], scale, head[3], *ids), (*qkv, bias))
+        ids = (None, None) if options.segments is None else (q_ids[0], kv_ids[0])
+        return jax.lax.map(lambda head: _chunked(*head[:3], options.scale, head[3], *ids), (*qkv, options.bias))
 
-    return jax.lax.map(item, (q, k, v, *ids))
+    return product(jax.lax.map(item, (q, k, v, *_ids(options))))
+
+
+def _pallas(q, k, v, options: Options) -> jax.Array:
+    return flash.flash_attention(
+        q,
+        k,
+        v,
+        scale=options.scale,
+        max_logit=options.max_logit,
+        segments=options.segments,
+        kv_length=options.kv_length,
+    )
+
+
+def _splash(q, k, v, options: Options) -> jax.Array:
+    return splash.attend(q, k, v, options.segments, scale=options.scale, length=options.kv_length)
+
+
+def _jax_flash(q, k, v, options: Options) -> jax.Array:
+    return jax_flash.attend(q, k, v, options.segments, scale=options.scale, length=options.kv_length)
+
+
+def _cudnn(q, k, v, options: Options) -> jax.Array:
+    k, v, options = _existing(k, v, options)
+    try:
+        turned = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        y = jax.nn.dot_product_attention(*turned, scale=options.scale, implementation="cudnn")
+    except RuntimeError as error:  # whether there is a cuDNN for this GPU is known by asking for it only
+        warnings.warn(f"attention in chunks, which is slower, as cuDNN has none here: {error}", stacklevel=3)
+        return _in_chunks(q, k, v, options)
+    return product(jnp.swapaxes(y, 1, 2))
+
+
+KERNEL_WIDTHS = (64, 128)  # of heads, that the kernels for TPUs are compiled and counted for
+BACKENDS = {
+    "plain": Backend(attend=_plain),  # the definition: all scores at once
+    "chunked": Backend(attend=_in_chunks),  # CHUNK queries at a time
+    "by_head": Backend(attend=_by_head),  # a loop over batch and heads around that
+    # The kernel of `nn.flash`; its gradients are those of "splash".
+    "pallas": Backend(
+        attend=_pallas,
+        platforms=("tpu",),
+        widths=KERNEL_WIDTHS,
+        bias=False,
+        kernel=Kernel("/flash_attention/pallas_call", token_axis=-1),  # (..., K, S)
+    ),
+    # JAX's own kernels for TPUs.
+    "splash": Backend(
+        attend=_splash,
+        platforms=("tpu",),
+        widths=KERNEL_WIDTHS,
+        bias=False,
+        kernel=Kernel("splash_mha_fwd", token_axis=-2),
+    ),
+    # JAX's older kernel, to compare with. It has the name of ours, but is a function of its own.
+    "jax_flash": Backend(
+        attend=_jax_flash,
+        platforms=("tpu",),
+        widths=KERNEL_WIDTHS,
+        bias=False,
+        gradient=False,
+        kernel=Kernel("(flash_attention)/pallas_call", token_axis=-2),
+    ),
+    # cuDNN's flash attention.
+    "cudnn": Backend(
+        attend=_cudnn,
+        platforms=("gpu",),
+        widths=tuple(range(8, 128 + 1, 8)),
+        dtypes=("float16", "bfloat16"),
+        bias=False,
+        segments=False,
+    ),
+}
 
 
 def logit_bound(q_scale: ArrayLike, q_bias: ArrayLike, k_scale: ArrayLike, k_bias: ArrayLike, *, scale: float) -> float:
@@ -133,8 +235,23 @@ def _check(q, k, v, segments: Segments, kv_length: int | None) -> tuple[jax.Arra
     return pair
 
 
-def _cudnn_takes(q: jax.Array) -> bool:
-    return q.dtype in (jnp.float16, jnp.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+def _existing(k, v, options: Options):
+    """Only the keys that exist: else even a weight of 0 would meet a NaN."""
+    length = options.kv_length
+    if length == k.shape[2]:
+        return k, v, options
+    bias, pair = options.bias, options.segments
+    options = options._replace(
+        bias=None if bias is None else bias[..., :length],
+        segments=None if pair is None else (pair[0], pair[1][:, :length]),
+    )
+    return k[:, :, :length], v[:, :, :length], options
+
+
+def _ids(options: Options):
+    """Segments as `_rows` takes them: (B, 1, S, 1), (B, 1, 1, T), or None twice."""
+    pair = options.segments
+    return (None, None) if pair is None else (pair[0][:, None, :, None], pair[1][:, None, None, :])
 
 
 def _chunked(q, k, v, scale, bias, q_ids, kv_ids):

@@ -17,9 +17,9 @@ from cogvx_jax.configs import Remat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Formulations:
-    """One choice per operation; see `nn.attention`, `nn.conv` and `nn.remat` for what the names mean."""
+    """One choice per operation; `nn.attention`, `nn.conv` and `nn.remat` explain the names."""
 
-    attention: Literal["plain", "chunked", "by_head", "pallas", "splash", "jax_flash", "cudnn"] = "chunked"
+    attention: str = "chunked"  # of `nn.attention.BACKENDS`
     causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"

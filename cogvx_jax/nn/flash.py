@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from cogvx_jax.chips import chip_of
 from cogvx_jax.nn import splash
 
 LANES = 128
@@ -36,15 +37,8 @@ class Blocks(NamedTuple):
     compute: int  # keys whose scores exist at a time
 
 
-# By the first words of `device_kind`, as `scripts/attention_blocks.py` finds it without a running maximum.
-BLOCKS = {
-    "TPU v4": Blocks(768, 4096, 2048),
-    "TPU v5": Blocks(1024, 2048, 1024),  # v5p
-    "TPU v5 lite": Blocks(768, 4096, 2048),
-    "TPU v6 lite": Blocks(1536, 2048, 512),
-    "TPU7x": Blocks(1536, 2048, 512),
-}
-DEFAULT = Blocks(2048, 2048, 512)  # other devices; all of them with a running maximum, for which the table's hold much
+# Chips without a row in `cogvx_jax.chips`; all of them with a running maximum, for which the row's blocks hold much.
+DEFAULT = Blocks(2048, 2048, 512)
 FLOAT32 = Blocks(1024, 2048, 512)  # fit everywhere
 
 Ids = jax.Array | None
@@ -104,12 +98,12 @@ def needs_maximum(max_logit: float | None, keys: int) -> bool:
 
 
 def default_blocks(maximum: bool) -> Blocks:
-    """The table's entry for the devices of the current mesh (`jax.set_mesh`), else the default device."""
+    """Those of the chip that the current mesh (`jax.set_mesh`) is of, else of the default device."""
     if maximum:
         return DEFAULT
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    names = [name for name in BLOCKS if device.device_kind.startswith(name)]
-    return BLOCKS[max(names, key=len)] if names else DEFAULT
+    chip = chip_of(device.device_kind)
+    return DEFAULT if chip is None or chip.blocks is None else Blocks(*chip.blocks)
 
 
 class _Options(NamedTuple):

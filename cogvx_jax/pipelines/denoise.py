@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from cogvx_jax.diffusion import guidance, samplers
+from cogvx_jax.diffusion.update import init, update
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
@@ -93,7 +94,7 @@ def denoise_in_one(
 def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None):
     """What sampling starts from, and the states of all rows: those of the negatives come first."""
     # Its own copy, since the state is donated to the steps.
-    state = jax.tree.map(lambda x: replicate(x, model.mesh), samplers.init(jnp.array(latents)))
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), init(jnp.array(latents)))
     return state, text if negative is None else jnp.concatenate([negative, text])
 
 
@@ -161,6 +162,6 @@ def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bo
         prediction = velocity(params, x, text, jnp.full((x.shape[0],), t))
         if guided:
             prediction = guidance.guide(*jnp.split(prediction, 2), weight)
-        return samplers.update(state, prediction, row, noise)
+        return update(state, prediction, row, noise)
 
     return one

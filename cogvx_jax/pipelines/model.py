@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from cogvx_jax import presets, sharding
 from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.json_files import quoted
@@ -26,7 +26,6 @@ from cogvx_jax.pipelines.tokenizer import load_tokenizer
 from cogvx_jax.storage import kind_of, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
-DTYPES = ("float32", "bfloat16", "float16")
 FILE_ENDINGS = (".safetensors", ".json", ".ckpt", ".pt", ".bin", ".gguf")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
     "run.json": "a run of `cogvx train` or `cogvx train-vae`; `cogvx export` makes a model of it",

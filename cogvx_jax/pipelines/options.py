@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.diffusion.samplers import SAMPLERS
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
 MAX_IMAGE_SCALE = 1000.0
@@ -60,7 +61,7 @@ class Sampling:
       frames: 8N+1, for 1.5 models 16N+1.
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
-      sampler: ddim, or the stochastic dpm.
+      sampler: a row of `diffusion.samplers.SAMPLERS`.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
@@ -68,7 +69,7 @@ class Sampling:
     frames: int | None = None
     steps: int | None = None
     guidance_scale: float | None = None
-    sampler: str | None = None
+    sampler: Annotated[str | None, tyro.conf.arg(metavar="|".join(SAMPLERS))] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

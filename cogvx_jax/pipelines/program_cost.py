@@ -12,15 +12,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Cycles for a thousand scores of `nn.flash` without a running maximum, at the blocks of its table, by the first words
-# of `device_kind`, as `scripts/attention_blocks.py` counts them; on one core, where a device has two.
-SCORE_CYCLES = {"TPU v4": 3.04, "TPU v5 lite": 2.54, "TPU v5": 2.46, "TPU v6 lite": 1.43, "TPU7x": 1.32}
-# In the names of kernels, as metadata has them: JAX's older one has the name of ours, but is a function of its own.
-OURS, SPLASH, JAX_FLASH = "/flash_attention/pallas_call", "splash_mha_fwd", "(flash_attention)/pallas_call"
-# The same of JAX's splash attention and of its older kernel, both with segment ids, at their best blocks, forward.
-SPLASH_CYCLES = {"TPU v4": 5.92, "TPU v5 lite": 4.29, "TPU v5": 4.27, "TPU v6 lite": 2.87, "TPU7x": 2.92}
-JAX_FLASH_CYCLES = {"TPU v4": 7.17, "TPU v5 lite": 4.71, "TPU v5": 4.66, "TPU v6 lite": 2.94, "TPU7x": 3.38}
-KERNELS = {OURS: SCORE_CYCLES, SPLASH: SPLASH_CYCLES, JAX_FLASH: JAX_FLASH_CYCLES}
+from cogvx_jax.chips import Chip
+from cogvx_jax.nn.attention import BACKENDS
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
@@ -43,11 +37,11 @@ class Cost:
         return self.arguments + self.temporaries + self.outputs
 
 
-def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost:
+def compile_cost(lowered: Any, *, chip: Chip | None = None) -> Cost:
     """Compiles a lowered program (`jax.jit(f).lower(...)`) and reads its cost.
 
     Args:
-      device_kind, cores: what its kernels are counted for; cores share a kernel's grid.
+      chip: which the cycles of its kernels are counted for; None counts none.
     Raises: MemoryError where the compiler finds that it does not fit.
     """
     began = time.monotonic()
@@ -57,10 +51,10 @@ def compile_cost(lowered: Any, *, device_kind: str = "", cores: int = 1) -> Cost
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(_first_line(error)) from error
         raise
-    return read_cost(compiled, device_kind=device_kind, cores=cores, seconds=time.monotonic() - began)
+    return read_cost(compiled, chip=chip, seconds=time.monotonic() - began)
 
 
-def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: float = 0.0) -> Cost:
+def read_cost(compiled: Any, *, chip: Chip | None = None, seconds: float = 0.0) -> Cost:
     """The cost of a compiled program; arguments as for `compile_cost`, and the seconds that it took to compile."""
     memory, program = compiled.memory_analysis(), ProgramText(compiled.as_text())
     return Cost(
@@ -68,11 +62,7 @@ def read_cost(compiled: Any, *, device_kind: str = "", cores: int = 1, seconds: 
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         cycles=program.cycles(),
-        kernel_cycles=round(
-            sum(program.scores(kernel) * score_cycles(device_kind, table) for kernel, table in KERNELS.items())
-            / 1000
-            / cores
-        ),
+        kernel_cycles=0 if chip is None else kernel_cycles(program, chip),
         collectives=program.collectives(),
         seconds=seconds,
     )
@@ -88,10 +78,10 @@ def beside_weights(costs: list[Cost], weights: float) -> float:
     return max(cost.peak for cost in costs) - taken
 
 
-def score_cycles(device_kind: str, table: Mapping[str, float] = SCORE_CYCLES) -> float:
-    """Cycles for a thousand scores; 0 for a device that is not in the table."""
-    names = [name for name in table if device_kind.startswith(name)]
-    return table[max(names, key=len)] if names else 0.0
+def kernel_cycles(program: "ProgramText", chip: Chip) -> int:
+    """Cycles of the attention kernels that the chip's row counts; its cores share a kernel's grid."""
+    found = sum(program.scores(name) * cycles for name, cycles in chip.kernel_cycles.items())
+    return round(found / 1000 / chip.cores)
 
 
 class ProgramText:
@@ -120,14 +110,14 @@ class ProgramText:
                 total += times * int(found) if int(found) < UNKNOWN else 0
         return total
 
-    def scores(self, kernel: str = OURS) -> int:
-        """Pairs of a query and a key, times heads, that kernels of `nn.flash` go through, or those of JAX."""
-        total = 0
+    def scores(self, backend: str = "pallas") -> int:
+        """Pairs of a query and a key, times heads, that the kernels of a backend of `nn.attention` go through."""
+        kernel, total = BACKENDS[backend].kernel, 0
+        assert kernel is not None, f"{backend} has no kernel"
         for times, line in self._walk(self._entry):
-            if "tpu_custom_call" in line and kernel in line:
+            if "tpu_custom_call" in line and kernel.name in line:
                 q, k = _shapes(line.partition("operand_layout_constraints=")[2], "bf16|f32")[:2]
-                tokens = -1 if kernel == OURS else -2  # the axis: (..., K, S), or (..., S, K)
-                total += times * math.prod(q[:-2]) * q[tokens] * k[tokens]
+                total += times * math.prod(q[:-2]) * q[kernel.token_axis] * k[kernel.token_axis]
         return total
 
     def collectives(self) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
-from cogvx_jax.diffusion.samplers import SamplerState
+from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
+from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
@@ -25,8 +26,6 @@ from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import denoise, latents, text
 from cogvx_jax.pipelines.model import COMPONENTS
 from cogvx_jax.pipelines.noise import SeededNoise
-
-TABLE_COLUMNS = 6  # of a sampler's table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,13 +151,13 @@ def _denoising(
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         array(shape) if spec.kind == "i2v" else None,
         array(steps, "int32"),
-        array((*steps, TABLE_COLUMNS)),
+        array((*steps, COLUMNS)),
         array(steps),
     )
 
 
 def _draws(spec: ModelSpec, sampler: str | None) -> bool:
-    return (sampler or spec.defaults.sampler) == "dpm"
+    return SAMPLERS[sampler or spec.defaults.sampler].stochastic
 
 
 def lower_encode(spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> Iterator[Any]:

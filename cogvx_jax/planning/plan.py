@@ -20,6 +20,7 @@ import jax
 from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
+from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
@@ -223,9 +224,14 @@ class _Target:
     topology: Topology | None
 
     @property
+    def slice_chip(self) -> Chip | None:
+        """The chip of a TPU slice by name; None for the devices that are here, whose clock nobody knows."""
+        return None if self.topology is None else self.topology.chip
+
+    @property
     def memory(self) -> float | None:
-        if self.topology is not None and self.topology.generation is not None:
-            return self.topology.generation.memory
+        if self.slice_chip is not None:
+            return self.slice_chip.memory
         stats = self.devices[0].memory_stats() if self.topology is None else None
         return stats["bytes_limit"] / GIB if stats and "bytes_limit" in stats else None
 
@@ -286,7 +292,7 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
             trial = dataclasses.replace(trial, **measured)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
-    clock = wanted.target.topology and wanted.target.topology.generation and wanted.target.topology.generation.clock
+    clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
     seconds = None
     if clock:
         (step,), (text,), decode = ([(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[n]] for n in found)
@@ -315,9 +321,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
 
 
 def _cost(wanted: _Question, lowered: Any) -> Cost:
-    slice_ = wanted.target.topology
-    cores = slice_.generation.cores if slice_ is not None and slice_.generation is not None else 1
-    return compile_cost(lowered, device_kind=wanted.target.devices[0].device_kind, cores=cores)
+    return compile_cost(lowered, chip=wanted.target.slice_chip or chip_of(wanted.target.devices[0].device_kind))
 
 
 def _instead(wanted: _Question, made: Plan, report: Report) -> str:

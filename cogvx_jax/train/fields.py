@@ -55,8 +55,10 @@ def _read(name: str, kind: Any, value: Any) -> Any:
         return tuple(_read(name, arguments[0], each) for each in value)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return typing.cast(Any, kind)(**read_fields(typing.cast(type, kind), value))
-    if kind is float and type(value) is int or kind is Path and isinstance(value, str):
-        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
     if type(value) is not kind:
         raise ValueError(f"{name} must be {_words(kind)}, got {value!r}")
     return value

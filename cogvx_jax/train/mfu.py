@@ -2,22 +2,7 @@
 
 import jax
 
-# Products in bfloat16, 1e12 operations a second, of one device as jax counts them, by the first words of its
-# `device_kind`; the longest match counts. From the vendors' pages, without sparsity. jax counts a chip of v4 as one
-# device, and of TPU7x each of its two halves.
-PEAKS = {
-    "TPU v4": 275.0,
-    "TPU v5": 459.0,  # v5p
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "TPU7x": 1153.5,
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H200": 989.0,
-}
+from cogvx_jax.chips import chip_of
 
 
 def utilisation(flops: int, seconds: float, devices: int, kind: str | None = None) -> float | None:
@@ -36,6 +21,6 @@ def utilisation(flops: int, seconds: float, devices: int, kind: str | None = Non
 
 
 def peak(kind: str) -> float | None:
-    """Operations a second of a device, None if it is not known."""
-    found = [name for name in PEAKS if kind.startswith(name)]
-    return PEAKS[max(found, key=len)] * 1e12 if found else None
+    """Operations a second of a device by its `device_kind`, None if it is not known."""
+    chip = chip_of(kind)
+    return None if chip is None else chip.peak * 1e12

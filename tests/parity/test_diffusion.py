@@ -10,7 +10,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from cogvx_jax.configs import ScheduleConfig  # noqa: E402
-from cogvx_jax.diffusion import objective, samplers, schedule  # noqa: E402
+from cogvx_jax.diffusion import objective, samplers, schedule, update  # noqa: E402
 
 SHAPE = (1, 3, 4, 6, 16)
 CLASSES = {"ddim": diffusers.CogVideoXDDIMScheduler, "dpm": diffusers.CogVideoXDPMScheduler}
@@ -52,7 +52,7 @@ def run_reference(name, shift, n, start, latents, generator):
 
 def run(name, shift, n, start, latents, generator):
     sampler = samplers.SAMPLERS[name](ScheduleConfig(snr_shift=shift), n, start=start)
-    state, step, trace = samplers.init(jnp.asarray(latents)), jax.jit(samplers.update), []
+    state, step, trace = update.init(jnp.asarray(latents)), jax.jit(update.update), []
     for t, row, draws in zip(sampler.timesteps, np.float32(sampler.table), sampler.draws, strict=True):
         noises = [torch.randn(SHAPE, generator=generator).numpy() for _ in range(draws)]
         state = step(state, model(state.latents, t, jnp.tanh), row, noises[-1] if noises else None)

@@ -52,7 +52,7 @@ from cogvx_jax.train.transformer.videos import write_videos
 class Videos:
     """What a run makes on its way."""
 
-    wanted: Sequence[Mapping[str, Any]] = ()  # arguments of `generate` for each, but for the model and progress
+    wanted: Sequence[Request] = ()  # a checked request for each
     every: int = 1000  # updates between them
 
 

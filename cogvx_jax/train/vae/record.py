@@ -35,7 +35,7 @@ def describe(
         "trains": "vae",
         "source": source,
         "name": model.spec.name,
-        "dtype": model.spec.vae.dtype,
+        "dtype": model.compute.dtype,
         "vae": params_digest(model.params["vae"]),
         "lpips": None if lpips is None else params_digest(lpips),
     }
