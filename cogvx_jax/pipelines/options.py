@@ -61,7 +61,7 @@ class Sampling:
       frames: 8N+1, for 1.5 models 16N+1.
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
-      sampler: a row of `diffusion.samplers.SAMPLERS`.
+      sampler: how steps are taken; dpm is stochastic.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 

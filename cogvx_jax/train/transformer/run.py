@@ -24,6 +24,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
