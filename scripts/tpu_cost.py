@@ -5,16 +5,19 @@
     python -m cogvx_jax.scripts.tpu_cost --check          # against scripts/tpu_cost.json; what CI runs
 
 Nothing runs: programs are compiled ahead of time, which needs libtpu. The figures depend on the versions of jax and
-libtpu and on nothing else, so the table names them, and the check skips with others. Times are the compiler's
+libtpu and on nothing else, so the table names them, and the check skips with others. It has a hash of each lowered
+program, too: one that did not change is not compiled again. Times are the compiler's
 cycles at the nominal clock: optimistic, without transfers between devices, and good for ratios.
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,10 +57,20 @@ class Row:
     all_seconds: float | None
     collectives: dict[str, tuple[int, float]]  # kind -> how many, MiB of results
     compile_seconds: float
+    lowered: str = ""  # a hash of what was compiled
 
     @property
     def key(self) -> str:
         return f"{self.model} {self.topology} {self.mesh} {self.program}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program that is not compiled yet; of equal hashes all figures are equal."""
+
+    program: str
+    hash: str
+    compile: Callable[[], Row]
 
 
 def main(
@@ -86,15 +99,19 @@ def main(
       average: whether an update keeps a moving average.
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
-      check: compile the rows of the table and compare: exit status 1 where one differs by more than 2%.
-      write: put the rows into the table, beside what is there.
+      check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
+        that of the table are not compiled: the compiler is deterministic.
+      write: put the rows into the table, beside what is there; with `check`, only the hashes of rows that hold.
       json_file: also write the rows here.
     """
     _prepare()
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     table: dict[str, Any] = json.loads(TABLE.read_text()) if TABLE.exists() else {"versions": versions, "rows": {}}
     if check:
-        raise SystemExit(compare(table, versions))
+        worse = compare(table, versions)
+        if write:
+            TABLE.write_text(json.dumps(table, indent=1) + "\n")
+        raise SystemExit(worse)
     rows = [
         row
         for topology in topologies
@@ -121,6 +138,21 @@ def costs(
     average: bool = True,
 ) -> Iterator[Row]:
     """Compiles and prints one model's programs on one slice."""
+    for program in lower(model, topology, mesh, parts, remat, attention, trained_dtype, average):
+        yield program.compile()
+
+
+def lower(
+    model: str,
+    topology: str,
+    mesh: str | None,
+    parts: tuple[Part, ...],
+    remat: Remat = "block",
+    attention: Kernel = "pallas",
+    trained_dtype: str = "float32",
+    average: bool = True,
+) -> Iterator[Lowered]:
+    """One model's programs on one slice, not compiled yet."""
     from cogvx_jax import sharding
     from cogvx_jax.configs import LoRAConfig
     from cogvx_jax.models.abstract import abstract_params
@@ -142,8 +174,8 @@ def costs(
     spec = PRESETS[model]
     compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
-    mesh = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True)))
-    made = sharding.parse_mesh(mesh, devices)
+    on, clock = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True))), chip.clock
+    made = sharding.parse_mesh(on, devices)
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
     padding = frames - latent_frames(spec, own.num_frames)
@@ -169,6 +201,29 @@ def costs(
             return training_flops(cfg, tokens, paths, batch=clips, rank=rank) / len(devices) / 1e12
         return None
 
+    def compiled(part: Part, name: str, runs: int, program: Any, digest: str) -> Row:
+        cost = compile_cost(program, chip=chip)
+        seconds = (cost.cycles + cost.kernel_cycles) / clock / 1e9
+        row = Row(
+            model=model,
+            topology=topology,
+            mesh=on,
+            program=name,
+            arguments_gib=cost.arguments / 2**30,
+            temporaries_gib=cost.temporaries / 2**30,
+            peak_gib=cost.peak / 2**30,
+            tflops=tera_flops(part),
+            mega_cycles=cost.cycles / 1e6,
+            kernel_mega_cycles=cost.kernel_cycles / 1e6,
+            milliseconds=None if part in TRAINING else 1000 * seconds,
+            all_seconds=None if part in TRAINING else runs * seconds,
+            collectives={kind: (n, size / 2**20) for kind, (n, size) in cost.collectives.items()},
+            compile_seconds=cost.seconds,
+            lowered=digest,
+        )
+        print(line(row), flush=True)
+        return row
+
     choice = dataclasses.replace(BY_PLATFORM["tpu"], attention=attention)
     with programs.compiling_for("tpu", made), using(choice):
         for part in parts:
@@ -189,26 +244,9 @@ def costs(
                 "full": lambda: update("full"),
             }[part]
             for name, runs, program in lowered():
-                cost = compile_cost(program, chip=chip)
-                seconds = (cost.cycles + cost.kernel_cycles) / chip.clock / 1e9
-                row = Row(
-                    model=model,
-                    topology=topology,
-                    mesh=mesh,
-                    program=name if attention == "pallas" else f"{name} {attention}",
-                    arguments_gib=cost.arguments / 2**30,
-                    temporaries_gib=cost.temporaries / 2**30,
-                    peak_gib=cost.peak / 2**30,
-                    tflops=tera_flops(part),
-                    mega_cycles=cost.cycles / 1e6,
-                    kernel_mega_cycles=cost.kernel_cycles / 1e6,
-                    milliseconds=None if part in TRAINING else 1000 * seconds,
-                    all_seconds=None if part in TRAINING else runs * seconds,
-                    collectives={kind: (n, size / 2**20) for kind, (n, size) in cost.collectives.items()},
-                    compile_seconds=cost.seconds,
-                )
-                print(line(row), flush=True)
-                yield row
+                name = name if attention == "pallas" else f"{name} {attention}"
+                digest = hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
+                yield Lowered(name, digest, functools.partial(compiled, part, name, runs, program, digest))
 
 
 def line(row: Row) -> str:
@@ -225,9 +263,9 @@ def line(row: Row) -> str:
     )
 
 
-def held(row: Row) -> dict[str, float]:
+def held(row: Row) -> dict[str, Any]:
     """What the table keeps of a row: all that is the same at every compilation."""
-    kept = {
+    kept: dict[str, Any] = {
         "peak_gib": row.peak_gib,
         "temporaries_gib": row.temporaries_gib,
         "mega_cycles": row.mega_cycles,
@@ -235,13 +273,13 @@ def held(row: Row) -> dict[str, float]:
     }
     for kind, (count, size) in sorted(row.collectives.items()):
         kept |= {f"{kind} count": count, f"{kind} mib": size}
-    return {name: round(value, 4) for name, value in kept.items()}
+    return {name: round(value, 4) for name, value in kept.items()} | {"lowered": row.lowered}
 
 
-def differences(was: dict[str, float], now: dict[str, float]) -> list[str]:
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is not within the tolerance, better or worse, in words."""
     found = []
-    for name in sorted(was.keys() | now.keys()):
+    for name in sorted((was.keys() | now.keys()) - {"lowered"}):
         before, after = was.get(name, 0.0), now.get(name, 0.0)
         if not math.isclose(before, after, rel_tol=TOLERANCE, abs_tol=1e-3):
             change = f" ({after / before - 1:+.1%})" if before else ""
@@ -250,12 +288,15 @@ def differences(was: dict[str, float], now: dict[str, float]) -> list[str]:
 
 
 def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
-    """Compiles the table's rows again; the number of those that differ."""
+    """Compiles the table's rows again where what is compiled has changed; 1 if any differs, else 0.
+
+    Hashes of rows that hold are put into `table`.
+    """
     if table["versions"] != versions:
         print(f"skipped: the table is of {table['versions']}, here are {versions}")
         return 0
     worse = 0
-    compiled: dict[tuple, dict[str, Row]] = {}  # the programs of a part come together, and once
+    lowered: dict[tuple, dict[str, Lowered]] = {}  # the programs of a part come together, and once
     for key, was in table["rows"].items():
         model, topology, mesh, program = key.split(" ", 3)
         part, *rest = program.split()
@@ -263,10 +304,16 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         kernel = rest[-1] if rest[-1:] and rest[-1] in KERNELS else "pallas"
         dtype = "bfloat16" if "bfloat16" in rest else "float32"
         asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest
-        if asked not in compiled:
-            compiled[asked] = {row.program: row for row in costs(*asked)}
-        changed = differences(was, held(compiled[asked][program]))
+        if asked not in lowered:
+            lowered[asked] = {one.program: one for one in lower(*asked)}
+        found = lowered[asked][program]
+        if found.hash == was.get("lowered"):
+            print(f"{key}: nothing changed in it, as in the table", flush=True)
+            continue
+        changed = differences(was, held(found.compile()))
         worse += bool(changed)
+        if not changed:
+            was["lowered"] = found.hash
         print(f"{key}: {'; '.join(changed) or 'as in the table'}", flush=True)
     if worse:
         print(f"{worse} rows differ by more than {TOLERANCE:.0%}; if that is meant, repeat with --write for these rows")
@@ -282,6 +329,7 @@ def _prepare() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # or lines and paths of files would be in the hashes
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cogvx_jax.scripts import tpu_cost
-from cogvx_jax.scripts.tpu_cost import MODELS, TABLE, TOPOLOGY, Row, compare, differences, held, line
+from cogvx_jax.scripts.tpu_cost import MODELS, TABLE, TOPOLOGY, Lowered, Row, compare, differences, held, line
 
 ROW = Row(
     model="5b",
@@ -24,6 +24,7 @@ ROW = Row(
     all_seconds=31.2,
     collectives={"all-to-all": (171, 4462.1)},
     compile_seconds=60.0,
+    lowered="old",
 )
 VERSIONS = {"jax": "1", "libtpu": "2"}
 
@@ -33,18 +34,28 @@ def compiled(monkeypatch):
     """What a compilation gives instead of `ROW`: set `compiled["row"]`."""
     given = {"row": ROW}
 
-    def costs(model, topology, mesh, parts, *_):
+    def lower(model, topology, mesh, parts, *_):
         assert (model, topology, mesh, parts) == ("5b", "v5e:2x4", "cfg=2,sp=4", ("step",))
-        yield given["row"]
+        yield Lowered("step", given["row"].lowered, lambda: given["row"])
 
-    monkeypatch.setattr(tpu_cost, "costs", costs)
+    monkeypatch.setattr(tpu_cost, "lower", lower)
     return given
 
 
 def test_the_same_cost_passes(compiled, capsys):
-    compiled["row"] = dataclasses.replace(ROW, mega_cycles=515.0, compile_seconds=1.0)  # 1.2%, and a faster machine
-    assert compare({"versions": VERSIONS, "rows": {ROW.key: held(ROW)}}, VERSIONS) == 0
+    # 1.2% more, and a faster machine
+    compiled["row"] = dataclasses.replace(ROW, mega_cycles=515.0, compile_seconds=1.0, lowered="new")
+    table = {"versions": VERSIONS, "rows": {ROW.key: held(ROW)}}
+    assert compare(table, VERSIONS) == 0
     assert "as in the table" in capsys.readouterr().out
+    assert table["rows"][ROW.key] == held(ROW) | {"lowered": "new"}  # that the next check need not compile
+
+
+def test_what_did_not_change_is_not_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(tpu_cost, "lower", lambda *_: iter([Lowered("step", "same", lambda: pytest.fail("compiled"))]))
+    table = {"versions": VERSIONS, "rows": {ROW.key: held(ROW) | {"lowered": "same"}}}
+    assert compare(table, VERSIONS) == 0
+    assert "nothing changed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -59,6 +70,7 @@ def test_the_same_cost_passes(compiled, capsys):
 )
 def test_another_cost_fails_and_is_named(compiled, capsys, change, said):
     compiled["row"] = dataclasses.replace(ROW, **change)
+    compiled["row"] = dataclasses.replace(compiled["row"], lowered="new")
     assert compare({"versions": VERSIONS, "rows": {ROW.key: held(ROW)}}, VERSIONS) == 1
     assert said in capsys.readouterr().out
 
@@ -66,11 +78,11 @@ def test_another_cost_fails_and_is_named(compiled, capsys, change, said):
 def test_programs_of_one_part_are_compiled_once(monkeypatch, capsys):
     rows, asked = [dataclasses.replace(ROW, program=f"decode {i}") for i in (0, 1)], []
 
-    def costs(*args):
+    def lower(*args):
         asked.append(args)
-        yield from rows
+        yield from (Lowered(row.program, "new", lambda row=row: row) for row in rows)
 
-    monkeypatch.setattr(tpu_cost, "costs", costs)
+    monkeypatch.setattr(tpu_cost, "lower", lower)
     assert compare({"versions": VERSIONS, "rows": {row.key: held(row) for row in rows}}, VERSIONS) == 0
     assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True)]
     assert capsys.readouterr().out.count("as in the table") == 2
@@ -117,6 +129,6 @@ def test_a_small_step_compiles_for_a_slice(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, "small", dataclasses.replace(spec, transformer=cfg, defaults=own))
     tpu_cost._prepare()
     first, second = (list(tpu_cost.costs("small", "v5e:2x2", None, ("step",)))[0] for _ in range(2))
-    assert differences(held(first), held(second)) == []
+    assert differences(held(first), held(second)) == [] and first.lowered == second.lowered
     assert first.mega_cycles > 0 and first.kernel_mega_cycles > 0 and "all-to-all" in first.collectives
     assert importlib.metadata.version("libtpu")
