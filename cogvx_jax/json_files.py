@@ -32,6 +32,14 @@ def read_json(path: StoragePath, *, limit: int = MAX_BYTES) -> Json:
 
 def parse_json(text: bytes | str) -> Json:
     """The object that a text is. Raises: ValueError, which does not name the file; its message is short."""
+    found = parse_value(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"not a JSON object, but {quoted(found)}")
+    return found
+
+
+def parse_value(text: bytes | str) -> Any:
+    """The value that a text is. Raises: as `parse_json`."""
     if isinstance(text, bytes):
         if text.startswith(git_lfs.START):
             raise ValueError(POINTER)
@@ -49,8 +57,6 @@ def parse_json(text: bytes | str) -> Json:
         raise ValueError("not JSON, it holds half of a character") from None
     except ValueError as error:
         raise ValueError(f"not JSON, {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"not a JSON object, but {quoted(found)}")
     return found
 
 

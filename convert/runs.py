@@ -3,7 +3,6 @@
 `cogvx_jax.train.run_folder` writes it.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
@@ -14,9 +13,10 @@ from jax.sharding import SingleDeviceSharding
 
 from cogvx_jax.configs import LoRAConfig, ModelSpec
 from cogvx_jax.convert.checkpoint import expected_shapes
+from cogvx_jax.json_files import parse_json
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
-from cogvx_jax.storage import StoragePath, is_bucket, storage_path
+from cogvx_jax.storage import StoragePath, is_bucket, read_file, storage_path
 
 KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
 
@@ -44,11 +44,11 @@ def read_record(file: StoragePath, keys: Collection[str] = KEYS) -> dict[str, An
     if not file.is_file():
         raise FileNotFoundError(f"there is no {file}; give the run.json of a run")
     try:
-        said = json.loads(file.read_text("utf-8"))
-        if not isinstance(said, dict) or not said.keys() >= set(keys):
+        said = parse_json(read_file(file))
+        if not said.keys() >= set(keys):
             raise ValueError(f"it has not all of {', '.join(sorted(keys))}")
         return said
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
 
 

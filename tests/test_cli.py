@@ -294,7 +294,7 @@ def test_runs_of_one_target_keep_latents_of_their_own(tmp_path):
         (dict(padding=-1), "padding must be from 0 to 2 latent frames, got -1"),
         (dict(padding="x"), "padding must be from 0 to 2 latent frames, got 'x'"),
         (dict(padding=3), "padding must be from 0 to 2"),
-        (dict(fps=float("nan")), "fps must be a positive number, got nan"),
+        (dict(fps=float("nan")), "the number NaN in it is not finite"),
         (dict(prompt=5), "prompt must be text, got 5"),
         (dict(colour=1), "its metadata must say fps, model, padding, prompt"),
     ],

@@ -4,14 +4,13 @@ They are UTF-8, with or without a byte order mark, whatever the locale. Lines en
 prompt may hold U+2028 or a form feed.
 """
 
-import json
-import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from cogvx_jax.data.files import existing
 from cogvx_jax.data.tars import File, Member, open_file
 from cogvx_jax.git_lfs import refuse_pointer
+from cogvx_jax.json_files import parse_value
 
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -60,37 +59,9 @@ def parse_json(text: str, where: object) -> Any:
     Raises: ValueError, one sentence that begins with `where`.
     """
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError(f"{where} is JSON that is nested too deeply") from None
+        return parse_value(text)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
-
-
-def _finite(digits: str) -> float:
-    if not math.isfinite(number := float(digits)):
-        raise ValueError(f"{digits[:20]} is too large a number")
-    return number
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{name[:40]!r} stands in it twice")
-        found[name] = value
-    for text in (part for pair in pairs for part in pair if isinstance(part, str)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"it holds half of a character, \\u{ord(text[error.start]):04x}") from None
-    return found
+        raise ValueError(f"{where} is {error}") from None
 
 
 def refuse(where: object, bad: Sequence[object], total: int, problem: str, error: type[Exception] = ValueError) -> None:

@@ -7,10 +7,10 @@ import os
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from cogvx_jax.json_files import parse_json
 from cogvx_jax.storage import write_whole
 
 FORMAT = "cogvx latents 1"  # changes when an older program could not read the file
@@ -90,11 +90,11 @@ def read_latents(path: str | os.PathLike) -> SavedLatents:
 def _checked(path: str | os.PathLike, latents: np.ndarray, run: str) -> SavedLatents:
     names = {field.name for field in dataclasses.fields(SavedLatents)} - {"latents"}
     try:
-        facts: Any = json.loads(run)
-        if not isinstance(facts, dict) or facts.keys() != names:
+        facts = parse_json(run)
+        if facts.keys() != names:
             raise ValueError(f"its metadata must say {', '.join(sorted(names))}")
         return SavedLatents(latents=latents, **facts)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None
 
 

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from cogvx_jax import cache, sharding
 from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.json_files import read_json
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.model import choose_compute, load_spec
@@ -369,8 +370,8 @@ def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
 def _read(file: Path) -> Plan | None:
     """A plan that was kept; None if there is none, or it is damaged."""
     try:
-        facts = json.loads(file.read_text())
+        facts = read_json(file)
         trials = tuple(Trial(**trial) for trial in facts.pop("trials"))
         return Plan(**facts | {"size": tuple(facts["size"]), "trials": trials})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
