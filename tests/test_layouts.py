@@ -172,17 +172,17 @@ def test_other_encodings_are_refused(files):
     [
         (
             '{"video": "a.mp4", "prompt": 5}',
-            "1 of 2 lines have something else than text as prompt, the first is line 2",
+            "1 of 2 lines have no text as prompt, the first is line 2",
         ),
         (
             '{"video": ["a.mp4"], "prompt": "x"}',
-            "1 of 2 lines have something else than text as video, the first is line 2",
+            "1 of 2 lines have no text as video, the first is line 2",
         ),
         (
             '{"video": "a.mp4", "prompt": "x", "image": 5}',
-            "lines have something else than text as image, the first is line 2",
+            "lines have no text as image, the first is line 2",
         ),
-        ('{"video": "a.mp4", "prompt": "x", "image": false}', "lines have something else than text as image"),
+        ('{"video": "a.mp4", "prompt": "x", "image": false}', "lines have no text as image"),
         ('{"video": "a.mp4", "prompt": null}', "1 of 2 lines have no prompt, the first is line 2"),
         ('{"video": "a.mp4", "prompt": "x", "score": NaN}', "line 2 is not JSON: NaN is no number"),
         ('{"video": "a.mp4", "prompt": "x", "score": -Infinity}', "line 2 is not JSON: -Infinity is no number"),

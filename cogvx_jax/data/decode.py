@@ -34,8 +34,7 @@ TO_SDR = (
     "ffmpeg -i IN -vf zscale=t=linear:npl=203,format=gbrpf32le,zscale=p=bt709,tonemap=mobius,"
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
 )
-# Playlists and the like must not open other addresses.
-OPTIONS = {"protocol_whitelist": "file,subfile"}
+OPTIONS = {"protocol_whitelist": "file,subfile"}  # playlists and the like must not open other addresses
 
 
 @dataclasses.dataclass

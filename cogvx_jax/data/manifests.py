@@ -76,7 +76,7 @@ def _rows(path: Path, rows: Mapping[str, Mapping[str, Any]], kind: str) -> list[
     columns = {what: next((n for n in names if n in given), names[0]) for what, names in COLUMNS.items()}
     for what, name in columns.items():
         wrong = [where for where, row in rows.items() if not isinstance(row.get(name), str | None)]
-        refuse(path, wrong, len(rows), f"{kind} have something else than text as {name}")
+        refuse(path, wrong, len(rows), f"{kind} have no text as {name}")
         lacking = [where for where, row in rows.items() if not (row.get(name) or "").strip()]
         if what != "image":
             refuse(path, lacking, len(rows), f"{kind} have no {name}")

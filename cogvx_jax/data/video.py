@@ -42,8 +42,9 @@ class Video:
         object.__setattr__(self, "fps", frame_rate(self.fps))
 
     def save(self, path) -> list[pathlib.Path]:
-        """Writes the clips as .mp4 or .gif files, by the suffix of `path`, over files of the same name.
+        """Writes the clips, by the suffix of `path`: .mp4, .gif, .webm, .webp or, without one, a folder of PNGs.
 
+        Files of the same name are replaced; a folder must be new or empty.
         Returns: the paths written: `path` itself if B is 1, else `stem-0.mp4`, `stem-1.mp4`, ... beside it.
         Raises: what `check_writable` and `VideoWriter` raise.
         """
