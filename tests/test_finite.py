@@ -12,6 +12,8 @@ from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import NotFiniteError
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.request import check_request
+from cogvx_jax.train.transformer.videos import write_videos
 
 IMAGE = np.full((32, 48, 3), 90, np.uint8)
 
@@ -92,3 +94,12 @@ def test_a_lora_in_memory_is_refused(small):
         cx.load_lora(model, lora)
     with pytest.raises(ValueError, match="the weight of a LoRA, 1e.39, times its scale, 1, is beyond float32"):
         cx.load_lora(model, dataclasses.replace(lora, adapters={}), 1e39)
+
+
+def test_a_run_goes_on_without_a_video_that_is_not_finite(small, tmp_path, capsys):
+    _, model = small("5b")
+    wanted = [check_request(model.spec, "a red circle")]
+    write_videos(damaged(model, "vae", "decoder/conv_out/kernel", (0, 0, 0, 0, 0)), wanted, tmp_path)
+    assert not any(tmp_path.iterdir()) and f"no video {tmp_path / '00.mp4'}: decoding the" in capsys.readouterr().out
+    write_videos(model, wanted, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["00.mp4"]

@@ -12,7 +12,7 @@ IN_MEMORY = 2**30  # bytes; further inputs wait in files without a name, which e
 
 
 class Inputs:
-    """Takes over the input videos of requests."""
+    """Takes over the images and videos of requests."""
 
     def __init__(self, in_memory: int = IN_MEMORY):
         self._room = in_memory
@@ -20,14 +20,17 @@ class Inputs:
 
     def hold(self, request: Request) -> Request:
         """The same request with pixels that are shared with earlier ones, or lie in a file. Raises: OSError."""
-        if request.video is None:
-            return request
-        pixels = np.ascontiguousarray(request.video)
+        images = None if request.images is None else tuple(map(self._hold, request.images))
+        video = None if request.video is None else self._hold(request.video)
+        return dataclasses.replace(request, images=images, video=video)
+
+    def _hold(self, pixels: np.ndarray) -> np.ndarray:
+        pixels = np.ascontiguousarray(pixels)
         key = pixels.shape, hashlib.sha256(pixels.data).digest()
         if key not in self._held:
             self._held[key] = pixels if pixels.nbytes <= self._room else _in_a_file(pixels)
-            self._room -= pixels.nbytes
-        return dataclasses.replace(request, video=self._held[key])
+            self._room -= self._held[key].nbytes if self._held[key] is pixels else 0
+        return self._held[key]
 
 
 def _in_a_file(pixels: np.ndarray) -> np.ndarray:

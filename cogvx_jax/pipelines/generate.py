@@ -87,8 +87,10 @@ def sample(
 ) -> jax.Array:
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
 
-    Raises: ValueError where decoding them would not fit, before anything is computed; NotFiniteError.
+    Raises: ValueError for a request that was checked for other models, or where decoding would not fit, before
+      anything is computed; NotFiniteError.
     """
+    request.check_model(model.spec)
     noise = SeededNoise(request.seed) if noise is None else noise
     if not request.tiling:  # out of memory after the last step would waste all of them
         check_decode(model, request.batch_shape, request.padding)
@@ -105,7 +107,6 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
     if isinstance(prompt, Request):
         if options:
             raise TypeError(f"a request has its options already; got {', '.join(sorted(options))}, too")
-        prompt.check_model(model.spec)
         return prompt
     request = check_request(model.spec, prompt, Options.from_keywords(**options))
     if progress and options.get("seed") == RANDOM:
