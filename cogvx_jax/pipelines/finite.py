@@ -27,7 +27,7 @@ class NotFiniteError(ValueError):
         if tensor is not None:
             holds = f"the {component} of {model.spec.name} holds some in {tensor}"
             return cls(f"{said}, as {holds}: the file is damaged, or training or a LoRA diverged")
-        dtype = getattr(model.spec, component).dtype
+        dtype = model.compute.of(component).dtype
         why = "another dtype may help" if dtype != "float32" else "the inputs, or the weights, are far too large"
         return cls(f"{said}, though all weights of the {component} of {model.spec.name} are: {why}")
 
