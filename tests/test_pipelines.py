@@ -172,6 +172,20 @@ def test_bad_requests_are_refused_before_any_work(message):
         check_request(SPEC_2B, "a panda", Options.from_keywords(**REFUSED[message]))
 
 
+def test_a_checked_request_is_made_as_it_is(model):
+    request = check_request(model.spec, "x", Options(seed=1))
+    latents = cx.generate(model, request, output="latents", progress=False)
+    assert np.array_equal(latents, cx.generate(model, "x", seed=1, output="latents", progress=False))
+    with pytest.raises(TypeError, match="a request has its options already; got seed, too"):
+        cx.generate(model, request, seed=1)
+    with pytest.raises(ValueError, match="was checked for CogVideoX-2b, whose videos are not like those of small-5b"):
+        cx.generate(model, check_request(SPEC_2B, "x"))
+    with pytest.raises(TypeError, match="unknown option 'colour'"):
+        cx.generate(model, "x", colour=1)
+    with pytest.raises(ValueError, match="output must be 'video' or 'latents', got 'gif'"):
+        cx.generate(model, "x", output="gif")
+
+
 def test_refusals_of_the_other_models():
     with pytest.raises(ValueError, match="16N.1 .* got 49..*nearest: 33 or 49|16N.1.*got 57; nearest: 49 or 65"):
         check_request(SPEC_15, "a panda", Options(frames=57))

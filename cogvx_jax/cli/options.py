@@ -15,9 +15,9 @@ MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
 
+# Options as tyro makes them: not checked yet, as tyro would frame the error instead of leaving a sentence. They have no
+# docstrings, which `--help` would show.
 class SamplingFlags(Sampling):
-    """`Sampling` as tyro makes it: not checked yet, as tyro would frame the error instead of leaving a sentence."""
-
     def __post_init__(self):
         pass
 
@@ -26,8 +26,6 @@ class SamplingFlags(Sampling):
 
 
 class VideoFlags(Options):
-    """`Options`, likewise."""
-
     def __post_init__(self):
         pass
 
