@@ -177,7 +177,7 @@ def train(
             raise ValueError("--distributed needs --mesh: without one, every process would train on its own")
         if unencoded is not None:
             raise ValueError(f"--distributed needs clips that are encoded: run `cogvx encode --data {data}` first")
-        initialize()
+        initialize(preemptible=True)
     settings: dict[str, Any] = {
         "steps": steps,
         "batch_size": batch_size,
