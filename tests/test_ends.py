@@ -17,7 +17,7 @@ from cogvx_jax.temporaries import temporary_beside, temporary_folder
 
 ROOT = Path(__file__).parents[1]
 START = """
-import gc, hashlib, os, signal, sys, time
+import gc, hashlib, os, signal, sys, threading, time
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.temporaries import temporary_beside
 def say(text):
@@ -34,6 +34,17 @@ with temporary_beside(sys.argv[1]) as partial:
     time.sleep(60)
 """
 WRITE_IN_C = WRITE.replace("time.sleep(60)", "in_c()")
+# As tensorstore, which makes the folders that it needs.
+WRITE_IN_A_THREAD = """
+def write(folder):
+    for i in range(50):
+        folder.mkdir(parents=True, exist_ok=True)
+        time.sleep(0.01)
+with temporary_beside(sys.argv[1]) as partial:
+    threading.Thread(target=write, args=[partial / "deep"]).start()
+    say("ready")
+    time.sleep(60)
+"""
 # As in jax's callback of the garbage collector: Python drops what is raised there.
 IN_A_CALLBACK = """
 def callback(phase, info):
@@ -172,6 +183,9 @@ def test_remains_of_other_hosts_are_removed_when_they_are_old(tmp_path):
     other = tmp_path / f"{temporaries.PREFIX}without-lock"
     other.mkdir()
     (other / "file").touch()
+    aged = remains(tmp_path, age=day + 60)
+    (aged / temporaries.LOCK).unlink()
+    os.utime(aged, (time.time() - day - 60,) * 2)
     temporaries.remove_dead(tmp_path)
     assert set(tmp_path.iterdir()) == {*kept, other}
 
@@ -183,6 +197,12 @@ def test_remains_inside_a_folder_do_not_count(tmp_path):
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         check_new(tmp_path)
     assert kept.exists()
+
+
+def test_what_threads_still_write_is_removed(tmp_path):
+    process = ready(start(WRITE_IN_A_THREAD, tmp_path / "folder"))
+    process.terminate()
+    assert finish(process)[0] == 143 and not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
