@@ -12,6 +12,7 @@ import pytest
 
 from cogvx_jax import temporaries
 from cogvx_jax.cli.errors import sentence
+from cogvx_jax.cli.main import VERBS
 from cogvx_jax.storage import check_new, new_folder, write_whole
 from cogvx_jax.temporaries import temporary_beside, temporary_folder
 
@@ -78,10 +79,11 @@ say("child ended")
 
 
 def start(verb, *arguments, stdout=subprocess.PIPE):
-    code = START + "\n".join(f"    {line}" for line in verb.strip().splitlines())
+    """A verb of a line or more of code, or one of the command."""
+    code = ["-c", START + "\n".join(f"    {line}" for line in verb.strip().splitlines())]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *(["-m", "cogvx_jax.cli", verb] if verb in VERBS else code), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -97,7 +99,7 @@ def ready(process):
 def finish(process):
     """Its exit status and what it said on stderr."""
     try:
-        return (process.communicate(timeout=30)[1], process.returncode)[::-1]
+        return (process.communicate(timeout=120)[1], process.returncode)[::-1]
     finally:
         process.kill()
 
@@ -290,3 +292,27 @@ def test_the_output_may_end_early(tmp_path):
 def test_errors_of_the_program_stay_tracebacks():
     status, said = finish(start("raise KeyError('x')"))
     assert status == 1 and "Traceback" in said and "KeyError: 'x'" in said
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "number, status, said",
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
+def test_a_stopped_conversion_leaves_nothing(number, status, said, tmp_path):
+    process = start("convert", "tiny", tmp_path / "out")
+    while process.poll() is None and not list(tmp_path.glob(f"{temporaries.PREFIX}*/out/*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert finish(process) == (status, f"cogvx: {said}; no model was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("platform, said", [("tpu", "Unable to initialize backend 'tpu'"), ("cuda", "the package for")])
+def test_a_platform_that_is_not_there_is_said(platform, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    status, text = finish(start("generate", "x", "--out", tmp_path / "x.mp4"))
+    if status == 0:
+        pytest.skip(f"this machine has {platform}")
+    assert status == 2 and f"cogvx: JAX finds no such device here: {said}" in text and "Traceback" not in text
