@@ -6,6 +6,7 @@ same place removes the folder. On a disk that several hosts share, a lock may no
 another host, or of this one before a restart, is therefore removed only when nothing in it has changed for a day.
 """
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -20,9 +21,11 @@ from pathlib import Path
 PREFIX = ".cogvx-partial-"
 LOCK = ".cogvx-lock"
 UNCHANGED = 24 * 3600.0  # seconds after which a folder of another host is taken for dead
+STUBBORN = 3.0  # seconds to remove a folder in which something is still written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _own: dict[Path, int] = {}  # hidden folders of this process, and the descriptors of their locks
+_failed: set[Path] = set()  # those whose block has ended by an exception
 _searched: set[Path] = set()  # folders in which this process has looked for remains
 
 
@@ -66,9 +69,13 @@ def hidden_folder(parent: Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(parent)) from None
     try:
         yield folder
+    except BaseException:
+        _failed.add(folder)
+        raise
     finally:
-        _remove(folder)
-        os.close(_own.pop(folder))
+        if folder in _own:
+            _remove(folder)
+            os.close(_own.pop(folder))
 
 
 def remove_dead(parent: Path) -> None:
@@ -81,9 +88,13 @@ def remove_dead(parent: Path) -> None:
                         _remove_if_dead(Path(entry.path))
 
 
+@atexit.register
 def remove_own() -> None:
-    """Removes all hidden folders of this process, for an end that leaves no block in order."""
-    for folder in list(_own):
+    """Removes all hidden folders of this process, for an end that leaves no block in order.
+
+    Where a block has failed, threads of its writer, such as tensorstore's, may have made its folder once more.
+    """
+    for folder in [*_own, *_failed]:
         _remove(folder)
 
 
@@ -117,30 +128,41 @@ def _take(lock: int) -> bool:
 
 
 def _remove_if_dead(folder: Path) -> None:
+    old = time.time() - _changed(folder) > UNCHANGED
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        folder.rmdir()  # raises if it holds anything: then it is none of ours
+    except FileNotFoundError:  # its process died before it locked anything, or while it removed the folder
+        _remove(folder) if old else folder.rmdir()  # which raises unless it is empty
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held, or if there are no locks here
         written_by = os.read(lock, 100)
-        if (written_by and written_by == _machine()) or time.time() - _changed(folder) > UNCHANGED:
+        if old or (written_by and written_by == _machine()):
             _remove(folder)
     finally:
         os.close(lock)
 
 
 def _remove(folder: Path) -> None:
-    """Removes a hidden folder, its lock last: what is half removed is still known for dead."""
-    with contextlib.suppress(OSError):
-        for path in folder.iterdir():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != LOCK:
-                path.unlink(missing_ok=True)
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+    """Removes a hidden folder, its lock last: what is half removed is still known for dead.
+
+    Tries again for a while, as threads of a writer that was interrupted may go on in it.
+    """
+    end = time.monotonic() + STUBBORN
+    while folder.exists() and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            inside = [path for path in folder.iterdir() if path.name != LOCK]
+            for path in inside:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if not inside:
+                (folder / LOCK).unlink(missing_ok=True)
+                folder.rmdir()
+                return
+            continue
+        time.sleep(0.05)
 
 
 def _changed(folder: Path) -> float:
@@ -154,3 +176,12 @@ def _machine() -> bytes:
         return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
     except OSError:
         return b""
+
+
+def _forget() -> None:
+    """In a forked process: the folders are its parent's."""
+    _own.clear()
+    _failed.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

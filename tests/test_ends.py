@@ -12,12 +12,13 @@ import pytest
 
 from cogvx_jax import temporaries
 from cogvx_jax.cli.errors import sentence
+from cogvx_jax.cli.main import VERBS
 from cogvx_jax.storage import check_new, new_folder, write_whole
 from cogvx_jax.temporaries import temporary_beside, temporary_folder
 
 ROOT = Path(__file__).parents[1]
 START = """
-import gc, hashlib, os, signal, sys, time
+import gc, hashlib, os, signal, sys, threading, time
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.temporaries import temporary_beside
 def say(text):
@@ -34,6 +35,17 @@ with temporary_beside(sys.argv[1]) as partial:
     time.sleep(60)
 """
 WRITE_IN_C = WRITE.replace("time.sleep(60)", "in_c()")
+# As tensorstore, which makes the folders that it needs.
+WRITE_IN_A_THREAD = """
+def write(folder):
+    for i in range(50):
+        folder.mkdir(parents=True, exist_ok=True)
+        time.sleep(0.01)
+with temporary_beside(sys.argv[1]) as partial:
+    threading.Thread(target=write, args=[partial / "deep"]).start()
+    say("ready")
+    time.sleep(60)
+"""
 # As in jax's callback of the garbage collector: Python drops what is raised there.
 IN_A_CALLBACK = """
 def callback(phase, info):
@@ -67,10 +79,11 @@ say("child ended")
 
 
 def start(verb, *arguments, stdout=subprocess.PIPE):
-    code = START + "\n".join(f"    {line}" for line in verb.strip().splitlines())
+    """A verb of a line or more of code, or one of the command."""
+    code = ["-c", START + "\n".join(f"    {line}" for line in verb.strip().splitlines())]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, *(["-m", "cogvx_jax.cli", verb] if verb in VERBS else code), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -86,7 +99,7 @@ def ready(process):
 def finish(process):
     """Its exit status and what it said on stderr."""
     try:
-        return (process.communicate(timeout=30)[1], process.returncode)[::-1]
+        return (process.communicate(timeout=120)[1], process.returncode)[::-1]
     finally:
         process.kill()
 
@@ -172,6 +185,9 @@ def test_remains_of_other_hosts_are_removed_when_they_are_old(tmp_path):
     other = tmp_path / f"{temporaries.PREFIX}without-lock"
     other.mkdir()
     (other / "file").touch()
+    aged = remains(tmp_path, age=day + 60)
+    (aged / temporaries.LOCK).unlink()
+    os.utime(aged, (time.time() - day - 60,) * 2)
     temporaries.remove_dead(tmp_path)
     assert set(tmp_path.iterdir()) == {*kept, other}
 
@@ -183,6 +199,12 @@ def test_remains_inside_a_folder_do_not_count(tmp_path):
     with pytest.raises(FileExistsError, match="is not an empty folder"):
         check_new(tmp_path)
     assert kept.exists()
+
+
+def test_what_threads_still_write_is_removed(tmp_path):
+    process = ready(start(WRITE_IN_A_THREAD, tmp_path / "folder"))
+    process.terminate()
+    assert finish(process)[0] == 143 and not list(tmp_path.iterdir())
 
 
 def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
@@ -270,3 +292,27 @@ def test_the_output_may_end_early(tmp_path):
 def test_errors_of_the_program_stay_tracebacks():
     status, said = finish(start("raise KeyError('x')"))
     assert status == 1 and "Traceback" in said and "KeyError: 'x'" in said
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "number, status, said",
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
+def test_a_stopped_conversion_leaves_nothing(number, status, said, tmp_path):
+    process = start("convert", "tiny", tmp_path / "out")
+    while process.poll() is None and not list(tmp_path.glob(f"{temporaries.PREFIX}*/out/*")):
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert finish(process) == (status, f"cogvx: {said}; no model was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("platform, said", [("tpu", "Unable to initialize backend 'tpu'"), ("cuda", "the package for")])
+def test_a_platform_that_is_not_there_is_said(platform, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    status, text = finish(start("generate", "x", "--out", tmp_path / "x.mp4"))
+    if status == 0:
+        pytest.skip(f"this machine has {platform}")
+    assert status == 2 and f"cogvx: JAX finds no such device here: {said}" in text and "Traceback" not in text

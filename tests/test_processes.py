@@ -15,7 +15,8 @@ import pytest
 import cogvx_jax as cx
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.data.video import VideoWriter, read_image
-from cogvx_jax.sharding import processes
+from cogvx_jax.sharding import coordinator, processes
+from cogvx_jax.sharding.coordinator import Address, check_own_address, parse_address, wait_for_coordinator
 from cogvx_jax.train.clips.cache import open_cache
 from cogvx_jax.train.clips.encode import encode
 
@@ -54,26 +55,32 @@ for sizes in ({"data": 2, "sp": 2}, {"data": 2, "fsdp": 2}, {"sp": 4}):
     assert placed.shape == (8, 3) and float(weighted) == np.sum(rows * np.arange(8)[:, None])
     print("rows", *own.numbers, flush=True)
 """
-# The second process dies after a first collective; the first waits for it in another.
+# One process dies after a first collective; the other waits for it in another, or does something else.
 DIE = """
-import os, jax
+import os, sys, time, jax
 jax.config.update("jax_num_cpu_devices", 1)
+from cogvx_jax.cli import ends
 from cogvx_jax.sharding import initialize
-initialize(heartbeat=10)
-from jax.experimental.multihost_utils import process_allgather
-import numpy as np
-process_allgather(np.ones(1))
-print("together", flush=True)
-if jax.process_index() == 1:
-    os._exit(9)
-for _ in range(1000):
+ends.LEAVE["error"] = 0.5
+dies, waits = int(sys.argv[1]), sys.argv[2]
+with ends.ends("nothing"):
+    initialize(heartbeat=10)
+    from jax.experimental.multihost_utils import process_allgather
+    import numpy as np
     process_allgather(np.ones(1))
-print("not reached")
+    print("together", flush=True)
+    if jax.process_index() == dies:
+        os._exit(9)
+    if waits == "alone":
+        time.sleep(60)
+    for _ in range(1000):
+        process_allgather(np.ones(1))
+    print("not reached")
 """
 
 
-def start(code, *arguments):
-    """Both processes of a run."""
+def start(code, *arguments, only=None):
+    """Both processes of a run, or only one of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,7 +95,7 @@ def start(code, *arguments):
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(2)
+        for i in (range(2) if only is None else [only])
     ]
 
 
@@ -196,20 +203,98 @@ def test_two_processes_train_a_vae_and_one_goes_on(small, tmp_path, monkeypatch)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-4)
 
 
-def test_a_dead_process_ends_the_others():
-    running = start(DIE)
+# Where a transfer fails, JAX raises; where its service is lost, which the first process runs, it aborts. The service
+# itself misses another process only after a while.
+@pytest.mark.parametrize(
+    "dies, waits", [(1, "together"), (0, "alone"), pytest.param(1, "alone", marks=pytest.mark.full)]
+)
+def test_a_dead_process_ends_the_others(dies, waits, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "4")  # as the command line sets it
+    running = start(DIE, dies, waits)
     began = time.monotonic()
     said = finish(running, 120)
-    assert running[1].returncode == 9 and running[0].returncode not in (0, None)
-    assert "together" in said[0] and "not reached" not in said[0]
+    assert running[dies].returncode == 9 and running[1 - dies].returncode == 2, said
+    lines = [line for line in said[1 - dies].splitlines() if "Gloo]" not in line]
+    assert lines[0] == "together" and len(lines) == 2, lines
+    assert lines[1].startswith("cogvx: another process of this run has ended, or can't be reached")
     assert time.monotonic() - began < 100
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_absent_processes_are_not_waited_for_for_ever(index, monkeypatch, tmp_path):
+    for name, value in (("COGVX_JOIN_TIMEOUT", "2"), ("TF_CPP_MIN_LOG_LEVEL", "4"), ("JAX_PROCESS_ID", index)):
+        monkeypatch.setenv(name, value)
+    running = start("cogvx_jax.cli", "generate", "x", "--distributed", "--out", tmp_path / "x.mp4", only=int(index))
+    began = time.monotonic()
+    (said,) = finish(running, 120)
+    assert running[0].returncode == 2 and time.monotonic() - began < 60
+    (line,) = said.splitlines()
+    expected = ("not the 2 processes of this run have joined within 2 s", "process 0 at 127.0.0.1:")
+    assert line.startswith(f"cogvx: {expected[int(index)]}") and "start" in line
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "1.2.3.4:", "1.2.3.4:0", "1.2.3.4:65536", ":1", "a b:1", "::1:5", "a:x"]
+)
+def test_addresses_must_have_a_host_and_a_port(address):
+    with pytest.raises(ValueError, match="it must be HOST:PORT, such as 10.0.0.1:1234"):
+        parse_address(address)
+
+
+def test_addresses():
+    assert parse_address("10.0.0.1:65535") == ("10.0.0.1", 65535)
+    assert str(parse_address("host.example:1")) == "host.example:1" and str(parse_address("[::1]:2")) == "[::1]:2"
+
+
+def test_the_coordinator_is_waited_for_so_long(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = Address("127.0.0.1", server.getsockname()[1])
+        wait_for_coordinator(address, 5)
+        with pytest.raises(OSError, match=f"cannot listen on port {address.port} .*already in use; give all"):
+            check_own_address(address, 5)
+    monkeypatch.setattr(coordinator, "WARN", 0.2)
+    with (
+        pytest.warns(UserWarning, match="waiting up to 0.5 s for process 0 at 127.0.0.1"),
+        pytest.raises(TimeoutError, match="did not answer in 0.5 s: Connection refused; start it, or correct JAX_"),
+    ):
+        wait_for_coordinator(address, 0.5)
+    check_own_address(address, 5)
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for check in (wait_for_coordinator, check_own_address):
+        with pytest.raises(TimeoutError, match="at nohost:1234 did not answer in 0 s: Name or service not known"):
+            check(Address("nohost", 1234), 0)
+
+
+def test_the_first_process_must_be_where_its_address_leads(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere, socket.create_server(("127.0.0.1", 0)) as free:
+        address, connect = Address("127.0.0.1", free.getsockname()[1]), socket.create_connection
+        free.close()
+        monkeypatch.setattr(socket, "create_connection", lambda _, **more: connect(elsewhere.getsockname(), **more))
+        monkeypatch.setattr(coordinator, "TRY", 0.2)
+        with pytest.raises(TimeoutError, match="this process, number 0, at 127.0.0.1:.* did not answer"):
+            check_own_address(address, 0)
 
 
 def test_half_an_environment_is_refused(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID must be set, too"):
         processes.initialize()
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID is 2 of JAX_NUM_PROCESSES 2"):
         processes.initialize()
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is '127.0.0.1'; it must be HOST:PORT"):
+        processes.initialize()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    for seconds in ("soon", "0", "-1"):
+        monkeypatch.setenv("COGVX_JOIN_TIMEOUT", seconds)
+        with pytest.raises(
+            ValueError, match=f"COGVX_JOIN_TIMEOUT must be a number of seconds, at least 1, got '{seconds}"
+        ):
+            processes.initialize()

@@ -13,7 +13,7 @@ from cogvx_jax.cli.errors import sentence
 from cogvx_jax.temporaries import remove_own
 
 BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
-LEAVE = 10.0  # seconds in which the other processes of a run may leave it, too
+LEAVE = {"error": 10.0, "signal": 1.0}  # seconds in which the other processes of a run may fail likewise
 
 
 @contextlib.contextmanager
@@ -36,12 +36,12 @@ def ends(left: str) -> Iterator[None]:
             _flush()
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, signals.Signalled) else signals.NUMBERS[0]
-        _exit(128 + number, _stopped(number, left))
+        _exit(128 + number, _stopped(number, left), "signal")
     except BrokenPipeError as error:
         _exit(*((BROKEN_PIPE, None) if _reader_has_gone() else (2, sentence(error))))
     except Exception as error:
         if (said := sentence(error)) is None:
-            _leave(1)
+            _leave(1, "error")
             raise
         _exit(2, said)
 
@@ -57,21 +57,21 @@ def _end_now(left: str, number: int) -> None:
     os._exit(128 + number)
 
 
-def _exit(status: int, said: str | None) -> NoReturn:
+def _exit(status: int, said: str | None, reason: str = "error") -> NoReturn:
     if said is not None:
         print(f"cogvx: {said}", file=sys.stderr)
     try:
         sys.stdout.flush()
     except OSError:  # Python would try it once more, and say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _leave(status)
+    _leave(status, reason)
     sys.exit(status)
 
 
-def _leave(status: int) -> None:
+def _leave(status: int, reason: str) -> None:
     """Of several processes, one that has failed ends soon: jax alone would wait for the others for minutes."""
     if processes := sys.modules.get("cogvx_jax.sharding.processes"):
-        processes.end_within(LEAVE, status)
+        processes.end_within(LEAVE[reason], status)
 
 
 def _flush() -> None:

@@ -1,7 +1,6 @@
 """`cogvx train`: trains a LoRA, all of a transformer or parts of it."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -166,7 +165,7 @@ def train(options: TrainOptions) -> None:
     if options.pace.tensorboard:
         check_tensorboard(folder)
     if options.distributed:
-        initialize()
+        initialize(preemptible=True)
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
     caches = _check_data(options, stages, devices)
     _check_folder(folder)
@@ -175,11 +174,7 @@ def train(options: TrainOptions) -> None:
     loaded = _load(options, folder, caches, devices, bool(videos.wanted))
     before = newest_update(folder)
     about: dict[str, Any] = {"source": whole_path(options.model), "pace": options.pace, "command": _command(options)}
-    try:
-        run.train(loaded, stages, options.trained, folder, videos=videos, release=True, **about)
-    except KeyboardInterrupt:
-        print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+    run.train(loaded, stages, options.trained, folder, videos=videos, release=True, **about)
     if first_process():
         print(f"{options.out}: {reached(before, ends(stages)[-1])}; {_use(options)}")
 

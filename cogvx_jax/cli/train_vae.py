@@ -1,7 +1,6 @@
 """`cogvx train-vae`: trains a VAE."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     if options.pace.tensorboard:
         check_tensorboard(folder)
     if options.distributed:
-        initialize()
+        initialize(preemptible=True)
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
     for stage in stages:
         check_batch(devices, stage.batch_size)
@@ -133,11 +132,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     before = newest_update(folder)
     about: dict[str, Any] = {"lpips": options.lpips, "remat": options.remat, "pace": options.pace}
     about |= {"source": whole_path(options.model), "command": _command(options), "report": report}
-    try:
-        run.train_vae(loaded, stages, sources, options.trained, folder, **about)
-    except KeyboardInterrupt:
-        print("cogvx: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+    run.train_vae(loaded, stages, sources, options.trained, folder, **about)
     if first_process():
         said = reached(before, ends(stages)[-1])
         print(f"{options.out}: {said}; `cogvx export {options.out} --out FOLDER` makes a model of it")

@@ -14,7 +14,8 @@ def sigterm() -> Iterator[Callable[[int], bool]]:
     """Inside, SIGTERM ends nothing; the function given, asked with the number of each update, says whether to stop.
 
     Of several processes, any may get the signal: all are told to stop at the same update, one that none of them has
-    come to yet. jax's coordination service agrees on it, beside the computation.
+    come to yet. jax's coordination service agrees on it, beside the computation; for that, they have joined with
+    `initialize(preemptible=True)`. Outside, SIGTERM ends the command as Ctrl-C does.
 
     Only the main thread can ask for signals; in others of a single process the function is always false.
     """
