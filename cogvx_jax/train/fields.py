@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+T = typing.TypeVar("T")
+
 
 def read_fields(of: type, said: Mapping[str, Any]) -> dict[str, Any]:
     """Those fields of a dataclass that a mapping holds, for its constructor; other keys are left alone.
@@ -19,6 +21,11 @@ def read_fields(of: type, said: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(of)
     known = [field.name for field in dataclasses.fields(of) if field.name in said]
     return {name: _read(name, hints[name], said[name]) for name in known}
+
+
+def part_of(value: Any, of: type[T]) -> T:
+    """The part of a dataclass that a base of it holds."""
+    return of(**{field.name: getattr(value, field.name) for field in dataclasses.fields(typing.cast(Any, of))})
 
 
 def read_toml_rows(path: Path, name: str) -> list[dict[str, Any]]:
@@ -55,8 +62,10 @@ def _read(name: str, kind: Any, value: Any) -> Any:
         return tuple(_read(name, arguments[0], each) for each in value)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return typing.cast(Any, kind)(**read_fields(typing.cast(type, kind), value))
-    if kind is float and type(value) is int or kind is Path and isinstance(value, str):
-        return kind(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
     if type(value) is not kind:
         raise ValueError(f"{name} must be {_words(kind)}, got {value!r}")
     return value
