@@ -11,7 +11,7 @@ from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.cli.settings import NAMES, verb
 from cogvx_jax.configs import LoRAConfig, Remat
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
-from cogvx_jax.train.fields import read_fields
+from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer.settings import RunConfig, StageSettings
 from cogvx_jax.train.transformer.stages import Stage, read_stages
@@ -103,7 +103,7 @@ class TrainOptions:
             return (_stage_of(((cache, 1),), self.stage),)
         if len(self.recorded) == 1:
             return (_stage_of(self.recorded[0].data, self.stage),)
-        if self.stage != _settings_of(self.recorded[-1]):
+        if self.stage != part_of(self.recorded[-1], StageSettings):
             raise ValueError(f"{self.config} has {len(self.recorded)} stages; give --stages with a file to change them")
         return self.recorded
 
@@ -113,10 +113,6 @@ NAMES[TrainOptions] = {"recorded": None}
 
 def _stage_of(data: tuple[tuple[StoragePath, int], ...], settings: StageSettings) -> Stage:
     return Stage(data=data, **dataclasses.asdict(settings))
-
-
-def _settings_of(stage: Stage) -> StageSettings:
-    return StageSettings(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(StageSettings)})
 
 
 def recorded(config: str) -> TrainOptions:
@@ -138,7 +134,7 @@ def recorded(config: str) -> TrainOptions:
         own |= {"train": "full"} if run.parts == EVERYTHING else {"parts": run.parts}
     else:
         own["lora"] = run.lora
-    own |= {"model": str(said["source"]), "stage": _settings_of(stages[-1]), "recorded": stages}
+    own |= {"model": str(said["source"]), "stage": part_of(stages[-1], StageSettings), "recorded": stages}
     return TrainOptions(**own | {"config": config, "out": "", "run": run, "pace": pace})
 
 

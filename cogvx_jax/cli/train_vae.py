@@ -8,7 +8,7 @@ from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size,
 from cogvx_jax.cli.settings import NAMES, verb
 from cogvx_jax.cli.train import reached, whole_path
 from cogvx_jax.storage import storage_path
-from cogvx_jax.train.fields import read_fields
+from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.vae.settings import VAERunConfig, VAEStageSettings
 from cogvx_jax.train.vae.stages import VAEStage, read_vae_stages, vae_stage
@@ -66,16 +66,12 @@ class TrainVAEOptions:
             return (vae_stage(self.data, settings),)
         if len(self.recorded) == 1:
             return (vae_stage(self.recorded[0].data, settings),)
-        if settings != _settings_of(self.recorded[-1]):
+        if settings != part_of(self.recorded[-1], VAEStageSettings):
             raise ValueError(f"{self.config} has {len(self.recorded)} stages; give --stages with a file to change them")
         return self.recorded
 
 
 NAMES[TrainVAEOptions] = {"recorded": None}
-
-
-def _settings_of(stage: VAEStage) -> VAEStageSettings:
-    return VAEStageSettings(**{f.name: getattr(stage, f.name) for f in dataclasses.fields(VAEStageSettings)})
 
 
 def recorded(config: str) -> TrainVAEOptions:
@@ -93,7 +89,12 @@ def recorded(config: str) -> TrainVAEOptions:
         pace = Pace(**read_fields(Pace, command))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{config} cannot be repeated: {error}") from None
-    own |= {"model": str(said["source"]), "stage": _settings_of(stages[-1]), "recorded": stages, "config": config}
+    own |= {
+        "model": str(said["source"]),
+        "stage": part_of(stages[-1], VAEStageSettings),
+        "recorded": stages,
+        "config": config,
+    }
     return TrainVAEOptions(**own | {"out": "", "run": run, "pace": pace})
 
 

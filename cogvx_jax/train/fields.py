@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+T = typing.TypeVar("T")
+
 
 def read_fields(of: type, said: Mapping[str, Any]) -> dict[str, Any]:
     """Those fields of a dataclass that a mapping holds, for its constructor; other keys are left alone.
@@ -19,6 +21,11 @@ def read_fields(of: type, said: Mapping[str, Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(of)
     known = [field.name for field in dataclasses.fields(of) if field.name in said]
     return {name: _read(name, hints[name], said[name]) for name in known}
+
+
+def part_of(value: Any, of: type[T]) -> T:
+    """The part of a dataclass that a base of it holds."""
+    return of(**{field.name: getattr(value, field.name) for field in dataclasses.fields(typing.cast(Any, of))})
 
 
 def read_toml_rows(path: Path, name: str) -> list[dict[str, Any]]:
