@@ -29,7 +29,7 @@ from cogvx_jax.storage import new_folder
 MANIFEST = "programs.json"
 FORMAT = 1
 # The code that decides what a program does.
-SOURCES = ("axes.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
+SOURCES = ("axes.py", "chips.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
 COMPONENT = {  # program -> whose weights it takes
     "text": "text_encoder",
     "encode": "vae",
