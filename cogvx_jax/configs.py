@@ -109,7 +109,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """What `generate` uses where the caller says nothing. Sizes are pixels."""
+    """Defaults of `generate` for one model. Sizes are pixels."""
 
     height: int = 480
     width: int = 720

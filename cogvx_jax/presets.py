@@ -1,4 +1,4 @@
-"""The five published models as values. `HUB` says where their weights are, `LICENCES` on what terms."""
+"""The five published models as values. `HUB` says where their weights are, `LICENCES` under which licence."""
 
 import dataclasses
 

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import tempfile
 import time
@@ -36,6 +37,8 @@ from cogvx_jax.scripts import benchmark_generate, benchmark_gpu, benchmark_train
 from cogvx_jax.scripts.benchmark_generate import COMPONENTS, Sizes, Workload, random_params
 
 THREADS = 2
+# The widest first; figures of processors with and without AVX-512 differ by a factor of three.
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}  # flag in /proc/cpuinfo -> name
 
 Name = tuple[str, str]  # what is benchmarked, and the workload's letter
 
@@ -225,13 +228,28 @@ def difference(one: Timing, other: Timing) -> float:
     return float(np.max(np.abs(one.result - other.result)))
 
 
+def processor(cpuinfo: str) -> dict[str, str]:
+    """Name and widest vector instructions of the first processor in the text of /proc/cpuinfo.
+
+    `--xla_cpu_max_isa` in XLA_FLAGS, which overrules the processor's, is named beside them.
+    """
+    pairs = (line.partition(":") for line in cpuinfo.splitlines())
+    found = {name.strip(): value.strip() for name, _, value in reversed([*pairs])}
+    flags, about = found.get("flags", "").split(), {}
+    if "model name" in found:
+        about["machine"] = found["model name"]
+    if vectors := next((name for flag, name in VECTORS.items() if flag in flags), None):
+        limit = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+        about["vectors"] = vectors + (f", XLA {limit[1]}" if limit else "")
+    return about
+
+
 def environment() -> dict[str, str]:
-    """What the figures depend on. A load above 0 means that something else was running."""
+    """Machine and versions of the figures. A load above 0 means that something else was running."""
     about = {"machine": platform.machine(), "threads": str(THREADS), "load": f"{os.getloadavg()[0]:.1f}"}
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        about |= {"machine": names[0]} if names else {}
+        about |= processor(cpuinfo.read_text())
     for package in ("jax", "flax", "torch", "diffusers", "transformers"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             about[package] = importlib.metadata.version(package)

@@ -16,6 +16,7 @@ from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.nn.attention import BACKENDS
 from cogvx_jax.pipelines.model import TINY
 
 PROMPT = "a red circle moves right on a white background"
@@ -204,7 +205,7 @@ WORKLOADS = {
         title="transformer",
         ours=our_transformer,
         theirs=their_transformer,
-        alternatives=(("attention", "plain"), ("attention", "chunked"), ("attention", "by_head")),
+        alternatives=tuple(("attention", name) for name, backend in BACKENDS.items() if "cpu" in backend.platforms),
     ),
     "b": Workload(
         title="VAE decode",

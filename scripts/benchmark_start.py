@@ -71,7 +71,7 @@ def measure(source: str, folder: Path, runs: int) -> list[str]:
 
 
 def start(source: str, cache: Path, programs: Path | None = None) -> list[float]:
-    """Seconds until a process has its model and until it has its video, and what it took of the processors."""
+    """Seconds until a process has its model and until it has its video, and its processor time."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-c", PROCESS.format(prompt=PROMPT), source, str(programs or "")],

@@ -37,7 +37,7 @@ def rank(sizes: Sizes) -> int:
 
 
 def inputs(sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Noisy latents, text states and the v to predict: what comes before the transformer takes no time."""
+    """Noisy latents, text states and the v to predict: only the transformer is timed."""
     cfg = sizes.spec.transformer
     x = normal(2, *sizes.tokens, cfg.in_channels)
     return x[:1], normal(1, cfg.text_length, cfg.text_dim), x[1:]

@@ -2,7 +2,7 @@
 
     python -m cogvx_jax.scripts.tpu_cost --topologies v5e:2x4 --models 5b
     python -m cogvx_jax.scripts.tpu_cost --models 5b --programs lora --mesh fsdp=8 --remat block
-    python -m cogvx_jax.scripts.tpu_cost --check          # against scripts/tpu_cost.json; what CI runs
+    python -m cogvx_jax.scripts.tpu_cost --check          # against scripts/tpu_cost.json; CI runs it
 
 Nothing runs: programs are compiled ahead of time, which needs libtpu. The figures depend on the versions of jax and
 libtpu and on nothing else, so the table names them, and the check skips with others. It has a hash of each lowered
@@ -94,14 +94,14 @@ def main(
       mesh: such as cfg=2,sp=4; None is the first candidate of `cogvx plan` without split weights.
       programs: the denoising step, the text encoder, and the VAE's first two frame batches; an update of a LoRA, or of
         all parameters by AdamW, on a clip for each part of the mesh that takes clips.
-      remat: what the backward pass of an update computes anew.
+      remat: which activations the backward pass of an update recomputes.
       trained_dtype: of parameters and moments in an update of all parameters.
       average: whether an update keeps a moving average.
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
-      write: put the rows into the table, beside what is there; with `check`, only the hashes of rows that hold.
+      write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
       json_file: also write the rows here.
     """
     _prepare()

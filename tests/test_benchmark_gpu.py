@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cogvx_jax.models.flops import sequence_tokens
-from cogvx_jax.scripts import benchmark_gpu
+from cogvx_jax.scripts import benchmark, benchmark_gpu
 
 
 def test_native_sizes():
@@ -26,3 +26,14 @@ def test_our_side_at_small_size(part, columns, tmp_path, capsys):
     assert row.keys() == {"model", "part", "ours s", "ours GiB", "ours first s"} | columns
     assert 0 < row["ours s"] <= row["ours first s"]
     assert f"| 5b | {part} |" in capsys.readouterr().out
+
+
+def test_the_environment_names_the_vector_instructions(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    one = "processor\t: 0\nmodel name\t: Some CPU @ 2.0GHz\nflags\t\t: sse avx avx2 {}\n\n"
+    wide = one.format("avx512f") + one.format("").replace("Some", "Other")
+    assert benchmark.processor(wide) == {"machine": "Some CPU @ 2.0GHz", "vectors": "AVX-512"}
+    assert benchmark.processor(one.format("bmi2"))["vectors"] == "AVX2"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2 --xla_dump_to=x")
+    assert benchmark.processor(wide)["vectors"] == "AVX-512, XLA AVX2"
+    assert benchmark.processor("processor : 0\nFeatures : neon\n") == {}

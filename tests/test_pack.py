@@ -15,7 +15,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.embeddings import rope_at, rope_tables, sincos_at, sincos_table, token_positions
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.sharding import activate, make_mesh
-from cogvx_jax.train.clips.pack import Clip, pack, plan, to_patches, video_tokens
+from cogvx_jax.train.clips.pack import Clip, pack, plan_rows, to_patches, video_tokens
 from cogvx_jax.train.step import gradient
 from cogvx_jax.train.transformer import packed_objective
 from cogvx_jax.train.transformer.objective import Objective
@@ -224,16 +224,16 @@ def test_positions_give_the_tables(preset):
 
 def test_plan_is_first_fit_decreasing():
     said = []
-    rows = plan([3, 7, 2, 5, 4], length=10, most=2, report=said.append)
+    rows = plan_rows([3, 7, 2, 5, 4], length=10, most=2, report=said.append)
     assert rows == [[1, 0], [3, 4], [2]]
     assert said == ["packed 5 clips into 3 rows of 10 video tokens: 70.0% of them are used, 5 of 6 places for text"]
-    assert plan([3, 7, 2, 5, 4], length=12, most=3, report=said.append) == [[1, 3], [4, 0, 2]]
-    assert plan([1, 1, 1], length=10, most=1, report=said.append) == [[0], [1], [2]]
+    assert plan_rows([3, 7, 2, 5, 4], length=12, most=3, report=said.append) == [[1, 3], [4, 0, 2]]
+    assert plan_rows([1, 1, 1], length=10, most=1, report=said.append) == [[0], [1], [2]]
 
 
 def test_plan_keeps_every_clip_once_and_within_the_rows():
     sizes = np.random.default_rng(0).integers(1, 60, 300).tolist()
-    rows = plan(sizes, length=100, most=8, report=lambda line: None)
+    rows = plan_rows(sizes, length=100, most=8, report=lambda line: None)
     assert sorted(i for row in rows for i in row) == list(range(300))
     assert all(sum(sizes[i] for i in row) <= 100 and len(row) <= 8 for row in rows)
     assert sum(sizes) / (100 * len(rows)) > 0.95
@@ -244,7 +244,7 @@ def test_plan_keeps_every_clip_once_and_within_the_rows():
 )
 def test_plans_that_cannot_be(sizes, message):
     with pytest.raises(ValueError, match=message):
-        plan(sizes, length=10, most=2)
+        plan_rows(sizes, length=10, most=2)
 
 
 def test_arrays_of_rows():

@@ -23,7 +23,7 @@ from cogvx_jax.train import run_folder
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, feed, packed_feed, spread, turn
 from cogvx_jax.train.clips.cache import Shape, open_cache
-from cogvx_jax.train.clips.pack import best_packing, plan
+from cogvx_jax.train.clips.pack import best_packing, plan_rows
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.objective import Objective
@@ -261,7 +261,7 @@ def test_the_best_packing_fits_whatever_comes(length):
     found = best_packing(sizes, turns, rows=3, length=length, words=4)
     for step in range(2 * len(turns)):
         lengths = [sizes[turns[i % 9]] for i in range(step * found.clips, (step + 1) * found.clips)]
-        rows = plan(lengths, length=length, most=found.most, report=lambda line: None)
+        rows = plan_rows(lengths, length=length, most=found.most, report=lambda line: None)
         assert len(rows) <= 3 and max(map(len, rows)) <= found.most
     assert 0.5 < found.used <= 1
 

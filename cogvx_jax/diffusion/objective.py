@@ -24,7 +24,7 @@ def add_noise(x0: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Arra
 
 
 def velocity(x0: jax.Array, noise: jax.Array, alpha_bar: jax.Array) -> jax.Array:
-    """What the model predicts. Source: Salimans & Ho 2022, arXiv:2202.00512, appendix D."""
+    """Velocity, the model's target. Source: Salimans & Ho 2022, arXiv:2202.00512, appendix D."""
     signal, sigma = _coefficients(alpha_bar, x0.ndim)
     return signal * noise - sigma * x0
 

@@ -25,7 +25,7 @@ kernel_init = nn.initializers.normal(0.02)
 
 
 class Discriminator(nn.Module):
-    """Logits of patches of clips in [-1, 1], above 0 for what looks real: (B, F, H, W, 3) -> (B, F / 4, H / 8, W / 8).
+    """Logits of patches of clips in [-1, 1], above 0 where they look real: (B, F, H, W, 3) -> (B, F / 4, H / 8, W / 8).
 
     Lengths are rounded up, so that 1 frame gives 1 and 17 give 5. With 3 layers the convolutions below a logit see
     31 frames and 47 pixels each way. Norms are by groups, not by the batch as in that family: a logit depends on its

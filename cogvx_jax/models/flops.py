@@ -29,8 +29,8 @@ def training_flops(
     A product of the forward pass, F = `transformer_flops` in all, comes again twice in the backward pass, for the
     gradient of either factor; one with a kernel that stays as it is, K in all, only once. So an update takes 3 F - K,
     which for all of the model is 3 F. A LoRA is added to its kernels before they are used: their gradients are taken,
-    and a kernel (in, out) costs 6 r in out beside, for the product of a and b and its two gradients. What `remat`
-    computes anew is not counted, nor what `transformer_flops` leaves out.
+    and a kernel (in, out) costs 6 r in out beside, for the product of a and b and its two gradients. Recomputation by
+    `remat` is not counted, nor are the operations that `transformer_flops` leaves out.
 
     Args:
       trained: paths of parameters that are trained or adapted; those that are not kernels of blocks count for nothing.

@@ -66,12 +66,12 @@ def merge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: f
 
 
 def unmerge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float | jax.Array) -> Any:
-    """Takes back what `merge` added, up to rounding."""
+    """Subtracts the adapters that `merge` added, up to rounding."""
     return merge(params, adapters, -scale)
 
 
 def stack(loras: Sequence[LoRA], weights: Sequence[float] | None = None) -> LoRA:
-    """One LoRA that adds what the given ones add, each times its weight. Its scale is 1.
+    """One LoRA equal to the sum of the given ones, each times its weight. Its scale is 1.
 
     Where they adapt different kernels or have different ranks, the missing ranks are zeros.
     """

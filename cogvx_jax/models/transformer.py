@@ -30,7 +30,7 @@ from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.nn.parameters import parameter
 from cogvx_jax.nn.remat import block_input, product, rematerialized
 
-OFS = 2.0  # what every user of 1.5-I2V feeds its `ofs` embedding
+OFS = 2.0  # input of the `ofs` embedding of 1.5-I2V, with every user
 QK_NORM_EPS = 1e-6
 
 
@@ -76,7 +76,7 @@ class Transformer(nn.Module):
           clip: (B, N) integers, the clip each token is of; one outside 0..C - 1 is padding, whose values
             count nowhere, nor do the text and timestep of a clip without tokens.
           positions: (B, N, 3), where in its clip each token is, by `token_positions`.
-        Returns: (B, N, features) of `compute.dtype`; what stands at padding has no meaning.
+        Returns: (B, N, features) of `compute.dtype`; values at padding have no meaning.
         Raises: ValueError for an image-to-video model, or shapes that cannot be this model's.
         """
         cfg = self.cfg
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         patches, positions = (jnp.pad(x, ((0, 0), (0, after), (0, 0))) for x in (patches, positions))
         clip = jnp.pad(clip, ((0, 0), (0, after)), constant_values=-1)
 
-        # Zeros in place of what does not count: else a NaN there would reach the weights' gradients.
+        # Zeros at padding: a NaN there would reach the gradients of the weights.
         is_of = clip[..., None] == jnp.arange(clips)  # (B, N, C)
         real, used = is_of.any(2), is_of.any(1)
         clip = jnp.where(real, clip, -1)
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D).
 
-    `tokens` is S without what `pad_tokens` added. `clips` (B, S), in packed rows: the clip each token is of.
+    `tokens` is S without the padding of `pad_tokens`. `clips` (B, S), in packed rows: the clip each token is of.
     """
 
     cfg: TransformerConfig
@@ -197,8 +197,8 @@ class ExpertNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None.
 
-    Only the first `tokens` can be seen; what stands at the others does not matter. With `clips` (B, S)
-    tokens see those of their own clip, and `rope` is (B, 1, S, K).
+    Only the first `tokens` are attended to; values at the others do not matter. With `clips` (B, S)
+    tokens attend to those of their own clip, and `rope` is (B, 1, S, K).
     """
 
     cfg: TransformerConfig
@@ -250,7 +250,7 @@ class TimeEmbedding(nn.Module):
 
 
 def to_tokens(x: jax.Array, clips: jax.Array | None) -> jax.Array:
-    """What rows (B, n) or their clips (B, C, n) have, for each token: (B, 1, n), or (B, S, n) by `clips` (B, S)."""
+    """Values of rows (B, n) or of their clips (B, C, n), for each token: (B, 1, n), or (B, S, n) by `clips` (B, S)."""
     if clips is None:
         return x[:, None]
     # A product, not a gather, whose gradient TPUs scatter; exact, as all terms but one are 0.

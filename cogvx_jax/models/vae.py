@@ -132,8 +132,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, T, h, w, 16) -> (B, F, H, W, 3), finer by 8x8 in space and 4 in time.
 
-    The first frame of an odd count, which is never doubled, is a part of its own, and so are the latents that it
-    stands for: what is left comes in fours and eights, as the tiles of a TPU do.
+    The first frame of an odd count is never doubled, so it is a part of its own, and so are its latents. The other
+    frames come in fours and eights, as the tiles of a TPU do.
     """
 
     cfg: VAEConfig
@@ -214,7 +214,7 @@ class _Caches:
         return y
 
     def through(self, conv: CausalConv, parts: Parts) -> Parts:
-        """Each part after what came before it."""
+        """Each part with the cache of the part before it."""
         name, made = str(conv.name), []
         cache = None if self.old is None else self.old[name]
         for x in parts:

@@ -264,7 +264,7 @@ def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
         x = x[..., :whole, :]
         return jnp.moveaxis(x.reshape(*x.shape[:-2], -1, CHUNK, x.shape[-1]), -3, 0)
 
-    rows: tuple[Any, ...] = (q, bias, q_ids)  # what has a row a query
+    rows: tuple[Any, ...] = (q, bias, q_ids)  # each has a row a query
     heads = tuple(None if x is None else split(x) for x in rows)
     y = jax.lax.map(lambda x: compute(*x), heads)
     y = jnp.moveaxis(y, 0, -3).reshape(*q.shape[:-2], whole, v.shape[-1])

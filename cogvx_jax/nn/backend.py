@@ -24,7 +24,7 @@ class Formulations:
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
-    remat: Remat = "block"  # of training, unless told: what makes long clips fit
+    remat: Remat = "block"  # of training, unless told: long clips fit with it
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
 
@@ -62,7 +62,7 @@ def platform_of(device: jax.Device) -> str:
 def using(choice: Formulations) -> Iterator[None]:
     """Fixes the choices inside the block: for tests, benchmarks, compiling for another platform.
 
-    Functions that are already compiled keep what they were compiled with.
+    Only affects functions compiled later.
     """
     token = _override.set(choice)
     try:

@@ -59,7 +59,7 @@ def flash_attention(
     """softmax(scale * q k^T) v by the kernel; see `cogvx_jax.nn.attention.attention` for the arguments.
 
     Products take their operands as they come (bfloat16, or float32 at jax's default precision) and add
-    up in float32. Where a gradient is wanted, both passes are those of `nn.splash`. On a mesh, call it
+    up in float32. Under differentiation, both passes are those of `nn.splash`. On a mesh, call it
     under `shard_map`.
 
     Args:
@@ -185,8 +185,8 @@ def _forward(q, k, v, segments, options):
 def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented, folded):
     """One block of queries, q (K, q), against one of keys, k and v (K, kv).
 
-    `folded`: what the scores are multiplied with is in the queries. A matrix unit sums 128 numbers at a time anyway, so
-    with narrow heads there is room for the queries so scaled and, below them, for what their rounding lost.
+    `folded`: the scale of the scores is multiplied into the queries. A matrix unit sums 128 numbers at a time. With
+    narrow heads there is room for the scaled queries and, below them, for their rounding errors.
     """
     q_ids, kv_ids = refs[:2] if segmented else (None, None)
     o_ref, acc_ref, sum_ref, *refs = refs[2 * segmented :]

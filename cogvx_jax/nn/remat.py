@@ -1,9 +1,9 @@
-"""What is kept of a block for the backward pass; the rest is computed anew there.
+"""Rematerialization: which activations of a block are saved for the backward pass. It recomputes the rest.
 
-none      all that the backward pass reads
-products  what matrix products and attention gave: norms, activations, gates and rotations are computed again
-block     the block's input: all of it is computed again
-offload   as "block", and the inputs wait in the memory of the host (on accelerators)
+none      saves everything that the backward pass reads
+products  saves results of matrix products and attention; norms, activations, gates and rotations are recomputed
+block     saves the block's input; the whole block is recomputed
+offload   as "block", and the inputs wait in host memory (on accelerators)
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cogvx_jax.configs import Remat
 
-PRODUCT, _INPUT = "product", "block input"  # names of what is kept
+PRODUCT, _INPUT = "product", "block input"  # names of saved activations
 _POLICIES: dict[str, Callable[..., Any]] = {
     "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "block": jax.checkpoint_policies.nothing_saveable,
@@ -29,15 +29,15 @@ _POLICIES: dict[str, Callable[..., Any]] = {
 
 
 def product(x: jax.Array) -> jax.Array:
-    """Marks what "products" keeps."""
+    """Marks an activation that "products" saves."""
     return checkpoint_name(x, PRODUCT)
 
 
 def block_input(x: jax.Array) -> jax.Array:
-    """Marks what "offload" keeps."""
+    """Marks the activation that "offload" saves."""
     return checkpoint_name(x, _INPUT)
 
 
 def rematerialized(block: type[nn.Module], remat: Remat) -> Any:
-    """The module class of a scanned block, which keeps what `remat` says."""
+    """The module class of a scanned block, with the policy of `remat`."""
     return block if remat == "none" else nn.remat(block, prevent_cse=False, policy=_POLICIES[remat])

@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from cogvx_jax.nn.remat import PRODUCT
 
 LANES = 128
-BLOCKS = range(512, 1024 + 1, LANES)  # tokens at a time; larger ones do not fit beside what a backward pass holds
+BLOCKS = range(512, 1024 + 1, LANES)  # tokens at a time; larger ones leave no memory for the backward pass
 NO_KEY = np.iinfo(np.int32).min  # the segment of keys that do not exist
 
 
@@ -74,7 +74,7 @@ def segment_ids(
     padded_q: int,
     padded_kv: int,
 ) -> tuple[jax.Array, jax.Array] | None:
-    """What keeps queries from keys of other segments and from padding, (B, padded_q), (B, padded_kv); None: nothing."""
+    """Segment ids that hide other segments and padding: (B, padded_q), (B, padded_kv), or None if nothing is hidden."""
     if segments is None and length == padded_kv:
         return None
     queries, keys = q.shape[2], k.shape[2]
@@ -97,5 +97,5 @@ def pad(x: jax.Array, length: int, axis: int, value: int = 0) -> jax.Array:
 
 
 def zeroed(x: jax.Array, length: int) -> jax.Array:
-    """Without what stands beyond `length`: a weight of 0 times a NaN would be one."""
+    """Zeros from `length` on: a weight of 0 times a NaN would be a NaN."""
     return jnp.where((jnp.arange(x.shape[2]) < length)[:, None], x, 0)

@@ -1,4 +1,4 @@
-"""What a compiled program takes on each device, read from what the compiler says of it; nothing runs.
+"""Memory and time of a compiled program on each device, read from the compiler's own analysis; nothing runs.
 
 Time is an estimate, and an optimistic one. XLA's TPU compiler writes `estimated_cycles` on each of its
 operations; a loop's body counts as often as it runs. Of kernels it knows nothing: those of `nn.flash` are
@@ -17,12 +17,12 @@ from cogvx_jax.nn.attention import BACKENDS
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-UNKNOWN = 2**63 - 1  # what the compiler writes where it has no estimate
+UNKNOWN = 2**63 - 1  # the compiler has no estimate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """One program on one device. Bytes, but for what is named otherwise."""
+    """One program on one device. Bytes, unless a field says otherwise."""
 
     arguments: int
     temporaries: int
@@ -47,7 +47,7 @@ def compile_cost(lowered: Any, *, chip: Chip | None = None) -> Cost:
     began = time.monotonic()
     try:
         compiled = lowered.compile()
-    except Exception as error:  # XlaRuntimeError and what jax makes of it
+    except Exception as error:  # XlaRuntimeError, and those that jax raises from it
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(_first_line(error)) from error
         raise

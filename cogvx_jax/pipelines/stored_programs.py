@@ -31,7 +31,7 @@ MANIFEST = "programs.json"
 FORMAT = 1
 OTHERS = stat.S_IWGRP | stat.S_IWOTH  # who else may write
 # The code that decides what a program does.
-SOURCES = ("axes.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
+SOURCES = ("axes.py", "chips.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
 COMPONENT = {  # program -> whose weights it takes
     "text": "text_encoder",
     "encode": "vae",

@@ -1,4 +1,4 @@
-"""The programs that a video takes, lowered from shapes alone: what `plan`, `compile` and `scripts/tpu_cost.py` compile.
+"""The programs of a video, lowered from shapes alone: `plan`, `compile` and `scripts/tpu_cost.py` compile them.
 
 They are the ones that `generate` runs: text encoder, denoising step or all steps in one, and the VAE's first two
 frame batches, which the others are like.
@@ -30,7 +30,7 @@ from cogvx_jax.pipelines.noise import SeededNoise
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoPrograms:
-    """What programs depend on: all videos of one such value run the same ones."""
+    """All inputs that programs depend on: videos of equal values run the same programs."""
 
     spec: ModelSpec
     compute: Compute
@@ -92,7 +92,7 @@ def weight_bytes(spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> dict[s
 
 
 def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
-    """The text encoder over the prompts, and with guidance over what to steer away from."""
+    """The text encoder over the prompts, and with guidance over the negative prompts."""
     ids = (videos * (1 + guided), spec.transformer.text_length)
     encode = text.encode_program(T5Encoder(spec.text_encoder, compute.of("text_encoder")), mesh)
     return encode.lower(abstract_weights(spec, compute, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
@@ -139,7 +139,7 @@ def _denoising(
     *,
     guided: bool,
 ):
-    """What step and loop take, but for the noise; `steps` is in front of what differs from step to step."""
+    """Arguments of step and loop, without the noise; `steps` is the leading axis of those that differ a step."""
 
     def array(shape, dtype="float32"):
         return _everywhere(shape, dtype, mesh)

@@ -1,4 +1,4 @@
-"""An update of a run, lowered from shapes alone: what `scripts/tpu_cost.py` compiles for slices that are not here."""
+"""A training update, lowered from shapes alone: `scripts/tpu_cost.py` compiles it for slices that are not here."""
 
 import functools
 from typing import Any

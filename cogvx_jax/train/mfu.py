@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: which share of what the devices could compute an update's own products are."""
+"""Model FLOPs utilisation: the FLOPs of an update's own products as a share of the devices' peak."""
 
 import jax
 

@@ -11,7 +11,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.pipelines.request import latent_frames
 from cogvx_jax.train.clips.cache import ClipCache
-from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan, video_tokens
+from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan_rows, video_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     def batches(step: int, wanted: Sequence[int]) -> dict[str, Any]:
         turns = [turn(weights, step * packing.clips + i) for i in range(packing.clips)]
         tokens = [sizes[which] for which, _ in turns]
-        places = plan(tokens, length=length, most=packing.most, report=lambda line: None)
+        places = plan_rows(tokens, length=length, most=packing.most, report=lambda line: None)
         places += [[]] * (rows - len(places))
         return pack(cfg, [[clip(*turns[i]) for i in places[row]] for row in wanted], length=length, most=packing.most)
 

@@ -1,6 +1,6 @@
 """Frame pack: clips of any length and size, and images as clips of one frame, side by side in rows of one length.
 
-    rows = plan([video_tokens(cfg, clip.moments.shape) for clip in clips], length=3000, most=8)
+    rows = plan_rows([video_tokens(cfg, clip.moments.shape) for clip in clips], length=3000, most=8)
     batch = pack(cfg, [[clips[i] for i in row] for row in rows], length=3000, most=8)
 
 A row has places for `length` video tokens and for the text of `most` clips. `train.packed_objective` is
@@ -27,7 +27,9 @@ class Clip(NamedTuple):
     text: np.ndarray  # (L, text_dim)
 
 
-def plan(sizes: Sequence[int], *, length: int, most: int, report: Callable[[str], None] = print) -> list[list[int]]:
+def plan_rows(
+    sizes: Sequence[int], *, length: int, most: int, report: Callable[[str], None] = print
+) -> list[list[int]]:
     """Which clips share a row: the largest first, each into the first row with a place left for it.
 
     Reports how much of the rows is used. Give it some thousand clips at a time, drawn at random.
@@ -92,7 +94,7 @@ def best_packing(sizes: Sequence[int], turns: Sequence[int], *, rows: int, lengt
 
     @functools.cache
     def count(clips: tuple[int, ...], most: int) -> int:
-        return len(plan(clips, length=length, most=most, report=lambda line: None))
+        return len(plan_rows(clips, length=length, most=most, report=lambda line: None))
 
     def fits(clips: int, most: int) -> bool:
         batches = period // math.gcd(period, clips)  # then they repeat, too
