@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import flax.linen as nn
@@ -26,6 +27,10 @@ from cogvx_jax.metrics.lpips import LPIPS, MEAN
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_of, text_name, write_cache
+
+# A shell ignores Ctrl-C for programs in its background, and the processes that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)

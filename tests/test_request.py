@@ -88,11 +88,11 @@ def test_a_wrong_field_of_a_line_is_named_with_file_and_line(lines, field, value
 @pytest.mark.parametrize(
     "text, said",
     [
-        ('{"prompt": "x"', "this is not JSON: Expecting"),
-        ('{"prompt": "x", "strength": NaN}', "this is not JSON: NaN is no number"),
-        ('{"prompt": "x", "strength": 1e999}', "too large a number"),
+        ('{"prompt": "x"', "this is not JSON, Expecting"),
+        ('{"prompt": "x", "strength": NaN}', "the number NaN in it is not finite"),
+        ('{"prompt": "x", "strength": 1e999}', "the number 1e999 in it is not finite"),
         ('{"prompt": "x", "seed": 1, "seed": 2}', "'seed' stands in it twice"),
-        ('{"prompt": ' + "[" * 10**5, "nested too deeply"),
+        ('{"prompt": ' + "[" * 10**5, "nested too deep"),
         ('{"seed": 1}', "no prompt; a line has"),
     ],
 )
