@@ -162,9 +162,7 @@ def test_encoders_that_make_numbers_that_are_not_finite_are_named(tmp_path, vide
     with pytest.raises(ValueError, match="none of the 2 videos can be used: 2 not finite"):
         encode(broken("vae", "encoder", "conv_in", "bias"), sources, tmp_path / "vae", shape, lines.append)
     assert lines[0] == f"skipped {sources[0].video}: the VAE of tiny gives numbers that are not finite"
-    with pytest.raises(
-        ValueError, match="the text_encoder of tiny holds some in norm/scale"
-    ):
+    with pytest.raises(ValueError, match="the text_encoder of tiny holds some in norm/scale"):
         encode(broken("text_encoder", "norm", "scale"), sources, tmp_path / "text", shape, lines.append)
 
 

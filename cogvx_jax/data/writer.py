@@ -2,10 +2,7 @@
 
 import contextlib
 import fractions
-import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.temporaries import hidden_folder
 
 Filters = Sequence[tuple[str, str | None]]
 
@@ -67,7 +65,8 @@ class VideoWriter:
     def __init__(self, path, fps: float | fractions.Fraction):
         check_writable(path)
         self.path, self.fps = Path(path), frame_rate(fps)
-        self._temporary = _temporary(self.path)
+        self._partial: Path | None = None  # in a hidden folder beside it
+        self._hidden = contextlib.ExitStack()
         self._size: tuple[int, int] | None = None
         self._output: _Output | None = None  # once the first frames say how large they are
 
@@ -87,8 +86,10 @@ class VideoWriter:
             raise ValueError(f"an .mp4 needs an even height and width, got {size[0]}x{size[1]}; resize or write a .gif")
         with self._naming_the_file():
             if self._output is None:
-                self._output = _Pictures(self._temporary) if not suffix else None
-                self._output = self._output or _Encoder(self._temporary, FORMATS[suffix], self.fps, size)
+                folder = self._hidden.enter_context(hidden_folder(self.path.absolute().parent))
+                self._partial = folder / self.path.name
+                self._output = _Pictures(self._partial) if not suffix else None
+                self._output = self._output or _Encoder(self._partial, FORMATS[suffix], self.fps, size)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
 
@@ -100,16 +101,14 @@ class VideoWriter:
             if self._output is not None:
                 with contextlib.suppress(OSError, av.FFmpegError):  # what it could not write is not wanted any more
                     self._output.close()
-            if self._temporary.is_dir():
-                shutil.rmtree(self._temporary)
-            self._temporary.unlink(missing_ok=True)
+            self._hidden.close()
 
     def _finish(self) -> None:
-        if self._output is None:
+        if self._output is None or self._partial is None:
             raise ValueError(f"no frames were given for {str(self.path)!r}; write at least one")
         with self._naming_the_file():
             self._output.finish()
-            os.replace(self._temporary, self.path)
+            self._partial.replace(self.path)
 
     @contextlib.contextmanager
     def _naming_the_file(self):
@@ -254,11 +253,3 @@ def check_frames(frames, axes: str) -> np.ndarray:
         shape = ", ".join(axes.replace("...", "…")).replace("…", "...")
         raise ValueError(f"frames must be uint8 ({shape}) and not empty, got {frames.dtype} {frames.shape}")
     return frames
-
-
-def _temporary(path: Path) -> Path:
-    """A new name in the same folder, so that the last rename stays within one file system.
-
-    It tells the process, so that what a killed one left can be known as such.
-    """
-    return path.with_name(f".cogvx-{os.getpid()}-{uuid.uuid4().hex[:12]}{path.suffix}")
