@@ -1,6 +1,7 @@
 """`cogvx compile`: what it stores makes the same video in a process that compiles none of it, and fits nothing else."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -15,8 +16,10 @@ import pytest
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
+from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.pipelines import memory, program_pickle
 from cogvx_jax.pipelines import stored_programs as stored
+from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.sharding.topologies import has_libtpu
 
 HEAVY = {"jit(encode)", "jit(step)", "jit(run)"}  # text encoder, denoising step, a frame batch of the VAE
@@ -124,6 +127,7 @@ def changed(programs, target, *path, value):
         ("devices", "8 x TPU v5 lite", r"devices 8 x TPU v5 lite \(here 1 x cpu\)"),
         ("code of cogvx_jax", "0", r"code of cogvx_jax 0 \(here "),
         ("processor", "another", "processor another"),
+        ("order of devices", ",".join(map(str, range(4096))), r"order of devices 0,1,2,\S{91,95} \(here 0\)"),
     ],
 )
 def test_programs_for_something_else_are_refused(small, programs, tmp_path, key, value, said):
@@ -187,6 +191,7 @@ def test_damage_is_found(small, programs, tmp_path):
         (["made_for"], [], r"its made_for is \[\]"),
         (["made_for", "platform"], "x" * 10**6, "its made_for is"),
         (["made_for", "x\n"], "x", "its made_for is"),
+        (["made_for"], {str(i): "x" for i in range(1000)}, "its made_for is"),
         (["more"], float("nan"), "the number NaN in it is not finite"),
     ],
 )
@@ -205,6 +210,16 @@ def test_folders_and_files_that_others_can_write_to_are_refused(small, programs,
     kept = path.stat().st_mode
     path.chmod(kept | mode)
     with pytest.raises(ValueError, match=f"others can write to {path}, .* forbid it by `chmod -R go-w`"):
+        cx.load(small("5b")[0], programs=folder)
+
+
+@pytest.mark.parametrize("name", ["programs.json", "1-step.pickle"])
+def test_links_out_of_the_folder_are_refused(small, programs, tmp_path, name):
+    folder = tmp_path / "programs"
+    shutil.copytree(programs, folder)
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{folder / name} is a link, and may lead out of the folder"):
         cx.load(small("5b")[0], programs=folder)
 
 
@@ -266,6 +281,12 @@ def test_a_pickle_runs_nothing(small, programs, tmp_path, monkeypatch, inner, ho
     ):
         cx.load(small("5b")[0], programs=folder)
     assert not called.exists() and not (tmp_path / "evil.imported").exists() and "evil" not in sys.modules
+
+
+def test_trees_of_what_programs_take_are_read():
+    state = SamplerState(latents=1, x0=2)
+    tree = jax.tree.structure(({"params": {"a": 1}}, state, [SeededNoise.abstract(), None, (1, 2)]))
+    assert program_pickle._Trees(io.BytesIO(pickle.dumps(tree))).load() == tree
 
 
 def test_pickles_that_are_damaged_are_one_sentence(small, programs, tmp_path):

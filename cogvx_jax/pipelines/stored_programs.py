@@ -172,8 +172,8 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
         first, *others = differ
         more = f", and of other {', '.join(others)}" if others else ""
         raise ValueError(
-            f"the programs in {folder} are for {first} {theirs.get(first, 'none')} "
-            f"(here {here.get(first, 'none')}){more}; `cogvx compile` makes new ones"
+            f"the programs in {folder} are for {first[:99]} {theirs.get(first, 'none')[:99]} "
+            f"(here {here.get(first, 'none')[:99]}){more[:999]}; `cogvx compile` makes new ones"
         )
     loaded = []
     for entry in manifest["programs"]:
@@ -214,9 +214,11 @@ def _manifest(folder: Path) -> Json:
 
 
 def _is_text(found: Any) -> bool:
-    """Whether it is an object of texts that can be shown."""
-    short = isinstance(found, dict) and all(isinstance(x, str) and len(x) < 300 for pair in found.items() for x in pair)
-    return short and all(x.isprintable() for pair in found.items() for x in pair)
+    """Whether it is an object of a few lines of text; that of a pod's devices is long."""
+    if not isinstance(found, dict) or len(found) > 50:
+        return False
+    texts = [*found, *found.values()]
+    return all(isinstance(text, str) and len(text) < 2**16 and text.isprintable() for text in texts)
 
 
 def _is_entry(found: Any) -> bool:
@@ -241,6 +243,8 @@ def _write(file: Path, data: bytes) -> None:
 
 def _read_own(file: Path) -> bytes:
     """A file's bytes. Raises: FileNotFoundError; ValueError for a file that others can write to, or that is none."""
+    if file.is_symlink():
+        raise ValueError(f"{file} is a link, and may lead out of the folder; `cogvx compile` writes none")
     try:
         file_size(file)  # of a FIFO, opening would wait
     except ValueError as error:
