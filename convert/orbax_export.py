@@ -11,6 +11,7 @@ from flax import traverse_util
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import read_spec, write_configs
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
+from cogvx_jax.convert.orbax_writes import orbax_writes
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.storage import RemoteFiles, below, check_new, copy_files, new_folder
 from cogvx_jax.temporaries import temporary_folder
@@ -44,7 +45,10 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
             flat = traverse_util.flatten_dict(params, sep="/")
             listed |= {f"{component}/{path}": _describe(array) for path, array in flat.items()}
             split = {path: _blocks(array) for path, array in flat.items()}
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as checkpointer:
+            with (
+                orbax_writes(target),
+                ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as checkpointer,
+            ):
                 args = ocp.args.PyTreeSave(params, save_args=traverse_util.unflatten_dict(split, sep="/"))
                 checkpointer.save(partial / component / "orbax", args=args)
         manifest = {"format": FORMAT, "arrays": listed}

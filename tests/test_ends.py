@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def ready(process):
 def finish(process):
     """Its exit status and what it said on stderr."""
     try:
-        return (process.communicate(timeout=120)[1], process.returncode)[::-1]
+        return (process.communicate(timeout=300)[1], process.returncode)[::-1]
     finally:
         process.kill()
 
@@ -305,6 +306,14 @@ def test_a_stopped_conversion_leaves_nothing(number, status, said, tmp_path):
         time.sleep(0.01)
     process.send_signal(number)
     assert finish(process) == (status, f"cogvx: {said}; no model was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full
+def test_a_conversion_to_a_full_disk_is_a_sentence(tmp_path):
+    process = start("convert", "tiny", tmp_path / "out")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**20,) * 2)
+    assert finish(process) == (2, f"cogvx: cannot write {tmp_path / 'out'}: File too large; nothing was written\n")
     assert not list(tmp_path.iterdir())
 
 

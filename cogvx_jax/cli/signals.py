@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM: the first one unwinds the work, which removes what is half written; the second ends at once."""
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -45,6 +46,7 @@ def raised(end: Callable[[int], None]) -> Iterator[None]:
 
     def handle(number: int, frame: object) -> None:
         came.append(number)
+        _quiet()
         raise Signalled(number)
 
     with _handlers(handle), _raised_again(came), _listening(handle, end):
@@ -82,7 +84,7 @@ def _raised_again(came: list[int]) -> Iterator[None]:
     def dropped(found: "sys.UnraisableHookArgs") -> None:
         if isinstance(found.exc_value, Signalled):
             signal.setitimer(signal.ITIMER_REAL, AGAIN)  # the callback goes on first
-        else:
+        elif not came:
             report(found)
 
     def handle(number: int, frame: object) -> None:
@@ -94,7 +96,8 @@ def _raised_again(came: list[int]) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        sys.unraisablehook = report
+        if not came and sys.unraisablehook is dropped:
+            sys.unraisablehook = report
 
 
 @contextlib.contextmanager
@@ -130,6 +133,12 @@ def _listen(reader: int, handle: Callable[[int, object], None], end: Callable[[i
             end(number)
             return
         first, patience = number, None if number == signal.SIGINT else PATIENCE
+
+
+def _quiet() -> None:
+    """From here to the end of the process, other threads, such as Orbax's, fail since their files are taken away."""
+    logging.disable()
+    threading.excepthook = lambda _: None
 
 
 _in_children: list[dict] = []  # of the handlers that a forked process gets back

@@ -1,0 +1,35 @@
+"""Errors while Orbax writes: one sentence that names the place, and none of its threads beside it."""
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+
+
+@contextlib.contextmanager
+def orbax_writes(place: object) -> Iterator[None]:
+    """Inside, Orbax writes to a place. Raises: OSError that names it, where that fails."""
+
+    def is_other(record: logging.LogRecord) -> bool:  # a thread logs with its stack what is raised here, too
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+    def hook(found: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(found.exc_value):  # of threads that tensorstore tells too late
+            before(found)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    logger.addFilter(is_other)
+    sys.unraisablehook = hook
+    try:
+        yield
+        sys.unraisablehook = before  # not after an error: its threads go on
+    except (ValueError, OSError) as error:  # tensorstore's are ValueErrors
+        text = str(error)
+        reason = next((full for full in FULL if full in text), text.partition("\n")[0][:300])
+        raise OSError(f"cannot write {place}: {reason}; nothing was written") from None
+    finally:
+        logger.removeFilter(is_other)
