@@ -13,6 +13,18 @@ FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFB
 @contextlib.contextmanager
 def orbax_writes(place: object) -> Iterator[None]:
     """Inside, Orbax writes to a place. Raises: OSError that names it, where that fails."""
+    try:
+        with threads_hushed():
+            yield
+    except (ValueError, OSError) as error:  # tensorstore's are ValueErrors
+        text = str(error)
+        reason = next((full for full in FULL if full in text), text.partition("\n")[0][:300])
+        raise OSError(f"cannot write {place}: {reason}; nothing was written") from None
+
+
+@contextlib.contextmanager
+def threads_hushed() -> Iterator[None]:
+    """Inside, Orbax's threads do not print the errors that are raised here, too."""
 
     def is_other(record: logging.LogRecord) -> bool:  # a thread logs with its stack what is raised here, too
         return record.levelno < logging.ERROR or "orbax" not in record.pathname
@@ -27,9 +39,5 @@ def orbax_writes(place: object) -> Iterator[None]:
     try:
         yield
         sys.unraisablehook = before  # not after an error: its threads go on
-    except (ValueError, OSError) as error:  # tensorstore's are ValueErrors
-        text = str(error)
-        reason = next((full for full in FULL if full in text), text.partition("\n")[0][:300])
-        raise OSError(f"cannot write {place}: {reason}; nothing was written") from None
     finally:
         logger.removeFilter(is_other)

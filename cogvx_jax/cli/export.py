@@ -47,7 +47,7 @@ def export(
         write_lora(out, lora, spec)
         print(f"{out}: rank {lora.rank}, alpha {lora.alpha:g}, {len(lora.adapters)} kernels of {spec.name}")
         return
-    if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not _is_new_folder(out):
         raise ValueError(f"{run} trained the model itself; give a new folder for it, not {out}")
     model = read_model(folder, load(source, dtype=run_dtype(folder)), best=best)
     write_model(out, model.spec, model.params, model.tokenizer)
@@ -55,14 +55,20 @@ def export(
 
 
 def export_vae(run: Any, out: Path, best: bool, scaling_factor: float | None) -> None:
-    """Writes the model of a run in the published layout; see `commands.export`."""
+    """Writes the model of a run in the published layout; see `export`."""
     from cogvx_jax.convert import export as write_model
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.train.vae.run import read_vae, vae_run_source
 
-    if out.suffix == ".safetensors" or out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not _is_new_folder(out):
         raise ValueError(f"{run} trained a VAE, which is written with its model; give a new folder for it, not {out}")
     source, dtype = vae_run_source(run)
     model = read_vae(run, load(source, dtype=dtype), best=best, scaling_factor=scaling_factor)
     write_model(out, model.spec, model.params, model.tokenizer)
     print(f"{out}: {model.spec.name} with the VAE of {run}; use it with `cogvx generate --model {out}`")
+
+
+def _is_new_folder(out: Path) -> bool:
+    from cogvx_jax.storage import is_empty
+
+    return out.suffix != ".safetensors" and (not out.exists() or out.is_dir() and is_empty(out))

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.storage import is_empty
 from cogvx_jax.temporaries import hidden_folder
 
 Filters = Sequence[tuple[str, str | None]]
@@ -228,7 +229,7 @@ def check_writable(path) -> None:
         )
     if path.is_dir() and path.suffix:
         raise IsADirectoryError(f"{name} is a folder; give the name of a file to write")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and not is_empty(path):
         raise IsADirectoryError(f"{name} is a folder that is not empty; give a new one for PNGs, or a file's name")
     if not path.suffix and path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{name} is a file; without a suffix it must be a folder, for PNGs")

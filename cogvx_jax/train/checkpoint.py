@@ -1,14 +1,13 @@
 """Checkpoints of a run's state: atomic, the newest few kept, resumed from where they stand."""
 
 import contextlib
-import logging
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from cogvx_jax.convert.orbax_writes import threads_hushed
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.step import State
 
@@ -38,7 +37,7 @@ class Checkpoints:
             )
 
     def __enter__(self) -> "Checkpoints":
-        self._hushed.enter_context(_threads_hushed())
+        self._hushed.enter_context(threads_hushed())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,28 +105,6 @@ def newest_update(run: StoragePath) -> int:
         return checkpoints.latest() or 0
     finally:
         checkpoints.close()
-
-
-@contextlib.contextmanager
-def _threads_hushed() -> Iterator[None]:
-    """Inside, Orbax's threads do not print the errors that are raised here, too."""
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR or "orbax" not in record.pathname
-
-    def hook(unraisable: Any) -> None:
-        # Of tensorstore's threads, which come too late with what nobody waits for any more.
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            before(unraisable)
-
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
-    logger.addFilter(is_other)
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        logger.removeFilter(is_other)
 
 
 def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:

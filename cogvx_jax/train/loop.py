@@ -88,6 +88,7 @@ def run_updates(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:
+        stopped = files.enter_context(sigterm())  # first, and so until all files are closed
         checkpoints = files.enter_context(Checkpoints(folder / "checkpoints", pace.keep))
         state = _first_state(params, checkpoints, update, placement)
         curve = files.enter_context(Curve(folder, tensorboard=pace.tensorboard, start=int(state.step)))
@@ -95,14 +96,13 @@ def run_updates(
         progress = Progress(folder, curve, span, watch, every=pace.log_every, seed=seed, devices=placement.devices)
         stage = _Stage(span, pace, watch, checkpoints, best, curve, progress)
         step, key = update.compiled(state, placement), jax.random.key(seed)
-        with sigterm() as stopped:
-            for i, batch in read_ahead(given.batches, int(state.step), span.steps, pace.workers):
-                placed = placement.batch(batch, given.rows)
-                state, metrics = step(state, placed if given.fixed is None else placed | dict(given.fixed), key)
-                progress.add(i, batch, metrics)
-                if stage.after(i + 1, state, stopped):
-                    say(f"{folder.name}: SIGTERM came; update {i + 1} is saved, the same command goes on from it")
-                    raise SystemExit(0)
+        for i, batch in read_ahead(given.batches, int(state.step), span.steps, pace.workers):
+            placed = placement.batch(batch, given.rows)
+            state, metrics = step(state, placed if given.fixed is None else placed | dict(given.fixed), key)
+            progress.add(i, batch, metrics)
+            if stage.after(i + 1, state, stopped):
+                say(f"{folder.name}: SIGTERM came; update {i + 1} is saved, the same command goes on from it")
+                raise SystemExit(0)
         progress.catch_up()
     return state
 

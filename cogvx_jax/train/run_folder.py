@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from cogvx_jax.convert.runs import is_run, read_run, run_kind
 from cogvx_jax.sharding import first_process, wait_for_all
-from cogvx_jax.storage import StoragePath, is_bucket, write_whole
+from cogvx_jax.storage import StoragePath, is_bucket, is_empty, write_whole
 
 Kind = Literal["transformer", "vae"]
 VERBS: dict[Kind, str] = {"transformer": "cogvx train", "vae": "cogvx train-vae"}
@@ -80,7 +80,7 @@ def check_folder(folder: StoragePath, kind: Kind) -> None:
         if found != kind:
             raise ValueError(f"{folder} holds a run of `{VERBS[found]}`, not of `{VERBS[kind]}`; give another folder")
     elif folder.exists() and not (kind == "transformer" and (folder / "cache").is_dir()):
-        if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
+        if not folder.is_dir() or not is_empty(folder) and {path.name for path in folder.iterdir()} != {LOCK}:
             run = "run" if kind == "transformer" else f"run of `{VERBS[kind]}`"
             raise ValueError(f"{folder} is not empty and holds no {run}; give another folder")
 
