@@ -5,13 +5,13 @@ import json
 import math
 import os
 import tempfile
-import uuid
 from pathlib import Path
 
 import numpy as np
 
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.storage import write_whole
+from cogvx_jax.temporaries import hidden_folder
 
 FORMAT = "cogvx latents 1"  # changes when an older program could not read the file
 SUFFIX = ".latents.safetensors"
@@ -108,22 +108,20 @@ def _bytes(saved: SavedLatents) -> bytes:
 
 def _write_new(folder: Path, name: str, data: bytes) -> Path:
     """Writes NAME.latents.safetensors, or NAME.2.latents.safetensors and so on where that is taken."""
-    partial = folder / f".cogvx-{os.getpid()}-{uuid.uuid4().hex[:12]}{SUFFIX}"
-    try:
+    with hidden_folder(folder) as hidden:
+        partial = hidden / f"{name}{SUFFIX}"
         try:
             partial.write_bytes(data)
         except OSError as error:  # of a full disk, which does not say for what
-            raise OSError(error.errno, error.strerror, str(folder / f"{name}{SUFFIX}")) from error
+            raise OSError(error.errno, error.strerror, str(folder / partial.name)) from error
         number = 1
         while True:
-            file = folder / (f"{name}{SUFFIX}" if number == 1 else f"{name}.{number}{SUFFIX}")
+            file = folder / (partial.name if number == 1 else f"{name}.{number}{SUFFIX}")
             try:
                 _claim(partial, file)
                 return file
             except FileExistsError:
                 number += 1
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _claim(partial: Path, file: Path) -> None:
