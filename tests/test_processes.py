@@ -186,7 +186,7 @@ def test_two_processes_train_a_vae_and_one_goes_on(small, tmp_path, monkeypatch)
     options += ["--learning-rate", "0.01", "--decoder-only"]
     together = [*options, "--out", tmp_path / "run", "--mesh", "data=2", "--distributed"]
     running = start("cogvx_jax.cli", *together, "--steps", 2)
-    said = finish(running)
+    said = finish(running, 600)
     assert [process.returncode for process in running] == [0, 0], said
     assert "trained to update 2" in said[0] and "trained to" not in said[1]
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
