@@ -97,7 +97,8 @@ def test_spatial_norm(frames, latent_frames, random_params):
 @pytest.mark.parametrize("mean", [0, 3, 30, 100, 1000])
 def test_group_norm_is_its_definition_at_every_mean(mean, random_params):
     module = GroupNorm(groups=4, eps=1e-6)
-    x = normal(0, 2, 3, 8, 8, 16) + mean * np.sign(np.cos(np.arange(16) // 4 * 2.0)).astype(np.float32)
+    x = normal(0, 2, 3, 8, 8, 16)
+    x += (mean * np.sign(np.cos(np.arange(16) // 4 * 2.0)).astype(np.float32))[None, None, None, None]
     params = random_params(module, x)
     groups = np.float64(x).reshape(2, -1, 4, 4)
     centred = groups - groups.mean(axis=(1, 3), keepdims=True)

@@ -18,7 +18,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = _affine(self, x.shape[-1])
+        scale, bias = (jax.lax.broadcast_to_rank(v, x.ndim) for v in _affine(self, x.shape[-1]))
         dtype = x.dtype
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("norm",), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(x.dtype)
+        return (y * jax.lax.broadcast_to_rank(scale, y.ndim)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -94,8 +94,8 @@ def group_affine(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """GroupNorm as `(x - shift) * gain + offset`: each (B, 1, 1, 1, C) for parts (B, F, H, W, C) of a video.
 
-    Two passes over `x`, in float32: the first one's sum gives the shift, a group's mean; the second one sums `x - shift`
-    and its square. Of numbers that are large against their spread a sum loses digits; the second pass restores them.
+    Two passes over `x`, in float32. The first sums `x`: the shift is a group's mean. The second sums `x - shift` and
+    its square. A sum of numbers that are large against their spread loses digits; the second pass restores them.
     E[x^2] - E[x]^2 would take one pass, and at a mean of 1000 deviations give nothing but rounding.
     """
     batch, channels = parts[0].shape[0], parts[0].shape[-1]
@@ -114,6 +114,7 @@ def group_affine(
     shifted = [x - shift for x in floats]
     mean, square = mean_of(shifted), mean_of([jnp.square(x) for x in shifted])
     inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)
+    scale, bias = (jax.lax.broadcast_to_rank(v, 5) for v in (scale, bias))
     gain = over_video(inverse) * scale
     return shift, gain, bias - over_video(mean) * gain
 
