@@ -170,7 +170,7 @@ def test_clips_are_cut_anywhere(tmp_path):
     starts = [clip[0, :, :, 2].mean() / 10 for clip in clips]
     assert max(starts) - min(starts) > 4 and max(starts) < 11.5  # 20 frames, of which 9 are needed
     for clip in clips:
-        np.testing.assert_allclose(np.diff(clip[..., 2].mean(axis=(1, 2))), 20, atol=4)  # every other frame
+        np.testing.assert_allclose(np.diff(clip[..., 2].mean(axis=(1, 2))), 20, atol=7)  # every other frame
     heights = [clip[0, -1, :, 0].mean() - clip[0, 0, :, 0].mean() for clip in clips]
     assert min(heights) > 50 and max(heights) > 85  # from 16 rows of the 32 to nearly all
     same = random_clip(tmp_path / "v.mp4", np.random.default_rng(3), frames=5, fps=4, size=(16, 16))

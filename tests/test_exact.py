@@ -50,7 +50,7 @@ def mesh_of(sizes):
     return cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
-@pytest.mark.parametrize("kind, sizes", cases())
+@pytest.mark.parametrize("kind, sizes", list(cases()))
 def test_every_bit_is_the_same(small, kind, sizes):
     folder, _ = small(kind)
     for here, alone in zip(made(folder, kind, mesh_of(sizes)), made(folder, kind, None), strict=True):

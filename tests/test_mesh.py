@@ -63,7 +63,7 @@ def everywhere():
             yield pytest.param(kind, sizes, id=f"{kind}-{name(sizes)}", marks=() if few else pytest.mark.full)
 
 
-@pytest.mark.parametrize("kind, sizes", everywhere())
+@pytest.mark.parametrize("kind, sizes", list(everywhere()))
 def test_latents_are_the_same_on_every_mesh(small, kind, sizes):
     folder, _ = small(kind)
     close(_latents(folder, kind, mesh_of(sizes)), _latents(folder, kind, None))

@@ -30,7 +30,8 @@ class LPIPS(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        x, y = ((v.astype(jnp.float32) - MEAN) / DEVIATION for v in (x, y))
+        mean, deviation = (v[None, None, None] for v in (MEAN, DEVIATION))
+        x, y = ((v.astype(jnp.float32) - mean) / deviation for v in (x, y))
         distance = jnp.zeros(len(x))
         for stage, (depth, width) in enumerate(zip(DEPTHS, self.widths, strict=True)):
             if stage:
@@ -53,7 +54,8 @@ class Conv(nn.Module):
         axes, shape = (None, None, "conv_in", "conv_out"), (3, 3, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", kernel_init, axes, shape)
         bias = parameter(self, "bias", nn.initializers.zeros_init(), ("conv_out",), (self.features,))
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + lax.broadcast_to_rank(bias, y.ndim)
 
 
 def _halve(x: jax.Array) -> jax.Array:

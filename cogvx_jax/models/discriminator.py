@@ -63,7 +63,7 @@ class Conv(nn.Module):
         y = lax.conv_general_dilated(
             x, kernel, self.strides, ((1, 1),) * 3, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
-        return constrain(y + bias, "batch", "frames", "height", "width", None)
+        return constrain(y + lax.broadcast_to_rank(bias, y.ndim), "batch", "frames", "height", "width", None)
 
 
 def hinge_loss(real: jax.Array, fake: jax.Array) -> jax.Array:

@@ -112,7 +112,8 @@ def blend(before: jax.Array, after: jax.Array, extent: int, *, axis: int) -> jax
     last = jax.lax.slice_in_dim(before, size - extent, size, axis=axis)
     first = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
     rest = jax.lax.slice_in_dim(after, extent, after.shape[axis], axis=axis)
-    weight = (jnp.arange(extent, dtype=after.dtype) / extent).reshape(-1, *[1] * (after.ndim - axis - 1))
+    along = [1] * axis + [-1] + [1] * (after.ndim - axis - 1)
+    weight = (jnp.arange(extent, dtype=after.dtype) / extent).reshape(along)
     return jnp.concatenate([last * (1 - weight) + first * weight, rest], axis=axis)
 
 

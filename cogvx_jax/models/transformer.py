@@ -87,7 +87,7 @@ class Transformer(nn.Module):
         clip = jnp.pad(clip, ((0, 0), (0, after)), constant_values=-1)
 
         # Zeros at padding: a NaN there would reach the gradients of the weights.
-        is_of = clip[..., None] == jnp.arange(clips)  # (B, N, C)
+        is_of = clip[..., None] == jnp.arange(clips)[None, None]  # (B, N, C)
         real, used = is_of.any(2), is_of.any(1)
         clip = jnp.where(real, clip, -1)
         patches, positions = (jnp.where(real[..., None], x, 0) for x in (patches, positions))
@@ -123,10 +123,11 @@ class Transformer(nn.Module):
         video = dense(cfg.width, axes=("patch", "embed"), name="patch")(patches)  # (B, N, D)
         x = jnp.concatenate([words, video], axis=1)  # (B, S, D), text first
         if table is not None:
-            x = x + jnp.asarray(table, x.dtype)
+            x = x + jax.lax.broadcast_to_rank(jnp.asarray(table, x.dtype), 3)
         if cfg.position == "rope+learned":
             zeros, names = nn.initializers.zeros_init(), (None, "embed")
-            x = x + axes.whole(parameter(self, "position", zeros, names, x.shape[1:]).astype(x.dtype), names)
+            learned = axes.whole(parameter(self, "position", zeros, names, x.shape[1:]).astype(x.dtype), names)
+            x = x + learned[None]
         tokens = x.shape[1]
         x, rope = pad_tokens(x, rope)
         x = constrain(x, "batch", "seq", None)
@@ -254,7 +255,7 @@ def to_tokens(x: jax.Array, clips: jax.Array | None) -> jax.Array:
     if clips is None:
         return x[:, None]
     # A product, not a gather, whose gradient TPUs scatter; exact, as all terms but one are 0.
-    is_of = (clips[..., None] == jnp.arange(x.shape[1])).astype(x.dtype)
+    is_of = (clips[..., None] == jnp.arange(x.shape[1])[None, None]).astype(x.dtype)
     return jnp.einsum("bsc,bcn->bsn", is_of, x, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -278,7 +278,7 @@ def _rows(q, k, v, scale, bias, q_ids, kv_ids):
     """q (..., S, K); k, v (..., T, K); bias None or (..., S, T); ids None or (..., S, 1), (..., 1, T)."""
     logits = jnp.einsum("...qk,...sk->...qs", q * scale, k, preferred_element_type=jnp.float32)
     if bias is not None:
-        logits = logits + bias
+        logits = logits + jax.lax.broadcast_to_rank(bias, logits.ndim)
     if q_ids is not None:
         logits = jnp.where(q_ids == kv_ids, logits, flash.NOTHING)
     # Normalised after the product with v: K numbers a row are divided instead of S.

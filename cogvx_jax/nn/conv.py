@@ -40,11 +40,10 @@ class CausalConv(nn.Module):
             (None, None, None, "conv_in", "conv_out"),
             (3, 3, 3, x.shape[-1], self.features),
         )
-        bias = _bias(self, self.features)
         x = x.astype(self.dtype)
         before = jnp.repeat(x[:, :1], 2, axis=1) if cache is None else cache.astype(self.dtype)
         x = jnp.concatenate([before, x], axis=1)
-        y = causal_conv(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        y = _plus_bias(self, causal_conv(x, kernel.astype(self.dtype)))
         return constrain(y, "batch", "frames", "height", "width", None), x[:, -2:]
 
 
@@ -65,13 +64,12 @@ class FrameConv(nn.Module):
         kernel = parameter(
             self, "kernel", kernel_init, (None, None, "conv_in", "conv_out"), (3, 3, x.shape[-1], self.features)
         )
-        bias = _bias(self, self.features)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsample:
             y = upsample_conv(x, kernel)
         else:
             y = per_frame(x, kernel, strides=self.stride, padding=(0 if self.stride == 2 else 1, 1))
-        return constrain(y + bias.astype(self.dtype), "batch", "frames", "height", "width", None)
+        return constrain(_plus_bias(self, y), "batch", "frames", "height", "width", None)
 
 
 class Pointwise(nn.Module):
@@ -83,8 +81,7 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", kernel_init, ("conv_in", "conv_out"), (x.shape[-1], self.features))
-        bias = _bias(self, self.features)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        return _plus_bias(self, x.astype(self.dtype) @ kernel.astype(self.dtype))
 
 
 def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -148,5 +145,7 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return y.transpose(0, 1, 2, 4, 3, 5, 6).reshape(*x.shape[:2], 2 * height, 2 * width, -1)
 
 
-def _bias(module: nn.Module, features: int) -> jax.Array:
-    return parameter(module, "bias", nn.initializers.zeros_init(), ("conv_out",), (features,))
+def _plus_bias(module: nn.Module, y: jax.Array) -> jax.Array:
+    """(..., C) plus the module's own bias (C,), in y's type."""
+    bias = parameter(module, "bias", nn.initializers.zeros_init(), ("conv_out",), y.shape[-1:])
+    return y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)

@@ -16,7 +16,7 @@ from cogvx_jax.nn.backend import formulations
 def sinusoid(t: jax.Array, dim: int) -> jax.Array:
     """(...) -> (..., dim) float32, cosines first: the timestep's features."""
     frequencies = np.exp(-np.log(10000) * np.arange(dim // 2) / (dim // 2)).astype(np.float32)
-    angle = t.astype(jnp.float32)[..., None] * frequencies
+    angle = t.astype(jnp.float32)[..., None] * jax.lax.broadcast_to_rank(frequencies, t.ndim + 1)
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -88,7 +88,8 @@ def _axes(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> tuple
 
 def _angles(positions, dim: int):
     """(...) -> (..., dim / 2): one angle for each pair of features; of NumPy in float64, else in float32."""
-    return positions[..., None] * 10000.0 ** (-np.arange(0, dim, 2) / dim)
+    frequencies = 10000.0 ** (-np.arange(0, dim, 2) / dim)
+    return positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
 
 
 def _sincos(positions, dim: int):
@@ -117,6 +118,7 @@ def rotate(x: jax.Array, cos: jax.Array | np.ndarray, sin: jax.Array | np.ndarra
     else:
         pairs = y.reshape(*y.shape[:-1], -1, 2)
         turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(y.shape)
+    cos, sin = (jax.lax.broadcast_to_rank(table, y.ndim) for table in (cos, sin))
     return (y * cos + turned * sin).astype(x.dtype)
 
 

@@ -25,5 +25,5 @@ class Dense(nn.Module):
         y = x.astype(self.dtype) @ whole(kernel.astype(self.dtype), self.axes)
         if not self.bias:
             return y
-        zeros = nn.initializers.zeros_init()
-        return y + parameter(self, "bias", zeros, self.axes[1:], (self.features,)).astype(self.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros_init(), self.axes[1:], (self.features,))
+        return y + jax.lax.broadcast_to_rank(bias.astype(self.dtype), y.ndim)

@@ -18,7 +18,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale, bias = _affine(self, x.shape[-1])
+        scale, bias = (jax.lax.broadcast_to_rank(v, x.ndim) for v in _affine(self, x.shape[-1]))
         dtype = x.dtype
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axis=-1, keepdims=True)
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.ones_init(), ("norm",), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(x.dtype)
+        return (y * jax.lax.broadcast_to_rank(scale, y.ndim)).astype(x.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -52,8 +52,8 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, *parts: jax.Array) -> Parts:
         scale, bias = _affine(self, parts[0].shape[-1])
-        gain, offset = group_affine(parts, scale, bias, groups=self.groups, eps=self.eps)
-        return tuple((x.astype(jnp.float32) * gain + offset).astype(x.dtype) for x in parts)
+        shift, gain, offset = group_affine(parts, scale, bias, groups=self.groups, eps=self.eps)
+        return tuple(((x.astype(jnp.float32) - shift) * gain + offset).astype(x.dtype) for x in parts)
 
 
 class SpatialNorm(nn.Module):
@@ -91,25 +91,32 @@ class SpatialNorm(nn.Module):
 
 def group_affine(
     parts: Parts, scale: jax.Array, bias: jax.Array, *, groups: int, eps: float
-) -> tuple[jax.Array, jax.Array]:
-    """GroupNorm as `x * gain + offset`: gain and offset (B, 1, 1, 1, C) for parts (B, F, H, W, C) of a video.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """GroupNorm as `(x - shift) * gain + offset`: each (B, 1, 1, 1, C) for parts (B, F, H, W, C) of a video.
 
-    One pass over `x`: its sum and its sum of squares, in float32.
+    Two passes over `x`, in float32. The first sums `x`: the shift is a group's mean. The second sums `x - shift` and
+    its square. A sum of numbers that are large against their spread loses digits; the second pass restores them.
+    E[x^2] - E[x]^2 would take one pass, and at a mean of 1000 deviations give nothing but rounding.
     """
     batch, channels = parts[0].shape[0], parts[0].shape[-1]
-    count = sum(x.size for x in parts) // (batch * groups)
 
     def mean_of(arrays: list[jax.Array]) -> jax.Array:
         total = sum(jnp.sum(x, axis=(1, 2, 3)) for x in arrays)  # (B, C)
-        return jnp.sum(jnp.reshape(total, (batch, groups, -1)), axis=-1) / count
+        count = sum(x.size for x in arrays) // (batch * groups)
+        return jnp.sum(jnp.reshape(total, (batch, groups, -1)), axis=-1) / count  # (B, groups)
+
+    def over_video(x: jax.Array) -> jax.Array:
+        return jnp.repeat(x, channels // groups, axis=-1)[:, None, None, None]  # (B, 1, 1, 1, C)
 
     floats = [x.astype(jnp.float32) for x in parts]
-    mean, square = mean_of(floats), mean_of([jnp.square(x) for x in floats])
-    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)  # (B, groups)
-    mean, inverse = (jnp.repeat(v, channels // groups, axis=-1) for v in (mean, inverse))
-    gain = inverse * scale
-    offset = bias - mean * gain
-    return gain[:, None, None, None], offset[:, None, None, None]
+    # The result depends on the shift by rounding alone, and so do its gradients.
+    shift = over_video(jax.lax.stop_gradient(mean_of(floats)))
+    shifted = [x - shift for x in floats]
+    mean, square = mean_of(shifted), mean_of([jnp.square(x) for x in shifted])
+    inverse = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + eps)
+    scale, bias = (jax.lax.broadcast_to_rank(v, 5) for v in (scale, bias))
+    gain = over_video(inverse) * scale
+    return shift, gain, bias - over_video(mean) * gain
 
 
 def stretch(latents: jax.Array, shape: tuple[int, ...]) -> jax.Array:

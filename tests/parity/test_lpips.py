@@ -66,7 +66,8 @@ def test_distance_and_gradient(theirs, tmp_path):
         return jnp.sum(found), found
 
     (_, found), gradients = jax.jit(jax.value_and_grad(distance, argnums=(0, 1), has_aux=True))(x, y)
-    np.testing.assert_allclose(found, expected.detach().numpy().reshape(-1), rtol=1e-5)
+    # Thirteen convolutions add up to 4608 products in another order each: 1.4e-5 of the largest without AVX-512.
+    np.testing.assert_allclose(found, expected.detach().numpy().reshape(-1), rtol=5e-5)
     for ours, tensor in zip(gradients, (a, b), strict=True):
         gradient = tensor.grad.numpy().transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(ours, gradient, rtol=0, atol=1e-5 * np.abs(gradient).max())
+        np.testing.assert_allclose(ours, gradient, rtol=0, atol=5e-5 * np.abs(gradient).max())

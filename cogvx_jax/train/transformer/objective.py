@@ -113,7 +113,7 @@ def drop_text(batch: Mapping[str, Any], key: jax.Array, options: Objective) -> j
         return text
     dropped = jax.random.uniform(key, (*text.shape[:-2], 1, 1)) < options.text_dropout
     empty = jnp.zeros_like(text) if options.empty == "zeros" else batch["empty"].astype(text.dtype)
-    return jnp.where(dropped, empty, text)
+    return jnp.where(dropped, jax.lax.broadcast_to_rank(empty, text.ndim), text)
 
 
 def noisy_image(image: jax.Array, key: jax.Array, options: Objective) -> jax.Array:

@@ -101,14 +101,14 @@ def clip_losses(
         ),
     )
     errors = objective.loss(prediction.reshape(x0.shape), x0, noise, level).reshape(clip.shape)
-    is_of = clip[..., None] == jnp.arange(count)  # (R, N, C)
+    is_of = clip[..., None] == jnp.arange(count)[None, None]  # (R, N, C)
     total = jnp.sum(jnp.where(is_of, errors[..., None], 0), axis=1)
     return total / jnp.maximum(jnp.sum(is_of, axis=1), 1)
 
 
 def clips_in(clip: jax.Array, count: int) -> jax.Array:
     """Which of the `count` places for clips are taken, (R, N) -> (R, C) bool."""
-    return jnp.any(clip[..., None] == jnp.arange(count), axis=1)
+    return jnp.any(clip[..., None] == jnp.arange(count)[None, None], axis=1)
 
 
 def draw_clip_timesteps(key: jax.Array, used: jax.Array, steps: int, how: str) -> jax.Array:
@@ -138,7 +138,7 @@ def _copy_first(cfg: TransformerConfig, patches: jax.Array, copies: jax.Array) -
     if cfg.patch_t is None:
         return patches
     apart = patches.reshape(*patches.shape[:-1], cfg.out_channels, cfg.patch_t, cfg.patch**2)
-    source = jnp.maximum(jnp.arange(cfg.patch_t), copies[..., None])  # (R, N, patch_t)
+    source = jnp.maximum(jnp.arange(cfg.patch_t)[None, None], copies[..., None])  # (R, N, patch_t)
     return jnp.take_along_axis(apart, source[:, :, None, :, None], axis=3).reshape(patches.shape)
 
 
