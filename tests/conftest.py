@@ -34,6 +34,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Before the first computation: the tests of meshes need several devices. The others use the first.
 jax.config.update("jax_num_cpu_devices", 8)
+# An axis that is missing is a mistake: what is broadcast says so.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # LLVM takes most of the time of the quick tests. At its lowest level they end in half of it; XLA does the same.
 # `.ci/run` gives the usual level to the tests of parity and to those marked `full`.
