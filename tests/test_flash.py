@@ -102,7 +102,7 @@ def test_extreme_logits(scale, bound):
     q, k, v = inputs(64, 300)
     if bound is not None:
         assert not needs_maximum(bound, 300)
-        q = jnp.sign(q) / 4 * jnp.where(jnp.arange(64) % 2, 1, -1)[:, None]
+        q = jnp.sign(q) / 4 * jnp.where(jnp.arange(64) % 2, 1, -1)[None, None, :, None]
         k = jnp.broadcast_to(jnp.sign(q[:, :, 1:2]), k.shape) * bound / 4  # logits up to 70, down to -70
     y = flash_attention(q, k, v, scale=scale, max_logit=bound, blocks=SMALL, interpret=True)
     expected = definition(q, k, v, scale)

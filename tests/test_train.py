@@ -36,7 +36,7 @@ from cogvx_jax.train.transformer import parts
 
 
 def loss(params, batch, key):
-    return jnp.mean(jnp.square(batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"] - batch["y"]))
+    return jnp.mean(jnp.square(batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"][None] - batch["y"]))
 
 
 def start():

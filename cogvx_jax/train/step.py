@@ -82,7 +82,7 @@ def step(
         loss, grads, more = loss_fn.of(state.params, batch, state.step, key)
     else:
         loss, grads = gradient(loss_fn, accumulate)(state.params, batch, key)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     sound = jnp.isfinite(loss) & jnp.isfinite(norm)
 
     def move(state: State, grads: Params) -> State:
