@@ -89,7 +89,10 @@ def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -
     check_trained_from(folder, said, spec)
     if said["lora"] is None:
         raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
-    lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
+    try:
+        lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: its lora, {error}") from None
     adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
     return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank)
 

@@ -258,7 +258,7 @@ def test_a_full_disk_keeps_the_latents_elsewhere(generate, tmp_path, monkeypatch
     monkeypatch.setattr(VideoWriter, "write", no_room)
     said = generate("a red circle", "--out", out, code=2)
     (kept,) = elsewhere.iterdir()
-    assert f"`cogvx decode {kept}` makes the video" in said and f"{out}: No space left on device" in said
+    assert f"`cogvx decode {kept} --out {out}` makes the video" in said and f"{out}: No space left on device" in said
     assert not any(out.parent.iterdir()) and read_latents(kept).prompt == "a red circle"
     monkeypatch.setattr("tempfile.tempdir", str(out.parent))
     assert f"{out}.latents.safetensors'); if decoding fails, they are lost" in generate("x", "--out", out, code=2)

@@ -31,7 +31,8 @@ def decode(
       model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
-      mesh, programs: as for `generate`.
+      mesh: as for `generate`.
+      programs: as for `generate`.
     """
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.model import load, load_spec

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def generate(
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
         are; cogvx-made.jsonl beside them says which those are.
-      again: make those anew, too.
+      again: make all videos of a prompts file anew, also those that are there and whole.
       dtype: to compute in.
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
         chooses for the devices that are here; None is one device.
@@ -189,7 +190,8 @@ def _kept(saved: "SavedLatents", out: Path):
         yield
     except BaseException:
         if kept is not None:
-            print(f"cogvx: the sampled latents are kept: `cogvx decode {kept}` makes the video", file=sys.stderr)
+            again = shlex.join(["cogvx", "decode", str(kept), "--out", str(out)])
+            print(f"cogvx: the sampled latents are kept: `{again}` makes the video", file=sys.stderr)
         raise
     if kept is not None:
         kept.unlink(missing_ok=True)

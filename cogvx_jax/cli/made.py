@@ -12,13 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.json_files import parse_json
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import params_digest
-from cogvx_jax.storage import below, open_files
+from cogvx_jax.storage import below, open_files, read_file
 
 NAME = "cogvx-made.jsonl"
+MAX_BYTES = 64 * 2**20  # of it; a video takes 200
 PARTS = ("", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -31,7 +33,10 @@ def is_made(out: Path, digest: str) -> bool:
 def note_made(out: Path, digest: str) -> None:
     """Adds a video that is whole. Where that fails it is made again next time, so nothing is said."""
     line = json.dumps({"video": out.name, "request": digest, "sha256": _file_digest(out)})
-    with contextlib.suppress(OSError), (out.parent / NAME).open("ab") as file:
+    notes = out.parent / NAME
+    if notes.exists() and not notes.is_file():  # opening a FIFO would wait for ever
+        return
+    with contextlib.suppress(OSError), notes.open("ab") as file:
         file.write(f"{line}\n".encode())  # one write: lines of several processes do not mix
 
 
@@ -65,11 +70,11 @@ def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     """The newest line of each video; what is damaged is passed over."""
     found = {}
-    with contextlib.suppress(OSError):
-        for line in file.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-                noted = json.loads(line)
-                found[str(noted["video"])] = dict(noted)
+    with contextlib.suppress(OSError, ValueError):
+        for line in read_file(file, MAX_BYTES).splitlines():
+            with contextlib.suppress(ValueError, KeyError):
+                noted = parse_json(line)
+                found[str(noted["video"])] = noted
     return found
 
 

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # of jax; the forks become ffmpeg at once
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # of jax, for processes that a library starts
     warnings.showwarning = lambda message, *_: print(f"cogvx: warning: {message}", file=sys.stderr)
     with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not end the command
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

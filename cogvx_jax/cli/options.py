@@ -35,6 +35,8 @@ class VideoFlags(Options):
 
 def parse_lora(text: str) -> tuple[str, float]:
     """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path."""
+    if not text:
+        raise ValueError("the path of a LoRA is empty; give a file, a folder or a run")
     path, _, weight = text.rpartition(":")
     try:
         number = float(weight) if path else 1.0

@@ -14,6 +14,9 @@ from cogvx_jax.pipelines.options import PYTHON_ONLY, Options, check_path
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
 
 
+MAX_NAME = 220  # bytes of a video's name: that of its latents is longer, and file systems end at 255
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """One video to make: a line of a prompts file, or the command line itself."""
@@ -92,6 +95,8 @@ def check_targets(jobs: Sequence[Job]) -> None:
     """Raises: ValueError where a video would replace another, lie inside its folder, or replace another's input."""
     targets: dict[str, Job] = {}
     for job in jobs:
+        if len(os.fsencode(job.out.name)) > MAX_NAME:
+            raise ValueError(f"{job.line}: the name {job.out.name[:40]}... is longer than {MAX_NAME} bytes")
         other = targets.setdefault(os.path.realpath(job.out), job)
         if other is not job:
             raise ValueError(f'{job.line}: {job.out} is the video of {other.place}, too; give each an "out" of its own')

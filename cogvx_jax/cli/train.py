@@ -125,6 +125,8 @@ def recorded(config: str) -> TrainOptions:
     said = read_record(storage_path(config), {*KEYS, "stages"})
     try:
         stages = tuple(_recorded_stage(stage) for stage in said["stages"])
+        if not stages:
+            raise ValueError("it has no stage")
         run = RunConfig(**read_fields(RunConfig, said))
         own: dict[str, Any] = read_fields(TrainOptions, {**said.get("command", {}), "dtype": said.get("dtype")})
         pace = Pace(**read_fields(Pace, said.get("command", {})))

@@ -231,6 +231,8 @@ def check_writable(path) -> None:
         raise IsADirectoryError(f"{name} is a folder; give the name of a file to write")
     if path.is_dir() and not is_empty(path):
         raise IsADirectoryError(f"{name} is a folder that is not empty; give a new one for PNGs, or a file's name")
+    if path.suffix and path.exists() and not path.is_file():
+        raise OSError(f"{name} is no ordinary file; write elsewhere")
     if not path.suffix and path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{name} is a file; without a suffix it must be a folder, for PNGs")
     if not folder.exists():

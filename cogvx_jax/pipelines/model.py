@@ -195,6 +195,8 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
       path without a model; OSError where the hub cannot give the files.
     """
     name = os.fspath(source)
+    if not name:
+        raise ValueError("the name of the model is empty; give tiny, a folder or a hub id")
     if name == "tiny":
         return TINY
     if "://" in name:

@@ -40,16 +40,21 @@ def _word(metavar: str, read: Callable[[str], Any] = str) -> Any:
     )
 
 
-def _read_seed(text: str) -> int | str:
+def _read_whole(text: str) -> int | str:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else text
 
 
 def _read_rate(text: str) -> fractions.Fraction | str:
     """Of "8", "12.5" or "30000/1001"."""
+    # No exponents: of "1e999999999" a fraction would have a thousand million digits.
+    plain = re.fullmatch(r"[+-]?[0-9]{1,9}(\.[0-9]{1,9})?(/[0-9]{1,9})?", text)
     try:
-        return fractions.Fraction(text) if len(text) < 30 else text
+        return fractions.Fraction(text) if plain else text
     except (ValueError, ZeroDivisionError):
         return text
+
+
+OWN = tyro.conf.arg(help_behavior_hint="(default: the model's own)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,16 +63,16 @@ class Sampling:
 
     Args:
       size: height and width in pixels, multiples of 16, such as 480x720.
-      frames: 8N+1, for 1.5 models 16N+1.
+      frames: how many the video has, 8N+1, for 1.5 models 16N+1.
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
       sampler: how steps are taken; dpm is stochastic.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
-    size: Annotated[Any, _word("HxW"), tyro.conf.arg(help_behavior_hint="(default: the model's own)")] = None
-    frames: int | None = None
-    steps: int | None = None
+    size: Annotated[Any, _word("HxW"), OWN] = None
+    frames: Annotated[Any, _word("INT", _read_whole), OWN] = None
+    steps: Annotated[Any, _word("INT", _read_whole), OWN] = None
     guidance_scale: float | None = None
     sampler: Annotated[str | None, tyro.conf.arg(metavar="|".join(SAMPLERS))] = None
 
@@ -135,7 +140,7 @@ class Options(Sampling):
     video: Annotated[Any, _word("PATH")] = None
     strength: float = 0.8
     use_dynamic_cfg: bool = False
-    seed: Annotated[int | Literal["random"], _word("INT|random", _read_seed)] = 0
+    seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
     tiling: bool = False
     fps: Annotated[float | fractions.Fraction | None, _word("NUMBER", _read_rate)] = None
     image_scale: Annotated[Any, tyro.conf.SuppressFixed] = None

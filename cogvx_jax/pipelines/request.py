@@ -15,6 +15,9 @@ from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 
 Task = Literal["t2v", "i2v", "v2v"]
+# Far beyond what attention over all tokens allows: refused before anything grows with them.
+MAX_SIZE = 2**14  # pixels
+MAX_FRAMES = 2**14
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ def check_sampling(
     _check_frames(spec, frames, task)
     steps = own.num_inference_steps if asked.steps is None else asked.steps
     if not 1 <= steps <= spec.schedule.steps:
-        raise ValueError(f"num_inference_steps must be 1 to {spec.schedule.steps}, got {steps}")
+        raise ValueError(f"the number of steps must be 1 to {spec.schedule.steps}, got {steps}")
     sampler = own.sampler if asked.sampler is None else asked.sampler
     if sampler not in samplers.SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(samplers.SAMPLERS)}")
@@ -226,6 +229,8 @@ def _check_size(spec: ModelSpec, height: int, width: int) -> None:
         if value < cell or value % cell:
             near = sorted({max(value // cell, 1) * cell, -(-max(value, 1) // cell) * cell})
             raise ValueError(f"{name} must be a positive multiple of {cell}, got {value}; nearest: {_words(near)}")
+        if value > MAX_SIZE:
+            raise ValueError(f"{name} must be at most {MAX_SIZE}, got {value}")
     native = spec.defaults.height, spec.defaults.width
     if spec.transformer.position == "rope+learned" and (height, width) != native:
         raise ValueError(f"{spec.name} has learned positions for {native[0]}x{native[1]} only, got {height}x{width}")
@@ -239,8 +244,11 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1
         raise ValueError(
-            f"num_frames must be {unit}N+1 for {spec.name}, got {frames}; nearest: {_words([lower, lower + unit])}"
+            f"the number of frames must be {unit}N+1 for {spec.name}, got {frames}; "
+            f"nearest: {_words([lower, lower + unit])}"
         )
+    if frames > MAX_FRAMES:
+        raise ValueError(f"the number of frames must be at most {MAX_FRAMES}, got {frames}")
     if spec.transformer.position == "rope+learned" and frames != spec.transformer.sample_frames:
         raise ValueError(
             f"{spec.name} has learned positions for {spec.transformer.sample_frames} frames only, got {frames}"

@@ -73,6 +73,8 @@ def _check(files: LocalFiles, name: str) -> None:
     if not name.endswith(".json"):
         if data.startswith(git_lfs.START):
             raise ValueError(POINTER)
+        if name == "spiece.model":
+            _check_model(data)
         return
     found = parse_json(data)
     if name == "tokenizer.json":
@@ -81,6 +83,19 @@ def _check(files: LocalFiles, name: str) -> None:
         extra = found.get("extra_ids", 0)
         if type(extra) is not int or not 0 <= extra <= MAX_EXTRA:
             raise ValueError(f"extra_ids {quoted(extra)} is not supported, only 0 to {MAX_EXTRA} is")
+
+
+def _check_model(data: bytes) -> None:
+    """The table of characters begins with the size of its first part, for which a library would take the memory."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
+    try:
+        table = messages.ModelProto.FromString(data).normalizer_spec.precompiled_charsmap  # type: ignore[attr-defined]
+    except DecodeError:
+        raise ValueError("it is damaged, or no SentencePiece model") from None
+    if table and int.from_bytes(table[:4], "little") > len(table):
+        raise ValueError("it is damaged: its table of characters is cut off")
 
 
 def _check_expressions(found: Json) -> None:

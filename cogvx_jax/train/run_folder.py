@@ -43,8 +43,14 @@ def check_same(
     check_folder(folder, run_kind_of(facts))
     if not is_run(folder):
         return
-    old = modern(read_run(folder, ()))
-    stages, count = facts["stages"], len(old.get("stages", ()))
+    try:
+        old = modern(read_run(folder, ()))
+        count = len(list(old.get("stages", ())))
+        if any(not isinstance(stage, dict) or "steps" not in stage for stage in old.get("stages", ())):
+            raise TypeError("a stage of it has no steps")
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: {error}") from None
+    stages = facts["stages"]
     if len(stages) < count:
         raise ValueError(f"{folder} holds a run of {count} stages, and now there are {len(stages)}; repeat them all")
     was, now = flat(old), flat({**facts, "stages": stages[:count]})
@@ -118,6 +124,8 @@ def _lock(folder: StoragePath) -> Any:
         import fcntl
     except ImportError:  # Windows
         return held
+    if (folder / LOCK).exists() and not (folder / LOCK).is_file():  # opening a FIFO would wait for ever
+        raise ValueError(f"{folder / LOCK} is no file; remove it")
     file = held.enter_context(open(folder / LOCK, "ab"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,10 +13,11 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from cogvx_jax.json_files import parse_json
+from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import StoragePath, read_file, write_whole
 from cogvx_jax.train.clips.store import Store
 
@@ -136,7 +137,9 @@ def open_cache(folder: StoragePath) -> ClipCache:
     try:
         facts = parse_json(read_file(folder / FILE, MAX_BYTES))
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
-        cache = ClipCache(folder=folder, clips=clips, shape=Shape(**facts.pop("shape")), **facts)
+        cache = ClipCache(folder=folder, clips=clips, shape=_shape(facts.pop("shape")), **facts)
+        if not all(isinstance(text, str) for text in (cache.model, cache.vae, cache.text_encoder, cache.empty)):
+            raise ValueError("its names and hashes are no texts")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / FILE} is not one of `cogvx encode`: {error}") from None
     needed = {clip_name(clip) for clip, _ in clips} | {text_name(text) for _, text in clips} | {text_name(cache.empty)}
@@ -147,6 +150,14 @@ def open_cache(folder: StoragePath) -> ClipCache:
     if not has_checksum:
         _warn_of_age(folder)
     return cache
+
+
+def _shape(said: Any) -> Shape:
+    shape = Shape(**said)
+    whole = all(type(size) is int and size > 0 for size in (shape.height, shape.width, shape.frames))
+    if not whole or type(shape.fps) not in (int, float) or shape.fps <= 0:
+        raise ValueError(f"its shape is {quoted(said)}")
+    return shape
 
 
 @functools.cache
