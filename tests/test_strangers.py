@@ -126,9 +126,9 @@ MODEL = {"type": "Unigram", "unk_id": 0, "vocab": 5}
         ("tokenizer_config.json", change(extra_ids=10**9), "extra_ids 1000000000 is not supported, only 0 to 1000 is"),
         ("tokenizer_config.json", change(extra_ids="many"), "extra_ids 'many' is not supported"),
         ("tokenizer_config.json", fifo, "a FIFO, not a file"),
-        ("spiece.model", cut, "is damaged, or not of T5"),
-        ("spiece.model", put("x" * 100), "is damaged, or not of T5"),
-        ("spiece.model", put(""), "is damaged, or not of T5"),
+        ("spiece.model", cut, "is damaged"),
+        ("spiece.model", put("x" * 100), "is damaged"),
+        ("spiece.model", put(""), "is damaged"),
         ("spiece.model", put(LFS), "git lfs pull"),
     ],
 )
