@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import tyro
 
+from cogvx_jax import __version__
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
@@ -51,6 +52,9 @@ def main() -> None:
     with ends(verb.left if verb else "nothing was done"):
         if any("\0" in argument for argument in sys.argv):
             raise ValueError("an argument holds a NUL character, which no prompt and no file's name can have")
+        if sys.argv[1:] == ["--version"]:
+            print(f"cogvx_jax {__version__}")
+            return
         tyro.extras.subcommand_cli_from_dict(
             {name: verb.run for name, verb in VERBS.items()}, prog="cogvx", description="CogVideoX in JAX and Flax."
         )

@@ -24,8 +24,8 @@ EVERYTHING = ("*",)  # patterns of `--train full`
 class TrainOptions:
     """Of `cogvx train`. Raises: ValueError for options that cannot go together."""
 
-    # the run.json of a run to repeat: it has the data, the model and all settings; those that are given beside it
-    # come first, and --out must
+    # the run.json of a run to repeat: it has the data, the model and all settings. Flags beside it override them;
+    # --out must be given
     config: FolderText | None = None
     data: FolderText | None = None  # as for `encode`, or a folder that `encode` has filled, which may lie in a bucket
     # instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of `encode` or a

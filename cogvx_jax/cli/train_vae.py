@@ -20,8 +20,8 @@ from cogvx_jax.train.vae.stages import VAEStage, read_vae_stages, vae_stage
 class TrainVAEOptions:
     """Of `cogvx train-vae`. Raises: ValueError for options that cannot go together."""
 
-    # the run.json of a run to repeat: it has the data, the model and all settings; those that are given beside it
-    # come first, and --out must
+    # the run.json of a run to repeat: it has the data, the model and all settings. Flags beside it override them;
+    # --out must be given
     config: FolderText | None = None
     data: Path | None = None  # as for `train`; captions are not used
     # a TOML file with a [[stage]] for each of several stages: any of data, steps, height, width, frames, fps,
