@@ -150,4 +150,4 @@ def test_a_model_in_a_bucket(bucket, small, tmp_path):
         if key[1].startswith("five/vae/orbax/") and "/d/" in key[1]:
             bucket.objects[key] = generation, data[: len(data) // 2]
     said = run(bucket, "verify", "gs://models/five", status=2)
-    assert "cogvx: gs://models/five" in said and "encoder" in said
+    assert "cogvx: gs://models/five" in said and "vae/orbax" in said

@@ -32,7 +32,7 @@ class Curve:
 
     def _drop_later(self, start: int) -> str:
         """Takes lines about updates after `start`, and one that a kill cut off, out of the file; gives the rest."""
-        text = self._file.read_text(errors="replace")
+        text = self._file.read_bytes().decode(errors="replace")  # of a bucket, too, whose paths read text without this
         kept = "".join(line for line in text.splitlines(keepends=True) if _update_of(line) <= start)
         if kept != text:
             write_whole(self._file, kept.encode())
