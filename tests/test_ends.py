@@ -85,7 +85,7 @@ def start(verb, *arguments, stdout=subprocess.PIPE):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
         [sys.executable, *(["-m", "cogvx_jax.cli", verb] if verb in VERBS else code), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""},
+        env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
