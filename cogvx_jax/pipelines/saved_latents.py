@@ -76,14 +76,14 @@ def read_latents(path: str | os.PathLike) -> SavedLatents:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}" if not Path(path).exists() else f"{path} is not a file")
     try:
         with safe_open(path, "np") as file:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise ValueError(f"{path} does not hold latents that `cogvx generate` saved")
             return _checked(path, file.get_tensor("latents"), about.get("run", ""))
-    except SafetensorError as error:
+    except (SafetensorError, TypeError, AttributeError) as error:  # the latter two of types that numpy does not have
         raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None
 
 
