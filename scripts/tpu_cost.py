@@ -127,18 +127,9 @@ def main(
         TABLE.write_text(json.dumps(table, indent=1) + "\n")
 
 
-def costs(
-    model: str,
-    topology: str,
-    mesh: str | None,
-    parts: tuple[Part, ...],
-    remat: Remat = "block",
-    attention: Kernel = "pallas",
-    trained_dtype: str = "float32",
-    average: bool = True,
-) -> Iterator[Row]:
-    """Compiles and prints one model's programs on one slice."""
-    for program in lower(model, topology, mesh, parts, remat, attention, trained_dtype, average):
+def costs(*asked: Any) -> Iterator[Row]:
+    """Compiles and prints one model's programs on one slice; `asked` as for `lower`."""
+    for program in lower(*asked):
         yield program.compile()
 
 
