@@ -62,4 +62,4 @@ def test_a_decoder_with_a_raised_bias_is_as_accurate_as_torch(raised, tmp_path):
         single = theirs.decode(torch.from_numpy(z)).sample.numpy()
         double = copy.deepcopy(theirs).double().decode(torch.from_numpy(z).double()).sample.numpy()
     error, their_error = (np.abs(y - channels_last(double)).max() for y in (ours, channels_last(single)))
-    assert error <= 3 * their_error
+    assert error <= 4 * their_error
