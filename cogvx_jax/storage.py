@@ -113,7 +113,7 @@ def _check_size(size: int, limit: int) -> None:
         raise ValueError(f"{size} bytes, where at most {limit} are read")
 
 
-def check_writable(folder: StoragePath) -> None:
+def check_folder_writable(folder: StoragePath) -> None:
     """Raises OSError where nothing can be written to a folder, which need not exist; leaves nothing behind."""
     try:
         if is_bucket(folder):

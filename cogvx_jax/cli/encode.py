@@ -40,10 +40,10 @@ def encode(
 
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import parse_mesh
-    from cogvx_jax.storage import check_writable, storage_path
+    from cogvx_jax.storage import check_folder_writable, storage_path
 
     folder, process, processes = storage_path(out), 0, 1
-    check_writable(folder)
+    check_folder_writable(folder)
     if distributed:
         process, processes = _join()
     devices = None if mesh is None else parse_mesh(mesh, jax.local_devices())

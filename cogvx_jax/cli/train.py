@@ -218,12 +218,12 @@ def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) 
 
 
 def _check_folder(folder: StoragePath) -> None:
-    from cogvx_jax.storage import check_writable
+    from cogvx_jax.storage import check_folder_writable
     from cogvx_jax.train.run_folder import check_folder, check_free
 
     check_folder(folder, "transformer")
     check_free(folder)
-    check_writable(folder)
+    check_folder_writable(folder)
 
 
 def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices: Any, has_videos: bool) -> Any:

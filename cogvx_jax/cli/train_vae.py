@@ -108,7 +108,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     from cogvx_jax.data.layouts import read_sources
     from cogvx_jax.pipelines.model import load
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
-    from cogvx_jax.storage import check_writable
+    from cogvx_jax.storage import check_folder_writable
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.placement import check_batch
@@ -125,7 +125,7 @@ def train_vae(options: TrainVAEOptions) -> None:
         check_batch(devices, stage.batch_size)
     check_folder(folder, "vae")
     check_free(folder)
-    check_writable(folder)
+    check_folder_writable(folder)
     sources = [read_sources(stage.data) for stage in stages]
     for each in sources:
         run.split_videos(each, options.run.validation)

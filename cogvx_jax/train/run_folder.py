@@ -20,7 +20,7 @@ from cogvx_jax.sharding import first_process, wait_for_all
 from cogvx_jax.storage import StoragePath, is_bucket, is_empty, write_whole
 
 Kind = Literal["transformer", "vae"]
-VERBS: dict[Kind, str] = {"transformer": "cogvx train", "vae": "cogvx train-vae"}
+COMMANDS: dict[Kind, str] = {"transformer": "cogvx train", "vae": "cogvx train-vae"}
 MOVES = ("source", "command.*", "stages.*.folder", "stages.*.data.*.folder")  # which may differ when a run goes on
 LOCK = ".lock"
 
@@ -84,10 +84,12 @@ def check_folder(folder: StoragePath, kind: Kind) -> None:
     if is_run(folder):
         found = run_kind(folder)
         if found != kind:
-            raise ValueError(f"{folder} holds a run of `{VERBS[found]}`, not of `{VERBS[kind]}`; give another folder")
+            raise ValueError(
+                f"{folder} holds a run of `{COMMANDS[found]}`, not of `{COMMANDS[kind]}`; give another folder"
+            )
     elif folder.exists() and not (kind == "transformer" and (folder / "cache").is_dir()):
         if not folder.is_dir() or not is_empty(folder) and {path.name for path in folder.iterdir()} != {LOCK}:
-            run = "run" if kind == "transformer" else f"run of `{VERBS[kind]}`"
+            run = "run" if kind == "transformer" else f"run of `{COMMANDS[kind]}`"
             raise ValueError(f"{folder} is not empty and holds no {run}; give another folder")
 
 
