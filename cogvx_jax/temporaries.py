@@ -78,6 +78,19 @@ def hidden_folder(parent: Path) -> Iterator[Path]:
             os.close(_own.pop(folder))
 
 
+@contextlib.contextmanager
+def never_made_again(folder: Path) -> Iterator[Path]:
+    """Another name of a folder, for writers whose threads may outlive an error and make the folders they need.
+
+    The name stands for the folder itself, not for its place: once the folder is removed, nothing can be made in it.
+    Where a system has no such names, it is the folder's own.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    name = Path(f"/proc/self/fd/{handle}")
+    yield name if name.is_dir() else folder
+    os.close(handle)  # not after an error, or its number could come to stand for another folder
+
+
 def remove_dead(parent: Path) -> None:
     """Removes the hidden folders that dead processes left in a folder. What cannot be removed stays."""
     with contextlib.suppress(OSError), os.scandir(parent) as entries:

@@ -46,11 +46,11 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
             listed |= {f"{component}/{path}": _describe(array) for path, array in flat.items()}
             split = {path: _blocks(array) for path, array in flat.items()}
             with (
-                orbax_writes(target),
+                orbax_writes(partial, target) as held,
                 ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False)) as checkpointer,
             ):
                 args = ocp.args.PyTreeSave(params, save_args=traverse_util.unflatten_dict(split, sep="/"))
-                checkpointer.save(partial / component / "orbax", args=args)
+                checkpointer.save(held / component / "orbax", args=args)
         manifest = {"format": FORMAT, "arrays": listed}
         (partial / DIGESTS).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 

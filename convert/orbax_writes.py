@@ -6,16 +6,23 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from cogvx_jax.temporaries import never_made_again
 
 FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 @contextlib.contextmanager
-def orbax_writes(place: object) -> Iterator[None]:
-    """Inside, Orbax writes to a place. Raises: OSError that names it, where that fails."""
+def orbax_writes(folder: Path, place: object) -> Iterator[Path]:
+    """Inside, Orbax writes to the folder that this gives. Raises: OSError that names `place`, where that fails.
+
+    Args:
+      folder: one that is removed after an error, while tensorstore's threads still write.
+    """
     try:
-        with threads_hushed():
-            yield
+        with threads_hushed(), never_made_again(folder) as held:
+            yield held
     except (ValueError, OSError) as error:  # tensorstore's are ValueErrors
         text = str(error)
         reason = next((full for full in FULL if full in text), text.partition("\n")[0][:300])

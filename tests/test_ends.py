@@ -15,7 +15,7 @@ from cogvx_jax import temporaries
 from cogvx_jax.cli.errors import sentence
 from cogvx_jax.cli.main import VERBS
 from cogvx_jax.storage import check_new, new_folder, write_whole
-from cogvx_jax.temporaries import temporary_beside, temporary_folder
+from cogvx_jax.temporaries import never_made_again, temporary_beside, temporary_folder
 
 ROOT = Path(__file__).parents[1]
 START = """
@@ -306,6 +306,20 @@ def test_a_stopped_conversion_leaves_nothing(number, status, said, tmp_path):
         time.sleep(0.01)
     process.send_signal(number)
     assert finish(process) == (status, f"cogvx: {said}; no model was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_writer_that_outlives_an_error_makes_no_folder_again(tmp_path):
+    with pytest.raises(OSError, match="full"), temporary_beside(tmp_path / "out") as partial:
+        partial.mkdir()
+        with never_made_again(partial) as held:
+            (held / "deep").mkdir()
+            assert (partial / "deep").is_dir()
+            raise OSError("full")
+    if held == partial:
+        pytest.skip("this system has no names that stand for an open folder")
+    with pytest.raises(OSError):
+        (held / "deep").mkdir(parents=True)
     assert not list(tmp_path.iterdir())
 
 
