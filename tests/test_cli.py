@@ -110,6 +110,7 @@ def test_decode_refuses_what_is_not_latents(tmp_path, monkeypatch, capsys):
     assert "is damaged" in fails("decode", file, monkeypatch=monkeypatch, capsys=capsys)
 
 
+@pytest.mark.full
 def test_generate_on_a_mesh(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out.mp4"
     run("generate", "a red circle", "--mesh", "cfg=2,context=4", "--out", out, *TINY, monkeypatch=monkeypatch)

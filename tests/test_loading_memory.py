@@ -60,6 +60,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of re
 
 
 @LINUX
+@pytest.mark.full
 def test_host_memory_is_bounded(tmp_path):
     sparse_checkpoint(tmp_path)
     check(tmp_path)

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 from cogvx_jax.convert import ConversionError, read_lpips
 
 
+@pytest.mark.full
 def test_distances_and_their_gradient(lpips_file):
     network, params = read_lpips(lpips_file)
     assert network.widths == (4, 4, 8, 8, 8)

@@ -59,7 +59,7 @@ def everywhere():
     """All kinds on all meshes, those beyond one of each for the full run."""
     for kind in KINDS:
         for sizes in MESHES:
-            few = kind == "5b" and sum(sizes.values()) > 3 or sizes == dict(cfg=2, context=2, sp=2)
+            few = kind == "5b" and sum(sizes.values()) > 3 or kind == "5b-i2v" and sizes == dict(cfg=2, context=2, sp=2)
             yield pytest.param(kind, sizes, id=f"{kind}-{name(sizes)}", marks=() if few else pytest.mark.full)
 
 
@@ -116,7 +116,7 @@ def test_large_stacks_arrive_layer_by_layer(small, monkeypatch):
 
 
 VAE_CASES = (  # mesh, frames: 17 are two batches, joined by the cache
-    pytest.param(dict(sp=2, cfg=2), 9, id="sp2,cfg2"),
+    pytest.param(dict(sp=2, cfg=2), 9, id="sp2,cfg2", marks=pytest.mark.full),
     pytest.param(dict(sp=4, cfg=2), 17, id="sp4,cfg2", marks=pytest.mark.full),
     pytest.param(dict(context=2, tensor=2), 9, id="context2,tensor2", marks=pytest.mark.full),
     pytest.param(dict(data=4, sp=2), 17, id="data4,sp2", marks=pytest.mark.full),

@@ -244,6 +244,7 @@ def test_weights_that_are_too_large_are_not_compiled(scripted, monkeypatch):
     assert not compiled and all("weights alone" in trial.why for trial in made.trials)
 
 
+@pytest.mark.full
 def test_virtual_devices_are_planned_for_with_a_note(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = plan("tiny", topology="cpu:2", height=32, width=32, num_frames=9)

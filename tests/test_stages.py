@@ -94,6 +94,7 @@ def same_state(one, other, update):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.full
 def test_a_run_of_stages_that_is_stopped_in_each_ends_where_an_uninterrupted_one_does(made, caches, tmp_path, capsys):
     (tmp_path / "stages.toml").write_text(
         f'[[stage]]\ndata = "{caches}/videos"\n\n'
@@ -126,6 +127,7 @@ def test_a_stage_begins_with_all_of_the_state_of_the_last_one(made, caches, tmp_
     same_state(tmp_path / "one", tmp_path / "two", 6)
 
 
+@pytest.mark.full
 def test_the_best_state_is_of_the_newest_stage(made, caches, tmp_path, monkeypatch):
     seen = iter([1.0, 5.0, 4.0])
     monkeypatch.setattr(runs, "make_validate", lambda *_: lambda average: {"100": next(seen)})
@@ -266,6 +268,7 @@ def test_the_best_packing_fits_whatever_comes(length):
     assert 0.5 < found.used <= 1
 
 
+@pytest.mark.full
 def test_a_packed_run_learns_and_resumes_exactly(made, caches, tmp_path, capsys):
     config = dataclasses.replace(LORA, lora=None, parts=("*",), objective=Objective(text_dropout=0.5))
     packed = stage(40, caches / "videos", caches / "images", batch_size=2, pack=40, learning_rate=3e-3, accumulate=2)

@@ -194,6 +194,7 @@ def test_a_run_in_bfloat16_learns_like_one_in_float32_and_resumes_exactly(source
     jax.tree.map(np.testing.assert_array_equal, cx.load(tmp_path / "model").params, whole.params)
 
 
+@pytest.mark.full
 def test_what_is_trained_is_held_once(source, cache, tmp_path):
     """The weights that the model came with go when the state has them, also where a run goes on; all else stays."""
     whole = train(source, cache, NORMS, tmp_path / "kept", 2)
@@ -238,9 +239,8 @@ def test_a_batch_that_the_mesh_cannot_split_is_refused(source, cache, tmp_path):
         command(**options, accumulate=3)
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full")])
 def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path, config):
     sizes = dict(data=2, fsdp=2, tensor=2)
     train(source, cache, config, tmp_path / "run", 1, sizes)
@@ -291,9 +291,10 @@ def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     assert "validation loss" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "parts",
-    [pytest.param((), id="lora", marks=pytest.mark.full), pytest.param(("blocks/attention/norm_*",), id="parts")],
+    [pytest.param((), id="lora"), pytest.param(("blocks/attention/norm_*",), id="parts")],
 )
 def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tmp_path, monkeypatch, parts):
     compiled, calls = [], []
@@ -443,6 +444,7 @@ def test_a_run_is_repeated_from_its_record(source, cache, tmp_path, monkeypatch,
         commands.recorded(str(tmp_path / "old.json"))
 
 
+@pytest.mark.full
 def test_a_run_of_parts_and_stages_is_repeated(source, cache, tmp_path, monkeypatch, capsys):
     stages = (
         f'[[stage]]\ndata = "{cache.folder}"\nsteps = 1\n[[stage]]\ndata = "{cache.folder}"\nsteps = 1\npack = 20\n'

@@ -39,6 +39,7 @@ def clips():
     return np.random.default_rng(0).integers(0, 256, (2, 9, 16, 16, 3)).astype(np.uint8)
 
 
+@pytest.mark.full
 def test_the_loss_of_tiny_is_what_it_was(vae):
     model, params = vae
     key = jax.random.key(3)
