@@ -23,9 +23,10 @@ def encode(
     """Encodes videos and captions once, for training; what is there already is kept.
 
     Args:
-      data: a .jsonl or .csv file with video and prompt (image, if an image-to-video model is to be given another than
-        the first frame), a folder with prompts.txt and videos.txt (images.txt) or with videos/ and labels/, or tars of
-        webdataset: their folder, or a pattern such as 'data-{000..009}.tar'.
+      data: a .jsonl, .json or .csv file with video and prompt (image, if an image-to-video model is to be given another
+        than the first frame), or a folder with such a metadata file; a folder with prompts.txt and videos.txt
+        (images.txt), with videos/ and labels/, or with NAME.mp4 beside NAME.txt or NAME.json; .tar files of such, their
+        folder, or a pattern such as 'data-{000..009}.tar'.
       out: the folder to fill, or the URL of one in a bucket, such as gs://bucket/cache.
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.
