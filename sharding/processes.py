@@ -74,13 +74,18 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def has_joined() -> bool:
+    """Whether this process is one of several that compute together."""
+    return jax.distributed.is_initialized()
+
+
 def end_within(seconds: float, status: int) -> None:
     """Bounds the end of this process, which has failed: at exit JAX waits for the others, up to five minutes.
 
     So long they have to fail likewise, as where all of them are given the same wrong argument. Does nothing in a
     process that has joined no others.
     """
-    if not jax.distributed.is_initialized():
+    if not has_joined():
         return
     with contextlib.suppress(OSError):
         say_if_aborted("")  # this process has said why it ends

@@ -290,6 +290,14 @@ def test_the_output_may_end_early(tmp_path):
     assert (status, said) == (2, "cogvx: standard output: No space left on device\n")
 
 
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_without_a_teardown_that_could_crash(number, status):
+    """Threads in which JAX computes go on, and Python's teardown under them has ended by SIGSEGV."""
+    process = ready(start("import atexit\natexit.register(os.abort)\nsay('ready')\ntime.sleep(60)"))
+    process.send_signal(number)
+    assert finish(process)[0] == status
+
+
 def test_errors_of_the_program_stay_tracebacks():
     status, said = finish(start("raise KeyError('x')"))
     assert status == 1 and "Traceback" in said and "KeyError: 'x'" in said

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import select
 import sys
@@ -65,13 +66,29 @@ def _exit(status: int, said: str | None, reason: str = "error") -> NoReturn:
     except OSError:  # Python would try it once more, and say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _leave(status, reason)
+    if reason == "signal" and not _has_joined_others():
+        _end_at_once(status)
     sys.exit(status)
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """Ends without Python's teardown, which can crash under threads in which JAX still computes."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    remove_own()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _leave(status: int, reason: str) -> None:
     """Of several processes, one that has failed ends soon: jax alone would wait for the others for minutes."""
     if processes := sys.modules.get("cogvx_jax.sharding.processes"):
         processes.end_within(LEAVE[reason], status)
+
+
+def _has_joined_others() -> bool:
+    processes = sys.modules.get("cogvx_jax.sharding.processes")
+    return processes is not None and processes.has_joined()
 
 
 def _flush() -> None:
