@@ -122,7 +122,12 @@ def _create(parent: Path) -> Path:
         except OSError:
             folder.rmdir()
             raise
-        os.write(lock, _machine())
+        try:
+            os.write(lock, _machine())
+        except OSError:  # the disk is full
+            os.close(lock)
+            _remove(folder)
+            raise
         if _take(lock) and (folder / LOCK).exists():
             _own[folder] = lock
             return folder

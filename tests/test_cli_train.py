@@ -70,6 +70,7 @@ def model():
     return cx.load("tiny")
 
 
+@pytest.mark.full
 def test_encode_train_resume_export_and_generate(tmp_path, videos, model, monkeypatch, capsys):
     cache, out = tmp_path / "cache", tmp_path / "run"
     run("encode", "--data", videos / "clips.jsonl", "--out", cache, *SHORT, monkeypatch=monkeypatch)

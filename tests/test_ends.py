@@ -331,6 +331,16 @@ def test_a_writer_that_outlives_an_error_makes_no_folder_again(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_without_room_for_a_lock_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(temporaries.os, "write", full)
+    with pytest.raises(OSError, match="No space left"), temporary_beside(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.full
 def test_a_conversion_to_a_full_disk_is_a_sentence(tmp_path):
     process = start("convert", "tiny", tmp_path / "out")

@@ -154,9 +154,8 @@ def test_split_and_join_are_inverse():
     assert parts.join(frozen, trained) == tree and parts.split(tree, parts.EVERYTHING) == (tree, {})
 
 
-@pytest.mark.parametrize(
-    "config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full", marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("config", [pytest.param(LORA, id="lora"), pytest.param(FULL, id="full")])
 def test_losses_are_the_same_on_a_mesh_and_a_run_moves_between_meshes(source, cache, tmp_path, config):
     alone = train(source, cache, config, tmp_path / "alone", 5)
     train(source, cache, config, tmp_path / "mesh", 3, dict(data=2, fsdp=2))
@@ -259,6 +258,7 @@ def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path,
     np.testing.assert_allclose(metrics["loss"], losses(tmp_path / "run")[0], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_clips_are_held_out_and_validated(source, cache, tmp_path, capsys):
     videos = [video for video, _ in cache.clips]
     held_out = hold_out(videos, 2)
@@ -420,6 +420,7 @@ def repeat(folder, *flags, monkeypatch):
     cli.main()
 
 
+@pytest.mark.full
 def test_a_run_is_repeated_from_its_record(source, cache, tmp_path, monkeypatch, capsys):
     first = tmp_path / "first"
     options = dict(data=cache.folder, model=str(source), batch_size=2, learning_rate=1e-2, warmup=1, seed=5)
