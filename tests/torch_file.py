@@ -72,8 +72,7 @@ class TorchFile:
 
     def tensor(self, array):
         strides = [step // array.itemsize for step in array.strides]  # as they are, also of a transposed one
-        flat = np.ndarray((array.size,), array.dtype, array.base if array.base is not None else array)
-        return rebuilt(self.store(flat), 0, array.shape, strides)
+        return rebuilt(self.store(array.ravel("K")), 0, array.shape, strides)
 
     def tree(self, value):
         """A value whose arrays have become tensors."""
