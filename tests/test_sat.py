@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from torch_file import save
+from torch_file import call, name, save
 
 import cogvx_jax as cx
 from cogvx_jax.configs import T5Config, VAEConfig
@@ -410,16 +410,17 @@ def deepspeed(folder, arrays, ranks, groups, *, dtype=np.float16, stage=2, prefi
     states = {"module": {k: a.astype(dtype) for k, a in arrays.items()}, "dp_world_size": ranks, "ds_version": "0.15"}
     states["param_shapes"] = [{key: tuple(arrays[key].shape) for key in group} for group in groups]
     save(folder / STATES, states)
+    stages = call(name("deepspeed.runtime.zero.config", "ZeroStageEnum"), stage)
     for rank in range(ranks):
         parts = []
         for group in groups:
             flat = np.concatenate([arrays[key].reshape(-1) for key in group])
             flat = np.pad(flat, (0, -len(flat) % (2 * ranks)))  # to a multiple of twice the ranks
             parts.append(np.ascontiguousarray(np.split(flat, ranks)[rank]))
-        state = {"zero_stage": stage, "partition_count": [count or ranks] * len(groups), "loss_scaler": None}
-        state["single_partition_of_fp32_groups"] = parts
-        name = f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        save(folder / name, {"optimizer_state_dict": state, "ds_config": {}})
+        state = {"zero_stage": stages, "partition_count": [count or ranks] * len(groups), "loss_scaler": None}
+        state["single_partition_of_fp32_groups" if stage < 3 else "fp32_flat_groups"] = parts
+        shard = f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        save(folder / shard, {"optimizer_state_dict": state, "ds_config": {}})
 
 
 @pytest.mark.parametrize("ranks, prefix", [(1, ""), (3, "bf16_")])
@@ -466,7 +467,7 @@ def test_the_official_trainers_shards_have_published_names(saved, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(stage=3), "is of ZeRO's stage 3, which is not read; convert it on the machine that trained"),
+        (dict(stage=3), "has no single_partition_of_fp32_groups, as ZeRO's third stage; convert it on the machine"),
         (dict(count=4), "is one of 4 shards, of which 2 are there"),
         (dict(remove=0), "the shard of rank 0 is missing"),
         (dict(remove=1), "is one of 2 shards, of which 1 are there"),
