@@ -61,7 +61,7 @@ spec = importlib.util.spec_from_file_location("official", official)
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
 before, began = peak(), time.monotonic()
 model = module.convert_transformer(f"{place}/transformer/1/mp_rank_00_model_states.pt", int(layers), 48, True, False,
-                                   torch.bfloat16, {})
+                                   torch.bfloat16, {"patch_size_t": None})
 model.save_pretrained(target)
 print(json.dumps([time.monotonic() - began, peak() - before, 0]))
 """,
