@@ -113,9 +113,9 @@ def sparse_sat(folder: Path, layers: int) -> None:
     write_configs(spec, folder)
     (folder / "model_index.json").unlink()
     (folder / "transformer" / "latest").write_text("1")
-    write_sparse(
-        file, {"data.pkl": pickle_of(tensors, "module")} | {f"data/{i}": t.bytes for i, t in enumerate(tensors)}
-    )
+    entries: dict[str, bytes | int] = {"data.pkl": pickle_of(tensors, "module"), "byteorder": b"little"}
+    entries |= {f"data/{number}": tensor.bytes for number, tensor in enumerate(tensors)}
+    write_sparse(file, entries | {"version": b"3\n"})
 
 
 def write_sparse(path: Path, entries: dict[str, bytes | int]) -> None:
