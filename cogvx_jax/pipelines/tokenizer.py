@@ -9,6 +9,7 @@ from typing import Any
 
 from cogvx_jax import git_lfs
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.containers import SUFFIXES
 from cogvx_jax.json_files import POINTER, Json, parse_json, quoted
 from cogvx_jax.storage import LocalFiles, below, copy_files, open_files
 
@@ -20,20 +21,27 @@ SAMPLE = "A photo of 2 red circles, moving left: 'é' — ﬁ 你好 😀"  # ev
 
 
 def load_tokenizer(folder: str | Path, spec: ModelSpec) -> Any:
-    """The tokenizer of a model's folder, from `tokenizer.json` or the published `spiece.model`.
+    """The tokenizer of a folder in the published layout; see `read_tokenizer`."""
+    return read_tokenizer(below(folder, "tokenizer"), spec)
+
+
+def read_tokenizer(place: str | Path, spec: ModelSpec) -> Any:
+    """The tokenizer of a folder, from its `tokenizer.json` or the published `spiece.model`.
 
     Raises: FileNotFoundError; ValueError, one sentence with the file's name, for a damaged file or another model's
       tokenizer.
     """
-    place = below(folder, "tokenizer")
-    if not any(open_files(place).exists(name) for name in SOURCES):
+    files = open_files(place)
+    if not any(files.exists(name) for name in SOURCES):
         raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
+    names = files.names()
+    wanted = [name for name in names if not name.endswith(SUFFIXES)]  # T5's weights may lie beside them
     with contextlib.ExitStack() as stack:
-        here = place
-        if not isinstance(place, Path):
+        if not isinstance(files, LocalFiles) or len(wanted) < len(names):
             here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            copy_files(place, here)
-        tokenizer = _read(LocalFiles(Path(here)), str(place))
+            copy_files(place, here, wanted)
+            files = LocalFiles(here)
+        tokenizer = _read(files, str(place))
     if len(tokenizer) > spec.text_encoder.vocab:
         raise ValueError(
             f"{place} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "

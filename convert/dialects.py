@@ -1,0 +1,99 @@
+"""How the tensors of a component are called in files of many makers, and how each naming becomes the published one.
+
+A dialect is one row of `DIALECTS`. It is asked for a component of the tensors of a file: it gives them under their
+published names and in their published shapes, or None where the file does not hold that component in its naming.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.sat import WHOLE, read_sat
+from cogvx_jax.convert.sat_folder import STATES, read_masters
+from cogvx_jax.convert.tables import check_component
+from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.storage import parent_and_name
+
+# Of each component, a name that it always has and that no other naming ends with.
+MARKS = {
+    "transformer": "transformer_blocks.0.attn1.to_q.weight",
+    "vae": "encoder.down_blocks.0.resnets.0.conv1.conv.weight",
+    "text_encoder": "encoder.block.0.layer.0.SelfAttention.q.weight",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """A naming: `name` is for messages; `find` gets the tensors of a file, a component and what the user says."""
+
+    name: str
+    find: Callable[[Tensors, str, Given], Tensors | None]
+
+
+def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tensors | None:
+    """The published names, maybe all of them after the same text, such as "model.diffusion_model."."""
+    mark = MARKS[component]
+    found = next((name for name in tensors if name.endswith(mark)), None)
+    if found is None:
+        return None
+    prefix = found.removesuffix(mark)
+    # What is of no component at all is kept: it is spare.
+    names = [name for name in tensors if name.startswith(prefix) or not name.startswith(WHOLE)]
+    own = {name.removeprefix(prefix): tensors[name] for name in names}
+    if component == "text_encoder":  # of files that hold all of T5, the encoder
+        own = {name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))}
+    return tensors.of(own)
+
+
+DIALECTS = (
+    Dialect(name="published", find=published),
+    Dialect(name="SAT", find=lambda tensors, component, given: read_sat(tensors, component, given.lora_alpha)),
+)
+
+
+def open_component(place: str | Path, component: str, given: Given = NOTHING) -> Tensors:
+    """A component out of a file, or a folder of that component, by published names; no numbers are read.
+
+    Raises: as `open_tensors`; ValueError where the file does not hold the component.
+    """
+    check_component(component)
+    tensors = open_whole(place, given)
+    for dialect in DIALECTS:
+        if (found := dialect.find(tensors, component, given)) is not None:
+            return found
+    raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
+
+
+def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
+    """All tensors of a file, or of a folder of one component, by the names they have there."""
+    return read_masters(place) if given.masters and parent_and_name(place)[1] == STATES else open_tensors(place)
+
+
+def components(tensors: Tensors) -> list[str]:
+    """Which components a file holds, by its tensors' own names."""
+    return [c for c in MARKS if any(dialect.find(tensors, c, Given()) is not None for dialect in DIALECTS)]
+
+
+def without_prefix(tensors: Tensors, wanted: Iterable[str]) -> Tensors:
+    """The tensors without the text before known names, such as "module.", where all of them begin with it."""
+    keys, names = list(tensors), set(wanted)
+    if not keys or names & set(keys):
+        return tensors
+    ends = (keys[0][dot + 1 :] for dot in range(len(keys[0])) if keys[0][dot] == ".")
+    known = next((end for end in ends if end in names), None)
+    prefix = keys[0].removesuffix(known) if known else ""
+    if not prefix or not all(key.startswith(prefix) for key in keys):
+        return tensors
+    return tensors.of({key.removeprefix(prefix): tensors[key] for key in keys})
+
+
+def _instead(tensors: Tensors) -> str:
+    """What a file holds that does not hold what it should."""
+    if held := components(tensors):
+        return f"it holds the {' and the '.join(c.replace('_', ' ') for c in held)}"
+    names = list(tensors)
+    if any("lora" in name.lower() for name in names):
+        return "it looks like a LoRA, for --lora"
+    return f"its tensors are called {', '.join([*names[:3], *(['...'] if len(names) > 3 else [])]) or 'nothing'}"
