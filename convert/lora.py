@@ -14,7 +14,8 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters
-from cogvx_jax.convert.lora_formats import FORMATS, Format, flag, positive, unread_naming
+from cogvx_jax.convert.lora_alpha import flag, positive
+from cogvx_jax.convert.lora_formats import FORMATS, Format, unread_naming
 from cogvx_jax.convert.safetensors import Header, Tensor, read_header, write_file
 from cogvx_jax.convert.tables import TRANSPOSE, Parameter
 from cogvx_jax.json_files import parse_json, quoted, read_json
