@@ -173,6 +173,14 @@ def below(place: str | Path, name: str) -> str | Path:
     return f"{place.rstrip('/')}/{name}" if isinstance(place, str) and "://" in place else Path(place) / name
 
 
+def parent_and_name(place: str | Path) -> tuple[str | Path, str]:
+    """The place that a file lies in, and its name there."""
+    if isinstance(place, str) and "://" in place:
+        parent, _, name = place.rstrip("/").rpartition("/")
+        return parent, name
+    return Path(place).parent, Path(place).name
+
+
 def copy_files(place: str | Path, target: Path) -> None:
     """Copies a folder of small files. Raises: FileNotFoundError if it is not there."""
     files = open_files(place)

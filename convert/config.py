@@ -175,7 +175,7 @@ GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype
 MAX_TEXT = 200  # characters of a name
 
 
-def read_spec(folder: str | Path) -> ModelSpec:
+def read_configs(folder: str | Path) -> ModelSpec:
     """The spec of a published model's folder, or the URL it lies below, with float32 activations.
 
     What no published file says, how to generate, comes from `generation.json`, else from the preset

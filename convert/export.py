@@ -11,8 +11,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.checkpoint import STEMS, component_parameters
+from cogvx_jax.convert.checkpoint import component_parameters
 from cogvx_jax.convert.config import write_configs
+from cogvx_jax.convert.containers import STEMS
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.safetensors import DTYPES, TYPES, Tensor, write_file
 from cogvx_jax.convert.tables import COMPONENTS, Parameter

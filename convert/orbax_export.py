@@ -9,11 +9,12 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from cogvx_jax.convert.checkpoint import load_params
-from cogvx_jax.convert.config import read_spec, write_configs
+from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.orbax_writes import orbax_writes
+from cogvx_jax.convert.sources import open_source
 from cogvx_jax.convert.tables import COMPONENTS
-from cogvx_jax.storage import RemoteFiles, below, check_new, copy_files, new_folder
+from cogvx_jax.storage import RemoteFiles, check_new, copy_files, new_folder
 from cogvx_jax.temporaries import temporary_folder
 
 
@@ -35,13 +36,14 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
             place.upload(folder / place.name, last=DIGESTS)
         return
     check_new(target)
-    spec = read_spec(source)
+    opened = open_source(source)
+    spec = opened.spec()
     with new_folder(target) as partial:
         write_configs(spec, partial)
-        copy_files(below(source, "tokenizer"), partial / "tokenizer")
+        copy_files(opened.tokenizer, partial / "tokenizer")
         listed: dict[str, Any] = {}
         for component in COMPONENTS:
-            params = load_params(source, spec, component, None if component == "vae" else dtype)
+            params = load_params(opened, spec, component, None if component == "vae" else dtype)
             flat = traverse_util.flatten_dict(params, sep="/")
             listed |= {f"{component}/{path}": _describe(array) for path, array in flat.items()}
             split = {path: _blocks(array) for path, array in flat.items()}

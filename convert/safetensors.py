@@ -14,34 +14,23 @@ import ml_dtypes
 import numpy as np
 
 from cogvx_jax import git_lfs
+from cogvx_jax.convert.tensors import Stored, Tensors
 from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
 TYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
 MAX_HEADER = 16 * 2**20  # bytes
 MAX_NAME = 400  # characters; the longest published name has 75
 MAX_AXES, MAX_SIZE = 8, 2**48
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """A tensor in a file."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    file: str
-    start: int  # bytes from the start of the file
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def span(self) -> tuple[str, int, int]:
-        """File, first byte and count of bytes."""
-        return self.file, self.start, self.bytes
 
 
 class Header(dict[str, Stored]):
@@ -88,6 +77,12 @@ def read_header(files: Files, name: str) -> Header:
     if size > end:
         raise ValueError(f"corrupt: {size} bytes where the header says {end}")
     return header
+
+
+def read_safetensors(files: Files, name: str) -> Tensors:
+    """The tensors of a file. Raises: as `read_header`."""
+    header = read_header(files, name)
+    return Tensors(files, header, metadata=header.metadata)
 
 
 @dataclasses.dataclass(frozen=True)

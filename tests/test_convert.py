@@ -12,7 +12,8 @@ from flax import traverse_util
 
 from cogvx_jax.configs import GenerationDefaults, T5Config
 from cogvx_jax.convert import ConversionError, export, load_params, read_spec, write_configs
-from cogvx_jax.convert.checkpoint import Checkpoint, component_parameters, expected_shapes
+from cogvx_jax.convert.checkpoint import component_parameters, expected_shapes
+from cogvx_jax.convert.containers import Checkpoint
 from cogvx_jax.convert.tables import COMPONENTS, Row, resolve, table
 from cogvx_jax.json_files import POINTER
 from cogvx_jax.presets import HUB, LICENCES, PRESETS
@@ -434,7 +435,7 @@ def test_export_refuses(exported, tmp_path):
         "missing: transformer/text/bias (32,)",
         "missing: vae",
         "spare: transformer/extra (3,)",
-        "transformer/blocks/mlp/up/bias: type int32, not one of F64, F32, F16, BF16",
+        "transformer/blocks/mlp/up/bias: type int32, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2",
     ]
     assert not list(tmp_path.iterdir())
 
@@ -538,7 +539,7 @@ def test_headers_that_lie(copy):
     store({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a F32 (5,) does not take 16 bytes"]
     store({"a": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}})
-    assert failure(folder, spec) == [f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16"]
+    assert failure(folder, spec) == [f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2"]
     store({"a": {"dtype": "F32", "shape": [4]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a has the data_offsets None"]
 

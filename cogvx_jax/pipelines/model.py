@@ -15,6 +15,7 @@ from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
+from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
@@ -22,7 +23,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
-from cogvx_jax.pipelines.tokenizer import load_tokenizer
+from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.storage import kind_of, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -114,20 +115,21 @@ def load(
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
-    spec = read_spec(folder)
+    files = open_source(folder)
+    spec = files.spec()
     compute = choose_compute(spec, dtype)
-    stored = None if programs is None else read_programs(programs, spec, bounded(folder, spec, compute), mesh)
+    stored = None if programs is None else read_programs(programs, spec, bounded(files, spec, compute), mesh)
     if verify:
         verify_digests(folder, components)
-    tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
-    params = {name: load_component(folder, spec, name, compute.parameter_dtype(name), mesh) for name in components}
+    tokenizer = read_tokenizer(files.tokenizer, spec) if "text_encoder" in components else None
+    params = {name: load_component(files, spec, name, compute.parameter_dtype(name), mesh) for name in components}
     if "transformer" in params:
         compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
 
 
 def load_component(
-    folder: str | Path, spec: ModelSpec, component: str, dtype: str, mesh: Mesh | None
+    folder: Place | Source, spec: ModelSpec, component: str, dtype: str, mesh: Mesh | None
 ) -> dict[str, Any]:
     """Parameters of one component in `dtype`, from the file to the devices that hold them.
 
@@ -177,7 +179,7 @@ def with_logit_bound(compute: Compute, spec: ModelSpec, transformer: Any) -> Com
     return dataclasses.replace(compute, logit_bound=logit_bound(*norms, scale=spec.transformer.head_dim**-0.5))
 
 
-def bounded(folder: str | Path, spec: ModelSpec, compute: Compute) -> Compute:
+def bounded(folder: Place | Source, spec: ModelSpec, compute: Compute) -> Compute:
     """`with_logit_bound` by what a folder holds, of which no more than the norms of queries and keys is read."""
 
     def norms_only(path, shape, dtype, part):

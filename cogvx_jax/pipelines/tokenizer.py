@@ -20,12 +20,16 @@ SAMPLE = "A photo of 2 red circles, moving left: 'é' — ﬁ 你好 😀"  # ev
 
 
 def load_tokenizer(folder: str | Path, spec: ModelSpec) -> Any:
-    """The tokenizer of a model's folder, from `tokenizer.json` or the published `spiece.model`.
+    """The tokenizer of a folder in the published layout; see `read_tokenizer`."""
+    return read_tokenizer(below(folder, "tokenizer"), spec)
+
+
+def read_tokenizer(place: str | Path, spec: ModelSpec) -> Any:
+    """The tokenizer of a folder, from its `tokenizer.json` or the published `spiece.model`.
 
     Raises: FileNotFoundError; ValueError, one sentence with the file's name, for a damaged file or another model's
       tokenizer.
     """
-    place = below(folder, "tokenizer")
     if not any(open_files(place).exists(name) for name in SOURCES):
         raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
     with contextlib.ExitStack() as stack:

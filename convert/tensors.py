@@ -1,0 +1,175 @@
+"""What files hold, by name and unread: what a reader of a container gives, and a dialect takes and gives.
+
+An `Entry` knows its shape, its type and the byte ranges it needs; `Tensors` are entries of files in one place. Only
+`read` touches numbers, so a model is checked whole before any of it is read.
+"""
+
+import collections.abc
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from cogvx_jax.storage import Files, Span
+
+
+class Entry(Protocol):
+    """An array that files hold, maybe in parts or in another form."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what `read` gives."""
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The byte ranges that `read` reads."""
+
+    def read(self, files: Files) -> np.ndarray:
+        """The array, read-only; of a local file it is mapped where it can be, not copied."""
+
+    def rows(self, start: int, stop: int) -> "Entry":
+        """A range of its first axis; of the files no more than that is read, where the form allows it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """An entry that lies in one piece, in C order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: str
+    start: int  # bytes from the start of the file
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span(self) -> Span:
+        """File, first byte and count of bytes."""
+        return self.file, self.start, self.bytes
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return (self.span,)
+
+    def read(self, files: Files) -> np.ndarray:
+        return files.read(self.span).view(self.dtype).reshape(self.shape)
+
+    def rows(self, start: int, stop: int) -> "Stored":
+        count, *inner = self.shape
+        start, stop, _ = slice(start, stop).indices(count)
+        begin = self.start + start * math.prod(inner) * self.dtype.itemsize
+        return Stored((max(stop - start, 0), *inner), self.dtype, self.file, begin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Entries of one type, one after the other along the first axis."""
+
+    parts: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Entry]) -> Entry:
+        return parts[0] if len(parts) == 1 else cls(tuple(parts))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(span for part in self.parts for span in part.spans)
+
+    def read(self, files: Files) -> np.ndarray:
+        return np.concatenate([part.read(files) for part in self.parts])
+
+    def rows(self, start: int, stop: int) -> Entry:
+        found, end = [], 0
+        for part in self.parts:
+            begin, end = end, end + part.shape[0]
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                found.append(part.rows(low - begin, high - begin))
+        return Joined.of(found or [self.parts[0].rows(0, 0)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """An entry that is made of others when it is read, such as numbers times their scale.
+
+    make: gets what the parts hold, in order, and gives the array of `shape` and `dtype`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: tuple[Entry, ...]
+    make: Callable[..., np.ndarray]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return tuple(span for part in self.parts for span in part.spans)
+
+    def read(self, files: Files) -> np.ndarray:
+        return self.make(*(part.read(files) for part in self.parts))
+
+    def rows(self, start: int, stop: int) -> "Computed":
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        shape = (max(stop - start, 0), *self.shape[1:])
+        return Computed(shape, self.dtype, self.parts, lambda *arrays: self.make(*arrays)[start:stop])
+
+
+class Tensors(collections.abc.Mapping[str, Entry]):
+    """Entries by name.
+
+    Args:
+      files: in which they lie.
+      where: for messages; None is the place of the files.
+      metadata: what the file says beside them, as text.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        entries: Mapping[str, Entry],
+        where: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self.files = files
+        self.where = files.where if where is None else where
+        self.metadata = metadata or {}
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def of(self, entries: Mapping[str, Entry]) -> "Tensors":
+        """Others in the same files: what a dialect gives."""
+        return Tensors(self.files, entries, self.where, self.metadata)
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Says which will be read next."""
+        self.files.prefetch([span for name in names for span in self._entries[name].spans])
+
+    def read(self, name: str) -> np.ndarray:
+        """See `Entry.read`."""
+        return self._entries[name].read(self.files)
+
+    def release(self) -> None:
+        """Gives back the memory of what was read so far; arrays remain valid."""
+        self.files.release()
