@@ -13,7 +13,7 @@ from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
-from cogvx_jax.convert.tensors import Entry, Tensors
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
 from cogvx_jax.models.abstract import abstract_params
 
 
@@ -137,7 +137,7 @@ def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...
 
 
 def compare(parameters: list[Parameter], found: Mapping[str, Entry], aliases: Mapping[str, str]) -> list[str]:
-    """A line for each tensor that is missing, spare or misshapen."""
+    """A line for each tensor that is missing, unreadable, spare or misshapen."""
     problems, known = [], set()
     wanted = {key: parameter for parameter in parameters for key in parameter.keys}
     for key, parameter in wanted.items():
@@ -146,7 +146,9 @@ def compare(parameters: list[Parameter], found: Mapping[str, Entry], aliases: Ma
             problems.append(f"missing: {key} {parameter.their_shape}")
     for key, stored in found.items():
         match = wanted.get(aliases.get(key, key))
-        if match is None:
+        if isinstance(stored, Unreadable):
+            problems.append(f"unreadable: {key}: {stored.problem}")
+        elif match is None:
             problems.append(f"spare: {key} {stored.shape}")
         elif stored.shape != match.their_shape:
             problems.append(f"misshapen: {key} is {stored.shape}, not {match.their_shape}")

@@ -13,6 +13,7 @@ from cogvx_jax import git_lfs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
+from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
 from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files, open_files, parent_and_name
 
@@ -42,6 +43,12 @@ READERS = (
         suffixes=(".safetensors",),
         begins=lambda start: start[8:9] == b"{",
         read=read_safetensors,
+    ),
+    Reader(
+        name="torch",
+        suffixes=(".pt", ".pth", ".bin", ".ckpt"),
+        begins=lambda start: start.startswith((ZIP, PICKLE)),
+        read=read_torch,
     ),
 )
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)

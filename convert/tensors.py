@@ -128,6 +128,22 @@ class Computed:
         return Computed(shape, self.dtype, self.parts, lambda *arrays: self.make(*arrays)[start:stop])
 
 
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """An entry that stands in a file and cannot be read; `problem` says why."""
+
+    problem: str
+    shape: tuple[int, ...] = ()
+    dtype: np.dtype = np.dtype(np.uint8)
+    spans: tuple[Span, ...] = ()
+
+    def read(self, files: Files) -> np.ndarray:
+        raise ValueError(self.problem)
+
+    def rows(self, start: int, stop: int) -> "Unreadable":
+        return self
+
+
 class Tensors(collections.abc.Mapping[str, Entry]):
     """Entries by name.
 
