@@ -10,11 +10,9 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.lora_file import LoRAFile, Module, open_lora
-from cogvx_jax.convert.lora_models import kernels, looks_made_for, misfit, of_fun, parameters
+from cogvx_jax.convert.lora_models import doubts, kernels, looks_made_for, misfit, parameters
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.models.lora import Adapters, Difference, LoRA
-
-DOUBTFUL_RANKS = (128, 256)  # of SAT's recipes, whose exporter leaves out that alpha is 1
 
 
 def read_lora(source: str | Path, spec: ModelSpec, alpha: float | None = None) -> LoRA:
@@ -54,26 +52,6 @@ def check_fits(file: LoRAFile, spec: ModelSpec) -> None:
         most = most if parameter.stacked else max(most, spec.transformer.width)
         if module.rank > most:
             raise ValueError(f"the rank {module.rank} of {name} is above its smaller side, and above {most}")
-
-
-def doubts(file: LoRAFile, spec: ModelSpec | None = None) -> list[str]:
-    """Sentences about what may not be as its maker meant; for one model or, with None, for any."""
-    found = []
-    if file.ignored:
-        found.append(
-            f"{len(file.ignored)} tensors adapt a text encoder ({file.ignored[0]}, ...) and are left out; "
-            "only the transformer is adapted"
-        )
-    doubtful = [m for m in file.modules.values() if not m.alpha.stored and m.rank in DOUBTFUL_RANKS]
-    if doubtful and file.format.alpha.default is None:
-        rank = doubtful[0].rank
-        found.append(
-            f"it stores no alpha and has the rank {rank}, which counts as alpha {rank}; one of SAT's exporter needs "
-            "alpha=1, one of the authors' diffusers trainer alpha=64"
-        )
-    if spec is not None and spec.kind in ("t2v", "i2v") and "fun" not in spec.name.lower() and of_fun(file):
-        found.append(f"it looks made for a model of CogVideoX-Fun; it fits {spec.name} by shape, but may do little")
-    return found
 
 
 def _lora(file: LoRAFile, spec: ModelSpec) -> LoRA:

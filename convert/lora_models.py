@@ -1,5 +1,6 @@
 """Which models a LoRA file fits by its shapes, and which it was made for by all that it tells."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters
-from cogvx_jax.convert.lora_file import LoRAFile
+from cogvx_jax.convert.lora_file import LoRAFile, Module
 from cogvx_jax.convert.lora_formats import LINEAR, PATCH, numbered
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.json_files import quoted
@@ -30,7 +31,55 @@ HINTS = {  # in the name of a file or of the model in its metadata -> what it wa
     r"(?<![\d.])5b": "CogVideoX-5b",
     r"(?<![\d.])2b": "CogVideoX-2b",
 }
+DOUBTFUL_RANKS = (128, 256)  # of SAT's recipes, whose exporter leaves out that alpha is 1
 BASE_KEYS = ("base_model_name_or_path", "base_model", "ss_sd_model_name", "ss_base_model_version", "modelspec.title")
+
+
+def describe(file: LoRAFile) -> dict[str, str | list[str]]:
+    """What `cogvx lora info` prints."""
+    facts: dict[str, str | list[str]] = {"file": str(file.path), "dialect": file.format.name}
+    if file.modules:
+        facts |= {"rank": file.ranks_text(), "alpha": file.alphas_text(), "scale": file.scales_text()}
+    facts["modules"] = _layers(file)
+    if file.differences:
+        facts["differences"] = f"{len(file.differences)} whole ones, such as of {next(iter(file.differences))}"
+    facts |= {"fits": ", ".join(fits(file)) or "no published model", "made for": made_for(file)}
+    if said := doubts(file):
+        facts["mind"] = said
+    return facts
+
+
+def _layers(file: LoRAFile) -> list[str]:
+    """How many there are, and a line for each kind of layer: its name, features in and out."""
+    grouped: dict[str, list[Module]] = collections.defaultdict(list)
+    for name, module in file.modules.items():
+        grouped[numbered(name)[0].replace("{i}", "*")].append(module)
+    count, blocks = len(file.modules), len(file.blocks)
+    lines = [f"{count} in {blocks} block{'s' * (blocks != 1)}" if blocks else f"{count}"]
+    for name, modules in grouped.items():
+        sizes = " or ".join(dict.fromkeys(f"{module.features} x {module.out}" for module in modules))
+        lines.append(f"{name}, {sizes}" + f", {len(modules)} times" * (len(modules) > 1))
+    return lines
+
+
+def doubts(file: LoRAFile, spec: ModelSpec | None = None) -> list[str]:
+    """Sentences about what may not be as its maker meant; for one model or, with None, for any."""
+    found = []
+    if file.ignored:
+        found.append(
+            f"{len(file.ignored)} tensors adapt a text encoder ({file.ignored[0]}, ...) and are left out; "
+            "only the transformer is adapted"
+        )
+    doubtful = [m for m in file.modules.values() if not m.alpha.stored and m.rank in DOUBTFUL_RANKS]
+    if doubtful and file.format.alpha.default is None:
+        rank = doubtful[0].rank
+        found.append(
+            f"it stores no alpha and has the rank {rank}, which counts as alpha {rank}; one of SAT's exporter needs "
+            "alpha=1, one of the authors' diffusers trainer alpha=64 (`cogvx lora convert --alpha` keeps it)"
+        )
+    if spec is not None and spec.kind in ("t2v", "i2v") and "fun" not in spec.name.lower() and of_fun(file):
+        found.append(f"it looks made for a model of CogVideoX-Fun; it fits {spec.name} by shape, but may do little")
+    return found
 
 
 def fits(file: LoRAFile) -> list[str]:

@@ -21,6 +21,8 @@ from cogvx_jax.temporaries import temporary_beside
 
 Arrays = Mapping[Part, Tensor]  # of a module, each named by its part
 SIDES: tuple[Part, Part] = ("a", "b")
+KINDS: Mapping[Part, str] = {"diff": "weight", "diff_b": "bias"}  # whole differences, and the tensors they are of
+DIFFERENCES: set[Part] = {*KINDS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ def write_lora(path: str | Path, lora: LoRA, spec: ModelSpec, to: str = "peft", 
     Raises: FileExistsError for a path that is taken; ValueError for adapters of another model, and for what the
       dialect cannot hold.
     """
-    write_updates(path, lambda: of_lora(lora, spec), to, dtype)
+    _write(path, to, dtype, lambda: of_lora(lora, spec))
 
 
 def convert_lora(path: str | Path, file: LoRAFile, to: str = "peft", dtype: str | None = None) -> None:
@@ -62,19 +64,20 @@ def convert_lora(path: str | Path, file: LoRAFile, to: str = "peft", dtype: str 
       to, dtype: as for `write_lora`; a dtype of None is each tensor's own.
     Raises: as `write_lora`.
     """
-    write_updates(path, lambda: of_file(file), to, dtype)
+    _write(path, to, dtype, lambda: of_file(file))
 
 
-def write_updates(path: str | Path, updates: Callable[[], Sequence[Update]], to: str, dtype: str | None) -> None:
-    """Writes updates in a dialect; they are asked for when all else is checked. Raises: as `write_lora`."""
-    path, row = Path(path), check_dialect(to)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; nothing was written")
-    suffix = ".safetensors"
-    if path.suffix != suffix:
-        raise ValueError(f"a LoRA is written as a {suffix} file, got {path.name!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it first or write elsewhere")
+def merge_loras(path: str | Path, files: Sequence[tuple[LoRAFile, float]], dtype: str | None = None) -> None:
+    """Writes several LoRA files, each times its weight, as one of PEFT: ranks of a module are laid side by side.
+
+    Raises: as `write_lora`; ValueError where shapes of a module differ.
+    """
+    _write(path, "peft", dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]))
+
+
+def _write(path: str | Path, to: str, dtype: str | None, updates: Callable[[], Sequence[Update]]) -> None:
+    """Writes updates in a dialect; they are asked for when all else is checked."""
+    path, row = check_target(path, to)
     tensors, metadata = WRITERS[to](row, updates())
     if dtype is not None:
         tensors = [tensor if tensor.key.endswith(".alpha") else _cast(tensor, dtype) for tensor in tensors]
@@ -82,11 +85,19 @@ def write_updates(path: str | Path, updates: Callable[[], Sequence[Update]], to:
         write_file(partial, tensors, {"format": "pt", **metadata})
 
 
-def check_dialect(to: str) -> Format:
-    """The row of a dialect that is written. Raises: ValueError."""
+def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
+    """A path to write and the row of a dialect. Raises: as `write_lora`."""
+    path = Path(path)
     if to not in WRITTEN:
         raise ValueError(f"unknown kind of LoRA file {to!r}; the known ones are {', '.join(WRITTEN)}")
-    return WRITTEN[to]
+    if path.exists():
+        raise FileExistsError(f"{path} exists; nothing was written")
+    suffix = ".safetensors"
+    if path.suffix != suffix:
+        raise ValueError(f"a LoRA is written as a {suffix} file, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it first or write elsewhere")
+    return path, WRITTEN[to]
 
 
 def of_lora(lora: LoRA, spec: ModelSpec) -> list[Update]:
@@ -144,11 +155,51 @@ def _over_rank(module: Module) -> float:
 def _add(updates: dict[str, Update], tensor: str, values: np.ndarray) -> None:
     """Adds a whole difference of a published tensor."""
     module, _, kind = tensor.rpartition(".")
-    part: Part = "diff" if kind == "weight" else "diff_b"
+    part = next(part for part, found in KINDS.items() if found == kind)
     update = updates.get(module) or Update(module=module, alpha=1.0, arrays={})
     if part in update.arrays:
         values = values + update.arrays[part].make()
     updates[module] = dataclasses.replace(update, arrays={**update.arrays, part: Tensor.of(part, values)})
+
+
+def _sum(parts: Sequence[tuple[Sequence[Update], float]]) -> list[Update]:
+    """One update of a module for all of it; its scale is 1 where there are several, or weights."""
+    grouped: dict[str, list[tuple[Update, float]]] = collections.defaultdict(list)
+    for updates, weight in parts:
+        for update in updates:
+            grouped[update.module].append((update, weight))
+    return [_joined(module, several) for module, several in grouped.items()]
+
+
+def _joined(module: str, parts: Sequence[tuple[Update, float]]) -> Update:
+    adapters = [(update, weight) for update, weight in parts if "a" in update.arrays]
+    found: dict[Part, Tensor] = {}
+    if adapters:
+        found = {"a": _side_by_side(module, adapters, "a"), "b": _side_by_side(module, adapters, "b")}
+    summed = {module: Update(module=module, alpha=float(sum(update.rank for update, _ in adapters)), arrays=found)}
+    for update, weight in parts:
+        for part in DIFFERENCES & update.arrays.keys():
+            _add(summed, f"{module}.{KINDS[part]}", np.float32(weight) * update.arrays[part].make())
+    return summed[module]
+
+
+def _side_by_side(module: str, parts: Sequence[tuple[Update, float]], part: Part) -> Tensor:
+    """The ranks of several adapters of a module; b takes what their scales and weights are."""
+    axis = SIDES.index(part)
+    tensors = [update.arrays[part] for update, _ in parts]
+    others = {(*t.shape[:axis], *t.shape[axis + 1 :]): t.shape for t in tensors}
+    if len(others) > 1:
+        shapes = " and ".join(map(str, others.values()))
+        raise ValueError(f"these LoRAs are of different models: {part.upper()} of {module} is {shapes}")
+    shape = list(tensors[0].shape)
+    shape[axis] = sum(tensor.shape[axis] for tensor in tensors)
+    dtype = np.result_type(*(tensor.dtype for tensor in tensors))
+
+    def make() -> np.ndarray:
+        factors = [np.float32(1 if part == "a" else update.scale * weight) for update, weight in parts]
+        return np.concatenate([f * t.make() for f, t in zip(factors, tensors, strict=True)], axis).astype(dtype)
+
+    return Tensor(part, tuple(shape), dtype, make)
 
 
 Written = tuple[list[Tensor], dict[str, str]]  # tensors by their names, and metadata
@@ -178,14 +229,13 @@ def _peft(row: Format, updates: Sequence[Update]) -> Written:
 
 def _kohya(row: Format, updates: Sequence[Update]) -> Written:
     """Of kohya's trainer, VideoX-Fun and ComfyUI: the last alone has differences."""
-    differences: set[Part] = {"diff", "diff_b"}
-    _refuse(row, updates, differences - set(row.ends.values()))
+    _refuse(row, updates, DIFFERENCES - set(row.ends.values()))
     tensors = []
     for update in updates:
         if "a" in update.arrays:
             tensors += _pair(row, update)
             tensors.append(_named(row, update.module, "alpha", Tensor.of("", np.array(update.alpha, np.float32))))
-        for part in differences:
+        for part in KINDS:
             if part in update.arrays:
                 tensors.append(_named(row, update.module, part, update.arrays[part]))
     return tensors, {}
@@ -193,7 +243,7 @@ def _kohya(row: Format, updates: Sequence[Update]) -> Written:
 
 def _sat(row: Format, updates: Sequence[Update]) -> Written:
     """SAT has one rank for all and the scale 1 / rank: what differs from it goes into b, and what is missing is 0."""
-    _refuse(row, updates, {"diff", "diff_b"})
+    _refuse(row, updates, DIFFERENCES)
     found = {update.module: update for update in updates}
     if other := next((module for module in found if not row.spelled(numbered(module)[0])), None):
         raise ValueError(f"SAT adapts attention alone, and has no place for {other}; write it as peft")
@@ -245,10 +295,9 @@ def _refuse(row: Format, updates: Sequence[Update], parts: set[Part]) -> None:
     """Raises ValueError where an update has what a dialect cannot hold."""
     for update in updates:
         for part in parts & update.arrays.keys():
-            name = {"diff": "weight", "diff_b": "bias"}[part]
             raise ValueError(
-                f"it holds a whole difference of {update.module}.{name}, for which {row.to} files have no place; "
-                "write it as comfyui"
+                f"it holds a whole difference of {update.module}.{KINDS[part]}, for which {row.to} files have no "
+                "place; write it as comfyui"
             )
 
 

@@ -16,10 +16,9 @@ from test_strangers import mutate
 
 from cogvx_jax.configs import ModelSpec, TransformerConfig
 from cogvx_jax.convert import convert_lora, expected_shapes, open_lora, read_lora, write_lora
-from cogvx_jax.convert.lora import doubts
 from cogvx_jax.convert.lora_file import METADATA
 from cogvx_jax.convert.lora_formats import FORMATS, LINEAR, WRITTEN
-from cogvx_jax.convert.lora_models import fits, kernels, made_for, parameters
+from cogvx_jax.convert.lora_models import doubts, fits, kernels, made_for, parameters
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.presets import PRESETS

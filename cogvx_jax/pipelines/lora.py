@@ -4,17 +4,19 @@ import dataclasses
 import logging
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import read_lora
+from cogvx_jax.convert import load_params, read_lora, read_spec
 from cogvx_jax.convert.runs import is_run, read_run_lora
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.model import COMPONENTS, Model, resolve
+from cogvx_jax.pipelines.tokenizer import load_tokenizer
 from cogvx_jax.storage import is_bucket, storage_path
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,23 @@ def load_lora(
     _check_finite(lora, "given")
     transformer = loras.apply(model.params["transformer"], lora, weight)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
+
+
+def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]], dtype: str | None = None) -> Model:
+    """A model with LoRAs in its transformer, to be written: every array is of the type it is stored in.
+
+    Args:
+      source: as for `load`.
+      weighted: LoRAs of it with their weights.
+      dtype: of the transformer; None is its own.
+    """
+    place = resolve(source)
+    spec = read_spec(place)
+    params = {name: load_params(place, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
+    model = Model(spec=spec, params=params, tokenizer=load_tokenizer(place, spec))
+    for lora, weight in weighted:
+        model = load_lora(model, lora, weight)
+    return model
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:
