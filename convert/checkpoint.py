@@ -1,7 +1,7 @@
 """Published weights to parameter trees. Every tensor is checked by the headers before any is read."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.dialects import without_prefix
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.loose import LooseParts
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
@@ -63,6 +64,13 @@ def load_params(
         flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, own, part)
         source.release()
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def check_parts(source: Source, spec: ModelSpec, components: Sequence[str]) -> None:
+    """Raises what reading these components of parts that lie apart would raise, before any number is read."""
+    if isinstance(source, LooseParts):
+        for component in components:
+            Published(source.tensors(component), spec, component)
 
 
 class ParameterSource(Protocol):

@@ -183,8 +183,21 @@ def read_configs(folder: str | Path) -> ModelSpec:
 
     Raises: ConversionError listing every missing file and every value that is not supported.
     """
+    documents, problems = read_documents(folder)
+    spec = parse_documents(documents, open_files(folder).name, problems)
+    if problems:
+        raise ConversionError(f"{folder} is not a model that is supported", problems)
+    return spec
+
+
+def read_documents(folder: str | Path) -> tuple[dict[str, Json], list[str]]:
+    """The configuration files of a folder by path, and a line for each that is missing or no JSON.
+
+    Raises: ConversionError where there is no such folder.
+    """
     files = open_files(folder)
-    documents, problems = {}, []
+    documents: dict[str, Json] = {}
+    problems: list[str] = []
     if not files.is_folder():
         raise ConversionError(f"cannot read {folder}", ["no such folder"])
     for path in ("model_index.json", *(d.path for d in DOCUMENTS), GENERATION):
@@ -195,10 +208,7 @@ def read_configs(folder: str | Path) -> ModelSpec:
                 problems.append(f"{path}: missing")
         except ValueError as error:
             problems.append(f"{path}: {error}")
-    spec = _parse(documents, files.name, problems)
-    if problems:
-        raise ConversionError(f"{folder} is not a model that is supported", problems)
-    return spec
+    return documents, problems
 
 
 def write_configs(spec: ModelSpec, folder: str | Path) -> None:
@@ -207,9 +217,9 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
     Raises: ConversionError if the files cannot express the spec: frame batches other than the
       reference's, a combination of positions and patches that it does not have.
     """
-    documents = _documents(spec)
+    documents = documents_of(spec)
     problems: list[str] = []
-    back = _parse(documents, spec.name, problems)
+    back = parse_documents(documents, spec.name, problems)
     for part in ("transformer", "vae", "text_encoder", "schedule", "defaults"):
         ours, theirs = getattr(spec, part), getattr(back, part)
         for field in dataclasses.fields(ours):
@@ -224,7 +234,7 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
         path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
 
 
-def _parse(documents: Mapping[str, Json], name: str, problems: list[str]) -> ModelSpec:
+def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str]) -> ModelSpec:
     """The spec of whatever files there are; what is wrong with them is added to `problems`."""
     parts = {}
     for document in DOCUMENTS:
@@ -378,7 +388,7 @@ def _typed(value: Any, hint: Any) -> Any:
     raise TypeError
 
 
-def _documents(spec: ModelSpec) -> dict[str, Json]:
+def documents_of(spec: ModelSpec) -> dict[str, Json]:
     """Every file of the published layout but weights and tokenizer."""
     documents = {}
     for document in DOCUMENTS:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.given import NOTHING, Given
+from cogvx_jax.convert.sat import WHOLE, read_sat
+from cogvx_jax.convert.sat_folder import STATES, read_masters
 from cogvx_jax.convert.tables import check_component
 from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.storage import parent_and_name
 
 # Of each component, a name that it always has and that no other naming ends with.
 MARKS = {
@@ -22,45 +26,54 @@ MARKS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """A naming: `name` is for messages; `find` is given the tensors of a file and a component."""
+    """A naming: `name` is for messages; `find` gets the tensors of a file, a component and what the user says."""
 
     name: str
-    find: Callable[[Tensors, str], Tensors | None]
+    find: Callable[[Tensors, str, Given], Tensors | None]
 
 
-def published(tensors: Tensors, component: str) -> Tensors | None:
+def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tensors | None:
     """The published names, maybe all of them after the same text, such as "model.diffusion_model."."""
     mark = MARKS[component]
     found = next((name for name in tensors if name.endswith(mark)), None)
     if found is None:
         return None
     prefix = found.removesuffix(mark)
-    if not prefix:
-        return tensors
-    return tensors.of({name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
+    # What is of no component at all is kept: it is spare.
+    names = [name for name in tensors if name.startswith(prefix) or not name.startswith(WHOLE)]
+    own = {name.removeprefix(prefix): tensors[name] for name in names}
+    if component == "text_encoder":  # of files that hold all of T5, the encoder
+        own = {name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))}
+    return tensors.of(own)
 
 
-DIALECTS = (Dialect(name="published", find=published),)
+DIALECTS = (
+    Dialect(name="published", find=published),
+    Dialect(name="SAT", find=lambda tensors, component, given: read_sat(tensors, component, given.lora_alpha)),
+)
 
 
-def open_component(place: str | Path, component: str) -> Tensors:
+def open_component(place: str | Path, component: str, given: Given = NOTHING) -> Tensors:
     """A component out of a file, or a folder of that component, by published names; no numbers are read.
 
     Raises: as `open_tensors`; ValueError where the file does not hold the component.
     """
     check_component(component)
-    tensors = open_tensors(place)
+    tensors = open_whole(place, given)
     for dialect in DIALECTS:
-        if (found := dialect.find(tensors, component)) is not None:
+        if (found := dialect.find(tensors, component, given)) is not None:
             return found
-    held = ", ".join(components(tensors))
-    instead = f"it holds a {held}" if held else f"its tensors are called {_first(tensors)}"
-    raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {instead}")
+    raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
+
+
+def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
+    """All tensors of a file, or of a folder of one component, by the names they have there."""
+    return read_masters(place) if given.masters and parent_and_name(place)[1] == STATES else open_tensors(place)
 
 
 def components(tensors: Tensors) -> list[str]:
-    """Which components a file holds."""
-    return [c for c in MARKS if any(dialect.find(tensors, c) is not None for dialect in DIALECTS)]
+    """Which components a file holds, by its tensors' own names."""
+    return [c for c in MARKS if any(dialect.find(tensors, c, Given()) is not None for dialect in DIALECTS)]
 
 
 def without_prefix(tensors: Tensors, wanted: Iterable[str]) -> Tensors:
@@ -76,6 +89,11 @@ def without_prefix(tensors: Tensors, wanted: Iterable[str]) -> Tensors:
     return tensors.of({key.removeprefix(prefix): tensors[key] for key in keys})
 
 
-def _first(tensors: Tensors) -> str:
+def _instead(tensors: Tensors) -> str:
+    """What a file holds that does not hold what it should."""
+    if held := components(tensors):
+        return f"it holds the {' and the '.join(c.replace('_', ' ') for c in held)}"
     names = list(tensors)
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])]) or "nothing"
+    if any("lora" in name.lower() for name in names):
+        return "it looks like a LoRA, for --lora"
+    return f"its tensors are called {', '.join([*names[:3], *(['...'] if len(names) > 3 else [])]) or 'nothing'}"

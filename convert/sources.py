@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Protocol
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.config import read_configs
-from cogvx_jax.convert.containers import Checkpoint
+from cogvx_jax.convert import infer
+from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_configs, read_documents
+from cogvx_jax.convert.containers import SUFFIXES, Checkpoint
+from cogvx_jax.convert.dialects import open_component
+from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.given import NOTHING, Given
+from cogvx_jax.convert.loose import LooseParts, Place
+from cogvx_jax.convert.sat_folder import find_states, has_states
+from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors
-from cogvx_jax.storage import below, open_files
-
-Place = str | Path  # a folder or file, or the URL of one
+from cogvx_jax.storage import below, open_files, parent_and_name
 
 
 class Source(Protocol):
@@ -43,19 +48,101 @@ class PublishedFolder:
     """`Source` in the layout of diffusers, or of `cogvx convert`, whose configurations lie in the same places."""
 
     place: Place
+    given: Given = NOTHING
 
     @property
     def tokenizer(self) -> Place:
-        return below(self.place, "tokenizer")
+        return self.given.tokenizer or below(self.place, "tokenizer")
 
     def spec(self) -> ModelSpec:
-        return read_configs(self.place)
+        if not self.given:
+            return read_configs(self.place)
+        documents, problems = read_documents(self.place)
+        for document in DOCUMENTS:
+            documents[document.path] = documents.get(document.path, {}) | self.given.of_document(document.path)
+        spec = parse_documents(documents, parent_and_name(self.place)[1], problems)
+        if problems:
+            raise ConversionError(f"{self.place} is not a model that is supported", problems)
+        parts = {part: self._other(part) for part in ("vae", "text_encoder")}
+        for part, place in parts.items():
+            if place is not None:
+                make = infer.infer_vae if part == "vae" else infer.infer_text_encoder
+                documents[f"{part}/config.json"] = make(self.tensors(part), spec)
+        spec = parse_documents(documents, spec.name, problems)
+        if problems:
+            raise ConversionError(f"{self.place} with another part is not a model that is supported", problems)
+        return spec
 
     def tensors(self, component: str) -> Tensors:
+        if (place := self._other(component)) is not None:
+            return open_component(place, component, self.given)
         return Checkpoint(below(self.place, component))
 
     def inferred(self) -> list[str]:
         return []
+
+    def _other(self, component: str) -> str | None:
+        """A place that is given for a component, in place of the folder's own."""
+        return {"vae": self.given.vae, "text_encoder": self.given.text_encoder}.get(component)
+
+
+def is_file(place: Place) -> bool:
+    """Whether it is a file of weights, by its suffix."""
+    parent, name = parent_and_name(place)
+    return name.endswith(SUFFIXES) and open_files(parent).exists(name)
+
+
+def open_file(place: Place, given: Given) -> Source:
+    """One file of weights, of a transformer at least."""
+    return LooseParts(place, {"transformer": place}, given)
+
+
+SINGLE = {component: tuple(f"{component}{suffix}" for suffix in SUFFIXES) for component in COMPONENTS}
+
+
+def is_single_folder(place: Place) -> bool:
+    files = open_files(place)
+    return any(files.exists(name) for name in SINGLE["transformer"])
+
+
+def open_single_folder(place: Place, given: Given) -> Source:
+    """A folder with a file for each component, such as `transformer.safetensors`."""
+    files = open_files(place)
+    found = {
+        component: below(place, name)
+        for component, names in SINGLE.items()
+        for name in reversed(names)
+        if files.exists(name)
+    }
+    return LooseParts(place, found, given, configs=(place,))
+
+
+def is_sat_folder(place: Place) -> bool:
+    return has_states(place) or has_states(below(place, "transformer"))
+
+
+def open_sat_folder(place: Place, given: Given) -> Source:
+    """A folder of SAT's: as the authors publish it, as SAT saves it, or of one tag; or one of DeepSpeed's."""
+    inner = below(place, "transformer")
+    top = place
+    if has_states(place):
+        parent, name = parent_and_name(place)
+        top = parent if name == "transformer" else place
+        inner = place
+    found = {"transformer": find_states(inner)}
+    for folder in (parent_and_name(top)[0], top):
+        files = open_files(folder)
+        for component, (name, mark) in ((c, part) for c, parts in SAT_PARTS.items() for part in parts):
+            if files.exists(mark):
+                found[component] = below(folder, name)
+    return LooseParts(place, found, given, configs=(top,))
+
+
+# Where other parts lie, in a folder of SAT's or the one above it, and a file that tells so. The last one found counts.
+SAT_PARTS = {
+    "vae": (("3d-vae.pt", "3d-vae.pt"), ("vae/3d-vae.pt", "vae/3d-vae.pt")),
+    "text_encoder": (("text_encoder", "text_encoder/config.json"), ("t5-v1_1-xxl", "t5-v1_1-xxl/config.json")),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,15 +156,19 @@ class Layout:
 
     name: str
     fits: Callable[[Place], bool]
-    open: Callable[[Place], Source]
+    open: Callable[[Place, Given], Source]
 
 
+PUBLISHED = Layout(
+    name="the published layout",
+    fits=lambda place: open_files(place).exists("model_index.json"),
+    open=PublishedFolder,
+)
 LAYOUTS = (
-    Layout(
-        name="the published layout",
-        fits=lambda place: open_files(place).exists("model_index.json"),
-        open=PublishedFolder,
-    ),
+    Layout(name="a file for each part", fits=is_single_folder, open=open_single_folder),
+    PUBLISHED,
+    Layout(name="SAT's", fits=is_sat_folder, open=open_sat_folder),
+    Layout(name="one file", fits=is_file, open=open_file),
 )
 
 
@@ -86,11 +177,11 @@ def find_layout(place: Place) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.fits(place)), None)
 
 
-def open_source(place: "Place | Source") -> Source:
+def open_source(place: "Place | Source", given: Given = NOTHING) -> Source:
     """The model in a place; of no known layout, it is taken for the published one, whose errors say what is missing."""
     if not isinstance(place, str | Path):
         return place
-    return (find_layout(place) or LAYOUTS[0]).open(place)
+    return (find_layout(place) or PUBLISHED).open(place, given)
 
 
 def read_spec(place: "Place | Source") -> ModelSpec:

@@ -104,6 +104,31 @@ class Joined:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reshaped:
+    """The numbers of a flat entry, in C order."""
+
+    flat: Entry
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.flat.dtype
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return self.flat.spans
+
+    def read(self, files: Files) -> np.ndarray:
+        return self.flat.read(files).reshape(self.shape)
+
+    def rows(self, start: int, stop: int) -> "Reshaped":
+        count, *inner = self.shape
+        start, stop, _ = slice(start, stop).indices(count)
+        size = math.prod(inner)
+        return Reshaped(self.flat.rows(start * size, stop * size), (max(stop - start, 0), *inner))
+
+
+@dataclasses.dataclass(frozen=True)
 class Computed:
     """An entry that is made of others when it is read, such as numbers times their scale.
 

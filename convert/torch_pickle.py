@@ -130,7 +130,7 @@ class _Mark:
 class _Machine:
     """The stack, and what is remembered of it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import cogvx_jax as cx
 from cogvx_jax.convert import ConversionError, read_lora, read_lpips, read_spec, write_lora
@@ -57,11 +58,13 @@ def test_a_file_is_no_model_and_is_not_looked_for_on_the_hub(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "weights.safetensors").touch()
+    save_file({"to_q.lora_A.weight": np.zeros((1, 2), np.float32)}, tmp_path / "sub" / "lora.safetensors")
     (tmp_path / "sub" / "name").touch()
     os.mkfifo(tmp_path / "fifo")
     for name, words in [
         ("sub/name", "sub/name is a file; give the folder of a model, in which model_index.json is$"),
-        ("sub/weights.safetensors", "weights.safetensors is a file; .* unless it is a LoRA, for --lora"),
+        ("sub/weights.safetensors", "^sub/weights.safetensors cannot be read: corrupt header; 0 bytes"),
+        ("sub/lora.safetensors", "^sub/lora.safetensors holds no transformer; it looks like a LoRA, for --lora$"),
         ("fifo", "fifo is a FIFO; give the folder of a model"),
         (tmp_path / "sub" / "name", "is a file; give the folder"),
     ]:

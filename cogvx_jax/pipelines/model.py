@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from cogvx_jax import presets, sharding
 from cogvx_jax.allocator import keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import DTYPES, Compute, ModelSpec
-from cogvx_jax.convert import load_params, read_spec
+from cogvx_jax.convert import load_params
 from cogvx_jax.convert import verify as verify_digests
-from cogvx_jax.convert.sources import Place, Source, open_source
+from cogvx_jax.convert.checkpoint import check_parts
+from cogvx_jax.convert.containers import SUFFIXES
+from cogvx_jax.convert.given import NOTHING, Given
+from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
@@ -24,10 +28,10 @@ from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
-from cogvx_jax.storage import kind_of, open_files
+from cogvx_jax.storage import kind_of
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
-FILE_ENDINGS = (".safetensors", ".json", ".ckpt", ".pt", ".bin", ".gguf")
+FILE_ENDINGS = (*SUFFIXES, ".json", ".gguf")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
     "run.json": "a run of `cogvx train` or `cogvx train-vae`; `cogvx export` makes a model of it",
     "cache.json": "a cache of `cogvx encode`, for --data of `cogvx train`",
@@ -91,13 +95,15 @@ def load(
     components: tuple[str, ...] = COMPONENTS,
     verify: bool = False,
     programs: str | os.PathLike | None = None,
+    **given: Any,
 ) -> Model:
     """Loads a model.
 
     Args:
       source: "tiny", which ships with the package; a folder in the published (diffusers) layout, or of
         `cogvx convert`; the URL of such a folder, such as gs://bucket/model, of which fsspec reads the needed
-        byte ranges; a hub id such as "zai-org/CogVideoX-2b"; or a preset's name such as "2b".
+        byte ranges; a hub id such as "zai-org/CogVideoX-2b"; a preset's name such as "2b"; or files of other
+        makers, which docs/files.md lists: what was inferred of them is printed on stderr.
       mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
         what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
@@ -108,6 +114,8 @@ def load(
         missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
       programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
         is compiled, with a warning. Its files are code: trust who wrote them.
+      given: what the files of the model do not tell, and other files to take parts from: fields of
+        `cogvx_jax.convert.given.Given`, such as vae="3d-vae.pt", text_encoder="t5-v1_1-xxl/" or position="rope".
     Raises: ValueError for an unknown name, a dtype the model cannot work in, a checkpoint that
       does not fit (every problem listed), or programs that were compiled for something else; FileNotFoundError for
       missing files.
@@ -115,8 +123,10 @@ def load(
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
-    files = open_source(folder)
+    files = open_source(folder, Given.of(given))
     spec = files.spec()
+    report_inferred(files)
+    check_parts(files, spec, components)
     compute = choose_compute(spec, dtype)
     stored = None if programs is None else read_programs(programs, spec, bounded(files, spec, compute), mesh)
     if verify:
@@ -144,11 +154,21 @@ def load_component(
     return load_params(folder, spec, component, dtype, put=put)
 
 
-def load_spec(source: str | os.PathLike) -> ModelSpec:
+def report_inferred(source: Source) -> None:
+    """Prints on stderr what of a model's spec no file says."""
+    for line in source.inferred():
+        print(f"cogvx: {source.place}: {line}", file=sys.stderr)
+
+
+def load_spec(source: str | os.PathLike, given: Given = NOTHING) -> ModelSpec:
     """The spec alone: no weights are read or fetched, and presets need no files at all."""
     name = str(source)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
-    return presets.PRESETS[preset] if preset in presets.PRESETS else read_spec(resolve(source, weights=False))
+    return (
+        presets.PRESETS[preset]
+        if preset in presets.PRESETS
+        else open_source(resolve(source, weights=False), given).spec()
+    )
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
@@ -191,7 +211,7 @@ def bounded(folder: Place | Source, spec: ModelSpec, compute: Compute) -> Comput
 
 
 def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
-    """The folder, or its URL, that a source stands for; a hub id is fetched into the hub's cache, needed files only.
+    """The folder or file, or its URL, that a source stands for; a hub id's needed files are fetched into its cache.
 
     Raises: ValueError for a name that is neither a folder nor known; FileNotFoundError for a
       path without a model; OSError where the hub cannot give the files.
@@ -202,15 +222,16 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
     if name == "tiny":
         return TINY
     if "://" in name:
-        if not open_files(name).exists("model_index.json"):
+        if find_layout(name) is None:
             raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")
         return name.rstrip("/")
     kind = kind_of(Path(name))
-    if kind == "a folder":
-        if not (Path(name) / "model_index.json").is_file():
-            raise FileNotFoundError(f"{name} has no model_index.json: it is {_folder_kind(Path(name))}")
+    is_preset = kind != "a folder" and name in presets.PRESETS
+    if kind != "nothing" and not is_preset and find_layout(Path(name)) is not None:
         return Path(name)
-    if kind != "nothing" and name not in presets.PRESETS:
+    if kind == "a folder":
+        raise FileNotFoundError(f"{name} has no model_index.json: it is {_folder_kind(Path(name))}")
+    if kind != "nothing" and not is_preset:
         is_lora = ", unless it is a LoRA, for --lora" if name.endswith(".safetensors") else ""
         raise ValueError(f"{name} is {kind}; give the folder of a model, in which model_index.json is{is_lora}")
     hub = presets.HUB.get(name, name)

@@ -1,0 +1,145 @@
+"""Where SAT and DeepSpeed keep what they save, and the float32 masters of ZeRO's first two stages.
+
+`<folder>/latest` names a tag; `<folder>/<tag>/mp_rank_00_model_states.pt` holds the weights in 16 bit. Beside it,
+`zero_pp_rank_<R>_mp_rank_00_optim_states.pt` hold the optimizer's share of each process R, with its part of the
+weights in float32: of each group one row of numbers, all parameters of the group after each other.
+
+Source: DeepSpeed, `deepspeed/utils/zero_to_fp32.py`.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from cogvx_jax.convert.tensors import Entry, Joined, Reshaped, Tensors
+from cogvx_jax.convert.torch_files import TorchArchive, read_torch
+from cogvx_jax.json_files import quoted
+from cogvx_jax.storage import Files, below, open_files, parent_and_name
+
+LATEST, STATES = "latest", "mp_rank_00_model_states.pt"
+SPLIT = re.compile(r"mp_rank_(?!00)\d+_model_states\.pt")
+STAGE_3 = re.compile(r"(z3_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+)_model_states\.pt")
+SHARD = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,5})_mp_rank_00_optim_states\.pt")
+MAX_TAG = 200  # bytes of the file `latest`
+LATER = "convert it on the machine that trained, with DeepSpeed's zero_to_fp32.py"
+
+
+def has_states(place: str | Path) -> bool:
+    """Whether a folder is one that SAT or DeepSpeed saves to, or of one tag in it."""
+    files = open_files(place)
+    return files.exists(LATEST) or files.exists(STATES)
+
+
+def find_states(place: str | Path) -> str | Path:
+    """The file of weights in a folder that SAT or DeepSpeed saves to, or in a tag's folder.
+
+    Raises: FileNotFoundError; ValueError, one sentence, for weights that are spread over several files.
+    """
+    files = open_files(place)
+    if files.exists(STATES):
+        if split := [name for name in files.names() if SPLIT.fullmatch(name)]:
+            raise ValueError(
+                f"{place} is split over {len(split) + 1} model-parallel ranks, which are not read; "
+                "merge them with SAT's own tool first"
+            )
+        return below(place, STATES)
+    names = files.names() if files.is_folder() else []
+    if any(STAGE_3.fullmatch(name) for name in names):
+        raise ValueError(f"{place} was saved by ZeRO's third stage, which is not read; {LATER}")
+    if not files.exists(LATEST):
+        raise FileNotFoundError(
+            f"{place} has neither {LATEST} nor {STATES}; there is {', '.join(names[:5]) or 'nothing'}"
+        )
+    tag = _tag(files)
+    if not open_files(below(place, tag)).is_folder():
+        tags = [name for name in names if open_files(below(place, name)).is_folder()]
+        raise FileNotFoundError(
+            f"{below(place, LATEST)} names {quoted(tag)}, which is not there; give one of the folders in {place}: "
+            f"{', '.join(tags[:5]) or 'there is none'}"
+        )
+    if open_files(below(place, tag)).exists(LATEST):
+        raise ValueError(f"{below(place, tag)} has a {LATEST} of its own, where SAT has the weights")
+    return find_states(below(place, tag))
+
+
+def _tag(files: Files) -> str:
+    try:
+        tag = files.bytes(LATEST, MAX_TAG).decode().strip()
+    except ValueError as error:
+        raise ValueError(f"{files.where}/{LATEST} names no tag: {error}") from None
+    if not re.fullmatch(r"[\w-][\w.-]*", tag, re.ASCII):
+        raise ValueError(f"{files.where}/{LATEST} names no tag but {quoted(tag)}")
+    return tag
+
+
+def read_masters(states: str | Path) -> Tensors:
+    """The weights of a file of `find_states`, those that were trained in float32 out of the shards beside it.
+
+    Raises: FileNotFoundError where there are no shards; ValueError, one sentence, for those that do not fit.
+    """
+    folder, name = parent_and_name(states)
+    files = open_files(folder)
+    try:
+        whole = read_torch(files, name)
+        groups = _shapes(TorchArchive(files, name).load())
+        flat = _flat(files, _shards(files), len(groups))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    found = dict(whole)
+    for shapes, numbers in zip(groups, flat, strict=True):
+        start = 0
+        for key, shape in shapes.items():
+            size = math.prod(shape)
+            if start + size > numbers.shape[0]:
+                raise ValueError(f"{folder}: its shards hold {numbers.shape[0]} numbers, too few for {key}")
+            found[key] = Reshaped(numbers.rows(start, start + size), shape)
+            start += size
+    return whole.of(found)
+
+
+def _shards(files: Files) -> list[str]:
+    ranks = {int(match[1]): name for name in files.names() if (match := SHARD.fullmatch(name))}
+    if not ranks:
+        raise FileNotFoundError(f"{files.where} has no zero_pp_rank_*_optim_states.pt, which hold the masters")
+    if missing := set(range(max(ranks) + 1)) - ranks.keys():
+        raise ValueError(f"the shard of rank {min(missing)} is missing")
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _shapes(states: Any) -> list[dict[str, tuple[int, ...]]]:
+    """Of the parameters that were trained, in order, for each group of the optimizer."""
+    groups = states.get("param_shapes") if isinstance(states, dict) else None
+    groups = [groups] if isinstance(groups, dict) else groups
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise ValueError(f"{STATES} has no param_shapes, with which the shards are cut")
+    for group in groups:
+        for key, shape in group.items():
+            if not isinstance(key, str) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+                raise ValueError(f"the param_shapes of {STATES} are damaged")
+    return groups
+
+
+def _flat(files: Files, shards: list[str], count: int) -> list[Entry]:
+    """The numbers of each group, those of all ranks after each other."""
+    ranks = []
+    for name in shards:
+        archive = TorchArchive(files, name)
+        found = archive.load()
+        state = found.get("optimizer_state_dict") if isinstance(found, dict) else None
+        if not isinstance(state, dict):
+            raise ValueError(f"{name} has no optimizer_state_dict")
+        if state.get("zero_stage", 1) not in (1, 2):
+            raise ValueError(f"{name} is of ZeRO's stage {quoted(state['zero_stage'])}, which is not read; {LATER}")
+        parts = state.get("single_partition_of_fp32_groups")
+        world = state.get("partition_count", len(shards))
+        world = max(world, default=0) if isinstance(world, list) and all(type(n) is int for n in world) else world
+        if world != len(shards):
+            raise ValueError(f"{name} is one of {quoted(world)} shards, of which {len(shards)} are there")
+        if not isinstance(parts, list) or len(parts) != count:
+            raise ValueError(f"{name} has not the masters of {count} groups")
+        entries = archive.entries({str(i): part for i, part in enumerate(parts)})
+        if [len(entries[key].shape) for key in entries] != [1] * count:
+            raise ValueError(f"{name} has masters that are no rows of numbers")
+        ranks.append(entries)
+    return [Joined.of([entries[str(i)] for entries in ranks]) for i in range(count)]
