@@ -11,14 +11,16 @@ import numpy as np
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
-from cogvx_jax.convert.tensors import Entry, Tensors
+from cogvx_jax.convert.sat_folder import find_states, has_states
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
 from cogvx_jax.json_files import parse_json, quoted, read_json
 from cogvx_jax.storage import LocalFiles, kind_of
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps PEFT's settings, as JSON
 PEFT_FILE = "adapter_model.safetensors"
 NOT_LINEAR = {*MODULES} - {*LINEAR}
-FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE)  # what a folder of one may hold
+# What a folder of one may hold; those of torch are of before safetensors.
+FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_lora_weights.bin", "adapter_model.bin")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,11 @@ class LoRAFile:
 
     def _shape(self, module: str, part: Part) -> tuple[int, ...] | None:
         key = self._keys.get((module, part))
-        return None if key is None else tuple(self.tensors[key].shape)
+        if key is None:
+            return None
+        if isinstance(entry := self.tensors[key], Unreadable):
+            raise ValueError(f"{key} cannot be read: {entry.problem}")
+        return tuple(entry.shape)
 
     def _tensor_alpha(self, module: str) -> float | None:
         key = self._keys.get((module, "alpha"))
@@ -179,7 +185,7 @@ def open_lora(source: str | Path, alpha: float | None = None) -> LoRAFile:
     """What a LoRA file holds, whatever model it is for.
 
     Args:
-      source: a file, or a folder that holds one under the name diffusers or PEFT gives it.
+      source: a file, or a folder that holds one under the name diffusers, PEFT or SAT gives it.
       alpha: of all modules, in place of what the file says.
     Raises: FileNotFoundError; ValueError, one sentence, for a file that is damaged or holds no LoRA.
     """
@@ -193,9 +199,11 @@ def open_lora(source: str | Path, alpha: float | None = None) -> LoRAFile:
 def find_file(source: Path) -> Path:
     """The LoRA's file that a path stands for. Raises: FileNotFoundError."""
     if source.is_dir():
+        if has_states(source):
+            return Path(find_states(source))
         found = [source / name for name in FILES if (source / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"{source} holds no LoRA: no {' and no '.join(FILES)}")
+            raise FileNotFoundError(f"{source} holds no LoRA: no {' and no '.join(FILES[:2])}")
         return found[0]
     if not source.is_file():
         kind = kind_of(source)
@@ -215,7 +223,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], 
             config = parse_json(metadata[METADATA])
         except ValueError as error:
             raise ValueError(f"its {METADATA} is {error}") from None
-    elif path.name in (PEFT_FILE, f"{Path(PEFT_FILE).stem}.bin") and beside.is_file():
+    elif path.stem == Path(PEFT_FILE).stem and beside.is_file():
         config, where = read_json(beside), beside.name
     config = {key.removeprefix("transformer."): value for key, value in config.items()}
     if not isinstance(config.get("rank_pattern"), dict | None):
