@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -181,16 +181,16 @@ def parent_and_name(place: str | Path) -> tuple[str | Path, str]:
     return Path(place).parent, Path(place).name
 
 
-def copy_files(place: str | Path, target: Path) -> None:
-    """Copies a folder of small files. Raises: FileNotFoundError if it is not there."""
+def copy_files(place: str | Path, target: Path, names: Collection[str] | None = None) -> None:
+    """Copies a folder of small files; of `names`, those that are there. Raises: FileNotFoundError without a folder."""
     files = open_files(place)
     if not files.is_folder():
         raise FileNotFoundError(f"there is no folder {files.where}")
-    if isinstance(files, LocalFiles):
+    if isinstance(files, LocalFiles) and names is None:
         shutil.copytree(files.folder, target, dirs_exist_ok=True)
         return
     target.mkdir(parents=True, exist_ok=True)
-    for name in files.names():
+    for name in files.names() if names is None else filter(files.exists, names):
         (target / name).write_bytes(files.bytes(name))
 
 

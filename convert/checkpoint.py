@@ -12,6 +12,7 @@ from cogvx_jax.convert.dialects import without_prefix
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.loose import LooseParts
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
+from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
@@ -51,12 +52,7 @@ def load_params(
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    opened = open_source(folder)
-    source: ParameterSource = (
-        OrbaxArrays(opened.place, component, expected_shapes(spec, component))
-        if is_orbax(opened.place)
-        else Published(opened.tensors(component), spec, component)
-    )
+    source = open_parameters(open_source(folder), spec, component)
     flat = {}
     for path in source:
         shape, own = source.shape(path), source.dtype(path) if dtype is None else np.dtype(dtype)
@@ -73,6 +69,41 @@ def check_parts(source: Source, spec: ModelSpec, components: Sequence[str]) -> N
             Published(source.tensors(component), spec, component)
 
 
+def published_tensors(
+    source: Source, spec: ModelSpec, component: str, dtype: str | np.dtype | None = None
+) -> list[Tensor]:
+    """A component's tensors by their published names, to write; each is read when it is made, and let go after it.
+
+    Args:
+      dtype: of all of them; None keeps each tensor's own, to the bit.
+    Raises: as `load_params`.
+    """
+    arrays = open_parameters(source, spec, component)
+
+    def make(parameter: Parameter, place: int, own: np.dtype) -> np.ndarray:
+        index = tuple(slice(n) for n in parameter.shape)
+        if not parameter.stacked:
+            found = arrays.read(parameter.path, own, index)
+        else:
+            found = arrays.read(parameter.path, own, (slice(place, place + 1), *index[1:]))[0]
+        arrays.release()
+        return np.ascontiguousarray(parameter.change.write(found))
+
+    tensors = []
+    for parameter in component_parameters(spec, component):
+        for place, key in enumerate(parameter.keys):
+            own = np.dtype(dtype) if dtype is not None else arrays.dtype_of(parameter.path, place)
+            tensors.append(Tensor(key, parameter.their_shape, own, functools.partial(make, parameter, place, own)))
+    return tensors
+
+
+def open_parameters(source: Source, spec: ModelSpec, component: str) -> "ParameterSource":
+    """A component's parameters, whatever the source; see `load_params`."""
+    if is_orbax(source.place):
+        return OrbaxArrays(source.place, component, expected_shapes(spec, component))
+    return Published(source.tensors(component), spec, component)
+
+
 class ParameterSource(Protocol):
     """A component's parameters by path, wherever they are stored."""
 
@@ -81,6 +112,9 @@ class ParameterSource(Protocol):
     def shape(self, path: str) -> tuple[int, ...]: ...
 
     def dtype(self, path: str) -> np.dtype: ...
+
+    def dtype_of(self, path: str, place: int) -> np.dtype:
+        """Of one of the tensors that a parameter is made of."""
 
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         """A copy of a block."""
@@ -113,6 +147,9 @@ class Published:
     def dtype(self, path: str) -> np.dtype:
         """The widest of the tensors that a parameter is made of."""
         return np.result_type(*(self._tensors[key].dtype for key in self._parameters[path].keys))
+
+    def dtype_of(self, path: str, place: int) -> np.dtype:
+        return self._tensors[self._parameters[path].keys[place]].dtype
 
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         parameter = self._parameters[path]

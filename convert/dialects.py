@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cogvx_jax.convert.containers import open_tensors
-from cogvx_jax.convert.given import NOTHING, Given
 from cogvx_jax.convert.sat import WHOLE, read_sat
 from cogvx_jax.convert.sat_folder import STATES, read_masters
 from cogvx_jax.convert.tables import check_component
 from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.storage import parent_and_name
 
 # Of each component, a name that it always has and that no other naming ends with.

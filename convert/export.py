@@ -20,6 +20,7 @@ from cogvx_jax.convert.tables import COMPONENTS, Parameter
 from cogvx_jax.storage import check_new, new_folder
 
 METADATA = {"format": "pt"}  # which transformers asks for
+SHARD_BYTES = 5 * 10**9
 
 
 def export(
@@ -28,7 +29,7 @@ def export(
     params: Mapping[str, Any],
     tokenizer: Any = None,
     dtype: str | np.dtype | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a model; the folder appears under its name only when whole.
 
@@ -46,7 +47,7 @@ def export(
     with new_folder(folder) as partial:
         write_configs(spec, partial)
         for component in COMPONENTS:
-            _write_weights(partial / component, STEMS[component], tensors[component], max_shard_bytes)
+            write_weights(partial / component, STEMS[component], tensors[component], max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial / "tokenizer"))
 
@@ -86,7 +87,8 @@ def _split(parameter: Parameter, leaf: Any, dtype: np.dtype) -> list[Tensor]:
     return [Tensor(key, shape, dtype, functools.partial(make, i)) for i, key in enumerate(parameter.keys)]
 
 
-def _write_weights(folder: Path, stem: str, tensors: list[Tensor], max_shard_bytes: int) -> None:
+def write_weights(folder: Path, stem: str, tensors: list[Tensor], max_shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a component's tensors as published: one file, or several with an index."""
     shards: list[list[Tensor]] = []
     room = 0
     for tensor in sorted(tensors, key=lambda t: t.key):

@@ -14,8 +14,8 @@ from cogvx_jax.convert import infer
 from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.given import NOTHING, Given
 from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import MAX_BYTES, Json, parse_json
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import below, open_files, parent_and_name
@@ -86,7 +86,7 @@ class LooseParts:
         """The spec, and what of it no file says."""
         tensors = self.tensors("transformer")
         try:
-            transformer, like = infer.infer_transformer(tensors, self.given.position)
+            transformer, like = infer.infer_transformer(tensors, self._position())
         except ConversionError:
             raise
         except ValueError as error:
@@ -107,6 +107,11 @@ class LooseParts:
             if not beside:
                 lines.append(_line(part, document, said, like.name, part in self._places))
         return self._parsed(documents), lines
+
+    def _position(self) -> str | None:
+        """Of the transformer, as given or as the configuration beside it says; None where nothing does."""
+        rotary = self._beside("transformer").get("use_rotary_positional_embeddings")
+        return self.given.position or {True: "rope", False: "sincos"}.get(rotary)
 
     def _parsed(self, documents: Mapping[str, Json]) -> ModelSpec:
         generation = self._read(self.configs, GENERATION)

@@ -131,6 +131,10 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
     def dtype(self, path: str) -> np.dtype:
         return self._arrays[path].dtype.numpy_dtype
 
+    def dtype_of(self, path: str, place: int) -> np.dtype:
+        """Of one of the tensors that were stacked: all of them have one type."""
+        return self.dtype(path)
+
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         """A block of an array; of the files, only the blocks that it lies in are read."""
         try:

@@ -1,7 +1,6 @@
 """A model, wherever it can be loaded from, to a folder or bucket of Orbax checkpoints; see `convert.orbax`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,17 @@ from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.orbax_writes import orbax_writes
-from cogvx_jax.convert.sources import open_source
+from cogvx_jax.convert.sources import Place, Source, copy_tokenizer, open_source
 from cogvx_jax.convert.tables import COMPONENTS
-from cogvx_jax.storage import RemoteFiles, check_new, copy_files, new_folder
+from cogvx_jax.storage import RemoteFiles, check_new, new_folder
 from cogvx_jax.temporaries import temporary_folder
 
 
-def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None) -> None:
+def write_orbax(source: Place | Source, target: Place, dtype: str | None = None) -> None:
     """Writes a model; the folder appears under its name only when whole. The host holds a component at a time.
 
     Args:
-      source: a folder in the published layout, or one that this function wrote, or the URL of one.
+      source: a folder in the published layout, or one that this function wrote, or the URL of one; or any `Source`.
       target: a folder that does not exist, or is empty, or the URL of one. What goes below a URL is written to the
         system's temporary folder first, all of it; its digests, without which it is no model, arrive there last.
       dtype: of the transformer and the text encoder; None keeps every array's own.
@@ -40,7 +39,7 @@ def write_orbax(source: str | Path, target: str | Path, dtype: str | None = None
     spec = opened.spec()
     with new_folder(target) as partial:
         write_configs(spec, partial)
-        copy_files(opened.tokenizer, partial / "tokenizer")
+        copy_tokenizer(opened.tokenizer, partial / "tokenizer")
         listed: dict[str, Any] = {}
         for component in COMPONENTS:
             params = load_params(opened, spec, component, None if component == "vae" else dtype)

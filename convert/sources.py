@@ -15,12 +15,12 @@ from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_configs, r
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.given import NOTHING, Given
 from cogvx_jax.convert.loose import LooseParts, Place
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors
-from cogvx_jax.storage import below, open_files, parent_and_name
+from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.storage import below, copy_files, open_files, parent_and_name
 
 
 class Source(Protocol):
@@ -187,3 +187,13 @@ def open_source(place: "Place | Source", given: Given = NOTHING) -> Source:
 def read_spec(place: "Place | Source") -> ModelSpec:
     """The spec of the model in a place, with float32 activations; see `Source.spec`."""
     return open_source(place).spec()
+
+
+def copy_tokenizer(place: Place, target: Path) -> None:
+    """Copies the files of a tokenizer's folder, but for the weights of T5 that may lie beside them."""
+    names = [
+        name
+        for name in open_files(place).names()
+        if name not in ("config.json",) and not name.endswith((*SUFFIXES, ".index.json"))
+    ]
+    copy_files(place, target, names)

@@ -12,7 +12,7 @@ LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; c
 
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
 SETTINGS = {"axes", "configs", "chips", "presets"}
-GROUND = SETTINGS | {"storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
+GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
 BELOW_TRAIN = BELOW_PIPELINES | {"pipelines"}
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "configs": set(),
     "chips": set(),
     "presets": {"configs"},
+    "given": set(),
     "storage": {"temporaries"},
     "temporaries": set(),
     "git_lfs": set(),

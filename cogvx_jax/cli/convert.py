@@ -1,12 +1,12 @@
-"""`cogvx convert`: stores a model as Orbax checkpoints."""
+"""`cogvx convert`: stores a model in another layout."""
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import DType
+from cogvx_jax.cli.options import DType, GivenFlags
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -16,22 +16,33 @@ def convert(
     target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DST")],
     /,
     *,
+    to: Literal["orbax", "diffusers", "sat", "single"] = "orbax",
     dtype: DType | None = None,
+    parts: tuple[Literal["transformer", "vae", "text_encoder"], ...] = ("transformer", "vae", "text_encoder"),
+    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
 ) -> None:
-    """Writes a model as Orbax checkpoints, which restore onto any mesh; DST is then a model like any other.
+    """Writes a model in another layout; DST is then a model like any other.
 
-    It has the numbers in blocks that a device reads without the rest, and a digest of every array.
+    As Orbax checkpoints, it restores onto any mesh: it has the numbers in blocks that a device reads without the rest,
+    and a digest of every array.
 
     Args:
-      source: a model as for `generate`.
-      target: the folder to write, or its URL, such as gs://bucket/model; it must not exist, or be empty.
+      source: a model as for `generate`, or other makers' files, which docs/files.md lists.
+      target: the folder to write, which must not exist, or be empty; of Orbax checkpoints also its URL, such as
+        gs://bucket/model.
+      to: Orbax checkpoints; the published layout, which diffusers opens; SAT's, with .pt files; or a safetensors file
+        for each part.
       dtype: of the transformer and the text encoder; None keeps every array's own.
+      parts: what to write.
     """
-    from cogvx_jax.convert import write_orbax
-    from cogvx_jax.pipelines.model import resolve
+    from cogvx_jax.convert.sources import open_source
+    from cogvx_jax.convert.targets import write_model
+    from cogvx_jax.pipelines.model import report_inferred, resolve
 
     began = time.monotonic()
-    write_orbax(resolve(source), target, dtype)
+    model = open_source(resolve(source), given.checked())
+    report_inferred(model)
+    write_model(model, target, to, dtype, parts)
     size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
     print(f"{target}: {size}in {time.monotonic() - began:.1f} s")
 

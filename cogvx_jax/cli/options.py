@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
+from cogvx_jax.given import Given
 from cogvx_jax.pipelines.options import Options, Sampling
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
@@ -31,6 +32,14 @@ class VideoFlags(Options):
 
     def checked(self) -> Options:
         return Options(**vars(self))
+
+
+class GivenFlags(Given):
+    def __post_init__(self):
+        pass
+
+    def checked(self) -> Given:
+        return Given(**vars(self))
 
 
 def parse_lora(text: str) -> tuple[str, float]:

@@ -18,8 +18,8 @@ from cogvx_jax.convert import load_params
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.convert.checkpoint import check_parts
 from cogvx_jax.convert.containers import SUFFIXES
-from cogvx_jax.convert.given import NOTHING, Given
 from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
@@ -115,7 +115,7 @@ def load(
       programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
         is compiled, with a warning. Its files are code: trust who wrote them.
       given: what the files of the model do not tell, and other files to take parts from: fields of
-        `cogvx_jax.convert.given.Given`, such as vae="3d-vae.pt", text_encoder="t5-v1_1-xxl/" or position="rope".
+        `cogvx_jax.given.Given`, such as vae="3d-vae.pt", text_encoder="t5-v1_1-xxl/" or position="rope".
     Raises: ValueError for an unknown name, a dtype the model cannot work in, a checkpoint that
       does not fit (every problem listed), or programs that were compiled for something else; FileNotFoundError for
       missing files.

@@ -9,6 +9,7 @@ from typing import Any
 
 from cogvx_jax import git_lfs
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.containers import SUFFIXES
 from cogvx_jax.json_files import POINTER, Json, parse_json, quoted
 from cogvx_jax.storage import LocalFiles, below, copy_files, open_files
 
@@ -30,14 +31,17 @@ def read_tokenizer(place: str | Path, spec: ModelSpec) -> Any:
     Raises: FileNotFoundError; ValueError, one sentence with the file's name, for a damaged file or another model's
       tokenizer.
     """
-    if not any(open_files(place).exists(name) for name in SOURCES):
+    files = open_files(place)
+    if not any(files.exists(name) for name in SOURCES):
         raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
+    names = files.names()
+    wanted = [name for name in names if not name.endswith(SUFFIXES)]  # T5's weights may lie beside them
     with contextlib.ExitStack() as stack:
-        here = place
-        if not isinstance(place, Path):
+        if not isinstance(files, LocalFiles) or len(wanted) < len(names):
             here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            copy_files(place, here)
-        tokenizer = _read(LocalFiles(Path(here)), str(place))
+            copy_files(place, here, wanted)
+            files = LocalFiles(here)
+        tokenizer = _read(files, str(place))
     if len(tokenizer) > spec.text_encoder.vocab:
         raise ValueError(
             f"{place} has {len(tokenizer)} tokens but the text encoder only {spec.text_encoder.vocab}: "

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.json_files import Json
-
 # Field of `Given` -> the published configuration it belongs to, and its name there.
 FIELDS = {
     "sample_height": ("transformer/config.json", "sample_height"),
@@ -24,20 +22,23 @@ FIELDS = {
 class Given:
     """What is said of a model that is not in the published layout; None is what its files say.
 
-    Of what they do not say, it is what the most similar published model has.
+    What neither says is as in the most similar published model.
 
-    text_encoder: T5, a file or the folder of one.
-    vae: the VAE, a file or the folder of one.
-    tokenizer: the folder of the tokenizer; without it, that of the text encoder or one beside it.
-    position: kind of the transformer's positions, "sincos" or "rope", where its width is no published model's.
-    sample_height, sample_width: native size in latents, to which rotary positions are scaled.
-    sample_frames: native count of pixel frames.
-    text_length: tokens of a prompt.
-    scaling_factor: of latents.
-    groups: of the VAE's norms.
-    snr_shift: of the noise schedule.
-    lora_alpha: of the LoRA that a file of SAT's has beside its weights; SAT's own default is 1.
-    masters: of a folder of DeepSpeed's, take the float32 weights of the optimizer, not those in 16 bit.
+    Args:
+      text_encoder: T5 of files that lack one, a file or the folder of one.
+      vae: a VAE to use, a file or the folder of one.
+      tokenizer: folder of the tokenizer; None is that of the text encoder, or one beside it.
+      position: kind of the transformer's positions, sincos or rope, where its width is no published model's.
+      sample_height: native height in latents, to which positions are scaled.
+      sample_width: native width in latents.
+      sample_frames: native count of pixel frames.
+      text_length: tokens of a prompt.
+      scaling_factor: of latents.
+      groups: of the VAE's norms.
+      snr_shift: of the noise schedule.
+      lora_alpha: of the LoRA that a file of SAT's holds beside its weights, which does not tell it; SAT's default is 1.
+      masters: of a folder of DeepSpeed's, take the optimizer's weights in float32, not those in 16 bit.
+    Raises: ValueError, one sentence, for a value that cannot be.
     """
 
     text_encoder: str | None = None
@@ -75,7 +76,7 @@ class Given:
         """Whether anything is said."""
         return self != Given()
 
-    def of_document(self, path: str) -> Json:
+    def of_document(self, path: str) -> dict[str, Any]:
         """What is said that belongs to a published configuration, by its names there."""
         found = {theirs: getattr(self, field) for field, (document, theirs) in FIELDS.items() if document == path}
         return {theirs: value for theirs, value in found.items() if value is not None}
