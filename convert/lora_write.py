@@ -15,7 +15,10 @@ from cogvx_jax.convert.lora_file import METADATA, LoRAFile, Module
 from cogvx_jax.convert.lora_formats import SAT_LAYERS, WRITTEN, Format, Part, numbered
 from cogvx_jax.convert.lora_models import parameters
 from cogvx_jax.convert.safetensors import Tensor, write_file
+from cogvx_jax.convert.sat_folder import LATEST, STATES
 from cogvx_jax.convert.tables import Parameter
+from cogvx_jax.convert.targets import SAT_TAG
+from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.temporaries import temporary_beside
 
@@ -82,7 +85,20 @@ def _write(path: str | Path, to: str, dtype: str | None, updates: Callable[[], S
     if dtype is not None:
         tensors = [tensor if tensor.key.endswith(".alpha") else _cast(tensor, dtype) for tensor in tensors]
     with temporary_beside(path) as partial:
-        write_file(partial, tensors, {"format": "pt", **metadata})
+        if to == "sat":
+            _write_sat(partial, tensors)
+        else:
+            write_file(partial, tensors, {"format": "pt", **metadata})
+
+
+def _write_sat(path: Path, tensors: Sequence[Tensor]) -> None:
+    """The file of weights, or a folder that SAT loads from."""
+    states = path
+    if path.suffix != ".pt":
+        states = path / SAT_TAG / STATES
+        states.parent.mkdir(parents=True)
+        (path / LATEST).write_text(SAT_TAG)
+    write_torch(states, tensors, "module")
 
 
 def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
@@ -92,9 +108,10 @@ def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
         raise ValueError(f"unknown kind of LoRA file {to!r}; the known ones are {', '.join(WRITTEN)}")
     if path.exists():
         raise FileExistsError(f"{path} exists; nothing was written")
-    suffix = ".safetensors"
-    if path.suffix != suffix:
-        raise ValueError(f"a LoRA is written as a {suffix} file, got {path.name!r}")
+    if to == "sat" and path.suffix not in ("", ".pt"):
+        raise ValueError(f"a LoRA of SAT is written as a .pt file or a folder, got {path.name!r}")
+    if to != "sat" and path.suffix != ".safetensors":
+        raise ValueError(f"a LoRA is written as a .safetensors file, got {path.name!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it first or write elsewhere")
     return path, WRITTEN[to]

@@ -16,9 +16,11 @@ from test_strangers import mutate
 
 from cogvx_jax.configs import ModelSpec, TransformerConfig
 from cogvx_jax.convert import convert_lora, expected_shapes, open_lora, read_lora, write_lora
+from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.lora_file import METADATA
 from cogvx_jax.convert.lora_formats import FORMATS, LINEAR, WRITTEN
 from cogvx_jax.convert.lora_models import doubts, fits, kernels, made_for, parameters
+from cogvx_jax.given import NOTHING
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.presets import PRESETS
@@ -350,6 +352,69 @@ def test_differences_of_comfyui_and_biases_of_peft(tmp_path):
     assert "is (3,), the model's (16,)" in refusal(
         save(tmp_path / "z.safetensors", pair(*COMFY) | {f"{stem}.attn1.to_q.diff_b": normal(0, 3)})
     )
+
+
+SAT = Path(__file__).parent / "data" / "sat_2b_lora" / "transformer"
+LAYERS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+
+
+def test_a_checkpoint_of_sat_is_a_lora(tmp_path):
+    """The folder, its tag and the file: A and B as they were drawn, and what the merged model adds to the original."""
+    file = open_lora(SAT)
+    rng = np.random.default_rng(415)
+    for layer in LAYERS:
+        a, b = file.read(f"transformer_blocks.0.{layer}")
+        np.testing.assert_array_equal(a.T, rng.standard_normal((4, 32), dtype=np.float32))
+        np.testing.assert_array_equal(b.T, rng.standard_normal((32, 4), dtype=np.float32))
+    assert "SAT, 4 modules, rank 4, alpha 1 (not in the file; 1, the trainer's default), scale 0.25" == file.told()
+    assert open_lora(SAT / "1000").path == open_lora(SAT / "1000" / "mp_rank_00_model_states.pt").path == file.path
+    merged = open_component(file.path, "transformer", NOTHING)
+    states = "model.diffusion_model.transformer.layers.0.attention"
+    original = np.split(file.tensors.read(f"{states}.query_key_value.original.weight"), 3)
+    original.append(file.tensors.read(f"{states}.dense.original.weight"))
+    for layer, weight in zip(LAYERS, original, strict=True):
+        name = f"transformer_blocks.0.{layer}"
+        a, b = file.read(name)
+        np.testing.assert_allclose(merged.read(f"{name}.weight") - weight, (a @ b).T / 4, atol=1e-5)
+
+
+def test_sat_goes_out_and_comes_back_to_the_bit(tmp_path):
+    file = open_lora(SAT)
+    for out in ("lora.pt", "folder"):
+        convert_lora(tmp_path / out, file, "sat")
+        back = open_lora(tmp_path / out)
+        for name in file.modules:
+            for part in ("a", "b"):
+                np.testing.assert_array_equal(back.stored(name, part), file.stored(name, part))
+    assert (tmp_path / "folder" / "latest").read_text() == "1"
+    convert_lora(tmp_path / "peft.safetensors", file)
+    peft = open_lora(tmp_path / "peft.safetensors")
+    assert {module.alpha.scale for module in peft.modules.values()} == {0.25}  # the exporter of SAT forgets it
+    convert_lora(tmp_path / "again.pt", peft, "sat")
+    assert open_lora(tmp_path / "again.pt").told() == file.told()
+
+
+def test_all_42_layers_for_sat_with_ranks_and_scales_of_their_own(tmp_path):
+    """SAT's exporter takes 240 tensors alone."""
+    deep = ModelSpec(name="deep", transformer=TransformerConfig(layers=42, **SMALL))
+    queries, values = random_lora(deep, ["to_q"], 2, 3.0), random_lora(deep, ["to_v"], 4, 1.0)
+    lora = dataclasses.replace(queries, adapters=queries.adapters | values.adapters, rank=4)
+    write_lora(tmp_path / "deep.pt", lora, deep, "sat")
+    file = open_lora(tmp_path / "deep.pt")
+    assert len(file.tensors) == 336 and all(".matrix_" in key for key in file.tensors)
+    assert {module.rank for module in file.modules.values()} == {4}
+    back, own = deltas(read_lora(file.path, deep), deep), deltas(lora, deep)
+    assert back.keys() == own.keys() and len(own) == 84  # what SAT wants beside them is 0
+    assert_same(back, own, 1e-5)
+    for to in ("peft", "kohya"):
+        convert_lora(tmp_path / f"{to}.safetensors", file, to)
+        assert len(open_lora(tmp_path / f"{to}.safetensors").modules) == 168
+    write_lora(tmp_path / "ff.safetensors", random_lora(TWO), TWO)
+    with pytest.raises(ValueError, match=r"SAT adapts attention alone, and has no place for .*; write it as peft"):
+        convert_lora(tmp_path / "ff.pt", open_lora(tmp_path / "ff.safetensors"), "sat")
+    with pytest.raises(ValueError, match="a LoRA of SAT is written as a .pt file or a folder, got 'x.safetensors'"):
+        convert_lora(tmp_path / "x.safetensors", file, "sat")
+    assert not (tmp_path / "ff.pt").exists()
 
 
 def test_which_model_a_file_fits_and_was_made_for(tmp_path):

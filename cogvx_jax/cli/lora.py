@@ -59,7 +59,7 @@ def convert(
 
     Args:
       file: a LoRA of any maker, a folder that holds one, or a run of `cogvx train`.
-      out: a .safetensors file that does not exist; of sat, a .pt file.
+      out: a .safetensors file that does not exist; for sat, a .pt file or a folder.
       to: peft for diffusers and PEFT, kohya, comfyui, fun for VideoX-Fun, sat for the authors' SAT.
       alpha: to count with in place of the file's.
       dtype: of the numbers; None keeps each tensor's own.
