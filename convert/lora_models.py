@@ -24,10 +24,10 @@ FUN = {
 }
 HINTS = {  # in the name of a file or of the model in its metadata -> what it was made for
     r"dimensionx|orbit": "CogVideoX-5b-I2V by DimensionX, whose alpha is 1",
-    r"cogvideox[-_ ]?fun|(?<![a-z])(?:inp|control|pose|mps|hps|reward)(?![a-z])": "CogVideoX-Fun",
-    r"1\.5-?5b-?i2v": "CogVideoX1.5-5B-I2V",
-    r"1\.5-?5b": "CogVideoX1.5-5B",
-    r"(?<![\d.])5b-?i2v": "CogVideoX-5b-I2V",
+    r"videox[-_ ]?fun": "CogVideoX-Fun",
+    r"1\.5[-_]?5b[-_]?i2v": "CogVideoX1.5-5B-I2V",
+    r"1\.5[-_]?5b": "CogVideoX1.5-5B",
+    r"(?<![\d.])5b[-_]?i2v": "CogVideoX-5b-I2V",
     r"(?<![\d.])5b": "CogVideoX-5b",
     r"(?<![\d.])2b": "CogVideoX-2b",
 }

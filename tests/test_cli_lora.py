@@ -1,18 +1,25 @@
 """`cogvx lora`: info, convert, merge; and how a LoRA of a maker comes to a video."""
 
+import dataclasses
 import json
 import logging
+import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
-from cogvx_jax.convert import open_lora, read_lora
+from cogvx_jax.configs import LoRAConfig
+from cogvx_jax.convert import open_lora, read_lora, write_lora
+from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 
 DATA = Path(__file__).parent / "data" / "lora_formats"
@@ -47,6 +54,16 @@ def kohya(path, spec, blocks=None, rank=2, alpha=1.0):
         tensors[f"{key}.alpha"] = np.array(alpha, np.float32)
     save_file(tensors, path)
     return path
+
+
+def a_run(folder, spec):
+    """What `cogvx train` leaves of a LoRA of queries."""
+    lora = LoRAConfig(rank=2, targets=("to_q",))
+    adapters = loras.init(jax.random.key(0), transformer_shapes(spec), lora)
+    with ocp.CheckpointManager(folder / "checkpoints", item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
+        manager.save(1, args=ocp.args.PyTreeSave({"params": adapters, "average": None}))
+    said = {"source": "tiny", "name": spec.name, "width": spec.transformer.width, "layers": spec.transformer.layers}
+    (folder / "run.json").write_text(json.dumps(said | {"lora": dataclasses.asdict(lora)}))
 
 
 def test_info_needs_no_model(run):
@@ -135,3 +152,34 @@ def test_errors_come_before_all_else_and_leave_nothing(run, small, tmp_path):
     shutil.copy(file, out)
     assert "exists; nothing was written" in run("convert", file, out, status=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "x.safetensors"]
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
+SECTION = PAGE.partition("## LoRA files")[2].partition("\n## ")[0]
+COMMANDS = re.findall(r"\| `cogvx ([^`]+)` \|$", SECTION, re.M)
+
+
+def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+    """But for the video, of which the same flags run above."""
+    spec = cx.load_spec("tiny")
+    monkeypatch.chdir(tmp_path)
+    kohya("panda.safetensors", spec)
+    write_lora("export.safetensors", read_lora("panda.safetensors", spec), spec)
+    a_run(tmp_path / "runs" / "panda", spec)
+    assert len(COMMANDS) == 12
+    for command in COMMANDS:
+        if not command.startswith("generate"):
+            monkeypatch.setattr(sys, "argv", ["cogvx", *shlex.split(command)])
+            cli.main()
+    said = capsys.readouterr()
+    assert "alpha 1 (given), scale 0.5" in said.err and "tiny with 1 LoRA" in said.out
+    names: dict = {"cx": cx}
+    (code,) = re.findall(r"```python\n(.*?)```", SECTION, re.S)
+    exec(compile(code, "files.md", "exec"), names)
+    q = [names[name].params["transformer"]["blocks"]["attention"]["q"]["kernel"] for name in ("base", "tuned", "fixed")]
+    merged = cx.load("tiny_panda").params["transformer"]["blocks"]["attention"]["q"]["kernel"]
+    np.testing.assert_allclose(merged, q[1], atol=1e-2)  # tiny is stored in bfloat16
+    np.testing.assert_allclose((q[1] - q[0]) / 0.8, q[2] - q[0], atol=1e-5)
+    for name in ("panda_peft", "panda_kohya", "panda_fun", "panda_comfyui", "panda_from_sat"):
+        tuned = cx.load_lora(names["base"], f"{name}.safetensors", 0.8).params["transformer"]["blocks"]["attention"]
+        np.testing.assert_allclose(tuned["q"]["kernel"], q[1], atol=1e-5, err_msg=name)

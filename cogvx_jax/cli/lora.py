@@ -32,6 +32,7 @@ def info(
       alpha: to count with in place of the file's.
       as_json: print JSON.
     """
+    _stay_on_the_host()
     from cogvx_jax.convert import open_lora
     from cogvx_jax.convert.lora_models import describe
 
@@ -64,6 +65,7 @@ def convert(
       alpha: to count with in place of the file's.
       dtype: of the numbers; None keeps each tensor's own.
     """
+    _stay_on_the_host()
     from cogvx_jax.convert import convert_lora, open_lora, write_lora
     from cogvx_jax.convert.lora_write import check_target
     from cogvx_jax.convert.runs import is_run, read_run_lora, run_source
@@ -106,6 +108,7 @@ def merge(
     if not loras:
         raise ValueError("there is nothing to merge; give LoRA files")
     weighted = [parse_lora(text) for text in loras]
+    _stay_on_the_host()
     if model is None:
         _merge_files(weighted, out, alpha, dtype)
         return
@@ -125,6 +128,13 @@ def merge(
     merged = load_merged(model, found, dtype)
     export(out, merged.spec, merged.params, merged.tokenizer)
     print(f"{out}: {merged.spec.name} with {len(found)} LoRA{'s' * (len(found) > 1)}")
+
+
+def _stay_on_the_host() -> None:
+    """An accelerator that does not work, or is in use, is no matter, and its memory is no limit."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _merge_files(weighted: list[tuple[str, float]], out: Path, alpha: float | None, dtype: DType | None) -> None:
