@@ -81,6 +81,9 @@ class LooseParts:
     def inferred(self) -> list[str]:
         return self._told[1]
 
+    def places(self) -> dict[str, Place]:
+        return dict(self._places)
+
     @functools.cached_property
     def _told(self) -> tuple[ModelSpec, list[str]]:
         """The spec, and what of it no file says."""
@@ -111,7 +114,7 @@ class LooseParts:
     def _position(self) -> str | None:
         """Of the transformer, as given or as the configuration beside it says; None where nothing does."""
         rotary = self._beside("transformer").get("use_rotary_positional_embeddings")
-        return self.given.position or {True: "rope", False: "sincos"}.get(rotary)
+        return self.given.position or (None if rotary is None else "rope" if rotary else "sincos")
 
     def _parsed(self, documents: Mapping[str, Json]) -> ModelSpec:
         generation = self._read(self.configs, GENERATION)

@@ -115,7 +115,8 @@ def _shapes(states: Any) -> list[dict[str, tuple[int, ...]]]:
         raise ValueError(f"{STATES} has no param_shapes, with which the shards are cut")
     for group in groups:
         for key, shape in group.items():
-            if not isinstance(key, str) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+            if not isinstance(key, str) or not sizes:
                 raise ValueError(f"the param_shapes of {STATES} are damaged")
     return groups
 

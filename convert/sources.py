@@ -42,6 +42,12 @@ class Source(Protocol):
     def inferred(self) -> list[str]:
         """A line for everything in the spec that no file says."""
 
+    def places(self) -> dict[str, Place]:
+        """Its files and folders of files, by a name of each."""
+
+
+FOLDERS = ("", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # of the published layout
+
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFolder:
@@ -80,6 +86,11 @@ class PublishedFolder:
 
     def inferred(self) -> list[str]:
         return []
+
+    def places(self) -> dict[str, Place]:
+        said = {"given vae": self.given.vae, "given text_encoder": self.given.text_encoder}
+        folders = {part: below(self.place, part) if part else self.place for part in FOLDERS}
+        return folders | {name: place for name, place in said.items() if place is not None}
 
     def _other(self, component: str) -> str | None:
         """A place that is given for a component, in place of the folder's own."""

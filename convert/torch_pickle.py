@@ -10,7 +10,7 @@ Source: Python's `pickletools`, which takes the opcodes apart; `torch/_utils.py`
 
 import dataclasses
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -123,6 +123,13 @@ def read_pickle(data: bytes) -> Any:
         raise ValueError(f"its pickle is damaged: {type(error).__name__}") from None
 
 
+def _opcodes(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+    try:
+        yield from pickletools.genops(data)
+    except ValueError as error:
+        raise ValueError(f"its pickle is damaged: {' '.join(str(error)[:100].split())}") from None
+
+
 class _Mark:
     """Where a run of items begins on the stack."""
 
@@ -135,7 +142,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, data: bytes) -> Any:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for number, (opcode, argument, _) in enumerate(_opcodes(data)):
             if number > MAX_OPCODES:
                 raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
             if opcode.name == "STOP":

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import write_video
-from cogvx_jax.cli.options import DType, MeshText
+from cogvx_jax.cli.options import DType, GivenFlags, MeshText
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -22,6 +22,7 @@ def decode(
     dtype: DType | None = None,
     mesh: MeshText = None,
     programs: Path | None = None,
+    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes the video of latents that `cogvx generate` sampled and could not decode.
 
@@ -39,12 +40,14 @@ def decode(
     from cogvx_jax.pipelines.saved_latents import read_latents
     from cogvx_jax.sharding import parse_mesh
 
-    began, saved = time.monotonic(), read_latents(latents)
+    began, saved, about = time.monotonic(), read_latents(latents), given.checked()
     check_writable(out)
-    channels = load_spec(model or saved.model).vae.latent_channels
+    channels = load_spec(model or saved.model, about).vae.latent_channels
     if saved.latents.shape[-1] != channels:
         raise ValueError(f"{latents} has {saved.latents.shape[-1]} channels, the VAE decodes {channels}")
     devices = None if mesh is None else parse_mesh(mesh)
-    loaded = load(model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs)
+    loaded = load(
+        model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs, **vars(about)
+    )
     count, height, width = write_video(loaded, saved, out, tiling)
     print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, VideoFlags, parse_lora, report
+from cogvx_jax.cli.options import DType, GivenFlags, MeshText, VideoFlags, parse_lora, report
 from cogvx_jax.cli.prompts_file import Job, read_jobs
+from cogvx_jax.given import Given
 from cogvx_jax.pipelines.options import RANDOM, Sampling
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def generate(
     programs: Path | None = None,
     exact: bool = False,
     progress: bool = True,
+    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
 
@@ -51,7 +53,8 @@ def generate(
       prompt: what the video shows.
       out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
         its stem gets the line's number.
-      model: "tiny", a folder in the published layout, a hub id, or one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v.
+      model: "tiny", a folder in the published layout, a hub id, one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, or other
+        makers' files, which docs/files.md lists.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
         add up. `cogvx lora info` tells what a file is.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
@@ -71,6 +74,7 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, video.checked())
     weighted = [parse_lora(text) for text in lora]
+    about = given.checked()
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
@@ -79,14 +83,14 @@ def generate(
 
     if distributed:
         initialize()
-    spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
+    spec, devices = load_spec(model, about), None if mesh in (None, "auto") else parse_mesh(mesh)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         if adapter.told:
             report(f"{path}: {adapter.told}, weight {weight:g}")
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
-        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again)
+        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again, about)
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
@@ -96,7 +100,7 @@ def generate(
         devices = _auto_mesh(model, [request for _, request, _ in work], dtype)
     if exact:
         check_exact(devices, one_program=one_program)
-    loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
+    loaded = load(model, dtype=dtype, mesh=devices, programs=programs, **vars(about))
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
@@ -126,12 +130,12 @@ def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
     return work
 
 
-def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool) -> list[Work]:
+def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
     """The work that no earlier run has done, its digests filled in; with `again`, all of it."""
     from cogvx_jax.cli.made import is_made, model_digest, request_digest
     from cogvx_jax.sharding import first_process, of_first_process
 
-    made_with = model_digest(model, adapters, how)
+    made_with = model_digest(model, adapters, how, about)
     work = [one._replace(digest=request_digest(one.request, one.job.options, made_with)) for one in work]
     # The first process writes the files, and perhaps only it can see them.
     made = [not again and first_process() and is_made(one.job.out, one.digest) for one in work]

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from cogvx_jax import presets
+from cogvx_jax.cli.options import GivenFlags
 from cogvx_jax.configs import ModelSpec
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -16,6 +17,7 @@ def info(
     /,
     *,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
 ) -> None:
     """Prints a model's kind, sizes, parameters, memory and native shapes, without loading weights.
 
@@ -28,7 +30,7 @@ def info(
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
     from cogvx_jax.pipelines.model import load_spec
 
-    facts = describe(load_spec(model))
+    facts = describe(load_spec(model, given.checked()))
     if as_json:
         print(json.dumps(facts, indent=2))
         return

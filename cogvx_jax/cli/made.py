@@ -12,16 +12,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.convert.sources import open_source
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import params_digest
-from cogvx_jax.storage import below, open_files, read_file
+from cogvx_jax.storage import open_files, parent_and_name, read_file
 
 NAME = "cogvx-made.jsonl"
 MAX_BYTES = 64 * 2**20  # of it; a video takes 200
-PARTS = ("", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def is_made(out: Path, digest: str) -> bool:
@@ -49,18 +50,24 @@ def request_digest(request: Request, options: Options, model: str) -> str:
     return found.hexdigest()
 
 
-def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, Any]) -> str:
+def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, Any], given: Given = NOTHING) -> str:
     """A hash of a model's files by name, size and time, of its LoRAs' numbers, and of how it computes.
 
     The files are not read, which would take as long as loading them.
     """
     found = hashlib.sha256(repr(sorted(how.items())).encode())
-    folder = resolve(source)
-    for part in PARTS:
-        files = open_files(below(folder, part) if part else folder)
-        for name in files.names() if files.is_folder() else ():
+    if given:
+        found.update(str(given).encode())
+    for part, place in open_source(resolve(source), given).places().items():
+        files, names = open_files(place), list[str]()
+        if files.is_folder():
+            names = files.names()
+        else:
+            parent, name = parent_and_name(place)
+            files, place, names = open_files(parent), parent, [name]
+        for name in names:
             if files.exists(name):
-                changed = Path(folder, part, name).stat().st_mtime_ns if isinstance(folder, Path) else ""
+                changed = Path(place, name).stat().st_mtime_ns if "://" not in str(place) else ""
                 found.update(f"{part}/{name} {files.size(name)} {changed}\n".encode())
     for lora, weight in adapters:
         found.update(f"{params_digest(lora.adapters)} {lora.scale} {weight}".encode())
