@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import re
 import shlex
 import shutil
@@ -108,7 +107,7 @@ def test_convert_and_merge_files(run, tmp_path):
     assert {str(x.dtype) for x in load_file(tmp_path / "one.safetensors").values()} == {"bfloat16"}
 
 
-def test_merge_into_a_model_and_a_video(run, small, tmp_path, monkeypatch, capsys, caplog):
+def test_merge_into_a_model_and_a_video(run, small, tmp_path, monkeypatch, capsys):
     folder, model = small("5b")
     file = kohya(tmp_path / "x.safetensors", model.spec)
     run("merge", f"{file}:0.5", f"{file}:2", "--model", folder, "--out", tmp_path / "merged")
@@ -122,9 +121,8 @@ def test_merge_into_a_model_and_a_video(run, small, tmp_path, monkeypatch, capsy
     )
     stored = load_file(tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {str(x.dtype) for x in stored.values()} == {"float32"}  # as in the model
-    with caplog.at_level(logging.INFO, "cogvx_jax"):
-        cx.load_lora(model, file, alpha=4)
-    assert "kohya, 1 modules, rank 2, alpha 4 (given), scale 2" in caplog.text
+    cx.load_lora(model, file, 3, alpha=4)
+    assert f"cogvx: {file}: kohya, 1 modules, rank 2, alpha 4 (given), scale 2, weight 3\n" == capsys.readouterr().err
     arguments = ["generate", "a star", "--out", tmp_path / "v.mp4", "--model", folder, "--lora", f"{file}:0.5"]
     monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments), "--steps", "1", "--no-progress"])
     cli.main()

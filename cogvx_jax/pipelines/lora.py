@@ -1,25 +1,24 @@
 """Adapters on a loaded model."""
 
 import dataclasses
-import logging
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import load_params, read_lora, read_spec
+from cogvx_jax.convert import load_params, read_lora
 from cogvx_jax.convert.runs import is_run, read_run_lora
+from cogvx_jax.convert.sources import open_source
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import COMPONENTS, Model, resolve
-from cogvx_jax.pipelines.tokenizer import load_tokenizer
+from cogvx_jax.pipelines.model import COMPONENTS, Model, check_parts, report_inferred, resolve
+from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.storage import is_bucket, storage_path
-
-logger = logging.getLogger(__name__)
 
 
 def load_lora(
@@ -37,7 +36,7 @@ def load_lora(
       alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
         diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
         may be so, that is warned of.
-    Reading is logged, on the level INFO: dialect, modules, rank, alpha and where it stands, scale.
+    Of a file, a line on stderr tells dialect, modules, rank, alpha and where it stands, and scale.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
@@ -46,6 +45,8 @@ def load_lora(
     if isinstance(source, LoRA) and alpha is not None:
         raise ValueError("alpha is for a file; a LoRA in memory has its own")
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec, alpha)
+    if lora.told and lora is not source:
+        print(f"cogvx: {source}: {lora.told}, weight {weight:g}", file=sys.stderr)
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
     _check_finite(lora, "given")
@@ -61,10 +62,12 @@ def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]
       weighted: LoRAs of it with their weights.
       dtype: of the transformer; None is its own.
     """
-    place = resolve(source)
-    spec = read_spec(place)
-    params = {name: load_params(place, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
-    model = Model(spec=spec, params=params, tokenizer=load_tokenizer(place, spec))
+    files = open_source(resolve(source))
+    spec = files.spec()
+    report_inferred(files)
+    check_parts(files, spec, COMPONENTS)
+    params = {name: load_params(files, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
+    model = Model(spec=spec, params=params, tokenizer=read_tokenizer(files.tokenizer, spec))
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
     return model
@@ -81,7 +84,6 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = 
         raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
     else:
         lora = read_lora(Path(where), spec, alpha)
-        logger.info("%s: %s", where, lora.told)
     _check_finite(lora, repr(str(source)))
     return lora
 
