@@ -84,8 +84,9 @@ class LoRAFile:
     @property
     def blocks(self) -> list[int]:
         """The numbers of the blocks that are adapted."""
-        numbers = {numbered(name)[1] for name in (*self.modules, *self.differences)}
-        return sorted(int(number) for number in numbers if number)
+        names = {*self.modules, *(name.rpartition(".")[0] for name in self.differences)}
+        found = {number for kind, number in map(numbered, names) if number and kind in MODULES}
+        return sorted(map(int, found))
 
     def read(self, module: str) -> tuple[np.ndarray, np.ndarray]:
         """a (in, r) and b (r, out), float32; of a convolution `in` runs over channel, row and column."""
@@ -113,13 +114,13 @@ class LoRAFile:
 
     def told(self) -> str:
         """Dialect, modules, rank, alpha, where that stands, and scale, for people."""
-        parts = [self.format.name, f"{len(self.modules)} modules"]
+        parts = [self.format.name, counted(len(self.modules), "module")]
         if self.modules:
             parts += [f"rank {self.ranks_text()}", f"alpha {self.alphas_text()}", f"scale {self.scales_text()}"]
         if self.differences:
-            parts.append(f"{len(self.differences)} whole differences")
+            parts.append(counted(len(self.differences), "whole difference"))
         if self.ignored:
-            parts.append(f"{len(self.ignored)} tensors of a text encoder ignored")
+            parts.append(f"{counted(len(self.ignored), 'tensor')} of a text encoder ignored")
         return ", ".join(parts)
 
     def ranks_text(self) -> str:
@@ -231,6 +232,10 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], 
     if flag(config, "use_dora"):
         raise ValueError("it is a DoRA, which is not supported; save a plain LoRA")
     return config, where
+
+
+def counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def _range(numbers: Sequence[float]) -> str:

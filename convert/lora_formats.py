@@ -100,8 +100,11 @@ class Format:
 
 
 def numbered(name: str) -> tuple[str, str]:
-    """A module's name with {i} in place of the number of its block, and that number as text; "" where it has none."""
-    match = re.search(r"(?<=blocks[._])(0|[1-9]\d{0,5})(?=[._])|(?<=layers\.)(0|[1-9]\d{0,5})(?=\.)", name, re.ASCII)
+    """A module's name with {i} in place of the number of its block, and that number as text; "" where it has none.
+
+    The largest model has 42 blocks; a number above 999 is none.
+    """
+    match = re.search(r"(?<=blocks[._])(0|[1-9]\d{0,2})(?=[._])|(?<=layers\.)(0|[1-9]\d{0,2})(?=\.)", name, re.ASCII)
     return (name, "") if match is None else (f"{name[: match.start()]}{{i}}{name[match.end() :]}", match[0])
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters
-from cogvx_jax.convert.lora_file import LoRAFile, Module
+from cogvx_jax.convert.lora_file import LoRAFile, Module, counted
 from cogvx_jax.convert.lora_formats import LINEAR, PATCH, numbered
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.json_files import quoted
@@ -53,12 +53,15 @@ def _layers(file: LoRAFile) -> list[str]:
     """How many there are, and a line for each kind of layer: its name, features in and out."""
     grouped: dict[str, list[Module]] = collections.defaultdict(list)
     for name, module in file.modules.items():
-        grouped[numbered(name)[0].replace("{i}", "*")].append(module)
-    count, blocks = len(file.modules), len(file.blocks)
-    lines = [f"{count} in {blocks} block{'s' * (blocks != 1)}" if blocks else f"{count}"]
+        kind = numbered(name)[0]
+        grouped[kind.replace("{i}", "*") if kind in LINEAR else ""].append(module)
+    count, others = len(file.modules), grouped.pop("", [])
+    lines = [f"{count} in {counted(len(file.blocks), 'block')}" if file.blocks else f"{count}"]
     for name, modules in grouped.items():
         sizes = " or ".join(dict.fromkeys(f"{module.features} x {module.out}" for module in modules))
         lines.append(f"{name}, {sizes}" + f", {len(modules)} times" * (len(modules) > 1))
+    if others:
+        lines.append(f"{len(others)} of no CogVideoX model, such as {others[0].name}")
     return lines
 
 
@@ -67,7 +70,7 @@ def doubts(file: LoRAFile, spec: ModelSpec | None = None) -> list[str]:
     found = []
     if file.ignored:
         found.append(
-            f"{len(file.ignored)} tensors adapt a text encoder ({file.ignored[0]}, ...) and are left out; "
+            f"{counted(len(file.ignored), 'tensor')} of a text encoder ({file.ignored[0]}, ...) left out; "
             "only the transformer is adapted"
         )
     doubtful = [m for m in file.modules.values() if not m.alpha.stored and m.rank in DOUBTFUL_RANKS]
@@ -130,7 +133,7 @@ def sizes(file: LoRAFile) -> str:
         for spec in PRESETS.values()
         if {"width": spec.transformer.width, "layers": spec.transformer.layers} == found
     ]
-    size = f"width {width} and {layers} layers"
+    size = f"width {width} and {counted(layers, 'layer')}"
     return f"{' or '.join(like)} ({size})" if like else f"a model of {size}"
 
 

@@ -77,7 +77,7 @@ def test_info_needs_no_model(run):
         assert words in said
     facts = json.loads(run("info", DATA / "peft_folded.safetensors", "--alpha", "1", "--json").out)
     assert (facts["dialect"], facts["alpha"], facts["scale"]) == ("diffusers and PEFT", "1 (given)", "0.5")
-    assert facts["fits"] == "no published model" and facts["made for"] == "a model of width 16 and 1 layers"
+    assert facts["fits"] == "no published model" and facts["made for"] == "a model of width 16 and 1 layer"
 
 
 def test_info_of_a_file_that_may_be_of_sat(run, tmp_path):
@@ -107,7 +107,7 @@ def test_convert_and_merge_files(run, tmp_path):
     assert {str(x.dtype) for x in load_file(tmp_path / "one.safetensors").values()} == {"bfloat16"}
 
 
-def test_merge_into_a_model_and_a_video(run, small, tmp_path, monkeypatch, capsys):
+def test_merge_into_a_model(run, small, tmp_path, monkeypatch, capsys):
     folder, model = small("5b")
     file = kohya(tmp_path / "x.safetensors", model.spec)
     run("merge", f"{file}:0.5", f"{file}:2", "--model", folder, "--out", tmp_path / "merged")
@@ -122,13 +122,13 @@ def test_merge_into_a_model_and_a_video(run, small, tmp_path, monkeypatch, capsy
     stored = load_file(tmp_path / "merged" / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {str(x.dtype) for x in stored.values()} == {"float32"}  # as in the model
     cx.load_lora(model, file, 3, alpha=4)
-    assert f"cogvx: {file}: kohya, 1 modules, rank 2, alpha 4 (given), scale 2, weight 3\n" == capsys.readouterr().err
+    assert f"cogvx: {file}: kohya, 1 module, rank 2, alpha 4 (given), scale 2, weight 3\n" == capsys.readouterr().err
     arguments = ["generate", "a star", "--out", tmp_path / "v.mp4", "--model", folder, "--lora", f"{file}:0.5"]
-    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments), "--steps", "1", "--no-progress"])
-    cli.main()
-    assert f"{file}: kohya, 1 modules, rank 2, alpha 1 (tensors of the file), scale 0.5, weight 0.5" in (
-        capsys.readouterr().err
-    )
+    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments), "--size", "33x33"])  # found after the LoRA
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().err
+    assert f"{file}: kohya, 1 module, rank 2, alpha 1 (tensors of the file), scale 0.5, weight 0.5\n" in said
 
 
 def test_errors_come_before_all_else_and_leave_nothing(run, small, tmp_path):

@@ -19,7 +19,7 @@ from cogvx_jax.convert import convert_lora, expected_shapes, open_lora, read_lor
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.lora_file import METADATA
 from cogvx_jax.convert.lora_formats import FORMATS, LINEAR, WRITTEN
-from cogvx_jax.convert.lora_models import doubts, fits, kernels, made_for, parameters
+from cogvx_jax.convert.lora_models import describe, doubts, fits, kernels, made_for, parameters
 from cogvx_jax.given import NOTHING
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
@@ -230,10 +230,10 @@ def test_tensors_of_a_text_encoder_are_named(tmp_path):
     fun = {key: normal(5, 2, D) for key in ("lora_te_encoder_block_0.lora_down.weight", "lora_te1_x.alpha")}
     tensors = pair(*(name.replace("lora_unet_", "lora_unet__") for name in KOHYA)) | fun
     path = save(tmp_path / "x.safetensors", tensors)
-    with pytest.warns(UserWarning, match=r"2 tensors adapt a text encoder \(lora_te.*are left out"):
+    with pytest.warns(UserWarning, match=r"2 tensors of a text encoder \(lora_te.*left out"):
         assert "2 tensors of a text encoder ignored" in read_lora(path, TWO).told
     tensors = pair(*PEFT) | {"text_encoder.encoder.block.0.lora_A.weight": normal(0, 2, 8)}
-    with pytest.warns(UserWarning, match="1 tensors adapt a text encoder"):
+    with pytest.warns(UserWarning, match="1 tensor of a text encoder"):
         read_lora(save(tmp_path / "y.safetensors", tensors), TWO)
     with pytest.raises(ValueError, match=r"it adapts a text encoder alone \(lora_te"):
         open_lora(save(tmp_path / "z.safetensors", fun))
@@ -276,6 +276,10 @@ def test_what_does_not_fit_is_named(tmp_path):
     other = {"lora_unet_down_blocks_0_resnets_0.lora_down.weight": normal(0, 2, D)}
     other |= {"lora_unet_down_blocks_0_resnets_0.lora_up.weight": normal(0, D, 2)}
     assert "it matches no module of two, such as down_blocks_0_resnets_0" in said(other)
+    facts = describe(open_lora(tmp_path / "x.safetensors"))
+    assert facts["modules"] == ["1", "1 of no CogVideoX model, such as down_blocks_0_resnets_0"]
+    far = pair(*(name.replace("blocks_0", "blocks_1000") for name in KOHYA))
+    assert "such as transformer_blocks_1000_attn1_to_q" in said(far)
     deep = pair(*(name.replace("blocks_0", "blocks_7") for name in KOHYA)) | pair(*KOHYA)
     assert "it adapts transformer_blocks.7.attn1.to_q, which two of 2 layers does not have" in said(deep)
     assert "is 24 x 24, the model's 16 x 16" in said(pair(*COMFY, features=24, out=24))
@@ -467,9 +471,9 @@ def test_all_rows_spell_every_module_in_one_way():
 def test_damage_at_random_is_a_sentence_or_nothing(tmp_path):
     """A thousand damaged files of all dialects."""
     rng, refused = random.Random(14), 0
-    files = [DATA / f"{name}.safetensors" for name in GOLDEN]
-    path = tmp_path / "x.safetensors"
+    files = [*(DATA / f"{name}.safetensors" for name in GOLDEN), open_lora(SAT).path]
     for number in range(1000):
+        path = tmp_path / f"x{files[number % len(files)].suffix}"
         path.write_bytes(mutate(files[number % len(files)].read_bytes(), rng))
         try:
             open_lora(path).told()
