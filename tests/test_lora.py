@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import time
 
 import jax
@@ -15,9 +14,8 @@ import safetensors.numpy
 
 from cogvx_jax import presets
 from cogvx_jax.configs import TARGETS, LoRAConfig, ModelSpec, TransformerConfig
-from cogvx_jax.convert import expected_shapes, lora_formats, read_lora, write_lora
-from cogvx_jax.convert import lora as lora_files
-from cogvx_jax.convert.lora import METADATA
+from cogvx_jax.convert import expected_shapes, read_lora, write_lora
+from cogvx_jax.convert.lora_file import METADATA
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.models.transformer import Transformer
@@ -348,45 +346,6 @@ def test_tensors_that_are_wrong_are_one_sentence(tmp_path):
     assert "to_q has no numbers, lora_A is (0, 32)" in said(none)
     wide = {half: np.ones((33, 32), np.float32), f"{module}.lora_B.weight": np.ones((32, 33), np.float32)}
     assert "the rank 33 of transformer_blocks.0.attn1.to_q is above its smaller side" in said(wide)
-
-
-@pytest.mark.parametrize(
-    "naming, key",
-    [
-        ("kohya", "lora_unet_transformer_blocks_0_attn1_to_q.lora_down.weight"),
-        ("kohya", "lora_te1_encoder.alpha"),
-        ("old diffusers", "transformer.transformer_blocks.0.attn1.to_q.lora.down.weight"),
-        ("old diffusers", "transformer_blocks.0.attn1.processor.to_q_lora.up.weight"),
-        ("ComfyUI", "diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight"),
-        ("SAT", "model.diffusion_model.transformer.layers.0.attention.query_key_value.matrix_A.0"),
-        ("LyCORIS", "lora_unet_transformer_blocks_0_attn1_to_q.lokr_w1"),
-    ],
-)
-def test_other_namings_are_named(tmp_path, naming, key):
-    said = refusal(save(tmp_path / "x.safetensors", {key: np.ones((2, 32), np.float32)}))
-    assert f"it has the naming of {naming} ({key}), which is not read yet" in said
-
-
-def test_another_naming_is_another_row(tmp_path, monkeypatch):
-    """One that spells modules in another way, has other sides, and knows no alpha but in tensors."""
-    row = lora_formats.Format(
-        name="mine",
-        key=re.compile(r"net_(?P<module>\w+)\.(?:(?P<side>down|up)|(?P<alpha>alpha))"),
-        sides=("down", "up"),
-        spelled=lambda module: module.replace(".", "_"),
-        scale=lambda config: lambda module, rank: 1.0,
-        written="net_{module}.{side}",
-    )
-    monkeypatch.setattr(lora_files, "FORMATS", (*lora_formats.FORMATS, row))
-    tensors = {}
-    for key, value in theirs(prefix="").items():
-        module, side, _ = key.rsplit(".", 2)
-        tensors[f"net_{module.replace('.', '_')}.{'down' if side == 'lora_A' else 'up'}"] = value
-        tensors[f"net_{module.replace('.', '_')}.alpha"] = np.float32(6)
-    found = read_lora(save(tmp_path / "mine.safetensors", tensors), SPEC)
-    like = read_lora(save(tmp_path / "theirs.safetensors", theirs()), SPEC)
-    assert (found.rank, found.scale, like.scale) == (2, 3.0, 1.0)
-    jax.tree.map(np.testing.assert_array_equal, found.adapters, like.adapters)
 
 
 def test_pointers_and_what_is_no_file(tmp_path):

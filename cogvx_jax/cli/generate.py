@@ -55,7 +55,8 @@ def generate(
         its stem gets the line's number.
       model: "tiny", a folder in the published layout, a hub id, one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, or other
         makers' files, which docs/files.md lists.
-      lora: a LoRA to use, a file, folder or run of `cogvx train`, and its weight if not 1; several add up.
+      lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
+        add up. `cogvx lora info` tells what a file is.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
         are; cogvx-made.jsonl beside them says which those are.
@@ -84,6 +85,9 @@ def generate(
         initialize()
     spec, devices = load_spec(model, about), None if mesh in (None, "auto") else parse_mesh(mesh)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
+    for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
+        if adapter.told:
+            report(f"{path}: {adapter.told}, weight {weight:g}")
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
         work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again, about)

@@ -71,6 +71,8 @@ def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, 
                 found.update(f"{part}/{name} {files.size(name)} {changed}\n".encode())
     for lora, weight in adapters:
         found.update(f"{params_digest(lora.adapters)} {lora.scale} {weight}".encode())
+        for one in lora.differences:
+            found.update(f"{one.path} {one.blocks} {params_digest({'values': one.values})}".encode())
     return found.hexdigest()
 
 

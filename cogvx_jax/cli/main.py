@@ -18,6 +18,7 @@ from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
+from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
@@ -37,6 +38,7 @@ VERBS = {
     "plan": Verb(plan, "nothing was planned"),
     "compile": Verb(compile_, "no programs were written"),
     "convert": Verb(convert, "no model was written"),
+    "lora": Verb(lora, "nothing was written"),
     "verify": Verb(verify, "not everything was compared"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
     "train": Verb(train, GOES_ON),

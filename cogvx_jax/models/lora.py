@@ -22,12 +22,29 @@ Adapters = dict[str, dict[str, jax.Array]]  # path of a kernel -> {"a": ..., "b"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What some LoRA files add to a parameter as it is, beside adapters: to a bias, a norm or a whole kernel.
+
+    values: of the parameter's shape, or where `blocks` names some of a stack (blocks, ...), float32.
+    """
+
+    path: str
+    values: jax.Array
+    blocks: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Trained or loaded adapters; `rank` is that of each, and alpha / rank the factor of a @ b."""
+    """Trained or loaded adapters; `rank` is the highest of them, and alpha / rank the factor of a @ b.
+
+    told: of one out of a file, how it was read, for people.
+    """
 
     adapters: Adapters
     rank: int
     alpha: float
+    differences: tuple[Difference, ...] = ()
+    told: str = ""
 
     @property
     def scale(self) -> float:
@@ -65,6 +82,15 @@ def merge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: f
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
+def apply(params: Any, lora: LoRA, weight: float = 1.0) -> Any:
+    """`params` with a LoRA `weight` times: its adapters and its differences. Raises: as `merge`."""
+    leaves = traverse_util.flatten_dict(merge(params, lora.adapters, weight * lora.scale), sep="/")
+    for one in lora.differences:
+        blocks = None if one.blocks is None else jnp.asarray(one.blocks)
+        leaves[one.path] = _add_difference(leaves[one.path], one.values, blocks, weight)
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
 def unmerge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: float | jax.Array) -> Any:
     """Subtracts the adapters that `merge` added, up to rounding."""
     return merge(params, adapters, -scale)
@@ -83,7 +109,12 @@ def stack(loras: Sequence[LoRA], weights: Sequence[float] | None = None) -> LoRA
         a = jnp.concatenate([lora.adapters[path]["a"] for lora, _ in parts], axis=-1)
         b = jnp.concatenate([weight * lora.scale * lora.adapters[path]["b"] for lora, weight in parts], axis=-2)
         adapters[path] = {"a": _pad(a, rank, -1), "b": _pad(b, rank, -2)}
-    return LoRA(adapters=adapters, rank=rank, alpha=float(rank))
+    differences = tuple(
+        dataclasses.replace(one, values=weight * one.values)
+        for lora, weight in zip(loras, weights, strict=True)
+        for one in lora.differences
+    )
+    return LoRA(adapters=adapters, rank=rank, alpha=float(rank), differences=differences)
 
 
 @jax.jit
@@ -91,6 +122,13 @@ def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax
     # Full precision on every device: it is done once, or is a small part of a training step.
     delta = jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
     return (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)
+
+
+@jax.jit
+def _add_difference(x: jax.Array, values: jax.Array, blocks: jax.Array | None, weight: jax.Array) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide = wide + weight * values if blocks is None else wide.at[blocks].add(weight * values)
+    return wide.astype(x.dtype)
 
 
 def _pad(x: jax.Array, size: int, axis: int) -> jax.Array:

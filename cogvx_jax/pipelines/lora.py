@@ -3,58 +3,92 @@
 import dataclasses
 import math
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import read_lora
+from cogvx_jax.convert import load_params, read_lora
 from cogvx_jax.convert.runs import is_run, read_run_lora
+from cogvx_jax.convert.sources import open_source
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.model import COMPONENTS, Model, check_parts, report_inferred, resolve
+from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.storage import is_bucket, storage_path
 
 
-def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0) -> Model:
+def load_lora(
+    model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0, *, alpha: float | None = None
+) -> Model:
     """A model with a LoRA added to its transformer; the given one stays as it is.
 
     Adapters add up: load another onto the result. Compiled programs do not depend on them, so going
     from one to the next compiles nothing.
 
     Args:
-      source: a file or folder as diffusers or PEFT writes it, a run folder of `cogvx train`, which may be the URL of
-        one in a bucket, or a `LoRA`.
-      weight: what to multiply it by; 1 is as it was trained. A file that does not tell its alpha counts as
-        alpha = rank, as in diffusers: one of SAT's exporter then needs 1 / rank, one of the authors' diffusers
-        trainer (rank 128, alpha 64) 0.5.
+      source: a file of PEFT, kohya, VideoX-Fun, ComfyUI, diffusers, DiffSynth or SAT, a folder as diffusers or PEFT
+        writes it, a run folder of `cogvx train`, which may be the URL of one in a bucket, or a `LoRA`.
+      weight: what to multiply it by; 1 is as it was trained.
+      alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
+        diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
+        may be so, that is warned of.
+    Of a file, a line on stderr tells dialect, modules, rank, alpha and where it stands, and scale.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
     if not math.isfinite(weight):
         raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
-    lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
+    if isinstance(source, LoRA) and alpha is not None:
+        raise ValueError("alpha is for a file; a LoRA in memory has its own")
+    lora = source if isinstance(source, LoRA) else find_lora(source, model.spec, alpha)
+    if lora.told and lora is not source:
+        print(f"cogvx: {source}: {lora.told}, weight {weight:g}", file=sys.stderr)
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
     _check_finite(lora, "given")
-    transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)
+    transformer = loras.apply(model.params["transformer"], lora, weight)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
 
 
-def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:
+def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]], dtype: str | None = None) -> Model:
+    """A model with LoRAs in its transformer, to be written: every array is of the type it is stored in.
+
+    Args:
+      source: as for `load`.
+      weighted: LoRAs of it with their weights.
+      dtype: of the transformer; None is its own.
+    """
+    files = open_source(resolve(source))
+    spec = files.spec()
+    report_inferred(files)
+    check_parts(files, spec, COMPONENTS)
+    params = {name: load_params(files, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
+    model = Model(spec=spec, params=params, tokenizer=read_tokenizer(files.tokenizer, spec))
+    for lora, weight in weighted:
+        model = load_lora(model, lora, weight)
+    return model
+
+
+def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
     where = storage_path(source)
     if is_run(where):
+        if alpha is not None:
+            raise ValueError(f"{where} is a run, which has its alpha; alpha is for a file")
         lora = read_run_lora(where, spec)
     elif is_bucket(where):
         raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
     else:
-        lora = read_lora(Path(where), spec)
+        lora = read_lora(Path(where), spec, alpha)
     _check_finite(lora, repr(str(source)))
     return lora
 
 
 def _check_finite(lora: LoRA, name: str) -> None:
-    if tensor := find_not_finite(lora.adapters):
+    differences = {one.path: one.values for one in lora.differences}
+    if tensor := find_not_finite({**lora.adapters, "differences": differences}):
         raise ValueError(f"the LoRA {name} holds numbers that are not finite, in {tensor}: its training diverged")

@@ -12,11 +12,13 @@ peft = pytest.importorskip("peft")
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from flax import traverse_util  # noqa: E402
 
 import cogvx_jax as cx  # noqa: E402
-from cogvx_jax.convert import read_lora, write_lora  # noqa: E402
+from cogvx_jax.convert import convert_lora, open_lora, read_lora, write_lora  # noqa: E402
+from cogvx_jax.convert.lora_models import kernels, parameters  # noqa: E402
 from cogvx_jax.models import lora as loras  # noqa: E402
-from cogvx_jax.models.lora import LoRA, LoRAConfig  # noqa: E402
+from cogvx_jax.models.lora import Difference, LoRA, LoRAConfig  # noqa: E402
 from cogvx_jax.train import step as update  # noqa: E402
 from cogvx_jax.train.transformer.objective import Objective, make_lora_loss  # noqa: E402
 
@@ -112,3 +114,76 @@ def test_the_folder_of_a_peft_model_is_read(models, tmp_path):
     merged = wrapped.merge_and_unload().transformer_blocks[1].attn1.to_q.weight.detach().numpy().T
     ours = loras.merge(models[1].params["transformer"], lora.adapters, lora.scale)["blocks"]["attention"]["q"]["kernel"]
     np.testing.assert_allclose(ours[1], merged, atol=1e-5)
+
+
+def odd_lora(spec, biased):
+    """Every linear layer and the patch convolution, of several ranks; with `biased` differences of biases, too."""
+    rng, adapters, differences = np.random.default_rng(7), {}, []
+    for name, (parameter, _) in kernels(spec).items():
+        rank = 2 if "attn1" in name else 3
+        *layers, features, out = parameter.shape
+        a, b = rng.normal(size=(*layers, features, rank)), rng.normal(size=(*layers, rank, out))
+        adapters[parameter.path] = {"a": jax.numpy.asarray(a, "float32"), "b": jax.numpy.asarray(b, "float32")}
+    if biased:
+        values = rng.normal(size=parameters(spec)["proj_out.bias"][0].shape).astype(np.float32)
+        differences.append(Difference(path="out/bias", values=jax.numpy.asarray(values)))
+        width = spec.transformer.width
+        values = rng.normal(size=(1, width)).astype(np.float32)
+        differences.append(Difference(path="blocks/attention/q/bias", values=jax.numpy.asarray(values), blocks=(1,)))
+    return LoRA(adapters=adapters, rank=3, alpha=1.5, differences=tuple(differences))
+
+
+def assert_fused_weights(pipe, model, lora, weight=1.0):
+    """After `fuse_lora` every weight of diffusers' transformer is ours."""
+    leaves = traverse_util.flatten_dict(loras.apply(model.params["transformer"], lora, weight), sep="/")
+    pipe.fuse_lora(lora_scale=weight)
+    fused = {name.replace(".base_layer", ""): x.detach().clone() for name, x in pipe.transformer.named_parameters()}
+    pipe.unfuse_lora()
+    for name, (parameter, block) in parameters(model.spec).items():
+        leaf = np.asarray(leaves[parameter.path])
+        ours = parameter.change.write(leaf[block] if parameter.stacked else leaf)
+        np.testing.assert_allclose(fused[name].numpy(), ours, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "through, biased",
+    [("peft", False), ("peft", True), ("comfyui", False), ("comfyui", True), ("kohya", False), ("fun", False)],
+)
+def test_files_of_others_written_as_peft_are_the_same_in_diffusers(models, pipe, tmp_path, through, biased):
+    """Out of a file of each dialect that can hold it, by way of `convert_lora`."""
+    model = models[1]
+    lora = odd_lora(model.spec, biased)
+    write_lora(tmp_path / "first.safetensors", lora, model.spec, through)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    convert_lora(file, open_lora(tmp_path / "first.safetensors"))
+    pipe.load_lora_weights(str(tmp_path), weight_name=file.name)
+    config = pipe.transformer.peft_config["default_0"]
+    adapted = [name for name, _ in pipe.transformer.named_parameters() if "lora_A" in name]
+    assert (len(adapted), config.lora_bias) == (len(kernels(model.spec)), biased)
+    assert_fused_weights(pipe, model, lora)
+    assert_fused_weights(pipe, model, read_lora(file, model.spec))
+    assert_fused_weights(pipe, model, lora, 0.4)  # the last: diffusers keeps the scale
+
+
+def test_patterns_and_biases_of_peft_are_the_same_here(models, pipe, tmp_path):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=2,
+        target_modules=["to_q", "to_v", "patch_embed.proj", "proj_out", "norm1.linear"],
+        rank_pattern={"to_v": 3, "1.attn1.to_q": 2},
+        alpha_pattern={"to_v": 5},
+        lora_bias=True,
+        init_lora_weights=False,
+    )
+    pipe.transformer.add_adapter(config)
+    with torch.no_grad():
+        for name, x in pipe.transformer.named_parameters():
+            if "lora_B.default.bias" in name:
+                x.normal_()
+    state = peft.get_peft_model_state_dict(pipe.transformer)
+    metadata = pipe.transformer.peft_config["default"].to_dict()
+    pipe.save_lora_weights(tmp_path, state, transformer_lora_adapter_metadata=metadata)
+    lora = read_lora(tmp_path, models[1].spec)
+    assert len(lora.differences) == 5 and lora.rank == 4
+    assert_fused_weights(pipe, models[1], lora)

@@ -1,0 +1,179 @@
+"""`cogvx lora`: tells about LoRA files, converts and merges them."""
+
+import functools
+import json
+import operator
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from cogvx_jax.cli.options import DType, parse_lora, report
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+To = Literal["peft", "kohya", "comfyui", "fun", "sat"]  # of `convert.lora_formats.WRITTEN`
+File = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
+LoRAs = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILE[:WEIGHT]")]
+
+
+def info(
+    file: File,
+    /,
+    *,
+    alpha: float | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Prints what a LoRA file is: its dialect, rank, alpha, modules, and the models that it fits. It needs no model.
+
+    Args:
+      file: a LoRA of any maker, or a folder that holds one.
+      alpha: to count with in place of the file's.
+      as_json: print JSON.
+    """
+    _stay_on_the_host()
+    from cogvx_jax.convert import open_lora
+    from cogvx_jax.convert.lora_models import describe
+
+    facts = describe(open_lora(file, alpha))
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{name:{width}}  {line}")
+            name = ""
+
+
+def convert(
+    file: File,
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    /,
+    *,
+    to: To = "peft",
+    alpha: float | None = None,
+    dtype: DType | None = None,
+) -> None:
+    """Writes a LoRA file in the naming of another program. Ranks and effective scales stay as they are.
+
+    Args:
+      file: a LoRA of any maker, a folder that holds one, or a run of `cogvx train`.
+      out: a .safetensors file that does not exist; for sat, a .pt file or a folder.
+      to: peft for diffusers and PEFT, kohya, comfyui, fun for VideoX-Fun, sat for the authors' SAT.
+      alpha: to count with in place of the file's.
+      dtype: of the numbers; None keeps each tensor's own.
+    """
+    _stay_on_the_host()
+    from cogvx_jax.convert import convert_lora, open_lora, write_lora
+    from cogvx_jax.convert.lora_write import check_target
+    from cogvx_jax.convert.runs import is_run, read_run_lora, run_source
+    from cogvx_jax.storage import storage_path
+
+    check_target(out, to)
+    where = storage_path(file)
+    if is_run(where):
+        if alpha is not None:
+            raise ValueError(f"{where} is a run, which has its alpha; --alpha is for a file")
+        from cogvx_jax.pipelines.model import load_spec
+
+        spec = load_spec(run_source(where))
+        write_lora(out, read_run_lora(where, spec), spec, to, dtype)
+    else:
+        found = open_lora(file, alpha)
+        report(f"{found.path}: {found.told()}")
+        convert_lora(out, found, to, dtype)
+    print(f"{out}: {open_lora(out).told()}")
+
+
+def merge(
+    loras: LoRAs,
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    alpha: float | None = None,
+    dtype: DType | None = None,
+) -> None:
+    """Adds LoRAs to a model, which is written in the published layout; without --model, makes one LoRA of several.
+
+    Args:
+      loras: LoRA files, folders that hold one or, for a model, runs of `cogvx train`, each with its weight if not 1.
+      out: a folder that does not exist, or is empty; for one LoRA of several, a .safetensors file.
+      model: a model as for `generate`.
+      alpha: to count with in place of the files'.
+      dtype: of the transformer, or of the LoRA; None keeps each array's own.
+    """
+    if not loras:
+        raise ValueError("there is nothing to merge; give LoRA files")
+    weighted = [parse_lora(text) for text in loras]
+    _stay_on_the_host()
+    if model is None:
+        _merge_files(weighted, out, alpha, dtype)
+        return
+    from cogvx_jax.convert import export
+    from cogvx_jax.pipelines.lora import find_lora, load_merged
+    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.storage import check_new
+
+    if out.suffix == ".safetensors":
+        raise ValueError(f"a model is written as a folder, not as {out}; one LoRA of several is made without --model")
+    check_new(out)
+    spec, found = load_spec(model), []
+    for path, weight in weighted:
+        lora = find_lora(path, spec, alpha)
+        report(f"{path}: {lora.told or 'a run'}, weight {weight:g}")
+        found.append((lora, weight))
+    merged = load_merged(model, found, dtype)
+    export(out, merged.spec, merged.params, merged.tokenizer)
+    print(f"{out}: {merged.spec.name} with {len(found)} LoRA{'s' * (len(found) > 1)}")
+
+
+def _stay_on_the_host() -> None:
+    """An accelerator that does not work, or is in use, is no matter, and its memory is no limit."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def _merge_files(weighted: list[tuple[str, float]], out: Path, alpha: float | None, dtype: DType | None) -> None:
+    from cogvx_jax.convert import open_lora
+    from cogvx_jax.convert.lora_write import check_target, merge_loras
+
+    check_target(out, "peft")
+    files = []
+    for path, weight in weighted:
+        files.append((open_lora(path, alpha), weight))
+        report(f"{path}: {files[-1][0].told()}, weight {weight:g}")
+    merge_loras(out, files, dtype=dtype)
+    print(f"{out}: {open_lora(out).told()}")
+
+
+ACTIONS: Mapping[str, Callable[..., None]] = {"info": info, "convert": convert, "merge": merge}
+
+
+def _later(action: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Only takes the arguments: tyro would frame an error that is raised while it reads them."""
+
+    @functools.wraps(action)
+    def taken(*positional: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(action, *positional, **named)
+
+    return taken
+
+
+def lora(action: Any) -> None:
+    """Tells about LoRA files, converts and merges them."""
+    action()
+
+
+def _choices() -> Any:
+    kinds = [
+        Annotated[Any, tyro.conf.subcommand(name, constructor=_later(action), prefix_name=False)]
+        for name, action in ACTIONS.items()
+    ]
+    return Annotated[functools.reduce(operator.or_, kinds), tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
+
+
+lora.__annotations__["action"] = _choices()
