@@ -129,14 +129,16 @@ class Compute:
     # The transformer's: no attention logit is above it, by the weights of the q/k norms. `load` fills it in, as a
     # kernel must know it when it is compiled. None: unknown, as where those weights are trained.
     logit_bound: float | None = None
+    # The VAE's: how many strips of rows a large frame is worked through in; see `nn.strips`. 1: whole frames.
+    strips: int = 1
 
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
         if component == "transformer":
-            return self
+            return dataclasses.replace(self, strips=1)
         # T5 overflows in float16.
         safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
-        return Compute(dtype=safe)
+        return Compute(dtype=safe, strips=self.strips if component == "vae" else 1)
 
     def parameter_dtype(self, component: str) -> str:
         """The type of a component's parameters: that of its activations, but float32 for the VAE."""

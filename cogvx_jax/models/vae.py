@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cogvx_jax.configs import Compute, VAEConfig
+from cogvx_jax.models.vae_strips import Striped, cut, downsampled, measured, through, upsampled
 from cogvx_jax.nn.conv import CausalConv, FrameConv, Pointwise
 from cogvx_jax.nn.norms import GroupNorm, Parts, SpatialNorm
 
@@ -114,19 +115,22 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
-        x = caches.run(CausalConv(cfg.channels[0], compute.dtype, name="conv_in"), x)
+        x = caches.through(CausalConv(cfg.channels[0], compute.dtype, name="conv_in"), cut((x,), compute.strips))
         for level, channels in enumerate(cfg.channels):
             for i in range(cfg.layers):
-                (x,) = caches.run(Resnet(cfg, compute, channels, name=f"down_{level}_resnet_{i}"), (x,))
+                x = caches.run(Resnet(cfg, compute, channels, name=f"down_{level}_resnet_{i}"), x)
             if level < len(cfg.channels) - 1:
-                if level < cfg.time_levels:
-                    x = halve_time(x)
-                x = FrameConv(channels, stride=2, dtype=compute.dtype, name=f"down_{level}_downsample")(x)
+                halve = halve_time if level < cfg.time_levels else _same
+                downsample = FrameConv(channels, stride=2, dtype=compute.dtype, name=f"down_{level}_downsample")
+                if isinstance(x, Striped):
+                    x = cut(downsampled(x, halve, downsample), strips_of(compute.strips, level + 1))
+                else:
+                    x = tuple(downsample(halve(part)) for part in x)
         for i in range(2):
-            (x,) = caches.run(Resnet(cfg, compute, cfg.channels[-1], name=f"mid_resnet_{i}"), (x,))
-        (x,) = GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x)
-        x = caches.run(CausalConv(2 * cfg.latent_channels, compute.dtype, name="conv_out"), nn.silu(x))
-        return x.astype(jnp.float32), caches.new
+            x = caches.run(Resnet(cfg, compute, cfg.channels[-1], name=f"mid_resnet_{i}"), x)
+        norm = GroupNorm(cfg.groups, cfg.norm_eps, name="norm_out")
+        x = caches.through(CausalConv(2 * cfg.latent_channels, compute.dtype, name="conv_out"), x, norm)
+        return _joined(x), caches.new
 
 
 class Decoder(nn.Module):
@@ -143,21 +147,28 @@ class Decoder(nn.Module):
     def __call__(self, latents: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
         z = first_alone(latents.astype(compute.dtype))
-        x = caches.through(CausalConv(cfg.channels[-1], compute.dtype, name="conv_in"), z)
+        last = len(cfg.channels) - 1
+        x = caches.through(
+            CausalConv(cfg.channels[-1], compute.dtype, name="conv_in"), cut(z, strips_of(compute.strips, last))
+        )
         for i in range(2):
             x = caches.run(Resnet(cfg, compute, cfg.channels[-1], name=f"mid_resnet_{i}"), x, z)
         for level, channels in enumerate(reversed(cfg.channels)):
             for i in range(cfg.layers + 1):
                 x = caches.run(Resnet(cfg, compute, channels, name=f"up_{level}_resnet_{i}"), x, z)
-            if level < len(cfg.channels) - 1:
+            if level < last:
                 # The convolution works frame by frame, so frames are doubled after it, not before.
                 upsample = FrameConv(channels, upsample=True, dtype=compute.dtype, name=f"up_{level}_upsample")
-                x = tuple(map(upsample, x))
-                if level < cfg.time_levels:
-                    x = tuple(map(double_time, x))
-        x = SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")(x, z)
-        x = caches.through(CausalConv(3, compute.dtype, name="conv_out"), tuple(map(nn.silu, x)))
-        return jnp.concatenate(x, axis=1).astype(jnp.float32), caches.new
+                double = double_time if level < cfg.time_levels else _same
+                strips = strips_of(compute.strips, last - level - 1)
+                stored = x.stored if isinstance(x, Striped) else x
+                if strips > 1:
+                    x = upsampled(stored, upsample, double, strips)
+                else:
+                    x = tuple(map(double, tuple(map(upsample, stored))))
+        norm = SpatialNorm(cfg.groups, cfg.norm_eps, name="norm_out")
+        x = caches.through(CausalConv(3, compute.dtype, name="conv_out"), x, norm, z)
+        return _joined(x), caches.new
 
 
 class Resnet(nn.Module):
@@ -168,18 +179,25 @@ class Resnet(nn.Module):
     channels: int
 
     @nn.compact
-    def __call__(self, parts: Parts, latents: Parts | None = None, cache: Cache | None = None) -> tuple[Parts, Cache]:
+    def __call__(
+        self, video: Parts | Striped, latents: Parts | None = None, cache: Cache | None = None
+    ) -> tuple[Parts | Striped, Cache]:
         cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
-        x = shortcut = parts
-        if x[0].shape[-1] != self.channels:
-            shortcut = tuple(map(Pointwise(self.channels, compute.dtype, name="shortcut"), x))
-        for i in (1, 2):
-            if latents is None:
-                x = GroupNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(*x)
-            else:
-                x = SpatialNorm(cfg.groups, cfg.norm_eps, name=f"norm{i}")(x, latents)
-            x = caches.through(CausalConv(self.channels, compute.dtype, name=f"conv{i}"), tuple(map(nn.silu, x)))
-        return tuple(map(jnp.add, x, shortcut)), caches.new
+        channels = video.channels if isinstance(video, Striped) else video[0].shape[-1]
+        shortcut = None
+        if channels != self.channels:
+            shortcut = Pointwise(self.channels, compute.dtype, name="shortcut")
+        kind = GroupNorm if latents is None else SpatialNorm
+        norm1, norm2 = (kind(cfg.groups, cfg.norm_eps, name=f"norm{i}") for i in (1, 2))
+        conv1, conv2 = (CausalConv(self.channels, compute.dtype, name=f"conv{i}") for i in (1, 2))
+        if isinstance(video, Striped):
+            video = measured(video)  # once for both
+            x = caches.through(conv1, video, norm1, latents)
+            return caches.through(conv2, x, norm2, latents, plus=video, shortcut=shortcut, in_place=True), caches.new
+        added = video if shortcut is None else tuple(map(shortcut, video))
+        x = caches.through(conv1, video, norm1, latents)
+        x = caches.through(conv2, x, norm2, latents)
+        return tuple(map(jnp.add, x, added)), caches.new
 
 
 def halve_time(x: jax.Array) -> jax.Array:
@@ -201,6 +219,20 @@ def double_time(x: jax.Array) -> jax.Array:
     return x if x.shape[1] == 1 else jnp.repeat(x, 2, axis=1)
 
 
+def strips_of(strips: int, level: int) -> int:
+    """Strips of frames that are `level` times halved, so that each has about as many pixels."""
+    return -(-strips // 4**level)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+def _joined(video: Parts | Striped) -> jax.Array:
+    parts = video.stored if isinstance(video, Striped) else video
+    return jnp.concatenate(parts, axis=1).astype(jnp.float32)
+
+
 class _Caches:
     """Hands each causal part its old cache by name and collects the new ones."""
 
@@ -213,11 +245,24 @@ class _Caches:
         y, self.new[name] = module(*inputs, cache=None if self.old is None else self.old[name])
         return y
 
-    def through(self, conv: CausalConv, parts: Parts) -> Parts:
-        """Each part with the cache of the part before it."""
+    def through(
+        self,
+        conv: CausalConv,
+        video: Parts | Striped,
+        norm: GroupNorm | SpatialNorm | None = None,
+        latents: Parts | None = None,
+        **in_strips: Any,
+    ) -> Any:
+        """Norm, SiLU and convolution, or the convolution alone; each part with the cache of the part before it."""
         name, made = str(conv.name), []
         cache = None if self.old is None else self.old[name]
-        for x in parts:
+        if isinstance(video, Striped):
+            y, self.new[name] = through(video, norm, conv, cache, latents=latents, **in_strips)
+            return y
+        if norm is not None:
+            parts = norm(*video) if isinstance(norm, GroupNorm) else norm(video, latents)
+            video = tuple(map(nn.silu, parts))
+        for x in video:
             y, cache = conv(x, cache)
             made.append(y)
         self.new[name] = cache

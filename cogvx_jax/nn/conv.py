@@ -26,10 +26,12 @@ class CausalConv(nn.Module):
 
     Space is padded with zeros. Two earlier frames come from `cache`, or are copies of the first
     frame. Returns the result and the cache for the frames that follow: the last two frames seen.
+    With `edges` the first and the last row of what comes in take the place of zeros: the result has none for them.
     """
 
     features: int
     dtype: str = "float32"
+    edges: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, cache: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +45,7 @@ class CausalConv(nn.Module):
         x = x.astype(self.dtype)
         before = jnp.repeat(x[:, :1], 2, axis=1) if cache is None else cache.astype(self.dtype)
         x = jnp.concatenate([before, x], axis=1)
-        y = _plus_bias(self, causal_conv(x, kernel.astype(self.dtype)))
+        y = _plus_bias(self, causal_conv(x, kernel.astype(self.dtype), edges=self.edges))
         return constrain(y, "batch", "frames", "height", "width", None), x[:, -2:]
 
 
@@ -52,12 +54,15 @@ class FrameConv(nn.Module):
 
     With `stride` 2 one row of zeros is added below and one column to the right, as the reference
     does; otherwise one on every side. With `upsample` each pixel is first repeated twice each way.
+    With `edges` a row more comes in at either end in place of zeros: the result has none for it at `stride` 2, and one
+    row, of the two that it would have, with `upsample`.
     """
 
     features: int
     stride: int = 1
     upsample: bool = False
     dtype: str = "float32"
+    edges: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,6 +72,9 @@ class FrameConv(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.upsample:
             y = upsample_conv(x, kernel)
+            y = y[:, :, 1:-1] if self.edges else y  # the outermost rows saw zeros
+        elif self.edges and self.stride == 2:
+            y = per_frame(x[:, :, 1:], kernel, strides=2, padding=(0, 1), rows=(0, 0))
         else:
             y = per_frame(x, kernel, strides=self.stride, padding=(0 if self.stride == 2 else 1, 1))
         return constrain(_plus_bias(self, y), "batch", "frames", "height", "width", None)
@@ -84,27 +92,39 @@ class Pointwise(nn.Module):
         return _plus_bias(self, x.astype(self.dtype) @ kernel.astype(self.dtype))
 
 
-def causal_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """(B, F + 2, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), zeros around each frame."""
+def causal_conv(x: jax.Array, kernel: jax.Array, *, edges: bool = False) -> jax.Array:
+    """(B, F + 2, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), zeros around each frame.
+
+    With `edges` none above and below: (B, F, H - 2, W, C).
+    """
+    rows = (0, 0) if edges else (1, 1)
     choice = formulations().causal_conv
     if choice == "by_size":
         choice = "conv3d" if x.shape[2] * x.shape[3] <= TPU_CONV3D_PIXELS else "conv2d"
     if choice == "conv3d":
         return lax.conv_general_dilated(
-            x, kernel, (1, 1, 1), ((0, 0), (1, 1), (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+            x, kernel, (1, 1, 1), ((0, 0), rows, (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
     frames = x.shape[1] - 2
-    taps = (per_frame(x[:, t : t + frames], kernel[t], padding=(1, 1)) for t in range(3))
+    taps = (per_frame(x[:, t : t + frames], kernel[t], padding=(1, 1), rows=rows) for t in range(3))
     return functools.reduce(jnp.add, taps)
 
 
-def per_frame(x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: tuple[int, int], **dilation) -> jax.Array:
-    """2-D convolution of every frame; `padding` is (before, after) for both height and width."""
+def per_frame(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    strides: int = 1,
+    padding: tuple[int, int],
+    rows: tuple[int, int] | None = None,
+    **dilation,
+) -> jax.Array:
+    """2-D convolution of every frame; `padding` is (before, after) for width, and for height without `rows`."""
     y = lax.conv_general_dilated(
         x.reshape(-1, *x.shape[2:]),
         kernel,
         (strides, strides),
-        (padding, padding),
+        (padding if rows is None else rows, padding),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         **dilation,
     )

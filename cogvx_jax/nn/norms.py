@@ -1,5 +1,7 @@
 """Normalisations. All of them compute in float32, whatever the type of their input."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +11,35 @@ from cogvx_jax.nn.conv import Pointwise
 from cogvx_jax.nn.parameters import parameter
 
 Parts = tuple[jax.Array, ...]  # the frames of a video, first to last, cut into one or more arrays (B, F, H, W, C)
+
+
+class Moments(NamedTuple):
+    """Of every channel of a video, over its frames and pixels."""
+
+    count: jax.Array  # of numbers in a channel, ()
+    mean: jax.Array  # (B, C)
+    square: jax.Array  # summed squares of what is left without the mean, (B, C)
+
+    @classmethod
+    def of(cls, parts: Parts) -> "Moments":
+        """In float32, in two passes as `group_affine`."""
+        floats = [x.astype(jnp.float32) for x in parts]
+        count = sum(x[0, ..., 0].size for x in parts)
+        mean = sum(jnp.sum(x, axis=(1, 2, 3)) for x in floats) / count
+        left = [jnp.square(x - mean[:, None, None, None]) for x in floats]
+        return cls(jnp.float32(count), mean, jnp.asarray(sum(jnp.sum(x, axis=(1, 2, 3)) for x in left)))
+
+    @classmethod
+    def none(cls, batch: int, channels: int) -> "Moments":
+        """Those of nothing yet."""
+        return cls(jnp.float32(0), jnp.zeros((batch, channels)), jnp.zeros((batch, channels)))
+
+    def plus(self, other: "Moments") -> "Moments":
+        """Of both videos together. Source: Chan et al. 1979, updating formulae for sample variances."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        share = other.count / count
+        square = self.square + other.square + jnp.square(apart) * (self.count * share)
+        return Moments(count, self.mean + apart * share, square)
 
 
 class LayerNorm(nn.Module):
@@ -43,16 +74,20 @@ class RMSNorm(nn.Module):
 class GroupNorm(nn.Module):
     """GroupNorm of video, (B, F, H, W, C): statistics over F, H, W and the C / groups channels.
 
-    The frames come in one or more parts and go out so; their statistics are those of all of them.
+    The frames come in one or more parts and go out so; their statistics are those of all of them, or `moments`, where
+    the parts are a strip of what is normalised.
     """
 
     groups: int
     eps: float
 
     @nn.compact
-    def __call__(self, *parts: jax.Array) -> Parts:
+    def __call__(self, *parts: jax.Array, moments: Moments | None = None) -> Parts:
         scale, bias = _affine(self, parts[0].shape[-1])
-        shift, gain, offset = group_affine(parts, scale, bias, groups=self.groups, eps=self.eps)
+        if moments is None:
+            shift, gain, offset = group_affine(parts, scale, bias, groups=self.groups, eps=self.eps)
+        else:
+            shift, gain, offset = affine_of(moments, scale, bias, groups=self.groups, eps=self.eps)
         return tuple(((x.astype(jnp.float32) - shift) * gain + offset).astype(x.dtype) for x in parts)
 
 
@@ -60,7 +95,7 @@ class SpatialNorm(nn.Module):
     """The decoder's norm: GroupNorm whose gain and offset come from the latents, pixel by pixel.
 
     x (B, F, H, W, C) and latents (B, T, h, w, 16), in as many parts -> parts (B, F, H, W, C). F, H, W of a
-    part are whole multiples of its T, h, w.
+    part are whole multiples of its T, h, w. `moments` as for `GroupNorm`.
     Source: Zheng et al. 2022 (MoVQ), arXiv:2209.09002, as in the reference's VAE.
     """
 
@@ -68,13 +103,13 @@ class SpatialNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, parts: Parts, latents: Parts) -> Parts:
+    def __call__(self, parts: Parts, latents: Parts, *, moments: Moments | None = None) -> Parts:
         channels = parts[0].shape[-1]
         norm = GroupNorm(self.groups, self.eps, name="norm")
         gain = Pointwise(channels, dtype="float32", name="gain")
         offset = Pointwise(channels, dtype="float32", name="offset")
         full = formulations().spatial_norm == "full"
-        if full:
+        if full and moments is None:
             # Gain and offset need no x: without the barrier a compiler makes those of all layers first, and holds them.
             parts, latents = jax.lax.optimization_barrier((parts, latents))
 
@@ -85,7 +120,7 @@ class SpatialNorm(nn.Module):
 
         return tuple(
             (y.astype(jnp.float32) * spread(gain, z, y.shape[1:4]) + spread(offset, z, y.shape[1:4])).astype(y.dtype)
-            for y, z in zip(norm(*parts), latents, strict=True)
+            for y, z in zip(norm(*parts, moments=moments), latents, strict=True)
         )
 
 
@@ -117,6 +152,24 @@ def group_affine(
     scale, bias = (jax.lax.broadcast_to_rank(v, 5) for v in (scale, bias))
     gain = over_video(inverse) * scale
     return shift, gain, bias - over_video(mean) * gain
+
+
+def affine_of(
+    moments: Moments, scale: jax.Array, bias: jax.Array, *, groups: int, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `group_affine`, by the moments of the whole video."""
+    batch, channels = moments.mean.shape
+    each = (batch, groups, channels // groups)
+    means = jnp.reshape(moments.mean, each)
+    mean = jnp.mean(means, axis=-1, keepdims=True)
+    variance = jnp.reshape(moments.square, each) / moments.count + jnp.square(means - mean)
+    inverse = jax.lax.rsqrt(jnp.mean(variance, axis=-1, keepdims=True) + eps)
+
+    def over_video(x: jax.Array) -> jax.Array:
+        return jnp.reshape(jnp.broadcast_to(x, each), (batch, 1, 1, 1, channels))
+
+    scale, bias = (jax.lax.broadcast_to_rank(v, 5) for v in (scale, bias))
+    return over_video(mean), over_video(inverse) * scale, bias
 
 
 def stretch(latents: jax.Array, shape: tuple[int, ...]) -> jax.Array:
