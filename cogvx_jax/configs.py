@@ -129,6 +129,10 @@ class Compute:
     # The transformer's: no attention logit is above it, by the weights of the q/k norms. `load` fills it in, as a
     # kernel must know it when it is compiled. None: unknown, as where those weights are trained.
     logit_bound: float | None = None
+    # What saves memory where nothing is trained; see `nn.stacked`. `pipelines.memory_modes` chooses among them.
+    rows_apart: bool = False  # the transformer's: rows of the batch go through a layer one after the other
+    mlp_tokens: int | None = None  # the transformer's: so many go through an MLP at a time; None: all
+    streamed: bool = False  # the kernels of blocks, also the text encoder's, wait in the host's memory
 
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
@@ -136,7 +140,7 @@ class Compute:
             return self
         # T5 overflows in float16.
         safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
-        return Compute(dtype=safe)
+        return Compute(dtype=safe, streamed=self.streamed and component == "text_encoder")
 
     def parameter_dtype(self, component: str) -> str:
         """The type of a component's parameters: that of its activations, but float32 for the VAE."""
