@@ -14,6 +14,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.storage import is_bucket, storage_path
 
 
@@ -38,6 +39,9 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
     _check_finite(lora, "given")
+    if isinstance(model.params, Turns):
+        adapted = model.params.adapted("transformer", lora.adapters, weight * lora.scale)
+        return dataclasses.replace(model, params=adapted)
     transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
 

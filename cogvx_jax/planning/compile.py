@@ -23,6 +23,7 @@ from cogvx_jax.pipelines.model import bounded, choose_compute, resolve
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
+from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import topology as find
 from cogvx_jax.storage import check_new
@@ -114,7 +115,7 @@ def compile_programs(
                     yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=program)
 
     def decode() -> dict[str, Any]:
-        weights = programs.weight_bytes(spec, compute, wanted.mesh)["vae"]
+        weights = weight_bytes(spec, compute, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program) for program in decoders], weights))
         return {"latents": list(made_of.shape), "padding": wanted.padding, "bytes": needed}
 

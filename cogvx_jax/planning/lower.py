@@ -11,21 +11,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
 from cogvx_jax.diffusion.update import SamplerState
-from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import denoise, latents, text
-from cogvx_jax.pipelines.model import COMPONENTS
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.weights import abstract_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,25 +68,6 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
     """Inside, programs are traced as they would be on `platform`, and kernels see the mesh's devices."""
     with using(BY_PLATFORM[platform]), jax.set_mesh(mesh):
         yield
-
-
-def abstract_weights(spec: ModelSpec, compute: Compute, component: str, mesh: Mesh | None) -> dict[str, Any]:
-    """A component's parameters as `load` places them on the mesh, without their numbers."""
-    parameters = abstract_params(getattr(spec, component))
-    where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
-    dtype = np.dtype(compute.parameter_dtype(component))
-    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def weight_bytes(spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> dict[str, int]:
-    """Bytes of each component's parameters on a device."""
-
-    def bytes_of(leaf) -> int:
-        part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return int(np.prod(part)) * leaf.dtype.itemsize
-
-    return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, compute, c, mesh)))) for c in COMPONENTS}
 
 
 def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:

@@ -36,6 +36,7 @@ from cogvx_jax.pipelines.request import (
     padded_latent_frames,
 )
 from cogvx_jax.pipelines.stored_programs import COMPONENT
+from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 from cogvx_jax.storage import write_whole
@@ -276,7 +277,7 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
     """Compiles what a video takes on one mesh, as far as it fits."""
     mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
     limit = wanted.target.memory
-    weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, wanted.compute, mesh).items()}
+    weights = {name: size / GIB for name, size in weight_bytes(wanted.spec, wanted.compute, mesh).items()}
     held = sum(weights.values())
     trial = Trial(mesh=sizes, fits=False, weights=weights)
     if limit is not None and held > limit:
