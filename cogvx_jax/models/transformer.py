@@ -6,6 +6,7 @@ In a packed row L is the text of its C clips together.
 
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -247,10 +248,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.compute.mlp_tokens is not None and not self.is_initializing():
+        most = self.compute.mlp_tokens
+        if most is not None and not self.is_initializing():
             whole = FeedForward(self.cfg, dataclasses.replace(self.compute, mlp_tokens=None), parent=None)
             params = self.variables["params"]
-            return in_pieces(lambda part: whole.apply({"params": params}, part), x, self.compute.mlp_tokens)
+            return in_pieces(lambda part: cast(jax.Array, whole.apply({"params": params}, part)), x, most)
         dense = functools.partial(Dense, dtype=self.compute.dtype)
         x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x))  # (B, S, M)
         x = constrain(nn.gelu(x, approximate=True), "batch", "seq", "mlp")

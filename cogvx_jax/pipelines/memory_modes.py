@@ -94,3 +94,10 @@ def find_mode(name: str | MemoryMode) -> MemoryMode:
     if name not in BY_NAME:
         raise ValueError(f"unknown memory mode {name!r}; the known ones are {', '.join(BY_NAME)}")
     return BY_NAME[name]
+
+
+def modes_of(compute: Compute) -> str:
+    """The exact modes that compute so, in words; their programs are the same."""
+    fields = {name for mode in _EXACT for name in mode.compute}
+    plain = dataclasses.replace(compute, **{name: getattr(Compute(), name) for name in fields})
+    return " or ".join(mode.name for mode in _EXACT if mode.of(plain) == compute)

@@ -18,6 +18,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
@@ -39,6 +40,7 @@ class VideoPrograms:
     sampler: str | None = None  # None: the model's own
     steps: int | None = None  # in one program; None is one step a program
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
+    tiling: bool = False  # the VAE runs in tiles
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
@@ -46,7 +48,7 @@ class VideoPrograms:
         return ("text", *(["encode"] if encodes else []), "step" if self.steps is None else "loop", "decode")
 
     def lower(self, name: str) -> Iterator[Any]:
-        """The program, or the programs of the first and of later frame batches, lowered."""
+        """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size."""
         spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
             yield lower_text(spec, compute, mesh, shape[0], guided=self.guided)
@@ -56,11 +58,18 @@ class VideoPrograms:
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
         elif name == "decode":
-            yield from lower_decode(spec, compute, mesh, shape, self.padding)
+            for height, width in self._sizes():
+                part = (*shape[:2], height, width, shape[4])
+                yield from lower_decode(spec, compute, mesh, part, self.padding)
         else:
-            scale = spec.vae.spatial_compression
-            image = (1, 1, shape[2] * scale, shape[3] * scale, 3)
-            yield from lower_encode(spec, compute, mesh, self.source or image)
+            scale, frames = spec.vae.spatial_compression, 1 if self.source is None else self.source[1]
+            for height, width in self._sizes():
+                yield from lower_encode(spec, compute, mesh, (1, frames, height * scale, width * scale, 3))
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths in latents that the VAE runs on, the largest first."""
+        whole = self.shape[2], self.shape[3]
+        return Tiling.of(self.spec.vae).sizes(*whole) if self.tiling else [whole]
 
 
 @contextlib.contextmanager
