@@ -79,6 +79,7 @@ def generate(
     weighted = [parse_lora(text) for text in lora]
     check_memory(memory)
     from cogvx_jax.data.video import check_writable
+    from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
@@ -100,6 +101,8 @@ def generate(
         devices, memory = _choose(model, [request for _, request, _ in work], dtype, devices or mesh, memory)
     if exact:
         check_exact(devices, one_program=one_program)
+    if first_process():
+        warn_of_hours(spec, [request for _, request, _ in work], devices)
     loaded = load(model, dtype=dtype, mesh=devices, programs=programs, memory=memory)
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)

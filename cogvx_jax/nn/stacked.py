@@ -5,6 +5,7 @@ apart       rows (videos, and branches of guidance) go through a layer one after
 in pieces   an operation on each token for itself takes a part of the tokens at a time
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,8 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: in
     count = -(-own // most)
     if count == 1:
         return function(x)
-    size = min(-(-own // count // 128) * 128, own)  # whole tiles of a TPU
+    unit = math.gcd(most, 128)  # whole tiles of a TPU
+    size = min(-(-own // (count * unit)) * unit, own)
     parts = x.reshape(batch, spread, own, width)
 
     def piece(i: jax.Array, done: jax.Array) -> jax.Array:

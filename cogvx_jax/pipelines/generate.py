@@ -12,6 +12,7 @@ import numpy as np
 from cogvx_jax.data.video import Video, to_model_pixels
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
+from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
 from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
 from cogvx_jax.pipelines.memory import check_decode
@@ -61,6 +62,7 @@ def generate(
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
+    warn_of_hours(model.spec, [request], model.mesh)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)

@@ -36,9 +36,9 @@ from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
     check_sampling,
     check_videos,
-    frame_unit,
     latent_frames,
     padded_latent_frames,
+    shorter_clips,
 )
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
@@ -457,7 +457,7 @@ def _instead(wanted: _Question, made: Plan, costs: _Costs) -> str:
         ways.append("one video at a time")
     spec, mode = wanted.spec, find_mode(nearest.mode)
     with_mode = "" if mode == RESIDENT else f" with --memory {mode.name}"
-    for frames in _shorter(spec, made.frames):
+    for frames in shorter_clips(spec, made.frames):
         shape = (wanted.shape[0], padded_latent_frames(spec, frames), *wanted.shape[2:])
         padding = shape[1] - latent_frames(spec, frames)
         trial = _try(dataclasses.replace(wanted, shape=shape, padding=padding, mode=mode), nearest.mesh, costs)
@@ -473,14 +473,6 @@ def _instead(wanted: _Question, made: Plan, costs: _Costs) -> str:
     short = nearest.memory - (made.memory or 0)
     what = ", or ".join(ways) or "nothing that was tried"
     return f"it is {max(short, 0):.1f} GiB too large for each device{with_mode}; what would fit: {what}"
-
-
-def _shorter(spec: ModelSpec, frames: int) -> list[int]:
-    """Two shorter clips that the model can make."""
-    unit = frame_unit(spec)
-    return [
-        n for n in dict.fromkeys((1 + frames // 2 // unit * unit, 1 + frames // 4 // unit * unit)) if 1 < n < frames
-    ]
 
 
 def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
