@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import load_lora
-    from cogvx_jax.pipelines.model import Model, load, load_spec
+    from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.planning.compile import compile_programs
+    from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
     from cogvx_jax.sharding import make_mesh
 
@@ -29,7 +30,7 @@ _HOMES = {
     "Video": "data.video",
     "compile_programs": "planning.compile",
     "generate": "pipelines.generate",
-    "load": "pipelines.model",
+    "load": "planning.load",
     "load_lora": "pipelines.lora",
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",

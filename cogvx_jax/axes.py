@@ -54,6 +54,9 @@ class Layout(Protocol):
     def padded(self, batch: int, tokens: int) -> int:
         """How many tokens a sequence of `tokens` gets, so that every device holds as many."""
 
+    def parts(self, names: Names, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Over how many devices each axis of an array is spread."""
+
     def attend(
         self, attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int, segments: jax.Array | None
     ) -> jax.Array:
@@ -85,6 +88,12 @@ def padded(batch: int, tokens: int) -> int:
     """The length to pad a (B, S) sequence to at its end; `attend` keeps queries from seeing the padding."""
     layout = _active.get()
     return tokens if layout is None else layout.padded(batch, tokens)
+
+
+def parts(names: Names, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Over how many devices each axis of an array is spread by `constrain`."""
+    layout = _active.get()
+    return (1,) * len(shape) if layout is None else layout.parts(names, shape)
 
 
 def attend(

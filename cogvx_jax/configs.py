@@ -131,6 +131,10 @@ class Compute:
     logit_bound: float | None = None
     # The VAE's: how many strips of rows a large frame is worked through in; see `nn.strips`. 1: whole frames.
     strips: int = 1
+    # What saves memory where nothing is trained; see `nn.stacked`. `pipelines.memory_modes` chooses among them.
+    rows_apart: bool = False  # the transformer's: rows of the batch go through a layer one after the other
+    mlp_tokens: int | None = None  # the transformer's: so many go through an MLP at a time; None: all
+    streamed: bool = False  # the kernels of blocks, also the text encoder's, wait in the host's memory
 
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
@@ -138,7 +142,11 @@ class Compute:
             return dataclasses.replace(self, strips=1)
         # T5 overflows in float16.
         safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
-        return Compute(dtype=safe, strips=self.strips if component == "vae" else 1)
+        return Compute(
+            dtype=safe,
+            strips=self.strips if component == "vae" else 1,
+            streamed=self.streamed and component == "text_encoder",
+        )
 
     def parameter_dtype(self, component: str) -> str:
         """The type of a component's parameters: that of its activations, but float32 for the VAE."""

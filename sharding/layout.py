@@ -48,6 +48,9 @@ class MeshLayout:
         multiple = shards * formulations().token_multiple
         return -(-tokens // multiple) * multiple
 
+    def parts(self, names: axes.Names, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(math.prod(self.mesh.shape[a] for a in place) for place in mesh_axes(names, self.mesh, shape))
+
     def attend(
         self,
         attention: axes.Attention,

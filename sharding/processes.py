@@ -69,6 +69,13 @@ def of_first_process(values: Sequence[int]) -> list[int]:
     return multihost_utils.broadcast_one_to_all(np.asarray(values, np.int32)).tolist()
 
 
+def of_all(value: bool) -> bool:
+    """Whether it is true in all processes, which must call this together."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.asarray(value, np.int32)).all())
+
+
 def wait_for_all(name: str) -> None:
     """Returns once every process has come here; `name` is the same in all."""
     multihost_utils.sync_global_devices(name)

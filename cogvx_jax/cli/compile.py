@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, SamplingFlags, report
+from cogvx_jax.cli.options import DType, MemoryText, MeshText, SamplingFlags, check_memory, report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -19,6 +19,7 @@ def compile_(
     videos: int = 1,
     dtype: DType | None = None,
     mesh: MeshText = None,
+    memory: MemoryText = None,
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     one_program: bool = False,
     from_video: bool = False,
@@ -34,6 +35,7 @@ def compile_(
       videos: made at a time.
       dtype: to compute in.
       mesh: as for `generate`, but for auto; None is one device.
+      memory: as for `generate`, which must be given the same; "auto" is the first that fits, and is printed.
       topology: a TPU slice such as v5e:2x4 to compile for, which need not be here: libtpu must be installed
         (pip install libtpu). None is the devices that are here.
       one_program: all --steps as one program, for `generate --one-program`; without, any number of steps runs the
@@ -41,6 +43,7 @@ def compile_(
       from_video: also what `generate --video` needs.
     """
     sampling = video.checked()
+    check_memory(memory)
     if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
         import jax
 
@@ -52,6 +55,7 @@ def compile_(
         model,
         out,
         mesh=mesh,
+        memory=memory,
         topology=topology,
         sampling=sampling,
         videos=videos,

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.options import DType, GivenFlags, MeshText, VideoFlags, parse_lora, report
+from cogvx_jax.cli.options import (
+    DType,
+    GivenFlags,
+    MemoryText,
+    MeshText,
+    VideoFlags,
+    check_memory,
+    parse_lora,
+    report,
+)
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
+from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME
 from cogvx_jax.pipelines.options import RANDOM, Sampling
 
 if TYPE_CHECKING:
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.saved_latents import SavedLatents
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+TEXTS = 64  # videos whose texts are encoded together where components take turns: 250 MB of published models
 
 
 def generate(
@@ -37,6 +49,7 @@ def generate(
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     dtype: DType | None = None,
     mesh: MeshText = None,
+    memory: MemoryText = None,
     distributed: bool = False,
     one_program: bool = False,
     programs: Path | None = None,
@@ -64,6 +77,9 @@ def generate(
       dtype: to compute in.
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
         chooses for the devices that are here; None is one device.
+      memory: a memory mode: resident, turns, rows, chunks or offload, all with the same result, or one of the last four
+        with +tiles, which is lossy. "auto" is the first that fits the devices that are here, which takes minutes of
+        compiling once. None is resident, or turns where the weights do not fit together.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
@@ -75,7 +91,9 @@ def generate(
     jobs = read_jobs(prompt, prompts_file, out, video.checked())
     weighted = [parse_lora(text) for text in lora]
     about = given.checked()
+    check_memory(memory)
     from cogvx_jax.data.video import check_writable
+    from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec
@@ -90,24 +108,28 @@ def generate(
             report(f"{path}: {adapter.told}, weight {weight:g}")
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
-        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again, about)
+        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact} | _lossy(memory), again, about)
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
     if not work:
         return
-    if mesh == "auto":
-        devices = _auto_mesh(model, [request for _, request, _ in work], dtype)
+    if AUTO in (mesh, memory):
+        devices, memory = _choose(model, [request for _, request, _ in work], dtype, devices or mesh, memory)
     if exact:
         check_exact(devices, one_program=one_program)
-    loaded = load(model, dtype=dtype, mesh=devices, programs=programs, **vars(about))
+    if first_process():
+        warn_of_hours(spec, [request for _, request, _ in work], devices)
+    loaded = load(model, dtype=dtype, mesh=devices, programs=programs, memory=memory, **vars(about))
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
-    for one in work:
-        with one.job.named():
-            _run(loaded, model, one, progress and first_process(), one_program)
+    for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
+        texts = _texts(loaded, group)
+        for one, text in zip(group, texts, strict=True):
+            with one.job.named():
+                _run(loaded, model, one, progress and first_process(), one_program, text)
 
 
 class Work(NamedTuple):
@@ -145,18 +167,38 @@ def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], aga
     return [one for one, found in zip(work, made, strict=True) if not found]
 
 
-def _auto_mesh(source: str, requests: Sequence["Request"], dtype: str | None):
-    """The mesh that suits the checked request with the most pixels."""
-    from cogvx_jax.planning.plan import auto_mesh
+def _lossy(memory: str | None) -> dict[str, Any]:
+    """What a memory mode adds to how videos are made: nothing where it is exact."""
+    return {} if memory is None or memory != AUTO and BY_NAME[memory].exact else {"memory": memory}
+
+
+def _choose(source: str, requests: Sequence["Request"], dtype: str | None, mesh: Any, memory: str | None):
+    """The mesh and the memory mode that suit the checked request with the most pixels; of each, one may be given."""
+    from cogvx_jax.planning.plan import choose
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     size, frames, guidance = (most.height, most.width), most.frames, most.guidance
-    return auto_mesh(
-        source, sampling=Sampling(size=size, frames=frames, guidance_scale=guidance), dtype=dtype, report=report
-    )
+    sampling = Sampling(size=size, frames=frames, guidance_scale=guidance)
+    return choose(source, sampling=sampling, dtype=dtype, mesh=mesh, memory=memory, report=report)
 
 
-def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool) -> None:
+def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
+    """States of the texts of several videos, on the host, where components take turns: encoded before any is made."""
+    import jax
+    import numpy as np
+
+    from cogvx_jax.pipelines.generate import encode_texts
+
+    if not model.memory.turns:
+        return [None for _ in group]
+    states = []
+    for one in group:
+        with one.job.named():
+            states.append(jax.tree.map(np.asarray, encode_texts(model, one.request)))
+    return states
+
+
+def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool, text: Any) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded."""
     import numpy as np
 
@@ -169,7 +211,7 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
-    latents = np.asarray(sample(model, request, progress=progress, one_program=one_program))
+    latents = np.asarray(sample(model, request, progress=progress, one_program=one_program, text=text))
     source = str(Path(source).absolute()) if Path(source).is_dir() else source
     saved = SavedLatents(
         latents=latents, padding=request.padding, fps=float(request.fps), model=source, prompt=job.prompt

@@ -8,10 +8,12 @@ import tyro
 
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
 from cogvx_jax.given import Given
+from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
 from cogvx_jax.pipelines.options import Options, Sampling
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
+MemoryText = Annotated[str | None, tyro.conf.arg(metavar="MODE|auto")]
 MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
@@ -54,6 +56,12 @@ def parse_lora(text: str) -> tuple[str, float]:
     if not math.isfinite(number):
         raise ValueError(f"the weight of a LoRA must be a finite number, got {text!r}")
     return path or text, number
+
+
+def check_memory(mode: str | None) -> None:
+    """Raises: ValueError for an unknown memory mode."""
+    if mode not in (None, AUTO):
+        find_mode(str(mode))
 
 
 def report(line: str) -> None:

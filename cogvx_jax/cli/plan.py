@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, SamplingFlags, report
+from cogvx_jax.cli.options import DType, MemoryText, SamplingFlags, check_memory, report
+from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -20,6 +21,8 @@ def plan(
     video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
+    memory: MemoryText = None,
+    device_gb: float | None = None,
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -35,11 +38,14 @@ def plan(
         the devices that are here.
       videos: made at a time.
       dtype: to compute in.
+      memory: a memory mode to plan for; None tries them in the order of exact, exact and slower, lossy.
+      device_gb: plan as if a device had so many GB (1e9 bytes).
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
     """
     sampling = video.checked()
+    check_memory(memory)
     import jax
 
     if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
@@ -56,6 +62,8 @@ def plan(
             sampling=sampling,
             videos=videos,
             dtype=dtype,
+            memory=memory,
+            device_gb=device_gb,
             every=every,
             fresh=fresh,
             report=report,
@@ -80,7 +88,13 @@ def table(made: "Plan") -> str:
     if chosen is None:
         return "\n".join([*lines, "", f"Nothing fits: {made.instead}."])
     parts = ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in chosen.weights.items())
-    lines += ["", f"Chosen: --mesh {_name(chosen)}: {_reason(made)}. Weights on a device, GiB: {parts}."]
+    mode = find_mode(chosen.mode)
+    how = "" if mode == RESIDENT else f" --memory {mode.name}"
+    lines += ["", f"Chosen: --mesh {_mesh(chosen)}{how}: {_reason(made)}. Weights on a device, GiB: {parts}."]
+    if how:
+        lines.append(f"It {mode.changes}. That costs {mode.costs}.")
+    if chosen.host:
+        lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if chosen.step_seconds is None:
         lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
     else:
@@ -106,13 +120,20 @@ def _row(made: "Plan", trial: "Trial") -> str:
     )
 
 
-def _name(trial: "Trial") -> str:
+def _mesh(trial: "Trial") -> str:
     from cogvx_jax.sharding import format_mesh
 
     return format_mesh(trial.mesh)
 
 
+def _name(trial: "Trial") -> str:
+    return _mesh(trial) if trial.mode == RESIDENT.name else f"{_mesh(trial)} {trial.mode}"
+
+
 def _reason(made: "Plan") -> str:
-    if made.trials[0].fits:
+    chosen = made.chosen
+    if chosen is None or made.trials[0].fits:
         return "it talks least between devices" + (", and fits" if made.memory is not None else "")
+    if chosen.mode != made.trials[0].mode:
+        return "the first that fits, of exact modes, exact and slower ones, and lossy ones"
     return "the first that fits, of those that split the weights more and talk more"

@@ -17,6 +17,7 @@ from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import RMSNorm
 from cogvx_jax.nn.parameters import parameter
+from cogvx_jax.nn.stacked import run_blocks
 
 
 class T5Encoder(nn.Module):
@@ -34,15 +35,18 @@ class T5Encoder(nn.Module):
         init = nn.initializers.normal(cfg.width**-0.5)
         table = parameter(self, "position_bias", init, (None, "heads"), (cfg.buckets, cfg.heads)).astype(jnp.float32)
         bias = jnp.moveaxis(table[buckets(ids.shape[1], cfg)], -1, 0)  # (A, L, L)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = blocks(cfg, self.compute, name="blocks")(x, bias)
+        if self.compute.streamed and not self.is_initializing():
+            x = run_blocks(Block(cfg, self.compute, parent=None), self.variables["params"]["blocks"], x, bias)
+        else:
+            blocks = nn.scan(
+                Block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=cfg.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, _ = blocks(cfg, self.compute, name="blocks")(x, bias)
         return RMSNorm(cfg.norm_eps, name="norm")(x)
 
 

@@ -5,6 +5,7 @@ padded with zeros. Blending hides the seams, not the difference. It equals the r
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,20 @@ class Tiling:
         height, width = max(cfg.sample_height // 2 // scale, 1), max(cfg.sample_width // 2 // scale, 1)
         stride = (max(height * 5 // 6, 1), max(width * 4 // 5, 1))
         return cls(tile=(height, width), stride=stride, scale=scale)
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Of all tiles of such latents, each once, the largest first."""
+        if height <= self.tile[0] and width <= self.tile[1]:
+            return [(height, width)]
+        heights = {min(self.tile[0], height - top) for top in range(0, height, self.stride[0])}
+        widths = {min(self.tile[1], width - left) for left in range(0, width, self.stride[1])}
+        return sorted(itertools.product(heights, widths), key=lambda size: -size[0] * size[1])
+
+    def count(self, height: int, width: int) -> int:
+        """How many tiles such latents have."""
+        if height <= self.tile[0] and width <= self.tile[1]:
+            return 1
+        return -(-height // self.stride[0]) * -(-width // self.stride[1])
 
 
 def encode_tiled(vae: vaes.VAE, params: Any, pixels: jax.Array, *, encode_batch: Callable | None = None) -> jax.Array:

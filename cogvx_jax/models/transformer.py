@@ -4,7 +4,9 @@ Shapes: B batch, T h w latents, L text tokens, N video tokens, S = L + N; D widt
 In a packed row L is the text of its C clips together.
 """
 
+import dataclasses
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.nn.parameters import parameter
 from cogvx_jax.nn.remat import block_input, product, rematerialized
+from cogvx_jax.nn.stacked import Pick, in_pieces, run_blocks
 
 OFS = 2.0  # input of the `ofs` embedding of 1.5-I2V, with every user
 QK_NORM_EPS = 1e-6
@@ -132,15 +135,20 @@ class Transformer(nn.Module):
         x, rope = pad_tokens(x, rope)
         x = constrain(x, "batch", "seq", None)
 
-        blocks = nn.scan(
-            rematerialized(Block, compute.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        x, _ = blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)
+        if (compute.streamed or compute.rows_apart) and clips is None and not self.is_initializing():
+            block = Block(cfg, compute, length, tokens, parent=None)
+            stack = self.variables["params"]["blocks"]
+            x = run_blocks(block, stack, x, time, rope, None, apart=compute.rows_apart)
+        else:
+            blocks = nn.scan(
+                rematerialized(Block, compute.remat),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                length=cfg.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, _ = blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)
 
         video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
@@ -155,6 +163,7 @@ class Block(nn.Module):
     """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D).
 
     `tokens` is S without the padding of `pad_tokens`. `clips` (B, S), in packed rows: the clip each token is of.
+    `pick` where `x` is some of the rows: see `nn.stacked`; `time` is of all of them.
     """
 
     cfg: TransformerConfig
@@ -163,11 +172,13 @@ class Block(nn.Module):
     tokens: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None, pick: Pick | None = None
+    ) -> tuple[jax.Array, None]:
         cfg, compute, x = self.cfg, self.compute, block_input(x)
-        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm1")(x, time, clips)
+        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm1")(x, time, clips, pick)
         x = x + gate * Attention(cfg, compute, self.tokens, name="attention")(y, rope, clips)
-        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm2")(x, time, clips)
+        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm2")(x, time, clips, pick)
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
         return constrain(x, "batch", "seq", None), None
 
@@ -175,7 +186,8 @@ class Block(nn.Module):
 class ExpertNorm(nn.Module):
     """One LayerNorm for all tokens, then a shift, scale and gate of its own for text and for video.
 
-    (B, S, D), (B, time) -> normed (B, S, D), gate (B, S, D); with `clips` (B, S) time is (B, C, time).
+    (B, S, D), (B, time) -> normed (B, S, D), gate (B, S, D); with `clips` (B, S) time is (B, C, time). `pick` as in
+    `Block`.
     """
 
     cfg: TransformerConfig
@@ -183,9 +195,12 @@ class ExpertNorm(nn.Module):
     text_length: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, time: jax.Array, clips: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, time: jax.Array, clips: jax.Array | None = None, pick: Pick | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         cfg, dtype = self.cfg, self.compute.dtype
         modulation = Dense(6 * cfg.width, ("time", "modulation"), dtype, name="modulation")(nn.silu(time))
+        modulation = modulation if pick is None else pick(modulation)
         video, text = jnp.split(modulation, 2, axis=-1)  # each: shift, scale, gate
         is_text = (jnp.arange(x.shape[1]) < self.text_length)[:, None]
         shift, scale, gate = (
@@ -233,6 +248,11 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        most = self.compute.mlp_tokens
+        if most is not None and not self.is_initializing():
+            whole = FeedForward(self.cfg, dataclasses.replace(self.compute, mlp_tokens=None), parent=None)
+            params = self.variables["params"]
+            return in_pieces(lambda part: cast(jax.Array, whole.apply({"params": params}, part)), x, most)
         dense = functools.partial(Dense, dtype=self.compute.dtype)
         x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x))  # (B, S, M)
         x = constrain(nn.gelu(x, approximate=True), "batch", "seq", "mlp")

@@ -8,6 +8,7 @@ import numpy as np
 from flax import traverse_util
 
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.weights import on_host
 
 
 @jax.jit
@@ -35,7 +36,8 @@ class NotFiniteError(ValueError):
 def find_not_finite(params: Any) -> str | None:
     """The first parameter that holds NaN or infinity, and how many of them; of stacked blocks, which one does."""
     for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        if all_finite(leaf):
+        leaf = np.asarray(leaf) if on_host(leaf) else leaf  # a device might have no room for it
+        if np.isfinite(leaf).all() if isinstance(leaf, np.ndarray) else all_finite(leaf):
             continue
         bad = ~jnp.isfinite(leaf)
         layer = ""

@@ -12,6 +12,7 @@ import numpy as np
 from cogvx_jax.data.video import Video, to_model_pixels
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
+from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
 from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
 from cogvx_jax.pipelines.memory import check_decode
@@ -21,6 +22,8 @@ from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
+
+TextStates = tuple[Any, Any]  # (B, L, text_dim), as `encode_texts` gives them
 
 
 def generate(
@@ -59,6 +62,7 @@ def generate(
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
+    warn_of_hours(model.spec, [request], model.mesh)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
@@ -84,23 +88,29 @@ def sample(
     noise: NoiseSource | None = None,
     progress: bool = True,
     one_program: bool = False,
+    text: TextStates | None = None,
 ) -> jax.Array:
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
+
+    Args:
+      text: of `encode_texts`, for the same request; None encodes them here.
 
     Raises: ValueError for a request that was checked for other models, or where decoding would not fit, before
       anything is computed; NotFiniteError.
     """
     request.check_model(model.spec)
     noise = SeededNoise(request.seed) if noise is None else noise
-    if not request.tiling:  # out of memory after the last step would waste all of them
+    if not (request.tiling or model.memory.tiling):  # out of memory after the last step would waste all of them
         check_decode(model, request.batch_shape, request.padding)
-    text, negative = _text(model, request)
+    words, negative = text or encode_texts(model, request)
+    if text is not None:
+        words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
     plan = _sampler(model, request)
     condition = _condition(model, request, noise)
     x = _start(model, request, noise, plan)
     weights = guidance.weights(request.guidance, plan.timesteps, _kept(request), request.dynamic)
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress)
-    return loop(model, x, text, negative, plan, weights, condition=condition, noise=noise)
+    return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
@@ -114,8 +124,8 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
     return request
 
 
-def _text(model: Model, request: Request) -> tuple[jax.Array, jax.Array | None]:
-    """States of the prompts, and of what to steer away from; None without guidance."""
+def encode_texts(model: Model, request: Request) -> TextStates:
+    """States of the prompts, and of what to steer away from; None without guidance. Raises: NotFiniteError."""
     if not request.guided:
         return encode_prompts(model, request.prompts), None
     if request.negative is None:

@@ -30,7 +30,7 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     """
     run = model.compiled("encode", encode_batch(model.vae, _mesh(model)))
     params = model.params["vae"]
-    encode = tiles.encode_tiled if tiling else vaes.encode
+    encode = tiles.encode_tiled if tiling or model.memory.tiling else vaes.encode
     each = [encode(model.vae, params, replicate(clip[None], model.mesh), encode_batch=run) for clip in pixels]
     moments = jnp.concatenate(each)
     if not all_finite(moments):
@@ -99,7 +99,7 @@ def decode_frames(
     run = model.compiled("decode", decode_batch(model.vae, _mesh(model)))
     params = model.params["vae"]
     latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
-    if tiling:
+    if tiling or model.memory.tiling:
         batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
     else:
         batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)

@@ -16,8 +16,10 @@ from cogvx_jax.convert.sources import open_source
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import COMPONENTS, Model, check_parts, report_inferred, resolve
+from cogvx_jax.pipelines.model import Model, check_parts, report_inferred, resolve
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
+from cogvx_jax.pipelines.turns import Turns
+from cogvx_jax.pipelines.weights import COMPONENTS
 from cogvx_jax.storage import is_bucket, storage_path
 
 
@@ -50,6 +52,8 @@ def load_lora(
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
     _check_finite(lora, "given")
+    if isinstance(model.params, Turns):
+        return dataclasses.replace(model, params=model.params.adapted("transformer", lora, weight))
     transformer = loras.apply(model.params["transformer"], lora, weight)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
 

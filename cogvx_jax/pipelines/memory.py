@@ -1,10 +1,13 @@
 """Whether what comes last fits: the VAE's decode, asked of the compiler before the first step is sampled."""
 
-import jax
+from typing import Any
 
+from cogvx_jax.pipelines.device_memory import free_bytes
 from cogvx_jax.pipelines.latents import lower_decode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.program_cost import beside_weights, compile_cost
+from cogvx_jax.pipelines.turns import Turns
+from cogvx_jax.pipelines.weights import device_bytes
 
 
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
@@ -19,10 +22,9 @@ def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
     known = None if model.programs is None else model.programs.decode_bytes(shape, padding)
     if known is not None:
         return known
-    params = model.params["vae"]
-    weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(params))
+    params = _vae(model)
     programs = lower_decode(model.vae, model.mesh, params, shape, padding)
-    return round(beside_weights([compile_cost(lowered) for lowered in programs], weights))
+    return round(beside_weights([compile_cost(lowered) for lowered in programs], device_bytes(params)))
 
 
 def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None:
@@ -30,6 +32,8 @@ def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None
     free = free_bytes()
     if free is None:
         return
+    if isinstance(model.params, Turns):  # when it comes to that, the VAE is there and nothing else
+        free += model.params.held_bytes() - device_bytes(_vae(model))
     ways = "use more devices for it (--mesh), or --tiling, which is lossy"
     try:
         needed = decode_bytes(model, shape, padding)
@@ -42,9 +46,6 @@ def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None
         )
 
 
-def free_bytes() -> int | None:
-    """Memory left on the first device of this process; None where the platform does not say, as on CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return None
-    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+def _vae(model: Model) -> Any:
+    """The VAE's parameters, or their shapes and places where it is not its turn."""
+    return model.params.abstract("vae") if isinstance(model.params, Turns) else model.params["vae"]

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from cogvx_jax.convert.containers import SUFFIXES
 from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import quoted
-from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
+from cogvx_jax.pipelines.device_memory import free_bytes
+from cogvx_jax.pipelines.memory_modes import RESIDENT, TURNS, MemoryMode, find_mode
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
+from cogvx_jax.pipelines.turns import Component, Turns
+from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, load_component, weight_bytes
 from cogvx_jax.storage import kind_of
 
-COMPONENTS = ("transformer", "vae", "text_encoder")
 FILE_ENDINGS = (*SUFFIXES, ".json", ".gguf")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
     "run.json": "a run of `cogvx train` or `cogvx train-vae`; `cogvx export` makes a model of it",
@@ -49,21 +52,24 @@ class Model:
     """What `load` gives and `generate` takes.
 
     spec: frozen configurations, the same wherever the model runs.
-    params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays.
+    params: {"transformer": ..., "vae": ..., "text_encoder": ...}, nested dicts of arrays; where components take turns,
+      a `Turns` that reads each when it is asked for, and frees the others.
     tokenizer: a `transformers` tokenizer for the text encoder.
     compute: the type to compute in, and what else decides how.
     mesh: what the parameters lie on and computation is spread over; None is one device.
     programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
     exact: compute each video and branch of guidance alone; see `pipelines.exact`.
+    memory: of `pipelines.memory_modes`, that `params` and `compute` are of.
     """
 
     spec: ModelSpec
-    params: dict[str, Any]
+    params: Any
     tokenizer: Any
     compute: Compute = Compute()
     mesh: Mesh | None = None
     programs: StoredPrograms | None = None
     exact: bool = False
+    memory: MemoryMode = RESIDENT
 
     @property
     def transformer(self) -> Transformer:
@@ -95,6 +101,7 @@ def load(
     components: tuple[str, ...] = COMPONENTS,
     verify: bool = False,
     programs: str | os.PathLike | None = None,
+    memory: str | MemoryMode | None = None,
     **given: Any,
 ) -> Model:
     """Loads a model.
@@ -114,12 +121,15 @@ def load(
         missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
       programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
         is compiled, with a warning. Its files are code: trust who wrote them.
+      memory: a mode of `pipelines.memory_modes` by its name. None is "resident", or "turns" where a device says how
+        much memory it has and the weights do not fit it together.
       given: what the files of the model do not tell, and other files to take parts from: fields of
         `cogvx_jax.given.Given`, such as vae="3d-vae.pt", text_encoder="t5-v1_1-xxl/" or position="rope".
     Raises: ValueError for an unknown name, a dtype the model cannot work in, a checkpoint that
-      does not fit (every problem listed), or programs that were compiled for something else; FileNotFoundError for
-      missing files.
+      does not fit (every problem listed), programs that were compiled for something else, or a mode that the devices
+      cannot do; FileNotFoundError for missing files.
     """
+    asked = None if memory is None else find_mode(memory)
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
@@ -128,30 +138,49 @@ def load(
     report_inferred(files)
     check_parts(files, spec, components)
     compute = choose_compute(spec, dtype)
+    mode = asked or _by_weights(spec, compute, components, mesh)
+    compute = mode.of(compute)
+    if compute.streamed:
+        check_streams(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     stored = None if programs is None else read_programs(programs, spec, bounded(files, spec, compute), mesh)
     if verify:
         verify_digests(folder, components)
     tokenizer = read_tokenizer(files.tokenizer, spec) if "text_encoder" in components else None
-    params = {name: load_component(files, spec, name, compute.parameter_dtype(name), mesh) for name in components}
-    if "transformer" in params:
-        compute = with_logit_bound(compute, spec, params["transformer"])
-    return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
+    params: Any
+    if mode.turns:
+        params = _turns(files, spec, compute, components, mesh)
+        compute = bounded(files, spec, compute) if "transformer" in components else compute
+    else:
+        params = {name: load_component(files, spec, name, compute.parameter_dtype(name), mesh) for name in components}
+        if "transformer" in params:
+            compute = with_logit_bound(compute, spec, params["transformer"])
+    return Model(
+        spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored, memory=mode
+    )
 
 
-def load_component(
-    folder: Place | Source, spec: ModelSpec, component: str, dtype: str, mesh: Mesh | None
-) -> dict[str, Any]:
-    """Parameters of one component in `dtype`, from the file to the devices that hold them.
+def _by_weights(spec: ModelSpec, compute: Compute, components: tuple[str, ...], mesh: Mesh | None) -> MemoryMode:
+    """Resident, or taking turns where the components together are too large for a device, which is said."""
+    free = free_bytes()
+    if free is None:
+        return RESIDENT
+    sizes = weight_bytes(spec, compute, mesh)
+    needed = sum(sizes[name] for name in components)
+    if needed <= free or len(components) < 2:
+        return RESIDENT
+    warnings.warn(
+        f"the weights of {spec.name} take {needed / 1e9:.1f} GB, a device has {free / 1e9:.1f} GB free: it "
+        f"{TURNS.changes} (memory mode turns); that costs {TURNS.costs}",
+        stacklevel=3,
+    )
+    return TURNS
 
-    The text encoder, used once a video, is stored over all devices of the mesh, whatever the rules.
-    """
-    parameters = abstract_params(getattr(spec, component))
-    where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
 
-    def put(path, shape, dtype, part):
-        return sharding.put(part, shape, dtype, where[path], stacked="layers" in parameters[path].names)
-
-    return load_params(folder, spec, component, dtype, put=put)
+def _turns(files: Source, spec: ModelSpec, compute: Compute, components: tuple[str, ...], mesh: Mesh | None) -> Turns:
+    found = {name: Component(files=files, spec=spec, name=name, compute=compute, mesh=mesh) for name in components}
+    for component in found.values():  # now, not after hours of sampling
+        component.check()
+    return Turns(found)
 
 
 def report_inferred(source: Source) -> None:

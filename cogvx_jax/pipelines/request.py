@@ -192,6 +192,13 @@ def frame_unit(spec: ModelSpec) -> int:
     return 8 * (spec.transformer.patch_t or 1)
 
 
+def shorter_clips(spec: ModelSpec, frames: int) -> list[int]:
+    """Frames of about half and a quarter of a clip, that the model can make."""
+    unit = frame_unit(spec)
+    some = (1 + frames // 2 // unit * unit, 1 + frames // 4 // unit * unit)
+    return [n for n in dict.fromkeys(some) if 1 < n < frames]
+
+
 def _task(spec: ModelSpec, asked: Options) -> Task:
     if asked.image is not None and asked.video is not None:
         raise ValueError("give an image or a video, not both")

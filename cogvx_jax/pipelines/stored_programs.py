@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from cogvx_jax.cache import versions
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.json_files import Json, parse_json, quoted
+from cogvx_jax.pipelines.memory_modes import modes_of
 from cogvx_jax.pipelines.program_pickle import dump_program, load_program
 from cogvx_jax.sharding import format_mesh
 from cogvx_jax.storage import file_size, new_folder
@@ -113,6 +114,7 @@ def conditions(spec: ModelSpec, compute: Compute, mesh: Mesh | None, devices: Se
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "hosts": str(len({device.process_index for device in devices})),
         "order of devices": ",".join(str(device.id) for device in devices),
+        "memory mode": modes_of(compute),
         "model": f"{spec.name} in {compute.dtype}, {_digest(repr((spec, compute)).encode())[:12]}",
         "code of cogvx_jax": _code(),
     } | versions()

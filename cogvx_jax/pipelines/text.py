@@ -12,6 +12,8 @@ from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.text_cache import TextCache
+from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.sharding import activate, everywhere, replicate
 
 
@@ -35,9 +37,22 @@ def tokenize(model: Model, prompts: Sequence[str]) -> np.ndarray:
 def encode_prompts(model: Model, prompts: Sequence[str]) -> jax.Array:
     """Text states (B, L, text_dim) of the text encoder's dtype. Padding is encoded like words.
 
+    Where components take turns, states that the cache holds are taken from there, and new ones put into it.
     Raises: NotFiniteError.
     """
     ids = tokenize(model, prompts)
+    kept = None
+    if isinstance(model.params, Turns):
+        kept = TextCache.of(model.params.component("text_encoder"), model.exact)
+    if kept is not None and (found := kept.read(ids, model.spec.text_encoder.width)) is not None:
+        return replicate(found, model.mesh)
+    states = _encode(model, ids)
+    if kept is not None:
+        kept.write(ids, np.asarray(states))
+    return states
+
+
+def _encode(model: Model, ids: np.ndarray) -> jax.Array:
     encode = model.compiled("text", encode_program(model.text_encoder, model.mesh, model.exact))
     states = encode(model.params["text_encoder"], replicate(ids, model.mesh))
     if not all_finite(states):

@@ -19,11 +19,14 @@ from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
+from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
+from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
+from cogvx_jax.planning.plan import plan
 from cogvx_jax.sharding.topologies import topology as find
 from cogvx_jax.storage import check_new
 
@@ -34,6 +37,7 @@ def compile_programs(
     *,
     sampling: Sampling | None = None,
     mesh: Mesh | str | None = None,
+    memory: str | MemoryMode | None = None,
     topology: str | None = None,
     videos: int = 1,
     dtype: str | None = None,
@@ -50,6 +54,7 @@ def compile_programs(
       folder: must not exist, or be empty.
       sampling: of the videos, such as `generate`'s `Options`; or, instead, `options`.
       mesh: to compute on, or its text such as "cfg=2,sp=4"; None is one device.
+      memory: a mode of `pipelines.memory_modes`, which `load` must be given likewise; "auto" is the first that fits.
       topology: a TPU slice such as "v5e:2x4" to compile for, which need not be here (libtpu must); None is the
         devices that are here.
       videos: made at a time.
@@ -61,7 +66,7 @@ def compile_programs(
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
-    asked_for = Sampling.of(sampling, options)
+    asked_for, mode = Sampling.of(sampling, options), find_mode(memory if memory not in (None, AUTO) else RESIDENT)
     check_videos(videos)
     check_new(folder)
     found = None if topology is None else find(topology)
@@ -76,7 +81,12 @@ def compile_programs(
 
     where = resolve(source)
     spec = read_spec(where)
-    compute = bounded(where, spec, choose_compute(spec, dtype, platform=platform))
+    if memory == AUTO:
+        on = mesh or sharding.make_mesh(devices=devices)
+        asked: dict[str, Any] = {"sampling": asked_for, "topology": topology, "videos": videos, "dtype": dtype}
+        mode = plan(os.fspath(source), mesh=on, report=report, **asked).mode
+        report(f"--memory {mode.name}: it {mode.changes}; that costs {mode.costs}")
+    compute = bounded(where, spec, mode.of(choose_compute(spec, dtype, platform=platform)))
     made_of = check_sampling(spec, asked_for)
     wanted = programs.VideoPrograms(
         spec=spec,
@@ -88,8 +98,9 @@ def compile_programs(
         sampler=made_of.sampler,
         steps=made_of.steps if one_program else None,
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
+        tiling=mode.tiling,
     )
-    asked = {
+    request = {
         "size": [made_of.height, made_of.width],
         "frames": made_of.frames,
         "videos": videos,
@@ -97,6 +108,7 @@ def compile_programs(
         "sampler": made_of.sampler,
         "steps in one program": wanted.steps,
         "from video": from_video,
+        "memory": mode.name,
     }
     decoders: list[Any] = []
 
@@ -114,9 +126,10 @@ def compile_programs(
                     yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=program)
 
     def decode() -> dict[str, Any]:
-        weights = programs.weight_bytes(spec, compute, wanted.mesh)["vae"]
+        weights = weight_bytes(spec, compute, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program) for program in decoders], weights))
-        return {"latents": list(made_of.shape), "padding": wanted.padding, "bytes": needed}
+        whole = [] if mode.tiling else list(made_of.shape)  # of tiles it says nothing about whole frames
+        return {"latents": whole, "padding": wanted.padding, "bytes": needed}
 
     with nothing_kept():
-        stored.write_programs(folder, compiled(), stored.conditions(spec, compute, mesh, devices), asked, decode)
+        stored.write_programs(folder, compiled(), stored.conditions(spec, compute, mesh, devices), request, decode)

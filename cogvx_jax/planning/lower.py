@@ -11,21 +11,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
 from cogvx_jax.diffusion.update import SamplerState
-from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import denoise, latents, text
-from cogvx_jax.pipelines.model import COMPONENTS
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.weights import abstract_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class VideoPrograms:
     sampler: str | None = None  # None: the model's own
     steps: int | None = None  # in one program; None is one step a program
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
+    tiling: bool = False  # the VAE runs in tiles
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
@@ -48,7 +48,7 @@ class VideoPrograms:
         return ("text", *(["encode"] if encodes else []), "step" if self.steps is None else "loop", "decode")
 
     def lower(self, name: str) -> Iterator[Any]:
-        """The program, or the programs of the first and of later frame batches, lowered."""
+        """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size."""
         spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
             yield lower_text(spec, compute, mesh, shape[0], guided=self.guided)
@@ -58,11 +58,18 @@ class VideoPrograms:
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
         elif name == "decode":
-            yield from lower_decode(spec, compute, mesh, shape, self.padding)
+            for height, width in self._sizes():
+                part = (*shape[:2], height, width, shape[4])
+                yield from lower_decode(spec, compute, mesh, part, self.padding)
         else:
-            scale = spec.vae.spatial_compression
-            image = (1, 1, shape[2] * scale, shape[3] * scale, 3)
-            yield from lower_encode(spec, compute, mesh, self.source or image)
+            scale, frames = spec.vae.spatial_compression, 1 if self.source is None else self.source[1]
+            for height, width in self._sizes():
+                yield from lower_encode(spec, compute, mesh, (1, frames, height * scale, width * scale, 3))
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Heights and widths in latents that the VAE runs on, the largest first."""
+        whole = self.shape[2], self.shape[3]
+        return Tiling.of(self.spec.vae).sizes(*whole) if self.tiling else [whole]
 
 
 @contextlib.contextmanager
@@ -70,25 +77,6 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
     """Inside, programs are traced as they would be on `platform`, and kernels see the mesh's devices."""
     with using(BY_PLATFORM[platform]), jax.set_mesh(mesh):
         yield
-
-
-def abstract_weights(spec: ModelSpec, compute: Compute, component: str, mesh: Mesh | None) -> dict[str, Any]:
-    """A component's parameters as `load` places them on the mesh, without their numbers."""
-    parameters = abstract_params(getattr(spec, component))
-    where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
-    dtype = np.dtype(compute.parameter_dtype(component))
-    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
-def weight_bytes(spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> dict[str, int]:
-    """Bytes of each component's parameters on a device."""
-
-    def bytes_of(leaf) -> int:
-        part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return int(np.prod(part)) * leaf.dtype.itemsize
-
-    return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, compute, c, mesh)))) for c in COMPONENTS}
 
 
 def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from cogvx_jax.configs import Compute, LoRAConfig, ModelSpec
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.planning.lower import abstract_weights
+from cogvx_jax.pipelines.weights import abstract_weights
 from cogvx_jax.sharding import everywhere
 from cogvx_jax.train import step as update
 from cogvx_jax.train.placement import Placement, adapter_shardings, row_sharding

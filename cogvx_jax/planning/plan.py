@@ -1,9 +1,11 @@
-"""Which mesh a slice should use for a model, whether it fits there, and how long a video takes at best.
+"""Which mesh and memory mode a slice should use for a model, whether it fits, and how long a video takes at best.
 
     plan = cx.plan("1.5-5b", topology="v6e:2x4")      # for a slice one does not own; needs libtpu
-    plan = cx.plan("5b"); model = cx.load("5b", mesh=plan.mesh)      # for the devices that are here
+    plan = cx.plan("5b")                              # for the devices that are here
+    model = cx.load("5b", mesh=plan.mesh, memory=plan.mode)
 
-Meshes that make sense are compiled in the order of `candidates`, and the first that fits is chosen.
+Memory modes are tried in the order of their table, and for each the meshes that make sense in the order of
+`candidates`. The first that fits is chosen. A program that several of them run is compiled once.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,18 +27,21 @@ from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
+from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import choose_compute, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
     check_sampling,
     check_videos,
-    frame_unit,
     latent_frames,
     padded_latent_frames,
+    shorter_clips,
 )
 from cogvx_jax.pipelines.stored_programs import COMPONENT
+from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 from cogvx_jax.storage import write_whole
@@ -61,11 +67,16 @@ class Trial:
     other_seconds: float | None = None  # text encoder and decoder, a video
     compile_seconds: float = 0.0
     why: str = ""
+    mode: str = RESIDENT.name  # of `pipelines.memory_modes`
+    host: float = 0.0  # GiB of the transformer's kernels that every step brings from the host's memory
 
     @property
     def memory(self) -> float:
-        """GiB at the fullest moment."""
-        return sum(self.weights.values()) + max(self.text or 0, self.step or 0, self.decode or 0)
+        """GiB at the fullest moment, as far as programs were compiled."""
+        beside = {"text_encoder": self.text or 0, "transformer": self.step or 0, "vae": self.decode or 0}
+        if find_mode(self.mode).turns:
+            return max(size + beside[component] for component, size in self.weights.items())
+        return sum(self.weights.values()) + max(beside.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +111,13 @@ class Plan:
         sizes: dict[str, Any] = dict(self.chosen.mesh)
         return sharding.make_mesh(**sizes) if self.devices > 1 else None
 
+    @property
+    def mode(self) -> MemoryMode:
+        """The chosen memory mode. Raises: ValueError where nothing fits."""
+        if self.chosen is None:
+            raise ValueError(f"{self.model} does not fit {self.topology}; {self.instead}")
+        return find_mode(self.chosen.mode)
+
     def json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
@@ -113,10 +131,13 @@ def plan(
     dtype: str | None = None,
     every: bool = False,
     fresh: bool = False,
+    memory: str | MemoryMode | None = None,
+    mesh: Mesh | None = None,
+    device_gb: float | None = None,
     report: Report = lambda line: None,
     **options: Any,
 ) -> Plan:
-    """Chooses a mesh by compiling ahead of time; results are kept in the user's cache folder.
+    """Chooses a mesh and a memory mode by compiling ahead of time; results are kept in the user's cache folder.
 
     Args:
       source: as for `load`; no weights are read.
@@ -124,16 +145,20 @@ def plan(
       topology: a TPU slice such as "v5e:2x4", which need not be here, or cpu:N; None is the devices that are here.
       videos: made at a time.
       dtype: None is what `load` would choose on such a device.
-      every: compile all candidates, not only up to the first that fits.
+      every: compile all meshes, not only up to the first that fits.
       fresh: compile again what was planned before.
+      memory: a mode to plan for; None or "auto" tries them in order.
+      mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
+      device_gb: plans as if a device had so many GB (1e9 bytes).
       report: gets a line before each compilation, which may take minutes.
       height, width, num_frames, num_inference_steps, guidance_scale, sampler: as for `generate`.
-    Raises: ValueError for an unknown topology, missing libtpu, or a size that the model cannot make.
+    Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
+    modes = MODES if memory in (None, AUTO) else (find_mode(memory),)
     spec = load_spec(source)
     made_of = check_sampling(spec, Sampling.of(sampling, options))
     check_videos(videos)
-    target = _target(topology)
+    target = _target(topology, mesh, device_gb)
     wanted = _Question(
         spec=spec,
         compute=_compute(spec, dtype, target),
@@ -155,48 +180,79 @@ def plan(
         "steps": made_of.steps,
         "flops": made_of.steps * _flops(wanted),
     }
-    kept = _file(wanted, facts | {"every": every})
+    sizes_of = None if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
+    kept = _file(wanted, facts | {"every": every, "modes": [mode.name for mode in modes], "mesh": sizes_of})
     if not fresh and (known := _read(kept)) is not None:
         return known
-    trials: list[Trial] = []
-    for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided):
-        trials.append(_try(wanted, sizes, report))
-        if trials[-1].fits and not every:
+    trials, costs = [], _Costs(report)
+    meshes = list(candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided))
+    for mode in modes:
+        for sizes in meshes if sizes_of is None else [sizes_of]:
+            trials.append(_try(dataclasses.replace(wanted, mode=mode), sizes, costs))
+            if trials[-1].fits and not every:
+                break
+        if any(trial.fits for trial in trials):
             break
     made = Plan(**facts, trials=tuple(trials))
     if made.chosen is None:
-        made = dataclasses.replace(made, instead=_instead(wanted, made, report))
+        made = dataclasses.replace(made, instead=_instead(wanted, made, costs))
     with contextlib.suppress(OSError):  # a home that cannot be written to must not cost the plan
         write_whole(kept, made.json().encode())
         cache.trim(kept.parent, cache.MAX_PLANS)
     return made
 
 
-def auto_mesh(
+def auto_mesh(source: str, **asked: Any) -> Mesh | None:
+    """The mesh for the devices that are here; None is one device. Arguments as for `choose`."""
+    return choose(source, mesh=AUTO, **asked)[0]
+
+
+def choose(
     source: str,
     *,
     sampling: Sampling | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    mesh: Mesh | str | None = None,
+    memory: str | MemoryMode | None = None,
     report: Report = lambda line: None,
-) -> Mesh | None:
-    """The mesh for the devices that are here; None is one device. Arguments as for `plan`.
+) -> tuple[Mesh | None, MemoryMode]:
+    """Mesh and memory mode for the devices that are here; arguments as for `plan`.
 
-    Where they do not say how much memory they have, as on CPU, nothing is compiled: the first candidate it is.
+    Where they do not say how much memory they have, as on CPU, nothing is compiled: the first of each it is.
+
+    Args:
+      mesh: "auto" chooses one for all devices; None is one device.
+      memory: "auto" chooses the first that fits; None is resident.
     Raises: ValueError where the model does not fit.
     """
-    target = _target(None)
-    if len(target.devices) == 1:
-        return None
+    mode = RESIDENT if memory is None else None if memory == AUTO else find_mode(memory)
+    given = mesh if isinstance(mesh, Mesh) else None
+    on = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else given
+    target = _target(None, on)
+    if len(target.devices) == 1 and mode is not None:
+        return given, mode
     if target.memory is None:
-        spec = load_spec(source)
-        guided = check_sampling(spec, sampling or Sampling()).guided
-        sizes: dict[str, Any] = next(candidates(spec.transformer.heads, len(target.devices), videos, guided=guided))
-        return sharding.make_mesh(**sizes)
-    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, report=report)
-    if made.chosen is not None:
+        if mode is None:
+            report(f"how much memory a device has is not known here: the memory mode is {RESIDENT.name}")
+        found = _first_mesh(source, sampling, videos, len(target.devices)) if mesh == AUTO else given
+        return found, mode or RESIDENT
+    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, memory=mode or AUTO, mesh=on, report=report)
+    found = made.mesh if mesh == AUTO else given
+    if mesh == AUTO and made.chosen is not None:
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
-    return made.mesh
+    if mode is None:
+        report(f"--memory {made.mode.name}: it {made.mode.changes}; that costs {made.mode.costs}")
+    return found, made.mode
+
+
+def _first_mesh(source: str, sampling: Sampling | None, videos: int, devices: int) -> Mesh | None:
+    if devices == 1:
+        return None
+    spec = load_spec(source)
+    guided = check_sampling(spec, sampling or Sampling()).guided
+    sizes: dict[str, Any] = next(candidates(spec.transformer.heads, devices, videos, guided=guided))
+    return sharding.make_mesh(**sizes)
 
 
 def candidates(heads: int, devices: int, videos: int, *, guided: bool) -> Iterator[dict[str, int]]:
@@ -223,6 +279,7 @@ class _Target:
     devices: tuple[Any, ...]
     platform: str
     topology: Topology | None
+    device_gb: float | None = None  # in place of what a device has
 
     @property
     def slice_chip(self) -> Chip | None:
@@ -231,6 +288,8 @@ class _Target:
 
     @property
     def memory(self) -> float | None:
+        if self.device_gb is not None:
+            return self.device_gb * 1e9 / GIB
         if self.slice_chip is not None:
             return self.slice_chip.memory
         stats = self.devices[0].memory_stats() if self.topology is None else None
@@ -246,20 +305,27 @@ class _Question:
     padding: int
     guided: bool
     sampler: str
+    mode: MemoryMode = RESIDENT
+
+    @property
+    def computed(self) -> Compute:
+        return self.mode.of(self.compute)
 
 
-def _target(name: str | None) -> _Target:
-    if name is None:
-        devices = tuple(jax.devices())
-        return _Target(
-            name=f"{len(devices)} x {devices[0].device_kind}",
-            devices=devices,
-            platform=platform_of(devices[0]),
-            topology=None,
-        )
-    slice_ = topology(name)
-    devices = tuple(slice_.devices())
-    return _Target(name=name, devices=devices, platform=platform_of(devices[0]), topology=slice_)
+def _target(name: str | None, mesh: Mesh | None = None, device_gb: float | None = None) -> _Target:
+    """A slice by its name, or the devices that are here; of either, those of a mesh."""
+    if device_gb is not None and not 0 < device_gb < math.inf:
+        raise ValueError(f"the memory of a device must be a positive number of GB, got {device_gb:g}")
+    slice_ = None if name is None else topology(name)
+    devices = tuple(jax.devices() if slice_ is None else slice_.devices())
+    devices = devices if mesh is None else tuple(mesh.devices.flat)
+    return _Target(
+        name=name or f"{len(devices)} x {devices[0].device_kind}",
+        devices=devices,
+        platform=platform_of(devices[0]),
+        topology=slice_,
+        device_gb=device_gb,
+    )
 
 
 def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
@@ -272,48 +338,105 @@ def _flops(wanted: _Question) -> int:
     return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
 
 
-def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
-    """Compiles what a video takes on one mesh, as far as it fits."""
-    mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
-    limit = wanted.target.memory
-    weights = {name: size / GIB for name, size in programs.weight_bytes(wanted.spec, wanted.compute, mesh).items()}
-    held = sum(weights.values())
-    trial = Trial(mesh=sizes, fits=False, weights=weights)
-    if limit is not None and held > limit:
-        return dataclasses.replace(trial, why=f"the weights alone take {held:.1f} of {limit:.1f} GiB")
-    found: dict[str, list[Cost]] = {}
-    with programs.compiling_for(wanted.target.platform, mesh):
-        for name in ("step", "text", "decode"):  # what needs the most is compiled first
-            report(f"compiling {name} for {sharding.format_mesh(sizes)}")
+class _Costs:
+    """What programs cost, each compiled once, whichever trials run it. What does not fit is a MemoryError."""
+
+    def __init__(self, report: Report):
+        self._report = report
+        self._known: dict[Any, list[Cost] | MemoryError] = {}
+
+    def knows(self, wanted: _Question, sizes: dict[str, int], name: str) -> bool:
+        return self._key(wanted, sizes, name) in self._known
+
+    def find(self, wanted: _Question, mesh: Mesh, sizes: dict[str, int], name: str) -> list[Cost] | MemoryError:
+        key = self._key(wanted, sizes, name)
+        if key not in self._known:
+            words = [wanted.mode.name] if wanted.mode != RESIDENT else []
+            self._report(" ".join([f"compiling {name} for {sharding.format_mesh(sizes)}", *words]))
             try:
-                found[name] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
+                self._known[key] = [_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, name)]
             except MemoryError as error:
-                return dataclasses.replace(trial, why=f"{name} does not fit: {error}")
-            measured: dict[str, Any] = {name: beside_weights(found[name], weights[COMPONENT[name]] * GIB) / GIB}
-            trial = dataclasses.replace(trial, **measured)
+                self._known[key] = error
+        return self._known[key]
+
+    @staticmethod
+    def _key(wanted: _Question, sizes: dict[str, int], name: str) -> Any:
+        tiling = wanted.mode.tiling and name == "decode"
+        return name, tuple(sizes.items()), wanted.computed.of(COMPONENT[name]), tiling, wanted.shape
+
+
+def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
+    """Compiles what a video takes on one mesh in one memory mode, as far as it fits."""
+    mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
+    limit, compute = wanted.target.memory, wanted.computed
+    weights = {name: size / GIB for name, size in weight_bytes(wanted.spec, compute, mesh).items()}
+    host = host_bytes(wanted.spec, compute, mesh)["transformer"] / GIB
+    trial = Trial(mesh=sizes, fits=False, weights=weights, mode=wanted.mode.name, host=host)
+    if limit is not None and trial.memory > limit:
+        return dataclasses.replace(trial, why=f"the weights alone take {trial.memory:.1f} of {limit:.1f} GiB")
+    found: dict[str, list[Cost]] = {}
+    # What needs the most is compiled first, after what is known already.
+    names = sorted(("step", "text", "decode"), key=lambda name: not costs.knows(wanted, sizes, name))
+    with programs.compiling_for(wanted.target.platform, mesh):
+        for name in names:
+            cost, weight = costs.find(wanted, mesh, sizes, name), weights[COMPONENT[name]]
+            if isinstance(cost, MemoryError):
+                size: dict[str, Any] = {name: _beside_at_least(cost, weight)}
+                return dataclasses.replace(trial, **size, why=f"{name} does not fit: {cost}")
+            found[name] = cost
+            beside: dict[str, Any] = {name: (beside_weights(cost, weight * GIB) + _pixels(wanted, name)) / GIB}
+            trial = dataclasses.replace(trial, **beside)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
-    clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
-    seconds = None
-    if clock:
-        (step,), (text,), decode = ([(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[n]] for n in found)
-        batches = max(wanted.shape[1] - wanted.padding, 1) // (wanted.spec.vae.decode_frames or wanted.shape[1])
-        seconds = step, text + wanted.shape[0] * (decode[0] + max(batches - 1, 0) * decode[-1])
     return dataclasses.replace(
         trial,
+        **_seconds(wanted, found),
         fits=True,
-        step_seconds=seconds and seconds[0],
-        other_seconds=seconds and seconds[1],
-        compile_seconds=sum(cost.seconds for costs in found.values() for cost in costs),
+        compile_seconds=sum(cost.seconds for some in found.values() for cost in some),
     )
 
 
+def _pixels(wanted: _Question, name: str) -> float:
+    """Bytes of the video beside the decoder: tiles are put together on the device, and then there are two of it."""
+    if name != "decode" or not wanted.mode.tiling:
+        return 0.0
+    latent, scale = wanted.shape[1] - wanted.padding, wanted.spec.vae.spatial_compression
+    frames = latent * wanted.spec.vae.temporal_compression
+    return 2.0 * frames * wanted.shape[2] * wanted.shape[3] * scale**2 * 3 * 4
+
+
+def _beside_at_least(error: MemoryError, weights: float) -> float | None:
+    """GiB beside the weights that the compiler says it would need; None where it does not."""
+    said = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+    if said is None:
+        return None
+    return max(float(said[1]) * 2.0 ** {"K": -20, "M": -10, "G": 0, "T": 10}[said[2]] - weights, 0.0)
+
+
+def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
+    """Of a step, and of text encoder and decoder; nothing where nobody knows the clock."""
+    clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
+    if not clock:
+        return {}
+    (step,), (text,), decode = (
+        [(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[name]] for name in ("step", "text", "decode")
+    )
+    vae = wanted.spec.vae
+    batches = max(wanted.shape[1] - wanted.padding, 1) // (vae.decode_frames or wanted.shape[1])
+    tiles = Tiling.of(vae).count(*wanted.shape[2:4]) if wanted.mode.tiling else 1
+    video = tiles * (decode[0] + max(batches - 1, 0) * decode[-1])
+    return {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
+
+
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
+    shape = wanted.shape
+    if wanted.mode.tiling and name == "decode":  # the largest tile
+        shape = (*shape[:2], *Tiling.of(wanted.spec.vae).sizes(*shape[2:4])[0], shape[4])
     video = programs.VideoPrograms(
         spec=wanted.spec,
-        compute=wanted.compute,
+        compute=wanted.computed,
         mesh=mesh,
-        shape=wanted.shape,
+        shape=shape,
         padding=wanted.padding,
         guided=wanted.guided,
         sampler=wanted.sampler,
@@ -325,20 +448,21 @@ def _cost(wanted: _Question, lowered: Any) -> Cost:
     return compile_cost(lowered, chip=wanted.target.slice_chip or chip_of(wanted.target.devices[0].device_kind))
 
 
-def _instead(wanted: _Question, made: Plan, report: Report) -> str:
+def _instead(wanted: _Question, made: Plan, costs: _Costs) -> str:
     """What would fit, as far as weights and a few more compilations tell."""
-    leanest = min(made.trials, key=lambda trial: sum(trial.weights.values())).mesh
+    known = [trial for trial in made.trials if trial.text or trial.step or trial.decode] or made.trials
+    nearest = min(known, key=lambda trial: trial.memory)
     ways = []
     if made.videos > 1:
         ways.append("one video at a time")
-    spec = wanted.spec
-    for frames in _shorter(spec, made.frames):
+    spec, mode = wanted.spec, find_mode(nearest.mode)
+    with_mode = "" if mode == RESIDENT else f" with --memory {mode.name}"
+    for frames in shorter_clips(spec, made.frames):
         shape = (wanted.shape[0], padded_latent_frames(spec, frames), *wanted.shape[2:])
-        trial = _try(
-            dataclasses.replace(wanted, shape=shape, padding=shape[1] - latent_frames(spec, frames)), leanest, report
-        )
+        padding = shape[1] - latent_frames(spec, frames)
+        trial = _try(dataclasses.replace(wanted, shape=shape, padding=padding, mode=mode), nearest.mesh, costs)
         if trial.fits:
-            ways.append(f"{frames} frames on {sharding.format_mesh(leanest)} ({trial.memory:.1f} GiB)")
+            ways.append(f"{frames} frames on {sharding.format_mesh(nearest.mesh)} ({trial.memory:.1f} GiB){with_mode}")
             break
         if not (trial.step or trial.text):  # the weights are what is too large
             break
@@ -346,17 +470,9 @@ def _instead(wanted: _Question, made: Plan, report: Report) -> str:
         kind = made.topology.partition(":")[0]
         larger = TOPOLOGIES[TOPOLOGIES.index(made.topology) + 1 :]
         ways += [f"a larger slice, such as {name}" for name in larger[:1] if name.startswith(kind)]
-    short = min(trial.memory for trial in made.trials) - (made.memory or 0)
+    short = nearest.memory - (made.memory or 0)
     what = ", or ".join(ways) or "nothing that was tried"
-    return f"it is {max(short, 0):.1f} GiB too large for each device; what would fit: {what}"
-
-
-def _shorter(spec: ModelSpec, frames: int) -> list[int]:
-    """Two shorter clips that the model can make."""
-    unit = frame_unit(spec)
-    return [
-        n for n in dict.fromkeys((1 + frames // 2 // unit * unit, 1 + frames // 4 // unit * unit)) if 1 < n < frames
-    ]
+    return f"it is {max(short, 0):.1f} GiB too large for each device{with_mode}; what would fit: {what}"
 
 
 def _file(wanted: _Question, facts: dict[str, Any]) -> Path:

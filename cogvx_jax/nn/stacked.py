@@ -1,0 +1,108 @@
+"""Runs a stack of equal blocks in less memory than a plain scan: the same sums, in other portions.
+
+streamed    kernels wait in the host's memory; while a layer is computed, those of the next are on their way
+apart       rows (videos, and branches of guidance) go through a layer one after the other
+in pieces   an operation on each token for itself takes a part of the tokens at a time
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cogvx_jax import axes
+
+Pick = Callable[[jax.Array], jax.Array]  # of all rows, those that are computed now
+HOST = "pinned_host"  # memory that a device can fetch from by itself
+
+
+def waits_on_host(path: str) -> bool:
+    """Whether a parameter, such as "blocks/mlp/up/kernel", is one that `run_blocks` fetches layer by layer.
+
+    Vectors are not: TPUs cannot slice stacks of them in the host's memory, and all of 5B's take 20 MB.
+    """
+    return path.startswith("blocks/") and path.endswith("/kernel")
+
+
+def run_blocks(block: nn.Module, params: Any, x: jax.Array, *inputs: Any, apart: bool = False) -> jax.Array:
+    """`x` through all layers of a stack, as `nn.scan` of the block would take it.
+
+    Args:
+      block: (x, *inputs) -> (x, None), whose parameters are an entry of `params`; with `apart` it has an argument
+        `pick`, see `row_after_row`.
+      params: stacked, the leading axis counts layers; kernels may lie in the host's memory.
+      x: (B, S, D).
+      inputs: the same for all layers.
+      apart: a row after the other on each device.
+    """
+    layers = jax.tree.leaves(params)[0].shape[0]
+
+    def through(x: jax.Array, layer: Any) -> jax.Array:
+        def one(x: jax.Array, **rows: Any) -> jax.Array:
+            return block.apply({"params": layer}, x, *inputs, **rows)[0]
+
+        return row_after_row(one, x) if apart else one(x)
+
+    def step(carry, i):
+        x, here = carry
+        ahead = fetch(params, jnp.minimum(i + 1, layers - 1))
+        return (through(x, here), ahead), None
+
+    (x, _), _ = jax.lax.scan(step, (x, fetch(params, jnp.int32(0))), jnp.arange(layers, dtype=jnp.int32))
+    return x
+
+
+def fetch(params: Any, layer: jax.Array) -> Any:
+    """The parameters of one layer, in the device's memory wherever the stack lies."""
+
+    def one(stack: jax.Array) -> jax.Array:
+        return jax.device_put(jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False), jax.memory.Space.Device)
+
+    return jax.tree.map(one, params)
+
+
+def row_after_row(function: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
+    """`function` (x (B, S, D), pick=...) -> (B, S, D), each device taking one of its rows at a time.
+
+    `pick` gives the same rows of another array (B, ...). What is computed of all rows and then picked has the bits
+    that it has without this: a product of one row is another program than that of several.
+    """
+    spread = axes.parts(("batch", "seq", None), x.shape)[0]
+    count = x.shape[0] // spread
+    if count == 1:
+        return function(x, pick=lambda y: y)
+
+    def split(y: jax.Array) -> jax.Array:  # the rows that a device holds lie side by side
+        return jnp.swapaxes(y.reshape(spread, count, *y.shape[1:]), 0, 1)
+
+    def one(number_and_row):
+        i, row = number_and_row
+        return function(row, pick=lambda y: jax.lax.dynamic_index_in_dim(split(y), i, keepdims=False))
+
+    rows = jax.lax.map(one, (jnp.arange(count, dtype=jnp.int32), split(x)))
+    return jnp.swapaxes(rows, 0, 1).reshape(x.shape)
+
+
+def in_pieces(function: Callable[[jax.Array], jax.Array], x: jax.Array, most: int) -> jax.Array:
+    """`function` of each token for itself, (B, S, D) -> (B, S, D), at most `most` tokens of a device at a time."""
+    batch, tokens, width = x.shape
+    spread = axes.parts(("batch", "seq", None), x.shape)[1]
+    own = tokens // spread
+    count = -(-own // most)
+    if count == 1:
+        return function(x)
+    unit = math.gcd(most, 128)  # whole tiles of a TPU
+    size = min(-(-own // (count * unit)) * unit, own)
+    parts = x.reshape(batch, spread, own, width)
+
+    def piece(i: jax.Array, done: jax.Array) -> jax.Array:
+        start = jnp.minimum(i * size, own - size)  # the last one begins early, and repeats what was done
+        part = jax.lax.dynamic_slice_in_dim(parts, start, size, axis=2)
+        part = function(part.reshape(batch, spread * size, width)).reshape(part.shape)
+        return jax.lax.dynamic_update_slice_in_dim(done, part, start, axis=2)
+
+    done = jax.lax.fori_loop(0, count, piece, jnp.zeros_like(parts))
+    return done.reshape(x.shape)

@@ -1,0 +1,105 @@
+"""A warning before a run that will take hours, with an estimate, and the nearest setting that takes less."""
+
+import functools
+import itertools
+import time
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cogvx_jax.chips import chip_of
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.models.flops import sequence_tokens, transformer_flops
+from cogvx_jax.pipelines.options import Sampling
+from cogvx_jax.pipelines.request import Request, Settings, check_sampling, shorter_clips
+
+LONG = 3600.0  # seconds
+SHARE = 0.4  # of a chip's published peak: what video models reach with good kernels; a CPU's rate is measured
+WORTH_ASKING = 1e13  # operations: less takes no hour on anything that runs this
+
+
+def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | None) -> None:
+    """Warns where sampling these videos, one request after the other, will take more than an hour.
+
+    Nothing is said of accelerators that `chips` does not know.
+    """
+    work = sum(sampling_flops(spec, request, len(request.prompts)) for request in requests)
+    if work < WORTH_ASKING or (rate := flops_per_second(mesh)) is None or work / rate < LONG:
+        return
+    longest = max(requests, key=lambda request: sampling_flops(spec, request, 1))
+    found = nearest_faster(spec, longest, LONG * rate / len(requests))
+    better = ""
+    if found is not None:
+        share = sampling_flops(spec, found, 1) / sampling_flops(spec, longest, 1)
+        words = f"{found.frames} frames of {found.height}x{found.width} in {found.steps} steps"
+        better = f"; {words} would take about {_words(share * work / rate)}"
+    warnings.warn(
+        f"sampling will take about {_words(work / rate)} here: {work / 1e15:.3g} PFLOP at {rate / 1e12:.3g} TFLOP/s"
+        + better,
+        stacklevel=3,
+    )
+
+
+def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
+    """Operations of all denoising steps; of a video that is redrawn, of those that are taken."""
+    tokens = sequence_tokens(spec.transformer, settings.shape[:3])
+    strength = settings.strength if isinstance(settings, Request) and settings.task == "v2v" else 1.0
+    return int(settings.steps * strength) * transformer_flops(
+        spec.transformer, tokens, batch=videos * (1 + settings.guided)
+    )
+
+
+def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings | None:
+    """Of fewer steps, frames and pixels what takes at most so many operations a video, and the most of those.
+
+    Where none is so fast, the fastest; None where the model makes no other videos.
+    """
+    fewer = [n for n in (settings.steps, settings.steps // 2) if n > 0]
+    sizes = [(settings.height // n // 16 * 16, settings.width // n // 16 * 16) for n in (1, 2)]
+    ways = []
+    frames = [settings.frames, *shorter_clips(spec, settings.frames)]
+    for steps, count, size in itertools.product(fewer, frames, sizes):
+        asked = Sampling(
+            size=size, frames=count, steps=steps, guidance_scale=settings.guidance, sampler=settings.sampler
+        )
+        try:
+            ways.append(check_sampling(spec, asked))
+        except ValueError:  # it makes none of that size
+            continue
+    ways = [way for way in ways if sampling_flops(spec, way, 1) < sampling_flops(spec, settings, 1)]
+    ways.sort(key=lambda way: sampling_flops(spec, way, 1))
+    fast = [way for way in ways if sampling_flops(spec, way, 1) <= most]
+    return fast[-1] if fast else ways[0] if ways else None
+
+
+def flops_per_second(mesh: Mesh | None) -> float | None:
+    """What a run may expect of the devices of a mesh, or of the default one; None where nothing is known."""
+    devices = jax.devices()[:1] if mesh is None else list(mesh.devices.flat)
+    if devices[0].platform == "cpu":
+        return _measured()
+    chip = chip_of(devices[0].device_kind)
+    return None if chip is None else SHARE * chip.peak * 1e12 * len(devices)
+
+
+@functools.cache
+def _measured() -> float:
+    """Operations a second of a product of float32 matrices on this CPU: virtual devices share it."""
+    x = jnp.ones((1024, 1024))
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / min(seconds)
+
+
+def _words(seconds: float) -> str:
+    hours = seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:.0f} days"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(seconds / 60, 1):.0f} minutes"
