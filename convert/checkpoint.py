@@ -81,13 +81,15 @@ def published_tensors(
     arrays = open_parameters(source, spec, component)
 
     def make(parameter: Parameter, place: int, own: np.dtype) -> np.ndarray:
-        index = tuple(slice(n) for n in parameter.shape)
-        if not parameter.stacked:
-            found = arrays.read(parameter.path, own, index)
+        if isinstance(arrays, Published):  # as they are: turned twice, they would be the same
+            found = np.array(arrays.published(parameter.keys[place]), own, order="C")
         else:
-            found = arrays.read(parameter.path, own, (slice(place, place + 1), *index[1:]))[0]
+            index = tuple(slice(n) for n in parameter.shape)
+            block = (slice(place, place + 1), *index[1:]) if parameter.stacked else index
+            own_layout = arrays.read(parameter.path, own, block)
+            found = np.ascontiguousarray(parameter.change.write(own_layout[0] if parameter.stacked else own_layout))
         arrays.release()
-        return np.ascontiguousarray(parameter.change.write(found))
+        return found
 
     tensors = []
     for parameter in component_parameters(spec, component):
@@ -147,6 +149,10 @@ class Published:
     def dtype(self, path: str) -> np.dtype:
         """The widest of the tensors that a parameter is made of."""
         return np.result_type(*(self._tensors[key].dtype for key in self._parameters[path].keys))
+
+    def published(self, key: str) -> np.ndarray:
+        """A tensor as it is in the file."""
+        return self._tensors.read(key)
 
     def dtype_of(self, path: str, place: int) -> np.dtype:
         return self._tensors[self._parameters[path].keys[place]].dtype

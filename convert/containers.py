@@ -18,6 +18,11 @@ from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files, open_files, parent_and_name
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# What a component's folder may hold, or the same with ".index.json" after it; the first that is there is read.
+NAMES = (
+    *(f"{stem}.safetensors" for stem in dict.fromkeys(STEMS.values())),
+    *("diffusion_pytorch_model.bin", "pytorch_model.bin"),
+)
 MAX_FILES = 1000  # of a component; the largest published one has three
 
 
@@ -74,6 +79,12 @@ def open_tensors(place: str | Path) -> Tensors:
     return Tensors(files, found, str(place), found.metadata)
 
 
+def has_weights(folder: str | Path) -> bool:
+    """Whether a folder holds a component's weights under a published name."""
+    files = open_files(folder)
+    return any(files.exists(f"{name}{end}") for name in NAMES for end in ("", ".index.json"))
+
+
 def read_file(files: Files, name: str) -> Tensors:
     """The tensors of one file. Raises: FileNotFoundError; ValueError, which does not name the file."""
     size = files.size(name)
@@ -102,7 +113,9 @@ class Checkpoint(Tensors):
         headers: dict[str, Tensors] = {}
         for name in dict.fromkeys(index.values()):
             try:
-                headers[name] = read_safetensors(files, name)
+                headers[name] = read_file(files, name)
+            except FileNotFoundError:
+                problems.append(f"{name}: missing")
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         for name, header in headers.items():
@@ -125,19 +138,18 @@ def _find_index(files: Files, problems: list[str]) -> dict[str, str]:
     if not files.is_folder():
         problems.append("no such folder")
         return {}
-    for stem in dict.fromkeys(STEMS.values()):
-        path = f"{stem}.safetensors.index.json"
+    for name in NAMES:
+        path = f"{name}.index.json"
         if files.exists(path):
             try:
                 return _weight_map(parse_json(files.bytes(path, MAX_HEADER)))
             except ValueError as error:
                 problems.append(f"{path}: {error}")
                 return {}
-        path = f"{stem}.safetensors"
-        if files.exists(path):
-            return {"": path}
+        if files.exists(name):
+            return {"": name}
     names = files.names()
-    for name in (f"{stem}.safetensors{end}" for stem in STEMS.values() for end in (".index.json", "")):
+    for name in (f"{name}{end}" for name in NAMES for end in (".index.json", "")):
         if name in names:
             problems.append(f"{name}: not a file")
             return {}
@@ -154,7 +166,7 @@ def _weight_map(index: Mapping[str, Any]) -> dict[str, str]:
     for key, name in found.items():
         if not key or len(key) > MAX_NAME:
             raise ValueError(f"{quoted(key)} in it is no name of a tensor")
-        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.safetensors", name, re.ASCII):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name, re.ASCII):
             raise ValueError(f"it has {quoted(key)} in {quoted(name)}, which is no safetensors file beside it")
     if (count := len(set(found.values()))) > MAX_FILES:
         raise ValueError(f"it names {count} files, where at most {MAX_FILES} are read")

@@ -130,9 +130,9 @@ def _flat(files: Files, shards: list[str], count: int) -> list[Entry]:
         state = found.get("optimizer_state_dict") if isinstance(found, dict) else None
         if not isinstance(state, dict):
             raise ValueError(f"{name} has no optimizer_state_dict")
-        if state.get("zero_stage", 1) not in (1, 2):
-            raise ValueError(f"{name} is of ZeRO's stage {quoted(state['zero_stage'])}, which is not read; {LATER}")
         parts = state.get("single_partition_of_fp32_groups")
+        if parts is None:
+            raise ValueError(f"{name} has no single_partition_of_fp32_groups, as ZeRO's third stage; {LATER}")
         world = state.get("partition_count", len(shards))
         world = max(world, default=0) if isinstance(world, list) and all(type(n) is int for n in world) else world
         if world != len(shards):

@@ -12,7 +12,7 @@ from typing import Protocol
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
 from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_configs, read_documents
-from cogvx_jax.convert.containers import SUFFIXES, Checkpoint
+from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.loose import LooseParts, Place
@@ -142,18 +142,25 @@ def open_sat_folder(place: Place, given: Given) -> Source:
         inner = place
     found = {"transformer": find_states(inner)}
     for folder in (parent_and_name(top)[0], top):
-        files = open_files(folder)
-        for component, (name, mark) in ((c, part) for c, parts in SAT_PARTS.items() for part in parts):
-            if files.exists(mark):
+        for component, name in SAT_PARTS:
+            if is_part(below(folder, name)):
                 found[component] = below(folder, name)
     return LooseParts(place, found, given, configs=(top,))
 
 
-# Where other parts lie, in a folder of SAT's or the one above it, and a file that tells so. The last one found counts.
-SAT_PARTS = {
-    "vae": (("3d-vae.pt", "3d-vae.pt"), ("vae/3d-vae.pt", "vae/3d-vae.pt")),
-    "text_encoder": (("text_encoder", "text_encoder/config.json"), ("t5-v1_1-xxl", "t5-v1_1-xxl/config.json")),
-}
+# Where other parts lie, in a folder of SAT's or the one above it; the last one found counts.
+SAT_PARTS = (
+    ("vae", "3d-vae.pt"),
+    ("vae", "vae/3d-vae.pt"),
+    ("text_encoder", "text_encoder"),
+    ("text_encoder", "t5-v1_1-xxl"),
+)
+
+
+def is_part(place: Place) -> bool:
+    """Whether it is a file, or a folder with weights in it."""
+    parent, name = parent_and_name(place)
+    return open_files(parent).exists(name) or has_weights(place)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

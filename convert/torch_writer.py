@@ -33,7 +33,7 @@ def write_torch(path: Path, tensors: Sequence[Tensor], wrapper: str) -> None:
             raise ValueError(f"{tensor.key} is of type {tensor.dtype}; what a .pt file can hold is {known}")
     prefix = path.stem
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        _add(archive, f"{prefix}/data.pkl", _pickle(tensors, wrapper))
+        _add(archive, f"{prefix}/data.pkl", pickle_of(tensors, wrapper))
         for name, text in ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little")):
             _add(archive, f"{prefix}/{name}", text)
         for number, tensor in enumerate(tensors):
@@ -47,18 +47,18 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(name)  # of 1980, so that equal files are equal
     info.file_size = len(data)
     long = len(data) >= ZIP64
-    start = archive.start_dir + LOCAL_HEADER + len(name.encode()) + (20 if long else 0) + 4
-    info.extra = _padding(-start % ALIGNMENT)
+    info.extra = padded(archive.start_dir + LOCAL_HEADER + len(name.encode()) + (20 if long else 0))
     with archive.open(info, "w", force_zip64=long) as entry:
         entry.write(data)
 
 
-def _padding(count: int) -> bytes:
-    """torch's extra field of `count` bytes after its own four."""
+def padded(start: int) -> bytes:
+    """torch's extra field of an entry, after which its numbers, else at byte `start`, begin at an aligned one."""
+    count = -(start + 4) % ALIGNMENT
     return struct.pack("<2sH", b"FB", count) + b"Z" * count
 
 
-def _pickle(tensors: Sequence[Tensor], wrapper: str) -> bytes:
+def pickle_of(tensors: Sequence[Tensor], wrapper: str) -> bytes:
     """The opcodes that build {wrapper: {key: tensor}}, of protocol 2 as torch's own."""
     inner = b"".join(_text(t.key) + _tensor(t, str(number)) for number, t in enumerate(tensors))
     # EMPTY_DICT, wrapper, EMPTY_DICT, MARK, items, SETITEMS, SETITEM, STOP

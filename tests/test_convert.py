@@ -685,10 +685,10 @@ def test_folders_without_weights(copy):
     spec, folder = copy
     for path in (folder / "transformer").glob("*safetensors*"):
         path.unlink()
-    (folder / "transformer" / "pytorch_model.bin").touch()
+    (folder / "transformer" / "tf_model.h5").touch()
     assert failure(folder, spec) == [
         "no diffusion_pytorch_model.safetensors[.index.json] and no model.safetensors[.index.json]; "
-        "there is config.json, pytorch_model.bin"
+        "there is config.json, tf_model.h5"
     ]
     shutil.rmtree(folder / "transformer")
     assert failure(folder, spec) == ["no such folder"]
