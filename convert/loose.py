@@ -97,17 +97,16 @@ class LooseParts:
         shapes = {
             "transformer": transformer,
             "vae": self._vae(like, transformer["out_channels"]),
+            "text_encoder": self._text_encoder(like, transformer["text_embed_dim"]),
             "schedule": documents_of(like)[CONFIGS["schedule"]],
         }
-        if "text_encoder" in self._places:  # else whatever fits
-            shapes["text_encoder"] = infer.infer_text_encoder(self.tensors("text_encoder"), like)
         documents, lines = {}, []
         for part, document in shapes.items():
             path = CONFIGS[part]
             beside = self._beside(part)
             said = self.given.of_document(path)
             documents[path] = document | beside | said
-            if not beside:
+            if not beside and (part in self._places or part != "text_encoder"):
                 lines.append(_line(part, document, said, like.name, part in self._places))
         return self._parsed(documents), lines
 
@@ -132,6 +131,11 @@ class LooseParts:
         if "vae" in self._places:
             return infer.infer_vae(self.tensors("vae"), like)
         return documents_of(like)[CONFIGS["vae"]] | {"latent_channels": channels}
+
+    def _text_encoder(self, like: ModelSpec, width: int) -> Json:
+        if "text_encoder" in self._places:
+            return infer.infer_text_encoder(self.tensors("text_encoder"), like)
+        return documents_of(like)[CONFIGS["text_encoder"]] | {"d_model": width}
 
     def _beside(self, part: str) -> Json:
         """The published configuration of a part, where it lies beside it."""

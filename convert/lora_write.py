@@ -12,7 +12,7 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.lora_file import METADATA, LoRAFile, Module
-from cogvx_jax.convert.lora_formats import SAT_LAYERS, WRITTEN, Format, Part, numbered
+from cogvx_jax.convert.lora_formats import LINEAR, SAT_LAYERS, WRITTEN, Format, Part, numbered
 from cogvx_jax.convert.lora_models import parameters
 from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat_folder import LATEST, STATES
@@ -70,12 +70,14 @@ def convert_lora(path: str | Path, file: LoRAFile, to: str = "peft", dtype: str 
     _write(path, to, dtype, lambda: of_file(file))
 
 
-def merge_loras(path: str | Path, files: Sequence[tuple[LoRAFile, float]], dtype: str | None = None) -> None:
-    """Writes several LoRA files, each times its weight, as one of PEFT: ranks of a module are laid side by side.
+def merge_loras(
+    path: str | Path, files: Sequence[tuple[LoRAFile, float]], to: str = "peft", dtype: str | None = None
+) -> None:
+    """Writes several LoRA files, each times its weight, as one: the ranks of a module are laid side by side.
 
     Raises: as `write_lora`; ValueError where shapes of a module differ.
     """
-    _write(path, "peft", dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]))
+    _write(path, to, dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]))
 
 
 def _write(path: str | Path, to: str, dtype: str | None, updates: Callable[[], Sequence[Update]]) -> None:
@@ -133,7 +135,9 @@ def of_lora(lora: LoRA, spec: ModelSpec) -> list[Update]:
             module = key.removesuffix(".weight")
             updates[module] = Update(module=module, alpha=alpha, arrays=arrays)
     for one in lora.differences:
-        parameter = own[one.path]
+        parameter = own.get(one.path)
+        if parameter is None:
+            raise ValueError(f"these are not adapters of {spec.name}: it has no {one.path}")
         for i, block in enumerate(one.blocks or (0,)):
             values = np.asarray(one.values if one.blocks is None else one.values[i], np.float32)
             _add(updates, parameter.keys[block], np.ascontiguousarray(parameter.change.write(values)))
@@ -150,7 +154,12 @@ def _theirs(parameter: Parameter, ours: Any, part: Part) -> Tensor:
 
 
 def of_file(file: LoRAFile) -> list[Update]:
-    """What a file holds, module by module; adapters are read when they are written."""
+    """What a file holds, module by module; adapters are read when they are written.
+
+    Raises: ValueError for a module of no CogVideoX model, which has no name in other dialects.
+    """
+    if other := next((name for name in file.modules if numbered(name)[0] not in LINEAR), None):
+        raise ValueError(f"{file.path} adapts {other}, which no CogVideoX model has")
     updates: dict[str, Update] = {}
     for name, module in file.modules.items():
         arrays: dict[Part, Tensor] = {}
@@ -229,7 +238,9 @@ def _peft(row: Format, updates: Sequence[Update]) -> Written:
     tensors = []
     for update in updates:
         if "a" not in update.arrays:
-            raise ValueError(f"{row.to} files hold no bias without an adapter, as of {update.module}; use comfyui")
+            raise ValueError(
+                f"{row.to} files hold no bias without an adapter, as of {update.module}; write it as comfyui"
+            )
         tensors += _pair(row, update)
         if biased:
             tensors.append(_named(row, update.module, "bias", _bias(update)))
@@ -264,6 +275,9 @@ def _sat(row: Format, updates: Sequence[Update]) -> Written:
     found = {update.module: update for update in updates}
     if other := next((module for module in found if not row.spelled(numbered(module)[0])), None):
         raise ValueError(f"SAT adapts attention alone, and has no place for {other}; write it as peft")
+    widths = {size for u in updates for size in (u.arrays["a"].shape[1], u.arrays["b"].shape[0])}
+    if len(widths) > 1:
+        raise ValueError(f"attention of CogVideoX has one width, this LoRA's {', '.join(map(str, sorted(widths)))}")
     rank, blocks = max(update.rank for update in updates), max(int(numbered(module)[1]) for module in found) + 1
     tensors = []
     for module in (f"transformer_blocks.{i}.attn1.{layer}" for i in range(blocks) for layer in SAT_LAYERS):
@@ -305,7 +319,15 @@ def _named(row: Format, module: str, part: Part, tensor: Tensor) -> Tensor:
 
 def _cast(tensor: Tensor, dtype: str) -> Tensor:
     kind = np.dtype(dtype)
-    return dataclasses.replace(tensor, dtype=kind, make=lambda: tensor.make().astype(kind))
+
+    def make() -> np.ndarray:
+        with np.errstate(over="ignore"):
+            array = tensor.make().astype(kind)
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise ValueError(f"{tensor.key} has numbers that {dtype} cannot hold; write it in another")
+        return array
+
+    return dataclasses.replace(tensor, dtype=kind, make=make)
 
 
 def _refuse(row: Format, updates: Sequence[Update], parts: set[Part]) -> None:

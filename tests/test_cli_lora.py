@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import typing
 from pathlib import Path
 
 import jax
@@ -15,9 +16,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cogvx_jax as cx
+from cogvx_jax.cli import lora
 from cogvx_jax.cli import main as cli
 from cogvx_jax.configs import LoRAConfig
 from cogvx_jax.convert import open_lora, read_lora, write_lora
+from cogvx_jax.convert.lora_formats import WRITTEN
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 
@@ -103,6 +106,10 @@ def test_convert_and_merge_files(run, tmp_path):
     for name, delta in np.load(DATA / "delta.npz").items():
         a, b = both.read(name)
         np.testing.assert_allclose(both.modules[name].alpha.scale * (a @ b).T, 1.5 * delta, atol=1e-6)
+    run("merge", f"{one}:-1", f"{one}:3", "--out", tmp_path / "two.safetensors", "--to", "kohya")
+    assert open_lora(tmp_path / "two.safetensors").told() == (
+        "kohya, 6 modules, rank 4, alpha 4 (tensors of the file), scale 1"
+    )
     run("merge", one, "--out", tmp_path / "one.safetensors", "--dtype", "bfloat16")
     assert {str(x.dtype) for x in load_file(tmp_path / "one.safetensors").values()} == {"bfloat16"}
 
@@ -147,9 +154,25 @@ def test_errors_come_before_all_else_and_leave_nothing(run, small, tmp_path):
     assert "of different models: A of transformer_blocks.0.attn1.to_q is (2, 16) and (2, 48)" in run(
         "merge", file, other, "--out", out, status=2
     )
+    name = "lora_unet_down_blocks_0_resnets_0.lora_"
+    stranger = {f"{name}{side}.weight": np.ones((2, 2), np.float32) for side in ("down", "up")}
+    save_file(stranger, tmp_path / "sdxl.safetensors")
+    assert "sdxl.safetensors adapts down_blocks_0_resnets_0, which no CogVideoX model has" in run(
+        "convert", tmp_path / "sdxl.safetensors", out, status=2
+    )
+    large = {key: np.asarray(1e9 * array) for key, array in load_file(file).items()}
+    save_file(large, tmp_path / "large.safetensors")
+    assert "has numbers that float16 cannot hold" in run(
+        "convert", tmp_path / "large.safetensors", out, "--alpha", 1, "--dtype", "float16", status=2
+    )
     shutil.copy(file, out)
     assert "exists; nothing was written" in run("convert", file, out, status=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "x.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "large.safetensors",
+        "other.safetensors",
+        "sdxl.safetensors",
+        "x.safetensors",
+    ]
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "files.md").read_text()
@@ -181,3 +204,7 @@ def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     for name in ("panda_peft", "panda_kohya", "panda_fun", "panda_comfyui", "panda_from_sat"):
         tuned = cx.load_lora(names["base"], f"{name}.safetensors", 0.8).params["transformer"]["blocks"]["attention"]
         np.testing.assert_allclose(tuned["q"]["kernel"], q[1], atol=1e-5, err_msg=name)
+
+
+def test_the_kinds_of_the_flag_are_those_of_the_table():
+    assert sorted(typing.get_args(lora.To)) == sorted(WRITTEN)

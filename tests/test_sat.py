@@ -9,19 +9,17 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import traverse_util
-from torch_file import call, name, save
+from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, write_small
+from torch_file import save
 
 import cogvx_jax as cx
-from cogvx_jax.configs import T5Config, VAEConfig
-from cogvx_jax.convert import ConversionError, expected_shapes, export, load_params
+from cogvx_jax.convert import ConversionError, load_params
 from cogvx_jax.convert.checkpoint import component_parameters, published_tensors
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.infer import infer_text_encoder, infer_transformer, infer_vae
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sat import PREFIXES, lora_pairs, read_sat, write_sat
 from cogvx_jax.convert.sources import open_source, read_spec
-from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.tensors import Stored
 from cogvx_jax.convert.torch_writer import write_torch
@@ -31,11 +29,9 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.pipelines.model import load_component, resolve
 from cogvx_jax.presets import PRESETS
-from cogvx_jax.tiny.tokenizer import build_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 NATIVE = dict(sample_height=8, sample_width=12, sample_frames=9, text_length=8)
-STATES = "mp_rank_00_model_states.pt"
 KINDS = ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"]
 
 
@@ -49,10 +45,6 @@ def weights(shapes, seed):
         else:
             out[key] = np.float32(key.endswith("weight")) + np.float32(0.1) * z
     return out
-
-
-def read_all(tensors):
-    return {key: np.array(tensors.read(key)) for key in tensors}
 
 
 def assert_identical(a, b):
@@ -170,45 +162,12 @@ def saved(tmp_path_factory):
     def make(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp("sat") / kind
-            spec = small_spec(kind)
-            rng, params = np.random.default_rng(KINDS.index(kind)), {}
-            for component in COMPONENTS:
-                shapes = expected_shapes(spec, component)
-                flat = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes.items()}
-                params[component] = traverse_util.unflatten_dict(flat, sep="/")
-            export(folder / "published", spec, params)
-            build_tokenizer(folder / "published" / "tokenizer", 24)
-            write_model(open_source(folder / "published"), folder / "sat", "sat")
-            made[kind] = folder / "published", folder / "sat"
+            published = write_small(folder / "published", small_spec(kind))
+            write_model(open_source(published), folder / "sat", "sat")
+            made[kind] = published, folder / "sat"
         return made[kind]
 
     return make
-
-
-def small_spec(kind):
-    cfg = dataclasses.replace(
-        PRESETS[kind].transformer,
-        layers=1,
-        heads=3,
-        head_dim=16,
-        in_channels=PRESETS[kind].transformer.in_channels // 4,
-        out_channels=4,
-        text_dim=16,
-        text_length=24,
-        time_dim=16,
-        ofs_dim=PRESETS[kind].transformer.ofs_dim and 16,
-        sample_height=4,
-        sample_width=6,
-        sample_frames=9,
-    )
-    return dataclasses.replace(
-        PRESETS[kind],
-        name=f"small-{kind}",
-        transformer=cfg,
-        vae=VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7),
-        text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
-        trained_dtype="bfloat16",
-    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -363,17 +322,7 @@ def test_parts_that_are_missing_are_named_before_any_is_read(bare, monkeypatch):
 def fine_tuned(saved, tmp_path):
     """A file as SAT saves it after training: transformer, VAE and T5 in one, each after its prefix."""
     published, sat = saved("5b")
-    spec, source = read_spec(published), open_source(published)
-    tensors = {f"{PREFIXES['vae']}{k}": v for k, v in read_all(open_tensors(sat / "vae" / "3d-vae.pt")).items()}
-    tensors |= read_all(open_tensors(sat / "transformer" / "1" / STATES))
-    for tensor in published_tensors(source, spec, "text_encoder"):
-        tensors[f"conditioner.embedders.0.transformer.{tensor.key}"] = tensor.make()
-    tensors[f"{PREFIXES['transformer']}mixins.pos_embed.freqs_sin"] = np.zeros(3, np.float32)
-    path = tmp_path / "run" / "500" / STATES
-    path.parent.mkdir(parents=True)
-    (tmp_path / "run" / "latest").write_text("500")
-    write_torch(path, [Tensor.of(key, array) for key, array in tensors.items()], "module")
-    return published, tmp_path / "run", tensors
+    return published, tmp_path / "run", fine_tuned_file(published, sat, tmp_path / "run")
 
 
 def test_a_fine_tuned_file_holds_the_vae_and_t5_too(fine_tuned):
@@ -403,24 +352,6 @@ def test_a_name_that_is_nobodys_is_spare(fine_tuned):
 
 
 # DeepSpeed.
-
-
-def deepspeed(folder, arrays, ranks, groups, *, dtype=np.float16, stage=2, prefix="", count=None):
-    """What DeepSpeed writes of these arrays: 16 bit for all, and each rank's part of the masters of `groups`."""
-    states = {"module": {k: a.astype(dtype) for k, a in arrays.items()}, "dp_world_size": ranks, "ds_version": "0.15"}
-    states["param_shapes"] = [{key: tuple(arrays[key].shape) for key in group} for group in groups]
-    save(folder / STATES, states)
-    stages = call(name("deepspeed.runtime.zero.config", "ZeroStageEnum"), stage)
-    for rank in range(ranks):
-        parts = []
-        for group in groups:
-            flat = np.concatenate([arrays[key].reshape(-1) for key in group])
-            flat = np.pad(flat, (0, -len(flat) % (2 * ranks)))  # to a multiple of twice the ranks
-            parts.append(np.ascontiguousarray(np.split(flat, ranks)[rank]))
-        state = {"zero_stage": stages, "partition_count": [count or ranks] * len(groups), "loss_scaler": None}
-        state["single_partition_of_fp32_groups" if stage < 3 else "fp32_flat_groups"] = parts
-        shard = f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        save(folder / shard, {"optimizer_state_dict": state, "ds_config": {}})
 
 
 @pytest.mark.parametrize("ranks, prefix", [(1, ""), (3, "bf16_")])

@@ -93,6 +93,7 @@ def merge(
     *,
     out: Path,
     model: str | None = None,
+    to: To = "peft",
     alpha: float | None = None,
     dtype: DType | None = None,
 ) -> None:
@@ -102,6 +103,7 @@ def merge(
       loras: LoRA files, folders that hold one or, for a model, runs of `cogvx train`, each with its weight if not 1.
       out: a folder that does not exist, or is empty; for one LoRA of several, a .safetensors file.
       model: a model as for `generate`.
+      to: kind of one LoRA of several, as for `convert`.
       alpha: to count with in place of the files'.
       dtype: of the transformer, or of the LoRA; None keeps each array's own.
     """
@@ -110,7 +112,7 @@ def merge(
     weighted = [parse_lora(text) for text in loras]
     _stay_on_the_host()
     if model is None:
-        _merge_files(weighted, out, alpha, dtype)
+        _merge_files(weighted, out, to, alpha, dtype)
         return
     from cogvx_jax.convert import export
     from cogvx_jax.pipelines.lora import find_lora, load_merged
@@ -137,16 +139,18 @@ def _stay_on_the_host() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def _merge_files(weighted: list[tuple[str, float]], out: Path, alpha: float | None, dtype: DType | None) -> None:
+def _merge_files(
+    weighted: list[tuple[str, float]], out: Path, to: To, alpha: float | None, dtype: DType | None
+) -> None:
     from cogvx_jax.convert import open_lora
     from cogvx_jax.convert.lora_write import check_target, merge_loras
 
-    check_target(out, "peft")
+    check_target(out, to)
     files = []
     for path, weight in weighted:
         files.append((open_lora(path, alpha), weight))
         report(f"{path}: {files[-1][0].told()}, weight {weight:g}")
-    merge_loras(out, files, dtype=dtype)
+    merge_loras(out, files, to, dtype)
     print(f"{out}: {open_lora(out).told()}")
 
 
