@@ -74,6 +74,8 @@ def generate(
     jobs = read_jobs(prompt, prompts_file, out, video.checked())
     weighted = [parse_lora(text) for text in lora]
     about = given.checked()
+    if about and mesh == "auto":
+        raise ValueError("--mesh auto needs a model that its files tell whole; convert it first, or say which mesh")
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
