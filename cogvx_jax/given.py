@@ -57,11 +57,11 @@ class Given:
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Given":
-        """From keywords; a path may be any path. Raises: ValueError for an unknown one."""
+        """From keywords; a path may be any path. Raises: TypeError for an unknown one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in said:
             if name not in known:
-                raise ValueError(f"unknown option {name!r} of a model; the known ones are {', '.join(known)}")
+                raise TypeError(f"unknown option {name!r} of a model; the known ones are {', '.join(known)}")
         paths = ("text_encoder", "vae", "tokenizer")
         whole: dict[str, Any] = {n: str(v) if n in paths and isinstance(v, Path) else v for n, v in said.items()}
         return cls(**whole)

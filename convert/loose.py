@@ -22,6 +22,7 @@ from cogvx_jax.storage import below, open_files, parent_and_name
 
 Place = str | Path
 TOKENIZERS = ("tokenizer.json", "spiece.model")
+DTYPE_OF = "patch_embed.text_proj.weight"  # by whose type a file's is known
 CONFIGS = {document.part: document.path for document in DOCUMENTS}  # part of ModelSpec -> published file
 
 
@@ -108,7 +109,10 @@ class LooseParts:
             documents[path] = document | beside | said
             if not beside and (part in self._places or part != "text_encoder"):
                 lines.append(_line(part, document, said, like.name, part in self._places))
-        return self._parsed(documents), lines
+        spec = self._parsed(documents)
+        if spec.trained_dtype == "bfloat16" and str(tensors[DTYPE_OF].dtype) == "float16":
+            lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
+        return spec, lines
 
     def _position(self) -> str | None:
         """Of the transformer, as given or as the configuration beside it says; None where nothing does."""
@@ -124,7 +128,7 @@ class LooseParts:
             raise ConversionError(f"{self.place} is not a model that is supported", problems)
         if "trained_dtype" in generation or spec.name in {preset.name for preset in PRESETS.values()}:
             return spec
-        own = str(self.tensors("transformer")["patch_embed.text_proj.weight"].dtype)
+        own = str(self.tensors("transformer")[DTYPE_OF].dtype)
         return dataclasses.replace(spec, trained_dtype=own if own in DTYPES else "float32")
 
     def _vae(self, like: ModelSpec, channels: int) -> Json:

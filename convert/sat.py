@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from cogvx_jax.convert.bounds import MAX_LEVELS
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.tensors import Computed, Entry, Joined, Tensors, Unreadable
 
@@ -303,7 +304,7 @@ def _is_2b(published: Mapping[str, Entry]) -> bool:
 
 def _levels(found: Iterable[str]) -> int:
     numbers = [int(match[1]) for name in found if (match := re.match(r"encoder\.down\.(\d{1,2})\.", name))]
-    return min(max(numbers, default=0) + 1, 32)
+    return min(max(numbers, default=0) + 1, MAX_LEVELS)
 
 
 @functools.cache

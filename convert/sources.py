@@ -182,9 +182,9 @@ PUBLISHED = Layout(
     fits=lambda place: open_files(place).exists("model_index.json"),
     open=PublishedFolder,
 )
-LAYOUTS = (
-    Layout(name="a file for each part", fits=is_single_folder, open=open_single_folder),
+LAYOUTS = (  # the first that fits counts
     PUBLISHED,
+    Layout(name="a file for each part", fits=is_single_folder, open=open_single_folder),
     Layout(name="SAT's", fits=is_sat_folder, open=open_sat_folder),
     Layout(name="one file", fits=is_file, open=open_file),
 )

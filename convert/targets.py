@@ -108,6 +108,10 @@ def _write_sat(folder: Path, spec: ModelSpec, component: str, tensors: list[Tens
     (folder / "transformer" / LATEST).write_text(SAT_TAG)
 
 
+def _finish_single(folder: Path) -> None:
+    (folder / "model_index.json").unlink()  # which would make it one of the published layout
+
+
 def _finish_sat(folder: Path) -> None:
     (folder / "model_index.json").unlink()
     (folder / "text_encoder").rename(folder / T5_FOLDER)
@@ -116,5 +120,5 @@ def _finish_sat(folder: Path) -> None:
 TARGETS = {
     "diffusers": Target(write=_write_published),
     "sat": Target(write=_write_sat, tokenizer=T5_FOLDER, finish=_finish_sat),
-    "single": Target(write=_write_single),
+    "single": Target(write=_write_single, finish=_finish_single),
 }

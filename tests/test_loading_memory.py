@@ -13,6 +13,7 @@ import pytest
 from cogvx_jax.convert import orbax_export, write_configs, write_orbax
 from cogvx_jax.convert.checkpoint import component_parameters
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.scripts.benchmark_files import sparse_sat
 
 ROOT = Path(__file__).parents[1]
 LAYERS = 4  # of 42: 0.4 of 5.6 billion parameters
@@ -74,6 +75,13 @@ def test_host_memory_is_bounded_from_orbax(tmp_path, monkeypatch):
     monkeypatch.setattr(orbax_export, "COMPONENTS", ("transformer",))
     write_orbax(tmp_path / "published", tmp_path / "orbax")
     check(tmp_path / "orbax")
+
+
+@LINUX
+@pytest.mark.full
+def test_host_memory_is_bounded_from_sat(tmp_path):
+    sparse_sat(tmp_path, LAYERS)
+    check(tmp_path)
 
 
 def check(folder: Path) -> None:

@@ -5,10 +5,12 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, write_small
 from torch_file import save
 
@@ -216,6 +218,31 @@ def test_blocks_of_sharded_devices(saved):
     assert jax.tree.all(jax.tree.map(np.array_equal, found, wanted))
 
 
+def test_a_bucket_is_read_in_ranges(saved, monkeypatch):
+    """No file is read whole: the pickle, the list of entries, and the numbers."""
+    published, sat = saved("5b")
+    system = fsspec.filesystem("memory")
+    system.put(str(sat), "/bucket/sat", recursive=True)
+    read, spans = MemoryFileSystem.cat_file, []
+
+    def noted(self, path, start=None, end=None, **options):
+        if path.endswith(".pt"):
+            spans.append((path, start, end))
+        return read(self, path, start, end, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", noted)
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: pytest.fail("a file was opened whole"))
+    try:
+        assert resolve("memory://bucket/sat/") == "memory://bucket/sat"
+        loaded, wanted = cx.load("memory://bucket/sat"), cx.load(published)
+        assert loaded.spec == wanted.spec and all(start is not None for _, start, _ in spans)
+        assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, wanted.params))
+        file = open_source(f"memory://bucket/sat/transformer/1/{STATES}", Given(position="rope"))
+        assert file.spec().transformer.width == 48
+    finally:
+        system.rm("/bucket", recursive=True)
+
+
 # Ways in which they lie, and what files do not tell.
 
 
@@ -250,7 +277,7 @@ def test_what_is_inferred_is_printed_and_the_rest_can_be_given(saved, bare, caps
     )
     assert "schedule: as CogVideoX-5b has it: snr_shift_scale 1.0" in said
     assert read_spec(open_source(bare, Given(position="sincos", snr_shift=2.0, groups=2))).schedule.snr_shift == 2.0
-    with pytest.raises(ValueError, match="unknown option 'positions' of a model; the known ones are text_encoder, vae"):
+    with pytest.raises(TypeError, match="unknown option 'positions' of a model; the known ones are text_encoder, vae"):
         cx.load(bare, positions="rope")
     with pytest.raises(ConversionError, match="text_length|max_text_seq_length 0 is not supported, only 1 to 8192 is"):
         cx.load(bare, position="rope", groups=2, text_length=0)
@@ -521,6 +548,32 @@ def test_a_dtype_is_of_all_but_the_vae(saved, tmp_path):
         for file in (f"transformer/1/{STATES}", "vae/3d-vae.pt", "t5-v1_1-xxl")
     }
     assert list(types.values()) == [{"bfloat16"}, {"float32"}, {"bfloat16"}]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_component_in_bin_files(saved, tmp_path, sharded):
+    """As CogVideoX-Fun and T5 have it: `torch.save` in place of safetensors."""
+    published, _ = saved("2b")
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    for component, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder", "pytorch_model")):
+        arrays = read_all(open_source(published).tensors(component))
+        for path in (folder / component).glob("*.safetensors"):
+            path.unlink()
+        if not sharded:
+            save(folder / component / f"{stem}.bin", arrays)
+            continue
+        names = {key: f"{stem}-0000{i % 2 + 1}-of-00002.bin" for i, key in enumerate(arrays)}
+        for file in set(names.values()):
+            save(folder / component / file, {key: arrays[key] for key in arrays if names[key] == file})
+        (folder / component / f"{stem}.bin.index.json").write_text(json.dumps({"weight_map": names}))
+    assert jax.tree.all(jax.tree.map(np.array_equal, cx.load(folder).params, cx.load(published).params))
+
+
+def test_float16_of_a_model_that_overflows_in_it_is_said(saved, tmp_path, capsys):
+    write_model(open_source(saved("5b")[0]), tmp_path / "half", "sat", "float16")
+    model = cx.load(tmp_path / "half", components=("transformer",))
+    assert "its numbers are float16, in which small-5b overflows; compute in bfloat16" in capsys.readouterr().err
+    assert model.spec.trained_dtype == "bfloat16"
 
 
 def test_shapes_of_t5_tell_its_sizes(saved):

@@ -30,7 +30,7 @@ def info(
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
     from cogvx_jax.pipelines.model import load_spec
 
-    facts = describe(load_spec(model, given.checked()))
+    facts = describe(load_spec(model, given.checked(), report=True))
     if as_json:
         print(json.dumps(facts, indent=2))
         return

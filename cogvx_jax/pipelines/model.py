@@ -189,15 +189,22 @@ def report_inferred(source: Source) -> None:
         print(f"cogvx: {source.place}: {line}", file=sys.stderr)
 
 
-def load_spec(source: str | os.PathLike, given: Given = NOTHING) -> ModelSpec:
-    """The spec alone: no weights are read or fetched, and presets need no files at all."""
+def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool = False) -> ModelSpec:
+    """The spec alone: no weights are read or fetched, and presets need no files at all.
+
+    Args:
+      given: as the keywords of `load`.
+      report: print what of it no file says.
+    """
     name = str(source)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
-    return (
-        presets.PRESETS[preset]
-        if preset in presets.PRESETS
-        else open_source(resolve(source, weights=False), given).spec()
-    )
+    if preset in presets.PRESETS:
+        return presets.PRESETS[preset]
+    files = open_source(resolve(source, weights=False), given)
+    spec = files.spec()
+    if report:
+        report_inferred(files)
+    return spec
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
