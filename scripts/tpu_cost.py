@@ -25,6 +25,7 @@ import tyro
 
 from cogvx_jax.chips import CHIPS
 from cogvx_jax.configs import Remat
+from cogvx_jax.pipelines.memory_modes import MODES
 
 TABLE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
@@ -32,10 +33,11 @@ MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
 KERNELS = tuple(CHIPS[0].kernel_cycles)  # those that are counted
+MEMORY = tuple(mode.name for mode in MODES if mode.exact)
 if TYPE_CHECKING:
-    Kernel = str
+    Kernel = Memory = str
 else:
-    Kernel = Literal[KERNELS]
+    Kernel, Memory = Literal[KERNELS], Literal[MEMORY]
 Part = Literal["step", "text", "decode", "lora", "full"]
 
 
@@ -82,6 +84,7 @@ def main(
     trained_dtype: Literal["float32", "bfloat16"] = "float32",
     average: bool = True,
     attention: Kernel = "pallas",
+    memory: Memory = "resident",
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -99,6 +102,7 @@ def main(
       average: whether an update keeps a moving average.
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
+      memory: the mode of `generate --memory` whose step or text encoder it is.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
       write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
@@ -116,7 +120,7 @@ def main(
         row
         for topology in topologies
         for model in models
-        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average)
+        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average, memory)
     ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -142,6 +146,7 @@ def lower(
     attention: Kernel = "pallas",
     trained_dtype: str = "float32",
     average: bool = True,
+    memory: str = "resident",
 ) -> Iterator[Lowered]:
     """One model's programs on one slice, not compiled yet."""
     from cogvx_jax import sharding
@@ -149,6 +154,7 @@ def lower(
     from cogvx_jax.models.abstract import abstract_params
     from cogvx_jax.models.flops import sequence_tokens, training_flops, transformer_flops
     from cogvx_jax.nn.backend import BY_PLATFORM, using
+    from cogvx_jax.pipelines.memory_modes import find_mode
     from cogvx_jax.pipelines.model import choose_compute
     from cogvx_jax.pipelines.program_cost import compile_cost
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
@@ -164,6 +170,7 @@ def lower(
     assert chip is not None and chip.clock is not None
     spec = PRESETS[model]
     compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
+    compute = find_mode(memory).of(compute)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
     on, clock = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True))), chip.clock
     made = sharding.parse_mesh(on, devices)
@@ -236,6 +243,7 @@ def lower(
             }[part]
             for name, runs, program in lowered():
                 name = name if attention == "pallas" else f"{name} {attention}"
+                name = name if memory == "resident" else f"{name} {memory}"
                 digest = hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
                 yield Lowered(name, digest, functools.partial(compiled, part, name, runs, program, digest))
 
@@ -292,9 +300,10 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         model, topology, mesh, program = key.split(" ", 3)
         part, *rest = program.split()
         remat = rest[0] if part in TRAINING else "block"
-        kernel = rest[-1] if rest[-1:] and rest[-1] in KERNELS else "pallas"
+        kernel = next((word for word in rest if word in KERNELS), "pallas")
+        memory = next((word for word in rest if word in MEMORY), "resident")
         dtype = "bfloat16" if "bfloat16" in rest else "float32"
-        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest
+        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest, memory
         if asked not in lowered:
             lowered[asked] = {one.program: one for one in lower(*asked)}
         found = lowered[asked][program]

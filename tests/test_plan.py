@@ -10,10 +10,14 @@ import pytest
 
 from cogvx_jax import cache, chips
 from cogvx_jax.cli.plan import table
+from cogvx_jax.configs import Compute
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.memory_modes import MODES, RESIDENT, find_mode
+from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles
+from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
 from cogvx_jax.presets import PRESETS
@@ -277,3 +281,66 @@ def test_missing_libtpu_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install libtpu"):
         plan("2b", topology=TOPOLOGIES[0])
+
+
+@pytest.fixture
+def one_chip(scripted, monkeypatch):
+    """`plan_for(GiB)` of tiny on one scripted device; the names that were compiled; GiB of weights by component."""
+    compiled, takes = scripted
+    monkeypatch.setattr("cogvx_jax.sharding.topologies._tpus", lambda kind, shape: jax.devices()[:1])
+    spec = load_spec("tiny")
+    sizes = weight_bytes(spec, Compute(dtype=spec.trained_dtype), None)
+
+    def plan_for(gib, **asked):
+        return plan("tiny", topology="v5e:1x1", device_gb=gib * 2**30 / 1e9, **asked)
+
+    return plan_for, compiled, {name: size / 2**30 for name, size in sizes.items()}, takes
+
+
+def test_memory_modes_are_tried_in_order_and_programs_compiled_once(one_chip):
+    plan_for, compiled, weights, _ = one_chip
+    step = 1.25 + weights["transformer"]  # of 5 latent frames
+    made = plan_for(step + 1e-6)
+    assert [(trial.mode, trial.fits) for trial in made.trials] == [("resident", False), ("turns", True)]
+    assert made.mode == find_mode("turns") and made.chosen.memory == pytest.approx(step)
+    assert [name for _, name in compiled] == ["step", "text", "decode"]
+    assert "Chosen: --mesh one device --memory turns: the first that fits" in table(made)
+    assert "That costs reading each" in table(made)
+    assert plan_for(2.0).mode == RESIDENT
+    assert [trial.mode for trial in plan_for(2.0, memory="offload").trials] == ["offload"]
+    with pytest.raises(ValueError, match="unknown memory mode 'less'"):
+        plan_for(2.0, memory="less")
+    for wrong in (0, -1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="the memory of a device must be a positive number of GB"):
+            plan_for(wrong)
+
+
+def test_what_waits_on_the_host_is_no_weight_of_the_device(one_chip):
+    plan_for, _, weights, _ = one_chip
+    (trial,) = plan_for(2.0, memory="offload").trials
+    assert 0 < trial.host < weights["transformer"]
+    assert trial.weights["transformer"] == pytest.approx(weights["transformer"] - trial.host)
+    assert trial.weights["vae"] == weights["vae"] and trial.weights["text_encoder"] < weights["text_encoder"]
+    assert "Every step brings" in table(plan_for(2.0, memory="offload"))
+
+
+def test_where_no_mode_fits_the_nearest_and_the_gap_are_named(one_chip):
+    plan_for, compiled, weights, takes = one_chip
+    made = plan_for(0.5)  # less than the step takes in any mode, as it is scripted
+    assert made.chosen is None and [trial.mode for trial in made.trials] == [mode.name for mode in MODES]
+    nearest = min(trial.memory for trial in made.trials)
+    assert f"it is {nearest - 0.5:.1f} GiB too large for each device with --memory offload" in made.instead
+    with pytest.raises(ValueError, match="does not fit v5e:1x1; it is"):
+        _ = made.mode
+    takes["step"] = 0
+    takes["decode"] = 2**30
+    compiled.clear()
+    made = plan_for(1.0)  # what does not fit in one mode is not compiled again for the next
+    assert made.chosen is None and [name for _, name in compiled].count("decode") <= 2 + 1
+
+
+def test_what_the_compiler_says_it_would_need_is_read():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm. Exceeded by 2.65G."
+    assert plans._beside_at_least(MemoryError(said), 0.8) == pytest.approx(17.6)
+    assert plans._beside_at_least(MemoryError("Used 512.0M of 1G"), 0.0) == 0.5
+    assert plans._beside_at_least(MemoryError("no room"), 0.8) is None

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cogvx_jax.configs import VAEConfig
 from cogvx_jax.models import vae as vaes
@@ -70,17 +71,27 @@ def encode_tiled(vae: vaes.VAE, params: Any, pixels: jax.Array, *, encode_batch:
     )
 
 
-def decode_tiled(vae: vaes.VAE, params: Any, latents: jax.Array, *, decode_batch: Callable | None = None) -> jax.Array:
+def decode_tiled(
+    vae: vaes.VAE, params: Any, latents: jax.Array, *, decode_batch: Callable | None = None, on_host: bool = False
+) -> Any:
     """Like `vae.decode`, tile by tile: lossy, and the whole only where it is no larger than a tile.
 
     Args:
       latents: (B, T, h, w, 16), divided by the scaling factor.
       decode_batch: as for `vae.decode`; it meets up to four sizes of tiles.
+      on_host: put the tiles together in the host's memory, by the same sums: the device holds a frame batch of one.
     Returns: pixels (B, F, H, W, 3), not clipped.
     """
     tiling = Tiling.of(vae.cfg)
+
+    def decode(tile: jax.Array) -> Any:
+        batches = vaes.decode_stream(vae, params, tile, decode_batch=decode_batch)
+        if on_host:
+            return np.concatenate([np.asarray(batch) for batch in batches], axis=1)
+        return jnp.concatenate(list(batches), axis=1)
+
     return _tiled(
-        lambda tile: vaes.decode(vae, params, tile, decode_batch=decode_batch),
+        decode,
         latents,
         tile=tiling.tile,
         stride=tiling.stride,
@@ -90,20 +101,20 @@ def decode_tiled(vae: vaes.VAE, params: Any, latents: jax.Array, *, decode_batch
 
 
 def _tiled(
-    run: Callable[[jax.Array], jax.Array],
+    run: Callable[[jax.Array], Any],
     x: jax.Array,
     *,
     tile: tuple[int, int],
     stride: tuple[int, int],
     tile_out: tuple[int, int],
     stride_out: tuple[int, int],
-) -> jax.Array:
+) -> Any:
     """`run` on every tile of x, all frames of it, and the results blended; sizes of input and output."""
     height, width = x.shape[2:4]
     if height <= tile[0] and width <= tile[1]:
         return run(x)
     extent = (tile_out[0] - stride_out[0], tile_out[1] - stride_out[1])
-    above: list[jax.Array] = []
+    above: list[Any] = []
     strips = []
     for top in range(0, height, stride[0]):
         row = [run(x[:, :, top : top + tile[0], j : j + tile[1]]) for j in range(0, width, stride[1])]
@@ -113,23 +124,28 @@ def _tiled(
                 row[j] = blend(above[j], row[j], extent[0], axis=2)
             if j > 0:
                 row[j] = blend(row[j - 1], row[j], extent[1], axis=3)
-        strips.append(jnp.concatenate([y[:, :, : stride_out[0], : stride_out[1]] for y in row], axis=3))
+        strips.append(_library(row[0]).concatenate([y[:, :, : stride_out[0], : stride_out[1]] for y in row], axis=3))
         above = row
-    return jnp.concatenate(strips, axis=2)
+    return _library(strips[0]).concatenate(strips, axis=2)
 
 
-def blend(before: jax.Array, after: jax.Array, extent: int, *, axis: int) -> jax.Array:
+def blend(before: Any, after: Any, extent: int, *, axis: int) -> Any:
     """`after`, its first `extent` elements along `axis` faded in from the last ones of `before`."""
     extent = min(before.shape[axis], after.shape[axis], extent)
     if extent == 0:
         return after
-    size = before.shape[axis]
-    last = jax.lax.slice_in_dim(before, size - extent, size, axis=axis)
-    first = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
-    rest = jax.lax.slice_in_dim(after, extent, after.shape[axis], axis=axis)
+    size, xp = before.shape[axis], _library(after)
+    front = (slice(None),) * axis
+    last, first = before[*front, size - extent :], after[*front, :extent]
+    rest = after[*front, extent:]
     along = [1] * axis + [-1] + [1] * (after.ndim - axis - 1)
-    weight = (jnp.arange(extent, dtype=after.dtype) / extent).reshape(along)
-    return jnp.concatenate([last * (1 - weight) + first * weight, rest], axis=axis)
+    weight = (xp.arange(extent, dtype=after.dtype) / extent).reshape(along)
+    return xp.concatenate([last * (1 - weight) + first * weight, rest], axis=axis)
+
+
+def _library(x: Any) -> Any:
+    """Of arrays on the host, or on devices."""
+    return np if isinstance(x, np.ndarray) else jnp
 
 
 def _times(sizes: tuple[int, int], scale: int) -> tuple[int, int]:

@@ -100,7 +100,7 @@ def decode_frames(
     params = model.params["vae"]
     latents = replicate(latents, model.mesh)[:, padding:] / model.spec.vae.scaling_factor
     if tiling or model.memory.tiling:
-        batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run)])
+        batches = iter([tiles.decode_tiled(model.vae, params, latents, decode_batch=run, on_host=True)])
     else:
         batches = vaes.decode_stream(model.vae, params, latents, decode_batch=run)
     for batch in batches:

@@ -384,7 +384,7 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
                 size: dict[str, Any] = {name: _beside_at_least(cost, weight)}
                 return dataclasses.replace(trial, **size, why=f"{name} does not fit: {cost}")
             found[name] = cost
-            beside: dict[str, Any] = {name: (beside_weights(cost, weight * GIB) + _pixels(wanted, name)) / GIB}
+            beside: dict[str, Any] = {name: beside_weights(cost, weight * GIB) / GIB}
             trial = dataclasses.replace(trial, **beside)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
@@ -394,15 +394,6 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
         fits=True,
         compile_seconds=sum(cost.seconds for some in found.values() for cost in some),
     )
-
-
-def _pixels(wanted: _Question, name: str) -> float:
-    """Bytes of the video beside the decoder: tiles are put together on the device, and then there are two of it."""
-    if name != "decode" or not wanted.mode.tiling:
-        return 0.0
-    latent, scale = wanted.shape[1] - wanted.padding, wanted.spec.vae.spatial_compression
-    frames = latent * wanted.spec.vae.temporal_compression
-    return 2.0 * frames * wanted.shape[2] * wanted.shape[3] * scale**2 * 3 * 4
 
 
 def _beside_at_least(error: MemoryError, weights: float) -> float | None:
