@@ -109,7 +109,7 @@ class SpatialNorm(nn.Module):
         gain = Pointwise(channels, dtype="float32", name="gain")
         offset = Pointwise(channels, dtype="float32", name="offset")
         full = formulations().spatial_norm == "full"
-        if full and moments is None:
+        if full:
             # Gain and offset need no x: without the barrier a compiler makes those of all layers first, and holds them.
             parts, latents = jax.lax.optimization_barrier((parts, latents))
 
