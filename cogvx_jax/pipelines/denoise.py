@@ -1,6 +1,5 @@
-"""The sampling loop over a model's steps, and its compiled programs: one step, or all of them in one."""
+"""The sampling loop over a model's steps, or all of them as one program."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -9,14 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from cogvx_jax.diffusion import guidance, samplers
-from cogvx_jax.diffusion.update import init, update
-from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.pipelines.exact import row_by_row
+from cogvx_jax.diffusion import samplers
+from cogvx_jax.diffusion.update import init
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
-from cogvx_jax.sharding import activate, everywhere, replicate
+from cogvx_jax.pipelines.step_programs import loop_program, step_program
+from cogvx_jax.sharding import replicate
 
 
 def denoise(
@@ -109,59 +107,3 @@ class RecordedSteps(NamedTuple):
 
     def step(self, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return self.steps[index]
-
-
-@functools.lru_cache
-def step_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False):
-    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated."""
-    one = _update(transformer, guided, mesh, exact)
-
-    def step(params, state, text, condition, t, row, weight, noise):
-        return one(params, state, text, condition, t, row, weight, noise)
-
-    return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
-
-
-@functools.lru_cache
-def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None):
-    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise."""
-    one = _update(transformer, guided, mesh)
-
-    def loop(params, state, text, condition, timesteps, rows, weights, noise):
-        def body(i, state):
-            drawn = None if noise is None else noise.step(i, state.latents.shape)
-            if drawn is not None and mesh is not None:
-                drawn = jax.lax.with_sharding_constraint(drawn, everywhere(mesh))
-            state = one(params, state, text, condition, timesteps[i], rows[i], weights[i], drawn)
-            # Between steps it lies as between the calls of `denoise`.
-            return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
-
-        return jax.lax.fori_loop(0, len(timesteps), body, state)
-
-    return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
-
-
-def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False):
-    """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
-
-    def predict(params, x, text, t):
-        return transformer.apply({"params": params}, x, text, t).astype(jnp.float32)
-
-    def predict_on_mesh(params, x, text, t):
-        with activate(mesh):
-            return predict(params, x, text, t)
-
-    velocity = row_by_row(predict, mesh) if exact else predict_on_mesh
-
-    def one(params, state, text, condition, t, row, weight, noise):
-        x = state.latents
-        if condition is not None:
-            x = jnp.concatenate([x, condition], axis=-1)
-        if guided:  # both branches in one batch: [negative, positive]
-            x = jnp.concatenate([x, x])
-        prediction = velocity(params, x, text, jnp.full((x.shape[0],), t))
-        if guided:
-            prediction = guidance.guide(*jnp.split(prediction, 2), weight)
-        return update(state, prediction, row, noise)
-
-    return one
