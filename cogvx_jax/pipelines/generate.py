@@ -18,7 +18,8 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
-from cogvx_jax.pipelines.request import Request, check_request
+from cogvx_jax.pipelines.request import Request, check_request, kept_steps
+from cogvx_jax.pipelines.short_schedule import check_short, short_schedule
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
@@ -91,6 +92,7 @@ def sample(
       anything is computed; NotFiniteError.
     """
     request.check_model(model.spec)
+    check_short(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     if not request.tiling:  # out of memory after the last step would waste all of them
         check_decode(model, request.batch_shape, request.padding)
@@ -98,9 +100,10 @@ def sample(
     plan = _sampler(model, request)
     condition = _condition(model, request, noise)
     x = _start(model, request, noise, plan)
-    weights = guidance.weights(request.guidance, plan.timesteps, _kept(request), request.dynamic)
+    weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
+    short = short_schedule(model, request, plan)
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress)
-    return loop(model, x, text, negative, plan, weights, condition=condition, noise=noise)
+    return loop(model, x, text, negative, plan, weights, condition=condition, noise=noise, short=short)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
@@ -152,9 +155,4 @@ def _start(model: Model, request: Request, noise: NoiseSource, plan: samplers.Sa
 
 def _sampler(model: Model, request: Request) -> samplers.Sampler:
     make = samplers.SAMPLERS[request.sampler]
-    return make(model.spec.schedule, request.steps, start=request.steps - _kept(request))
-
-
-def _kept(request: Request) -> int:
-    """Steps that are taken: a video keeps the last part of them."""
-    return min(int(request.steps * request.strength), request.steps) if request.task == "v2v" else request.steps
+    return make(model.spec.schedule, request.steps, start=request.steps - kept_steps(request, request.strength))

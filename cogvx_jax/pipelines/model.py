@@ -50,6 +50,7 @@ class Model:
     mesh: what the parameters lie on and computation is spread over; None is one device.
     programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
     exact: compute each video and branch of guidance alone; see `pipelines.exact`.
+    folder: that it was loaded from, in which a calibration may be; see `pipelines.calibration`.
     """
 
     spec: ModelSpec
@@ -59,6 +60,7 @@ class Model:
     mesh: Mesh | None = None
     programs: StoredPrograms | None = None
     exact: bool = False
+    folder: str | Path | None = None
 
     @property
     def transformer(self) -> Transformer:
@@ -123,7 +125,9 @@ def load(
     params = {name: load_component(folder, spec, name, compute.parameter_dtype(name), mesh) for name in components}
     if "transformer" in params:
         compute = with_logit_bound(compute, spec, params["transformer"])
-    return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
+    return Model(
+        spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored, folder=folder
+    )
 
 
 def load_component(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogvx_jax.diffusion import guidance
-from cogvx_jax.diffusion.update import update
+from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.sharding import activate, everywhere
@@ -31,9 +31,7 @@ def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = Non
 
     def loop(params, state, text, condition, timesteps, rows, weights, noise):
         def body(i, state):
-            drawn = None if noise is None else noise.step(i, state.latents.shape)
-            if drawn is not None and mesh is not None:
-                drawn = jax.lax.with_sharding_constraint(drawn, everywhere(mesh))
+            drawn = drawn_inside(noise, i, state, mesh)
             state = one(params, state, text, condition, timesteps[i], rows[i], weights[i], drawn)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -41,6 +39,14 @@ def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = Non
         return jax.lax.fori_loop(0, len(timesteps), body, state)
 
     return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
+
+
+def drawn_inside(noise, i: jax.Array, state: SamplerState, mesh: Mesh | None) -> jax.Array | None:
+    """The noise of a step in a program of all of them; None of no source."""
+    if noise is None:
+        return None
+    drawn = noise.step(i, state.latents.shape)
+    return drawn if mesh is None else jax.lax.with_sharding_constraint(drawn, everywhere(mesh))
 
 
 def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False):
