@@ -1,6 +1,7 @@
 """The sampling loop over a model's steps, or all of them as one program."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
+from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
@@ -32,6 +34,7 @@ def denoise(
     noise: NoiseSource,
     progress: bool = True,
     short: Schedule | None = None,
+    watch: Callable[[Kept], None] | None = None,
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
 
@@ -41,6 +44,7 @@ def denoise(
       weights: (N,) guidance weight of each step.
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
+      watch: called after each step with what it kept.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
@@ -58,6 +62,8 @@ def denoise(
         t = np.int32(sampler.timesteps[i])
         inputs = params, state, states, condition, t, rows[i], weights[i], drawn
         state = step(*inputs) if made is None else made(i, *inputs)
+        if watch is not None and made is not None:
+            watch(made.kept)
         finite.append(all_finite(state.latents))
         if progress and not finite[-1]:  # this waits for the step, so that the bar tells the truth
             break

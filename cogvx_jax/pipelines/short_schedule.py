@@ -59,6 +59,11 @@ def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
     )
 
 
+def every_step(count: int) -> Schedule:
+    """All steps computed, each keeping what its blocks added, for whoever looks at that."""
+    return Schedule(kind="added", order=0, computed=np.ones(count, bool), control=np.zeros((count, 1), np.float32))
+
+
 def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule | None:
     """The schedule of what is asked for; None where all steps are computed. Warns where nearly none is.
 
@@ -73,7 +78,7 @@ def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule
             steps=request.steps,
             model=model.spec.name,
             calibration=find_calibration(request.reuse, model.spec.name, model.folder, request.calibration),
-            embeddings=functools.partial(_embeddings, model),
+            embeddings=functools.partial(embeddings, model),
         )
         made = schedule(request.reuse, facts)
     if made is None or not made.skips:
@@ -84,7 +89,8 @@ def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule
     return made
 
 
-def _embeddings(model: Model, timesteps: np.ndarray) -> np.ndarray:
+def embeddings(model: Model, timesteps: np.ndarray) -> np.ndarray:
+    """Time embeddings of timesteps (N,), (N, time_dim) float32, on the host."""
     params = model.params["transformer"]
     own = {name: params[name] for name in ("time", "ofs") if name in params}
     return np.asarray(_embed(model.transformer, model.mesh)(own, timesteps.astype(np.float32)))

@@ -64,7 +64,7 @@ class Steps:
     def __init__(self, model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool):
         wanted, place = Wanted(schedule.kind, schedule.order), _place(model, schedule, videos, guided)
         inputs = model.transformer, guided, model.mesh
-        self._schedule, self._kept = schedule, zeros(place)
+        self._schedule, self.kept = schedule, zeros(place)
         names = wanted.names()
         self._computed = model.compiled(names[0], computed_program(wanted, *inputs, where(place)))
         self._skipped = model.compiled(names[1], skipped_program(wanted, *inputs)) if names[1:] else None
@@ -72,14 +72,14 @@ class Steps:
     def __call__(self, i: int, params: Any, state: SamplerState, *inputs: Any) -> SamplerState:
         control = self._schedule.control[i]
         if self._schedule.computed[i]:
-            state, self._kept = self._computed(params, state, self._kept, *inputs, control)
+            state, self.kept = self._computed(params, state, self.kept, *inputs, control)
             return state
         assert self._skipped is not None
-        return self._skipped(params, state, self._kept, *inputs, control)
+        return self._skipped(params, state, self.kept, *inputs, control)
 
     def computed(self) -> int:
         """How many steps so far ran all blocks, or both branches; waits for the last of them."""
-        return int(self._kept.computed)
+        return int(self.kept.computed)
 
 
 def in_one(model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool) -> tuple[Any, tuple[Any, ...]]:
