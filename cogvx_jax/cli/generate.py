@@ -93,7 +93,7 @@ def generate(
     about = given.checked()
     check_memory(memory)
     if about and AUTO in (mesh, memory):
-        raise ValueError("--mesh auto and --memory auto need a model that its files tell whole; convert it first, or say which")
+        raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact

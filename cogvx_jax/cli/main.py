@@ -10,6 +10,7 @@ from typing import NamedTuple
 import tyro
 
 from cogvx_jax import __version__
+from cogvx_jax.cli.calibrate import calibrate
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
@@ -37,6 +38,7 @@ VERBS = {
     "info": Verb(info, "nothing was written"),
     "plan": Verb(plan, "nothing was planned"),
     "compile": Verb(compile_, "no programs were written"),
+    "calibrate": Verb(calibrate, "no calibration was written"),
     "convert": Verb(convert, "no model was written"),
     "lora": Verb(lora, "nothing was written"),
     "verify": Verb(verify, "not everything was compared"),

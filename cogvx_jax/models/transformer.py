@@ -6,7 +6,7 @@ In a packed row L is the text of its C clips together.
 
 import dataclasses
 import functools
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flax import linen as nn
 from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import Compute, TransformerConfig
+from cogvx_jax.models.kept import Around, Stack
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import (
     patchify,
@@ -54,6 +55,20 @@ class Transformer(nn.Module):
         Returns: (B, T, h, w, out_channels) of `compute.dtype`.
         Raises: ValueError where the shapes cannot be this model's.
         """
+        return self._predict(latents, text, t, ofs, None)[0]
+
+    def around_blocks(
+        self, latents: jax.Array, text: jax.Array, t: jax.Array, around: Around, ofs: jax.Array | float = OFS
+    ) -> tuple[jax.Array, Any]:
+        """`__call__` with the blocks in the hands of a function of `models.kept`; not for packed rows.
+
+        Args:
+          around: (stack, x (B, S, D)) -> (x after the blocks, or what stands for it; anything).
+        Returns: v, and what `around` gave beside it.
+        """
+        return self._predict(latents, text, t, ofs, around)
+
+    def _predict(self, latents, text, t, ofs, around) -> tuple[jax.Array, Any]:
         cfg = self.cfg
         check_shapes(cfg, latents.shape, text.shape)
         batch, frames, height, width = latents.shape[:4]
@@ -64,8 +79,9 @@ class Transformer(nn.Module):
             table = np.pad(sincos_table(cfg, *grid), ((length, 0), (0, 0)))
         else:
             rope = joint_rope(cfg, length, grid)
-        y = self._tokens(patchify(latents, cfg), text, jnp.broadcast_to(t, (batch,)), ofs, table, rope)
-        return unpatchify(y, cfg, (frames, height, width))
+        t = jnp.broadcast_to(t, (batch,))
+        y, kept = self._tokens(patchify(latents, cfg), text, t, ofs, table, rope, around=around)
+        return unpatchify(y, cfg, (frames, height, width)), kept
 
     def packed(
         self, patches: jax.Array, text: jax.Array, t: jax.Array, clip: jax.Array, positions: jax.Array
@@ -106,11 +122,11 @@ class Transformer(nn.Module):
         of_text = jnp.broadcast_to(jnp.repeat(jnp.arange(clips), words), (rows, clips * words))
         segments = jnp.concatenate([of_text, clip], axis=1)
         text = text.reshape(rows, clips * words, -1)
-        return self._tokens(patches, text, t, OFS, table, rope, segments)[:, :tokens]
+        return self._tokens(patches, text, t, OFS, table, rope, segments)[0][:, :tokens]
 
     @nn.compact
-    def _tokens(self, patches, text, t, ofs, table, rope, clips=None) -> jax.Array:
-        """Patches (B, N, features) to patches, with text (B, L, text_dim).
+    def _tokens(self, patches, text, t, ofs, table, rope, clips=None, around=None) -> tuple[jax.Array, Any]:
+        """Patches (B, N, features) to patches, with text (B, L, text_dim), and what `around` gave.
 
         `clips` None: a row is one clip, t is (B,); table is (S, D) or None, rope (S, K) twice or None.
         `clips` (B, S): t is (B, C), table has B in front, rope B and 1.
@@ -135,11 +151,11 @@ class Transformer(nn.Module):
         x, rope = pad_tokens(x, rope)
         x = constrain(x, "batch", "seq", None)
 
-        if (compute.streamed or compute.rows_apart) and clips is None and not self.is_initializing():
-            block = Block(cfg, compute, length, tokens, parent=None)
-            stack = self.variables["params"]["blocks"]
-            x = run_blocks(block, stack, x, time, rope, None, apart=compute.rows_apart)
-        else:
+        def run(x):
+            if (compute.streamed or compute.rows_apart) and clips is None and not self.is_initializing():
+                block = Block(cfg, compute, length, tokens, parent=None)
+                stack = self.variables["params"]["blocks"]
+                return run_blocks(block, stack, x, time, rope, None, apart=compute.rows_apart)
             blocks = nn.scan(
                 rematerialized(Block, compute.remat),
                 variable_axes={"params": 0},
@@ -148,7 +164,13 @@ class Transformer(nn.Module):
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            x, _ = blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)
+            return blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)[0]
+
+        if around is None:
+            x, kept = run(x), None
+        else:
+            block, stack = Block(cfg, compute, length, tokens, parent=None), self.variables["params"]["blocks"]
+            x, kept = around(Stack(run, block, stack, (time, rope, clips), tokens), x)
 
         video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
         modulation = dense(2 * cfg.width, axes=("time", "modulation"), name="modulation_out")
@@ -156,7 +178,7 @@ class Transformer(nn.Module):
         shift, scale = jnp.split(to_tokens(modulation(nn.silu(time)), of_video), 2, axis=-1)
         video = LayerNorm(cfg.norm_eps, name="norm_out")(video) * (1 + scale) + shift
         patch = cfg.patch**2 * (cfg.patch_t or 1) * cfg.out_channels
-        return dense(patch, axes=("embed", "patch"), name="out")(video)
+        return dense(patch, axes=("embed", "patch"), name="out")(video), kept
 
 
 class Block(nn.Module):
@@ -164,6 +186,7 @@ class Block(nn.Module):
 
     `tokens` is S without the padding of `pad_tokens`. `clips` (B, S), in packed rows: the clip each token is of.
     `pick` where `x` is some of the rows: see `nn.stacked`; `time` is of all of them.
+    With `keep` the attention's output (B, S, D), before its gate, comes beside; `attention` stands for it.
     """
 
     cfg: TransformerConfig
@@ -173,14 +196,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, time: jax.Array, rope, clips: jax.Array | None, pick: Pick | None = None
-    ) -> tuple[jax.Array, None]:
+        self,
+        x: jax.Array,
+        time: jax.Array,
+        rope,
+        clips: jax.Array | None,
+        pick: Pick | None = None,
+        *,
+        keep: bool = False,
+        attention: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array | None]:
         cfg, compute, x = self.cfg, self.compute, block_input(x)
         y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm1")(x, time, clips, pick)
-        x = x + gate * Attention(cfg, compute, self.tokens, name="attention")(y, rope, clips)
+        if attention is None:
+            attention = Attention(cfg, compute, self.tokens, name="attention")(y, rope, clips)
+        x = x + gate * attention
         y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm2")(x, time, clips, pick)
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
-        return constrain(x, "batch", "seq", None), None
+        return constrain(x, "batch", "seq", None), attention if keep else None
 
 
 class ExpertNorm(nn.Module):
@@ -268,6 +301,15 @@ class TimeEmbedding(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.silu(Dense(self.width, ("time", None), name="up")(x))
         return Dense(self.width, (None, "time"), name="down")(x)
+
+
+def time_embeddings(cfg: TransformerConfig, params: Any, t: jax.Array) -> jax.Array:
+    """The embeddings of timesteps (N,) that all blocks are modulated by, (N, time_dim) float32."""
+    time = cast(jax.Array, TimeEmbedding(cfg.time_dim).apply({"params": params["time"]}, sinusoid(t, cfg.width)))
+    if cfg.ofs_dim is None:
+        return time
+    features = sinusoid(jnp.full(t.shape, OFS, jnp.float32), cfg.ofs_dim)
+    return time + cast(jax.Array, TimeEmbedding(cfg.ofs_dim).apply({"params": params["ofs"]}, features))
 
 
 def to_tokens(x: jax.Array, clips: jax.Array | None) -> jax.Array:

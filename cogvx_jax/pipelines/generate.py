@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from cogvx_jax.data.video import Video, to_model_pixels
 from cogvx_jax.diffusion import guidance, objective, samplers, schedule
+from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
@@ -19,7 +21,8 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
-from cogvx_jax.pipelines.request import Request, check_request
+from cogvx_jax.pipelines.request import Request, check_request, kept_steps
+from cogvx_jax.pipelines.short_schedule import check_short, every_step, short_schedule
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
@@ -89,28 +92,33 @@ def sample(
     progress: bool = True,
     one_program: bool = False,
     text: TextStates | None = None,
+    watch: Callable[[Kept], None] | None = None,
 ) -> jax.Array:
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
 
     Args:
       text: of `encode_texts`, for the same request; None encodes them here.
-
+      watch: called after each step with what it kept, or without reuse what its blocks added; not with `one_program`.
     Raises: ValueError for a request that was checked for other models, or where decoding would not fit, before
       anything is computed; NotFiniteError.
     """
     request.check_model(model.spec)
+    check_short(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     if not (request.tiling or model.memory.tiling):  # out of memory after the last step would waste all of them
         check_decode(model, request.batch_shape, request.padding)
     words, negative = text or encode_texts(model, request)
     if text is not None:
         words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
-    plan = _sampler(model, request)
+    plan = sampler_of(model, request)
     condition = _condition(model, request, noise)
     x = _start(model, request, noise, plan)
-    weights = guidance.weights(request.guidance, plan.timesteps, _kept(request), request.dynamic)
-    loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress)
-    return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise)
+    weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
+    short = short_schedule(model, request, plan)
+    if short is None and watch is not None:
+        short = every_step(len(plan.timesteps))
+    loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
+    return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise, short=short)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
@@ -160,11 +168,7 @@ def _start(model: Model, request: Request, noise: NoiseSource, plan: samplers.Sa
     return objective.add_noise(start, x, jnp.full((shape[0],), level, jnp.float32))
 
 
-def _sampler(model: Model, request: Request) -> samplers.Sampler:
+def sampler_of(model: Model, request: Request) -> samplers.Sampler:
+    """The steps that are taken."""
     make = samplers.SAMPLERS[request.sampler]
-    return make(model.spec.schedule, request.steps, start=request.steps - _kept(request))
-
-
-def _kept(request: Request) -> int:
-    """Steps that are taken: a video keeps the last part of them."""
-    return min(int(request.steps * request.strength), request.steps) if request.task == "v2v" else request.steps
+    return make(model.spec.schedule, request.steps, start=request.steps - kept_steps(request, request.strength))

@@ -60,6 +60,7 @@ class Model:
     programs: of `cogvx compile`, to run instead of compiling; None compiles what is needed.
     exact: compute each video and branch of guidance alone; see `pipelines.exact`.
     memory: of `pipelines.memory_modes`, that `params` and `compute` are of.
+    folder: that it was loaded from, in which a calibration may be; see `pipelines.calibration`.
     """
 
     spec: ModelSpec
@@ -70,6 +71,7 @@ class Model:
     programs: StoredPrograms | None = None
     exact: bool = False
     memory: MemoryMode = RESIDENT
+    folder: str | Path | None = None
 
     @property
     def transformer(self) -> Transformer:
@@ -155,7 +157,14 @@ def load(
         if "transformer" in params:
             compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(
-        spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored, memory=mode
+        spec=spec,
+        params=params,
+        tokenizer=tokenizer,
+        compute=compute,
+        mesh=mesh,
+        programs=stored,
+        memory=mode,
+        folder=folder,
     )
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
+from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
@@ -54,6 +56,7 @@ def _read_rate(text: str) -> fractions.Fraction | str:
         return text
 
 
+NONE = tyro.conf.arg(help_behavior_hint="(default: none)")
 OWN = tyro.conf.arg(help_behavior_hint="(default: the model's own)")
 
 
@@ -67,6 +70,11 @@ class Sampling:
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
       sampler: how steps are taken; dpm is stochastic.
+      reuse: make some steps of what others computed, which is faster and lossy: every:2, teacache:0.2, magcache:0.06,
+        taylor:2, first-block:0.1, pab:2, or steps:x.xx.x. The numbers are a rate, a threshold or a period.
+      guidance: compute the branch without the prompt in some steps only, which is lossy: interval:0.2-0.8 in that part
+        of the noise levels, or delta:2 in every second step.
+      calibration: a file of `cogvx calibrate` for reuse by magcache or teacache; None is the one in the model's folder.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
@@ -75,6 +83,9 @@ class Sampling:
     steps: Annotated[Any, _word("INT", _read_whole), OWN] = None
     guidance_scale: float | None = None
     sampler: Annotated[str | None, tyro.conf.arg(metavar="|".join(SAMPLERS))] = None
+    reuse: Annotated[Any, _word("METHOD[:NUMBER]"), NONE] = None
+    guidance: Annotated[Any, _word("WAY:NUMBER"), NONE] = None
+    calibration: Annotated[Any, _word("PATH")] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -215,6 +226,23 @@ def _strength(name: str, value: Any) -> float:
     return float(number)
 
 
+def _parsed(kind: type, parse: Callable[[str], Any], example: str) -> Callable[[str, Any], Any]:
+    """A value of text that `parse` reads, or one that was read before."""
+
+    def check(name: str, value: Any) -> Any:
+        if value is None or isinstance(value, kind):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be text such as {example}, got {_shown(value)}")
+        return parse(value)
+
+    return check
+
+
+def _optional_path(name: str, value: Any) -> Any:
+    return None if value is None else check_path(name, value)
+
+
 def _yes_or_no(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be true or false, got {_shown(value)}")
@@ -286,6 +314,9 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "steps": _whole,
     "guidance_scale": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
     "sampler": _text,
+    "reuse": _parsed(Reuse, parse_reuse, "every:2"),
+    "guidance": _parsed(Way, parse_guidance, "delta:2"),
+    "calibration": _optional_path,
     "negative_prompt": _texts,
     "image": _source,
     "video": _source,

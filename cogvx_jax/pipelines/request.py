@@ -11,6 +11,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.video import read_image, read_video
 from cogvx_jax.diffusion import samplers
+from cogvx_jax.diffusion.guidance_ways import Way
+from cogvx_jax.diffusion.reuse import Reuse
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 
@@ -18,6 +20,7 @@ Task = Literal["t2v", "i2v", "v2v"]
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
+LATER = ("reuse", "way", "calibration")  # fields that older digests do not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class Settings:
     sampler: str
     shape: tuple[int, int, int, int]  # of a video's latents (T, h, w, C), with the padding of patches of two frames
     padding: int  # latent frames at the front that are dropped after sampling
+    reuse: Reuse | None = None  # of sampling steps
+    way: Way | None = None  # of guidance, where not all steps are guided in full
+    calibration: Any = None  # a path; None: that of the model's folder
 
     @property
     def guided(self) -> bool:
@@ -69,6 +75,9 @@ class Request(Settings):
             steps=self.steps,
             guidance_scale=self.guidance,
             sampler=self.sampler,
+            reuse=self.reuse,
+            guidance=self.way,
+            calibration=self.calibration,
         )
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         if (self.task == "i2v") != (spec.kind == "i2v") or vars(check_sampling(spec, asked, self.task)) != own:
@@ -81,6 +90,8 @@ class Request(Settings):
         found = hashlib.sha256()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name) if seed or field.name != "seed" else None
+            if value is None and field.name in LATER:
+                continue
             for part in value if field.name == "images" and value is not None else [value]:
                 if isinstance(part, np.ndarray):
                     found.update(repr((field.name, part.shape)).encode())
@@ -111,6 +122,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         video = video[: settings.frames]
     if task == "v2v" and int(settings.steps * asked.strength) < 1:
         raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
+    _check_shortcuts(settings, kept_steps(settings, asked.strength))
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -157,7 +169,7 @@ def check_sampling(
     if sampler not in samplers.SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; the known ones are {', '.join(samplers.SAMPLERS)}")
     scale, latent = spec.vae.spatial_compression, padded_latent_frames(spec, frames)
-    return Settings(
+    settings = Settings(
         task=task,
         height=height,
         width=width,
@@ -167,7 +179,30 @@ def check_sampling(
         sampler=sampler,
         shape=(latent, height // scale, width // scale, spec.transformer.out_channels),
         padding=latent - latent_frames(spec, frames),
+        reuse=asked.reuse,
+        way=asked.guidance,
+        calibration=asked.calibration,
     )
+    if task != "v2v":  # of which a part of the steps is taken
+        _check_shortcuts(settings, steps)
+    return settings
+
+
+def kept_steps(settings: Settings, strength: float) -> int:
+    """Steps that are taken: a video keeps the last part of them."""
+    return min(int(settings.steps * strength), settings.steps) if settings.task == "v2v" else settings.steps
+
+
+def _check_shortcuts(settings: Settings, steps: int) -> None:
+    """Raises: ValueError for reuse or a way of guidance that so many steps, or no guidance, cannot have."""
+    reuse, way = settings.reuse, settings.way
+    if reuse is not None and way is not None:
+        raise ValueError(f"give either reuse {reuse} or guidance {way}: what one keeps, the other does not compute")
+    if way is not None and not settings.guided:
+        raise ValueError(f"guidance {way} needs a guidance scale above 1, got {settings.guidance:g}")
+    for one in (reuse, way):
+        if one is not None:
+            one.check_steps(steps)
 
 
 def check_videos(count: int) -> None:

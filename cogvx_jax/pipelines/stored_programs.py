@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax.cache import versions
 from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.diffusion.reuse import MODES
 from cogvx_jax.json_files import Json, parse_json, quoted
 from cogvx_jax.pipelines.memory_modes import modes_of
 from cogvx_jax.pipelines.program_pickle import dump_program, load_program
@@ -39,6 +40,7 @@ COMPONENT = {  # program -> whose weights it takes
     "step": "transformer",
     "loop": "transformer",
     "decode": "vae",
+    **{f"{part}-{mode}": "transformer" for mode in MODES for part in ("computed", "skipped", "loop")},
 }
 Function = Callable[..., Any]
 
@@ -87,6 +89,22 @@ class StoredPrograms:
             return function(weights, *arguments)
 
         return run
+
+    def check_mode(self, mode: str, asked: str) -> None:
+        """Raises ValueError where the folder's sampling steps are of other modes alone.
+
+        Args:
+          mode: of `diffusion.reuse.MODES`; "" is that of plain steps.
+          asked: what needs it, in the words of the options.
+        """
+        steps = [name for name, _ in self._programs if COMPONENT[name] == "transformer"]
+        found = {name.partition("-")[2] for name in steps}
+        if found and mode not in found:
+            words = " and ".join(sorted(name or "plain" for name in found))
+            raise ValueError(
+                f"the programs in {self._folder} make {words} steps and cannot make those of {asked}; repeat "
+                f"`cogvx compile` with {asked}, or leave out the programs"
+            )
 
     def decode_bytes(self, shape: tuple[int, ...], padding: int) -> int | None:
         """What decoding one video takes beside the weights; None for shapes (B, T, h, w, 16) that are not here."""

@@ -22,7 +22,7 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
-from cogvx_jax.pipelines import denoise, latents, text
+from cogvx_jax.pipelines import latents, step_programs, text
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.weights import abstract_weights
 
@@ -97,7 +97,7 @@ def lower_step(
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    step, drawn = denoise.step_program(transformer, guided, mesh), _everywhere(shape, "float32", mesh)
+    step, drawn = step_programs.step_program(transformer, guided, mesh), _everywhere(shape, "float32", mesh)
     arguments = _denoising(spec, compute, mesh, shape, (), guided=guided)
     return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
 
@@ -113,7 +113,7 @@ def lower_loop(
     sampler: str | None = None,
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
-    loop = denoise.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
+    loop = step_programs.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
     return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
 

@@ -1,0 +1,114 @@
+"""Which steps of a request are made of what others computed: checked before any work, laid out before the first."""
+
+import functools
+import warnings
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cogvx_jax.diffusion.guidance_ways import Way, guided_steps
+from cogvx_jax.diffusion.reuse import Facts, Reuse, Schedule, schedule
+from cogvx_jax.diffusion.samplers import Sampler
+from cogvx_jax.models.transformer import Transformer, time_embeddings
+from cogvx_jax.pipelines.calibration import find_calibration
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.request import Request, Settings
+from cogvx_jax.pipelines.shortcuts import Wanted
+from cogvx_jax.sharding import everywhere, format_mesh
+
+
+def wanted_of(settings: Settings) -> Wanted | None:
+    """What the programs of its steps depend on; None where all steps are plain."""
+    if settings.reuse is not None:
+        return Wanted(settings.reuse.kind, settings.reuse.order)
+    return None if settings.way is None else Wanted(settings.way.name)
+
+
+def check_short(model: Model, request: Request) -> None:
+    """Raises: ValueError or OSError where a model, its mesh or its programs cannot do what is asked of its steps."""
+    asked, wanted = asked_of(request), wanted_of(request)
+    if model.programs is not None and not model.exact:
+        model.programs.check_mode("" if wanted is None else wanted.mode, asked)
+    if wanted is None:
+        return
+    if model.exact:
+        raise ValueError(f"exact results need every step computed; leave out {asked}, or exact")
+    check_mesh(request.way, model.mesh)
+    if request.reuse is not None:
+        check_memory(model, request.reuse)
+        find_calibration(request.reuse, model.spec.name, model.folder, request.calibration)
+
+
+def check_memory(model: Model, reuse: Reuse) -> None:
+    """Raises ValueError where a method looks into the blocks, and a memory mode runs them in parts."""
+    if reuse.kind != "added" and (model.compute.streamed or model.compute.rows_apart):
+        raise ValueError(
+            f"reuse {reuse} looks into the blocks, which memory mode {model.memory.name} runs in parts; use another "
+            "method, such as every:2, or memory mode turns"
+        )
+
+
+def asked_of(settings: Settings) -> str:
+    """What is asked of its steps, in the words of the options."""
+    if settings.reuse is not None:
+        return f"reuse {settings.reuse}"
+    return f"guidance {settings.way}" if settings.way is not None else "neither reuse nor a way of guidance"
+
+
+def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
+    """Raises ValueError where steps without the second branch would leave half of a mesh idle."""
+    if way is None or mesh is None or mesh.shape.get("cfg", 1) == 1:
+        return
+    sizes = {axis: size for axis, size in mesh.shape.items() if size > 1}
+    branches = sizes.pop("cfg")
+    sizes["sp"] = sizes.get("sp", 1) * branches
+    raise ValueError(
+        f"guidance {way} computes one branch in some steps, in which half of a mesh with cfg={branches} would idle; "
+        f"use {format_mesh(sizes)} instead"
+    )
+
+
+def every_step(count: int) -> Schedule:
+    """All steps computed, each keeping what its blocks added, for whoever looks at that."""
+    return Schedule(kind="added", order=0, computed=np.ones(count, bool), control=np.zeros((count, 1), np.float32))
+
+
+def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule | None:
+    """The schedule of what is asked for; None where all steps are computed. Warns where nearly none is.
+
+    Raises: as `check_short`.
+    """
+    made = None
+    if request.way is not None:
+        made = guided_steps(request.way, sampler.timesteps, model.spec.schedule.steps)
+    elif request.reuse is not None:
+        facts = Facts(
+            timesteps=sampler.timesteps,
+            steps=request.steps,
+            model=model.spec.name,
+            calibration=find_calibration(request.reuse, model.spec.name, model.folder, request.calibration),
+            embeddings=functools.partial(embeddings, model),
+        )
+        made = schedule(request.reuse, facts)
+    if made is None or not made.skips:
+        return None
+    count, computed = len(made.computed), int(made.computed.sum())
+    if request.reuse is not None and computed <= 2:
+        warnings.warn(f"{asked_of(request)} computes only {computed} of {count} steps; lower it", stacklevel=4)
+    return made
+
+
+def embeddings(model: Model, timesteps: np.ndarray) -> np.ndarray:
+    """Time embeddings of timesteps (N,), (N, time_dim) float32, on the host."""
+    params = model.params["transformer"]
+    own = {name: params[name] for name in ("time", "ofs") if name in params}
+    return np.asarray(_embed(model.transformer, model.mesh)(own, timesteps.astype(np.float32)))
+
+
+@functools.lru_cache
+def _embed(transformer: Transformer, mesh: Mesh | None):
+    def embed(params, t):
+        return time_embeddings(transformer.cfg, params, t)
+
+    return jax.jit(embed, out_shardings=everywhere(mesh))
