@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from cogvx_jax.quantization import find_quantization
+
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
 Kind = Literal["t2v", "i2v"]
 Remat = Literal["none", "products", "block", "offload"]
@@ -129,6 +131,12 @@ class Compute:
     # The transformer's: no attention logit is above it, by the weights of the q/k norms. `load` fills it in, as a
     # kernel must know it when it is compiled. None: unknown, as where those weights are trained.
     logit_bound: float | None = None
+    quantize: str | None = None  # how the transformer and the text encoder are quantised; see `quantization`
+
+    @property
+    def quantizes_tokens(self) -> bool:
+        """Whether the transformer's products take integers."""
+        return self.quantize is not None and find_quantization(self.quantize).tokens
 
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
@@ -136,10 +144,10 @@ class Compute:
             return self
         # T5 overflows in float16.
         safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
-        return Compute(dtype=safe)
+        return Compute(dtype=safe, quantize=self.quantize if component == "text_encoder" else None)
 
     def parameter_dtype(self, component: str) -> str:
-        """The type of a component's parameters: that of its activations, but float32 for the VAE."""
+        """The type of a component's parameters that are not quantised: its activations', but float32 for the VAE."""
         return "float32" if component == "vae" else self.of(component).dtype
 
 

@@ -3,7 +3,7 @@
 import collections
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,12 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
+from cogvx_jax.convert.quantized_layout import quantized_rows, read_quantization, wrong_types
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, Stored, read_header
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.json_files import parse_json, quoted
-from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.abstract import Abstract, abstract_params, quantized
+from cogvx_jax.quantization import Quantization
 from cogvx_jax.storage import below, open_files
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -40,6 +42,7 @@ def load_params(
     dtype: str | np.dtype | None = "float32",
     *,
     put: Put | None = None,
+    own: Container[str] = (),
 ) -> dict[str, Any]:
     """Reads a component's parameters from a folder of the published layout, or one of `write_orbax`.
 
@@ -48,23 +51,28 @@ def load_params(
     Args:
       folder: of the model, or the URL that it lies below; the weights are in `folder/component`.
       component: "transformer", "vae" or "text_encoder".
-      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own.
+      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own. Integers of a model that is
+        quantised, and their scales, remain.
       put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
         calls `part(index)` for the blocks it needs. None keeps numpy arrays.
+      own: paths of which the file's own type is kept, whatever `dtype`.
     Returns: nested dict of arrays, what the module's `apply` takes as "params".
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
+    how = read_quantization(folder)
+    parameters = abstract(spec, component, how)
     source: ParameterSource = (
-        OrbaxArrays(folder, component, expected_shapes(spec, component))
+        OrbaxArrays(folder, component, {path: parameter.shape for path, parameter in parameters.items()})
         if is_orbax(folder)
-        else Published(folder, spec, component)
+        else Published(folder, spec, component, how)
     )
     flat = {}
     for path in source:
-        shape, own = source.shape(path), source.dtype(path) if dtype is None else np.dtype(dtype)
-        part = functools.partial(source.read, path, own)
-        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, own, part)
+        kept = dtype is None or path in own
+        kind = np.dtype(parameters[path].dtype or (source.dtype(path) if kept else dtype))
+        shape, part = source.shape(path), functools.partial(source.read, path, kind)
+        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, kind, part)
         source.release()
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -92,13 +100,15 @@ class Published:
       misshapen tensor.
     """
 
-    def __init__(self, folder: str | Path, spec: ModelSpec, component: str):
-        self._parameters = {p.path: p for p in component_parameters(spec, component)}
-        self._tensors = Checkpoint(below(folder, component))
+    def __init__(self, folder: str | Path, spec: ModelSpec, component: str, how: Quantization | None = None):
+        self._parameters = {p.path: p for p in component_parameters(spec, component, how)}
+        self._tensors = Checkpoint(below(folder, component), integers=how is not None)
         aliases = ALIASES.get(component, {})
         known = [key for parameter in self._parameters.values() for key in parameter.keys]
         self._tensors.drop_prefix(_common_prefix(self._tensors, [*known, *aliases]))
         problems = compare([*self._parameters.values()], self._tensors, aliases)
+        if how is not None:
+            problems += wrong_types([*self._parameters.values()], abstract(spec, component, how), self._tensors)
         if problems:
             raise ConversionError(f"{self._tensors.files.where} does not hold the {component} of {spec.name}", problems)
 
@@ -128,18 +138,26 @@ class Published:
         self._tensors.release()
 
 
-def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
-    """Every parameter of a component with the tensors it is made of."""
-    return resolve(table(spec, component), expected_shapes(spec, component))
+def component_parameters(spec: ModelSpec, component: str, how: Quantization | None = None) -> list[Parameter]:
+    """Every parameter of a component, that may be quantised, with the tensors it is made of."""
+    return resolve(quantized_rows(table(spec, component), how), expected_shapes(spec, component, how))
 
 
-def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...]]:
+def expected_shapes(spec: ModelSpec, component: str, how: Quantization | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of a component's parameters by path, "blocks/mlp/up/kernel"; nothing is computed.
 
     Raises: ValueError for an unknown component.
     """
+    return {path: parameter.shape for path, parameter in abstract(spec, component, how).items()}
+
+
+def abstract(spec: ModelSpec, component: str, how: Quantization | None = None) -> dict[str, Abstract]:
+    """A component's parameters by path but for their numbers, those of a model that may be quantised.
+
+    Raises: ValueError for an unknown component.
+    """
     check_component(component)
-    return {path: parameter.shape for path, parameter in abstract_params(getattr(spec, component)).items()}
+    return quantized(abstract_params(getattr(spec, component)), how)
 
 
 def compare(parameters: list[Parameter], found: Mapping[str, Stored], aliases: Mapping[str, str]) -> list[str]:
@@ -165,7 +183,7 @@ class Checkpoint(collections.abc.Mapping):
     Raises: ConversionError listing every missing, truncated or corrupt file.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, integers: bool = False):
         self.files = open_files(folder)
         self._tensors: dict[str, Stored] = {}
         problems: list[str] = []
@@ -173,7 +191,7 @@ class Checkpoint(collections.abc.Mapping):
         headers: dict[str, dict[str, Stored]] = {}
         for name in dict.fromkeys(index.values()):
             try:
-                headers[name] = read_header(self.files, name)
+                headers[name] = read_header(self.files, name, integers=integers)
             except ValueError as error:
                 problems.append(f"{name}: {error}")
         for name, header in headers.items():

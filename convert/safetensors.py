@@ -18,7 +18,9 @@ from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+INTEGERS = {"I8": np.int8, "U8": np.uint8}  # of quantised models alone
 TYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+WRITTEN = TYPES | {np.dtype(dtype): name for name, dtype in INTEGERS.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
 MAX_HEADER = 16 * 2**20  # bytes
 MAX_NAME = 400  # characters; the longest published name has 75
@@ -52,11 +54,13 @@ class Header(dict[str, Stored]):
         self.metadata = metadata
 
 
-def read_header(files: Files, name: str) -> Header:
+def read_header(files: Files, name: str, *, integers: bool = False) -> Header:
     """What a safetensors file holds.
 
     The library would do, but tells neither how much of a file is missing nor which tensor is odd.
 
+    Args:
+      integers: whether tensors may be of `INTEGERS`, too.
     Raises: ValueError, without the file's name, if the file is missing, truncated, corrupt, a pointer of git-lfs or
       of an unsupported type, or if its tensors overlap or leave holes.
     """
@@ -80,7 +84,8 @@ def read_header(files: Files, name: str) -> Header:
         entries = {key: _Entry.of(key, entry) for key, entry in found.items()}
     except ValueError as error:
         raise ValueError(f"corrupt header: {error}") from None
-    header |= {key: entry.stored(name, 8 + length) for key, entry in entries.items()}
+    dtypes = DTYPES | INTEGERS if integers else DTYPES
+    header |= {key: entry.stored(name, 8 + length, dtypes) for key, entry in entries.items()}
     end = 8 + length + sum(stored.bytes for stored in header.values())
     _check_gaps(header, 8 + length)
     if size < end:
@@ -117,7 +122,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for t in tensors:
-        header[t.key] = {"dtype": TYPES[t.dtype], "shape": t.shape, "data_offsets": [start, start + t.bytes]}
+        header[t.key] = {"dtype": WRITTEN[t.dtype], "shape": t.shape, "data_offsets": [start, start + t.bytes]}
         start += t.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -157,11 +162,11 @@ class _Entry:
             raise ValueError(f"{key} has the type {quoted(kind)}")
         return cls(key, tuple(shape), (offsets[0], offsets[1]), kind)
 
-    def stored(self, file: str, base: int) -> Stored:
-        if self.kind not in DTYPES:
-            raise ValueError(f"{self.key} is of type {self.kind[:20]}, not one of {', '.join(DTYPES)}")
+    def stored(self, file: str, base: int, dtypes: Mapping[str, Any]) -> Stored:
+        if self.kind not in dtypes:
+            raise ValueError(f"{self.key} is of type {self.kind[:20]}, not one of {', '.join(dtypes)}")
         start, stop = self.offsets
-        stored = Stored(self.shape, np.dtype(DTYPES[self.kind]), file, base + start)
+        stored = Stored(self.shape, np.dtype(dtypes[self.kind]), file, base + start)
         if stop - start != stored.bytes:
             raise ValueError(f"corrupt header: {self.key} {self.kind} {self.shape} does not take {stop - start} bytes")
         return stored

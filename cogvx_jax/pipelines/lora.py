@@ -34,6 +34,11 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     """
     if not math.isfinite(weight):
         raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    if model.compute.quantize is not None:
+        raise ValueError(
+            f"{model.spec.name} is quantised, to {model.compute.quantize}, and takes no LoRA; load it with the LoRA: "
+            "`load(source, quantize=..., lora=find_lora(path, spec))`"
+        )
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")

@@ -2,11 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import presets, sharding
@@ -15,14 +18,18 @@ from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert import verify as verify_digests
+from cogvx_jax.convert.quantized_layout import MARK, read_quantization
 from cogvx_jax.json_files import quoted
-from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models import lora as loras
+from cogvx_jax.models.abstract import abstract_params, check_groups, quantized
+from cogvx_jax.models.lora import LoRA
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import load_tokenizer
+from cogvx_jax.quantization import COLUMNS, SCALE, Quantization, find_quantization
 from cogvx_jax.storage import kind_of, open_files
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -90,6 +97,8 @@ def load(
     components: tuple[str, ...] = COMPONENTS,
     verify: bool = False,
     programs: str | os.PathLike | None = None,
+    quantize: str | None = None,
+    lora: LoRA | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -107,6 +116,10 @@ def load(
         missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
       programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
         is compiled, with a warning. Its files are code: trust who wrote them.
+      quantize: "int8", "w8a8" or "int4": keep the kernels of the transformer and the text encoder as integers; see
+        `cogvx_jax.quantization`. They are quantised layer by layer as they are read. Lossy. None is as they are stored.
+      lora: of `find_lora`: adapters to add first, as a quantised model takes none; of several, `models.lora.stack`
+        makes one.
     Raises: ValueError for an unknown name, a dtype the model cannot work in, a checkpoint that
       does not fit (every problem listed), or programs that were compiled for something else; FileNotFoundError for
       missing files.
@@ -115,38 +128,131 @@ def load(
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
     spec = read_spec(folder)
-    compute = choose_compute(spec, dtype)
+    how, compute = stored_or_asked(folder, spec, quantize), choose_compute(spec, dtype)
+    if how is not None:
+        compute = dataclasses.replace(compute, quantize=how.name)
+        check_unquantized(folder, lora)
     stored = None if programs is None else read_programs(programs, spec, bounded(folder, spec, compute), mesh)
     if verify:
         verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
-    params = {name: load_component(folder, spec, name, compute.parameter_dtype(name), mesh) for name in components}
+    asked = None if quantize is None else how
+    params = {}
+    for name in components:
+        dtype, added = compute.parameter_dtype(name), lora if name == "transformer" else None
+        params[name] = load_component(folder, spec, name, dtype, mesh, quantize=asked, lora=added)
     if "transformer" in params:
+        if lora is not None and asked is None:
+            params["transformer"] = loras.merge(params["transformer"], lora.adapters, lora.scale)
         compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
 
 
 def load_component(
-    folder: str | Path, spec: ModelSpec, component: str, dtype: str, mesh: Mesh | None
+    folder: str | Path,
+    spec: ModelSpec,
+    component: str,
+    dtype: str,
+    mesh: Mesh | None,
+    *,
+    quantize: Quantization | None = None,
+    lora: LoRA | None = None,
 ) -> dict[str, Any]:
     """Parameters of one component in `dtype`, from the file to the devices that hold them.
 
     The text encoder, used once a video, is stored over all devices of the mesh, whatever the rules.
+
+    Args:
+      quantize: how to quantise it while it is read; a folder that is quantised is read as it is.
+      lora: to add to the transformer's kernels before they are quantised.
     """
-    parameters = abstract_params(getattr(spec, component))
+    parameters = quantized(abstract_params(getattr(spec, component)), quantize or read_quantization(folder))
     where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
+    scales: dict[str, Any] = {}
 
     def put(path, shape, dtype, part):
-        return sharding.put(part, shape, dtype, where[path], stacked="layers" in parameters[path].names)
+        storage = None if quantize is None else quantize.storage(path)
+        if storage is None:
+            return sharding.put(part, shape, dtype, where[path], stacked=parameters[path].stacked)
+        change = None if lora is None else adapted(lora, path, mesh)
+        made = sharding.put_quantized(part, shape, storage, where[path], where[path + SCALE], change=change)
+        _check_scales(f"the {component} of {spec.name}", path, made.scale)
+        scales[path + SCALE] = made.scale
+        return made.values
 
-    return load_params(folder, spec, component, dtype, put=put)
+    own = set(COLUMNS) if quantize is not None else set()
+    params = load_params(folder, spec, component, dtype, put=put, own=own)
+    flat = traverse_util.flatten_dict(params, sep="/") | scales
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def adapted(lora: LoRA, path: str, mesh: Mesh | None) -> Callable[[jax.Array, int | slice], jax.Array] | None:
+    """(a layer's kernel at `path`, its number), or (kernels, a slice) -> with the adapter; None where it has none."""
+    if path not in lora.adapters:
+        return None
+    a, b = (lora.adapters[path][side] for side in "ab")
+
+    def add(kernel: jax.Array, layer: int | slice) -> jax.Array:
+        return loras.add(kernel.astype("float32"), *(sharding.replicate(x[layer], mesh) for x in (a, b)), lora.scale)
+
+    return add
+
+
+def _check_scales(where: str, path: str, scale: jax.Array) -> None:
+    """Raises ValueError where a kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
+    good = jax.device_get(jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)))(scale))
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise ValueError(f"{where} holds numbers that are not finite in {path} of block {bad}, and cannot be quantised")
+
+
+def load_quantization(source: str | os.PathLike, spec: ModelSpec, quantize: str | None) -> str | None:
+    """The name of the quantisation that `load` would give a model, of which no weights are read; see `load_spec`."""
+    if _preset(source) is not None:
+        if quantize is not None:
+            check_groups(spec, find_quantization(quantize))
+        return None if quantize is None else find_quantization(quantize).name
+    how = stored_or_asked(resolve(source, weights=False), spec, quantize)
+    return None if how is None else how.name
+
+
+def stored_or_asked(folder: str | Path, spec: ModelSpec, quantize: str | None) -> Quantization | None:
+    """How a model is quantised once it is loaded: as it is stored, or as `quantize` asks.
+
+    Raises: ValueError for an unknown quantisation, one that its kernels cannot take, or one of a model that is
+      quantised already.
+    """
+    stored = read_quantization(folder)
+    if quantize is None:
+        return stored
+    asked = find_quantization(quantize)
+    if stored is not None:
+        raise ValueError(
+            f"{folder} is quantised already, to {stored.name}: leave out the quantisation, or give the original"
+        )
+    check_groups(spec, asked)
+    return asked
+
+
+def check_unquantized(folder: str | Path, lora: LoRA | None) -> None:
+    """Raises ValueError where adapters are for a folder whose kernels are integers."""
+    if lora is not None and (stored := read_quantization(folder)) is not None:
+        raise ValueError(
+            f"{folder} is quantised, to {stored.name}, and takes no LoRA; add it to the original, and quantise that"
+        )
 
 
 def load_spec(source: str | os.PathLike) -> ModelSpec:
     """The spec alone: no weights are read or fetched, and presets need no files at all."""
+    preset = _preset(source)
+    return read_spec(resolve(source, weights=False)) if preset is None else presets.PRESETS[preset]
+
+
+def _preset(source: str | os.PathLike) -> str | None:
+    """The preset that a name or a hub id stands for; None where it is something else."""
     name = str(source)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
-    return presets.PRESETS[preset] if preset in presets.PRESETS else read_spec(resolve(source, weights=False))
+    return preset if preset in presets.PRESETS else None
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
@@ -236,7 +342,7 @@ def _folder_kind(folder: Path) -> str:
 def _fetch(hub: str, weights: bool) -> Path:
     import huggingface_hub
 
-    patterns = ["model_index.json", "generation.json", "*/*.json"]
+    patterns = ["model_index.json", "generation.json", MARK, "*/*.json"]
     if weights:
         patterns += [f"{c}/*.safetensors" for c in COMPONENTS] + ["tokenizer/*"]
     try:

@@ -18,7 +18,7 @@ from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
 from cogvx_jax.diffusion.update import SamplerState
-from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.abstract import Abstract, abstract_params, quantized
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
@@ -26,6 +26,7 @@ from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import denoise, latents, text
 from cogvx_jax.pipelines.model import COMPONENTS
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.quantization import find_quantization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,21 +75,34 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
 
 def abstract_weights(spec: ModelSpec, compute: Compute, component: str, mesh: Mesh | None) -> dict[str, Any]:
     """A component's parameters as `load` places them on the mesh, without their numbers."""
-    parameters = abstract_params(getattr(spec, component))
+    parameters = _parameters(spec, compute, component)
     where = sharding.shardings(parameters, mesh, store_spread=component == "text_encoder")
-    dtype = np.dtype(compute.parameter_dtype(component))
-    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
+    own = compute.parameter_dtype(component)
+    flat = {
+        path: jax.ShapeDtypeStruct(p.shape, np.dtype(p.dtype or own), sharding=where[path])
+        for path, p in parameters.items()
+    }
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _parameters(spec: ModelSpec, compute: Compute, component: str) -> dict[str, Abstract]:
+    how = compute.of(component).quantize
+    return quantized(abstract_params(getattr(spec, component)), None if how is None else find_quantization(how))
 
 
 def weight_bytes(spec: ModelSpec, compute: Compute, mesh: Mesh | None) -> dict[str, int]:
     """Bytes of each component's parameters on a device."""
 
-    def bytes_of(leaf) -> int:
-        part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-        return int(np.prod(part)) * leaf.dtype.itemsize
+    def bytes_of(component: str) -> int:
+        parameters = _parameters(spec, compute, component)
+        placed = traverse_util.flatten_dict(abstract_weights(spec, compute, component, mesh), sep="/")
+        dtype, total = compute.parameter_dtype(component), 0
+        for path, leaf in placed.items():
+            part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+            total += parameters[path].bytes(part, dtype)
+        return total
 
-    return {c: sum(map(bytes_of, jax.tree.leaves(abstract_weights(spec, compute, c, mesh)))) for c in COMPONENTS}
+    return {component: bytes_of(component) for component in COMPONENTS}
 
 
 def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:

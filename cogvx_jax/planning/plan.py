@@ -25,7 +25,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.nn.backend import platform_of
-from cogvx_jax.pipelines.model import choose_compute, load_spec
+from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
@@ -77,6 +77,7 @@ class Plan:
     devices: int
     memory: float | None  # GiB of a device; None where it does not say
     dtype: str
+    quantize: str | None = None
     size: tuple[int, int]
     frames: int
     videos: int
@@ -111,6 +112,7 @@ def plan(
     topology: str | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    quantize: str | None = None,
     every: bool = False,
     fresh: bool = False,
     report: Report = lambda line: None,
@@ -124,6 +126,7 @@ def plan(
       topology: a TPU slice such as "v5e:2x4", which need not be here, or cpu:N; None is the devices that are here.
       videos: made at a time.
       dtype: None is what `load` would choose on such a device.
+      quantize: as for `load`; None is as the model is stored.
       every: compile all candidates, not only up to the first that fits.
       fresh: compile again what was planned before.
       report: gets a line before each compilation, which may take minutes.
@@ -136,7 +139,7 @@ def plan(
     target = _target(topology)
     wanted = _Question(
         spec=spec,
-        compute=_compute(spec, dtype, target),
+        compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, spec, quantize)),
         target=target,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
@@ -149,6 +152,7 @@ def plan(
         "devices": len(target.devices),
         "memory": target.memory,
         "dtype": wanted.compute.dtype,
+        "quantize": wanted.compute.quantize,
         "size": (made_of.height, made_of.width),
         "frames": made_of.frames,
         "videos": videos,
@@ -178,6 +182,7 @@ def auto_mesh(
     sampling: Sampling | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    quantize: str | None = None,
     report: Report = lambda line: None,
 ) -> Mesh | None:
     """The mesh for the devices that are here; None is one device. Arguments as for `plan`.
@@ -193,7 +198,7 @@ def auto_mesh(
         guided = check_sampling(spec, sampling or Sampling()).guided
         sizes: dict[str, Any] = next(candidates(spec.transformer.heads, len(target.devices), videos, guided=guided))
         return sharding.make_mesh(**sizes)
-    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, report=report)
+    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, quantize=quantize, report=report)
     if made.chosen is not None:
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
     return made.mesh

@@ -1,0 +1,93 @@
+"""How a quantised model is stored: the published layout with integers for kernels, their scales beside them.
+
+`quantization.json` in the model's folder says how it is quantised. In safetensors files the tensor of a kernel is I8,
+or U8 with two int4 in each byte, the first in its lower half, and KEY + "_scale" is F32 (out, groups). In Orbax the
+arrays are those of our parameters.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.safetensors import Stored
+from cogvx_jax.convert.tables import TRANSPOSE, Change, Parameter, Row
+from cogvx_jax.json_files import parse_json, quoted
+from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.quantization import SCALE, Quantization, find_quantization
+from cogvx_jax.storage import below, open_files
+
+MARK = "quantization.json"
+FORMAT = "cogvx quantized 1"  # changes when an older program could not read the folder
+
+
+def _unpack(x: np.ndarray) -> np.ndarray:
+    """uint8 (out, in / 2) to int4 (in, out)."""
+    low, high = (x << 4).view(np.int8) >> 4, x.view(np.int8) >> 4
+    return np.stack([low, high], axis=-1).reshape(len(x), -1).T.astype(ml_dtypes.int4)
+
+
+def _pack(x: np.ndarray) -> np.ndarray:
+    """int4 (in, out) to uint8 (out, in / 2)."""
+    pairs = x.T.astype(np.int8).view(np.uint8).reshape(x.shape[1], -1, 2) & 15
+    return pairs[..., 0] | pairs[..., 1] << 4
+
+
+PACKED = Change("packed", _unpack, _pack)
+# dtype of a parameter -> how its tensors are stored, and the change. None: any floating-point type.
+STORED: Mapping[str, tuple[str, Change]] = {"int8": ("int8", TRANSPOSE), "int4": ("uint8", PACKED)}
+
+
+def read_quantization(folder: str | Path) -> Quantization | None:
+    """How a model's folder is quantised; None where it is not.
+
+    Raises: ConversionError if the file that says so is none of ours.
+    """
+    files = open_files(folder)
+    if not files.exists(MARK):
+        return None
+    try:
+        found = parse_json(files.bytes(MARK))
+        if found.get("format") != FORMAT:
+            raise ValueError(f"its format is {quoted(found.get('format'))}, not {FORMAT!r}")
+        return find_quantization(found.get("quantization"))
+    except ValueError as error:
+        raise ConversionError(f"cannot read {below(folder, MARK)}", [str(error)]) from None
+
+
+def quantization_mark(how: Quantization, digests: Mapping[str, str]) -> str:
+    """What `quantization.json` holds; `digests` are the sha256 of files, by name."""
+    found = {"format": FORMAT, "quantization": how.name, "sha256": dict(digests)}
+    return json.dumps(found, indent=1, sort_keys=True) + "\n"
+
+
+def quantized_rows(rows: tuple[Row, ...], how: Quantization | None) -> tuple[Row, ...]:
+    """The rows of a component's table where kernels are integers, and those of their scales."""
+    found = []
+    for row in rows:
+        storage = None if how is None else how.storage(row.ours)
+        if storage is None:
+            found.append(row)
+            continue
+        found.append(Row(row.theirs, row.ours, STORED[storage.dtype][1]))
+        found.append(Row(row.theirs + SCALE, row.ours + SCALE, TRANSPOSE))
+    return tuple(found)
+
+
+def wrong_types(
+    parameters: list[Parameter], abstract: Mapping[str, Abstract], found: Mapping[str, Stored]
+) -> list[str]:
+    """A line for each tensor whose type is not that of its parameter."""
+    problems = []
+    for parameter in parameters:
+        own = abstract[parameter.path].dtype
+        wanted = STORED[own][0] if own is not None and own in STORED else None
+        for key in parameter.keys:
+            kind = None if key not in found else found[key].dtype
+            if kind is None or (str(kind) == wanted if wanted else kind.kind not in "iu"):
+                continue
+            problems.append(f"of another type: {key} is {kind}, not {wanted or 'floating-point'}")
+    return problems

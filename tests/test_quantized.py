@@ -1,0 +1,227 @@
+"""Quantised models: integers and scales by their formulas, and models that are loaded, placed and stored so."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cogvx_jax as cx
+from cogvx_jax.configs import Compute
+from cogvx_jax.models.abstract import abstract_params, quantized
+from cogvx_jax.models.lora import LoRA, merge, stack
+from cogvx_jax.nn.linear import Dense
+from cogvx_jax.nn.quantized import (
+    Kernel,
+    dequantize,
+    integer_product,
+    product,
+    quantize_kernel,
+    quantize_tokens,
+)
+from cogvx_jax.presets import PRESETS
+from cogvx_jax.quantization import COLUMNS, QUANTIZATIONS, SCALE, Storage, find_quantization
+from cogvx_jax.sharding import placement
+
+INT8, INT4 = Storage("int8"), Storage("int4", 16)
+KERNEL = "blocks/mlp/up/kernel"
+PROMPT = "a red circle"
+HOW = dict(num_inference_steps=2, output="latents", progress=False)
+
+
+def table(kernel, storage):
+    """Integers and scales of a kernel (in, out) in float64."""
+    w = np.asarray(kernel, np.float64).reshape(storage.groups(len(kernel)), -1, kernel.shape[1])
+    scale = np.abs(w).max(1, keepdims=True) / storage.largest
+    values = np.rint(w / np.where(scale > 0, scale, 1))
+    return values.reshape(kernel.shape), scale[:, 0]
+
+
+@pytest.mark.parametrize("storage", [INT8, INT4, Storage("int4", 32), Storage("int8", 16)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_become_the_integers_of_a_float64_table(storage, dtype):
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(64, 24)), dtype)
+    made = jax.jit(quantize_kernel, static_argnums=1)(kernel, storage)
+    values, scale = table(kernel, storage)
+    assert made.values.dtype == storage.dtype and made.scale.dtype == jnp.float32
+    np.testing.assert_allclose(made.scale, scale, rtol=1e-6)
+    off = np.abs(np.asarray(made.values, np.float64) - values)
+    assert off.max() <= 1 and np.mean(off > 0) < 0.01  # of numbers halfway between two integers
+    assert np.abs(np.asarray(made.values, int)).max() == storage.largest
+    error = np.abs(np.asarray(dequantize(made, "float32")) - np.asarray(kernel, np.float32))
+    assert np.all(error <= 0.5001 * np.repeat(scale, 64 // len(scale), axis=0))
+
+
+def test_a_column_of_zeros_stays_zero_and_nan_is_not_hidden():
+    kernel = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+    kernel[:, 1], kernel[3, 2] = 0, np.nan
+    made = quantize_kernel(jnp.asarray(kernel), INT8)
+    assert made.scale[0, 1] == 0 and not np.any(made.values[:, 1]) and np.isnan(made.scale[0, 2])
+    for x in (jnp.ones((2, 32)), quantize_tokens(jnp.ones((2, 32)))):
+        y = product(x, made, "float32")
+        assert np.all(y[:, 1] == 0) and np.all(np.isfinite(y[:, 0])) and np.all(np.isnan(y[:, 2]))
+
+
+def test_tokens_become_integers_each_by_its_largest():
+    x = np.random.default_rng(0).normal(size=(3, 5, 64)).astype(np.float32) * 10.0 ** np.arange(-2, 3)[:, None]
+    x[1, 2] = 0
+    made = jax.jit(quantize_tokens)(x)
+    scale = np.abs(x.astype(np.float64)).max(-1, keepdims=True) / 127
+    np.testing.assert_allclose(made.scale, scale, rtol=1e-6)
+    assert np.abs(np.asarray(made.values * made.scale) - x).max(-1, keepdims=True).max() <= 0.5001 * scale.max()
+    assert not np.any(made.values[1, 2])
+    x[0, 0, 0] = np.nan
+    assert np.isnan(quantize_tokens(jnp.asarray(x)).scale[0, 0, 0])
+
+
+@pytest.mark.parametrize("features", [64, 3072])  # the latter's sums leave float32's exact integers
+def test_integer_products_are_exact(features):
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-127, 128, shape, dtype=np.int8) for shape in ((2, 5, features), (features, 7)))
+    x[0], w[:, 0] = 127, 127
+    y = jax.jit(integer_product)(x, w)
+    assert y.dtype == jnp.int32
+    np.testing.assert_array_equal(np.asarray(y, np.int64), x.astype(np.int64) @ w.astype(np.int64))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("storage, tokens", [(INT8, False), (INT8, True), (INT4, False)])
+def test_dense_computes_with_integers(storage, tokens, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    x, w, bias = (np.float32(rng.normal(size=shape)) for shape in ((2, 5, 64), (64, 24), (24,)))
+    kernel = quantize_kernel(jnp.asarray(w), storage)
+    given = quantize_tokens(jnp.asarray(x)) if tokens else jnp.asarray(x)
+    params = {"kernel": kernel.values, "kernel_scale": kernel.scale, "bias": bias}
+    y = Dense(24, ("embed", "mlp"), dtype).apply({"params": params}, given)
+    same = np.asarray(given.values * given.scale) if tokens else x
+    values, scale = np.asarray(kernel.values, np.float64), np.asarray(kernel.scale, np.float64)
+    assert y.dtype == dtype
+    scale = np.repeat(scale, 64 // len(scale), axis=0)
+    wanted = same.astype(np.float64) @ (values * scale) + np.float64(bias)
+    assert np.abs(np.asarray(y, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def test_integers_need_a_kernel_of_integers():
+    x = quantize_tokens(jnp.ones((2, 8)))
+    with pytest.raises(ValueError, match="its kernel is float32"):
+        Dense(4, ("embed", "mlp")).apply({"params": {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}}, x)
+
+
+def test_what_is_quantised_is_in_the_models():
+    spec = PRESETS["5b"]
+    known = {**abstract_params(spec.transformer), **abstract_params(spec.text_encoder)}
+    assert COLUMNS.keys() <= known.keys()
+    kernels = {p for p in known if p.startswith("blocks/") and p.endswith("/kernel")}
+    assert kernels == COLUMNS.keys()  # of the blocks, all
+    assert not COLUMNS.keys() & abstract_params(spec.vae).keys()
+
+
+@pytest.mark.parametrize("text", ["int5", "", "int4:0", "int4:-8", "int8:64", "int4:１", None])
+def test_unknown_quantisations(text):
+    with pytest.raises(ValueError, match="unknown quantisation .* int8, w8a8, int4, int4:GROUP"):
+        find_quantization(text)
+
+
+def test_int4_has_a_size_of_groups():
+    assert find_quantization("int4:128") is QUANTIZATIONS["int4"]
+    assert find_quantization("int4:64").products == Storage("int4", 64)
+    made = quantized(abstract_params(PRESETS["5b"].transformer), QUANTIZATIONS["int4"])
+    assert made[KERNEL].dtype == "int4" and made[KERNEL + SCALE].shape == (42, 24, 12288)
+    modulation = "blocks/norm1/modulation/kernel"
+    assert made[modulation].dtype == "int8" and made[modulation + SCALE].shape == (42, 1, 18432)
+    assert made[KERNEL].bytes((2, 3), "bfloat16") == 3 and made["out/kernel"].bytes((2, 3), "bfloat16") == 12
+
+
+def rms(a, b):
+    return np.sqrt(np.mean(np.square(np.asarray(a, np.float64) - b)) / np.mean(np.square(np.asarray(b, np.float64))))
+
+
+def generated(model):
+    return np.asarray(cx.generate(model, PROMPT, **HOW))
+
+
+def assert_identical(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
+
+
+@pytest.mark.parametrize("how, error", [("int8", 0.03), ("w8a8", 0.06), ("int4:16", 0.4)])
+def test_a_quantised_model_generates_nearly_the_same(small, how, error):
+    folder, model = small("5b")
+    loaded = cx.load(folder, quantize=how)
+    storage = find_quantization(how)
+    block = loaded.params["transformer"]["blocks"]["mlp"]["up"]
+    values, scale = table(np.asarray(model.params["transformer"]["blocks"]["mlp"]["up"]["kernel"][0]), storage.products)
+    assert block["kernel"].dtype == storage.products.dtype
+    assert np.abs(np.asarray(block["kernel"][0], int) - values).max() <= 1
+    np.testing.assert_allclose(block["kernel_scale"][0], scale, rtol=1e-6)
+    assert 0 < rms(generated(loaded), generated(model)) < error
+
+
+@pytest.mark.parametrize("sizes", [dict(fsdp=4, sp=2), dict(cfg=2, tensor=2), dict(fsdp=2, tensor=2)])
+@pytest.mark.parametrize("how", ["w8a8", "int4:16"])
+def test_a_mesh_makes_the_same_integers_and_the_same_video(small, how, sizes):
+    folder = small("5b")[0]
+    mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+    spread, one = cx.load(folder, quantize=how, mesh=mesh), cx.load(folder, quantize=how)
+    assert_identical(spread.params, one.params)
+    up = spread.params["transformer"]["blocks"]["mlp"]["up"]
+    if "tensor" in sizes:
+        assert up["kernel_scale"].sharding.spec[2] == up["kernel"].sharding.spec[2] == "tensor"
+    a, b = generated(spread), generated(one)
+    # A rounding of an activation that goes the other way is one of its integers.
+    assert np.abs(a - b).max() <= (1e-2 if how == "w8a8" else 1e-5) * np.abs(b).max()
+
+
+def test_layers_are_quantised_one_at_a_time(small, monkeypatch):
+    folder = small("1.5-5b")[0]
+    once = cx.load(folder, quantize="int4:16").params
+    monkeypatch.setattr(placement, "STAGED_BYTES", 0)
+    mesh = cx.make_mesh(fsdp=4, tensor=2)
+    assert_identical(cx.load(folder, quantize="int4:16").params, once)
+    assert_identical(cx.load(folder, quantize="int4:16", mesh=mesh).params, once)
+
+
+def adapters(model, seed=0, rank=2):
+    rng, kernel = np.random.default_rng(seed), model.params["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+    layers, features, out = kernel.shape
+    a, b = (jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for s in ((layers, features, rank), (layers, rank, out)))
+    return LoRA(adapters={KERNEL: {"a": a, "b": b}}, rank=rank, alpha=2.0 * rank)
+
+
+def test_a_lora_is_merged_first_and_refused_afterwards(small):
+    folder, model = small("5b")
+    lora = stack([adapters(model), adapters(model, 1)], [1.0, 0.5])
+    merged = merge(model.params["transformer"], lora.adapters, lora.scale)["blocks"]["mlp"]["up"]["kernel"]
+    loaded = cx.load(folder, quantize="int8", lora=lora)
+    up = loaded.params["transformer"]["blocks"]["mlp"]["up"]
+    assert_identical(Kernel(up["kernel"], up["kernel_scale"]), jax.jit(quantize_kernel, static_argnums=1)(merged, INT8))
+    mesh = cx.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+    there = cx.load(folder, quantize="int8", lora=lora, mesh=mesh).params["transformer"]["blocks"]["mlp"]["up"]
+    assert np.mean(np.asarray(there["kernel"]) != np.asarray(up["kernel"])) < 0.01
+    with pytest.raises(ValueError, match="is quantised, to int8, and takes no LoRA; load it with the LoRA"):
+        cx.load_lora(loaded, lora)
+    assert_identical(cx.load(folder, lora=lora).params, cx.load_lora(model, lora).params)
+
+
+def test_programs_of_a_quantised_model_are_its_own():
+    plain, int8 = Compute(), Compute(quantize="int8")
+    assert plain != int8 and int8.of("text_encoder") != plain.of("text_encoder") and int8.of("vae") == plain.of("vae")
+    assert not int8.quantizes_tokens and dataclasses.replace(int8, quantize="w8a8").quantizes_tokens
+
+
+def test_a_kernel_with_numbers_that_are_not_finite_is_refused(small, tmp_path):
+    from cogvx_jax.convert import export
+
+    folder, model = small("5b")
+    params = jax.tree.map(np.array, model.params)
+    params["transformer"]["blocks"]["mlp"]["down"]["kernel"][0, 3, 4] = np.inf
+    export(tmp_path / "bad", model.spec, params, model.tokenizer)
+    with pytest.raises(ValueError, match="not finite in blocks/mlp/down/kernel of block 0, and cannot be quantised"):
+        cx.load(tmp_path / "bad", quantize="int8")
+
+
+def test_groups_that_do_not_divide_are_refused_before_anything_is_read(small):
+    with pytest.raises(ValueError, match="int4's groups of 128 do not divide the 48 inputs of .*; int4:16 fits"):
+        cx.load(small("5b")[0], quantize="int4")
