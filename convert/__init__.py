@@ -8,6 +8,7 @@ from cogvx_jax.convert.lora import read_lora, write_lora
 from cogvx_jax.convert.lpips import read_lpips
 from cogvx_jax.convert.orbax import verify
 from cogvx_jax.convert.orbax_export import write_orbax
+from cogvx_jax.convert.quantize import write_quantized
 
 __all__ = [
     "ConversionError",
@@ -21,4 +22,5 @@ __all__ = [
     "write_configs",
     "write_lora",
     "write_orbax",
+    "write_quantized",
 ]

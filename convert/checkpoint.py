@@ -13,7 +13,7 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
-from cogvx_jax.convert.quantized_layout import quantized_rows, read_quantization, wrong_types
+from cogvx_jax.convert.quantized_layout import check_types, quantized_rows, read_quantization, wrong_types
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, Stored, read_header
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.json_files import parse_json, quoted
@@ -67,6 +67,8 @@ def load_params(
         if is_orbax(folder)
         else Published(folder, spec, component, how)
     )
+    if isinstance(source, OrbaxArrays):
+        check_types(parameters, {path: source.dtype(path) for path in source}, folder)
     flat = {}
     for path in source:
         kept = dtype is None or path in own

@@ -18,6 +18,7 @@ from cogvx_jax.convert.safetensors import DTYPES, TYPES, Tensor, write_file
 from cogvx_jax.convert.tables import COMPONENTS, Parameter
 from cogvx_jax.storage import check_new, new_folder
 
+SHARD_BYTES = 5 * 10**9
 METADATA = {"format": "pt"}  # which transformers asks for
 
 
@@ -27,7 +28,7 @@ def export(
     params: Mapping[str, Any],
     tokenizer: Any = None,
     dtype: str | np.dtype | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a model; the folder appears under its name only when whole.
 
@@ -45,7 +46,7 @@ def export(
     with new_folder(folder) as partial:
         write_configs(spec, partial)
         for component in COMPONENTS:
-            _write_weights(partial / component, STEMS[component], tensors[component], max_shard_bytes)
+            write_weights(partial / component, STEMS[component], tensors[component], max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(partial / "tokenizer"))
 
@@ -85,7 +86,8 @@ def _split(parameter: Parameter, leaf: Any, dtype: np.dtype) -> list[Tensor]:
     return [Tensor(key, shape, dtype, functools.partial(make, i)) for i, key in enumerate(parameter.keys)]
 
 
-def _write_weights(folder: Path, stem: str, tensors: list[Tensor], max_shard_bytes: int) -> None:
+def write_weights(folder: Path, stem: str, tensors: list[Tensor], max_shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes a component's tensors as one file, or, where they are more bytes, as several with an index."""
     shards: list[list[Tensor]] = []
     room = 0
     for tensor in sorted(tensors, key=lambda t: t.key):

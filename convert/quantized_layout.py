@@ -5,7 +5,9 @@ or U8 with two int4 in each byte, the first in its lower half, and KEY + "_scale
 arrays are those of our parameters.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from cogvx_jax.convert.tables import TRANSPOSE, Change, Parameter, Row
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.quantization import SCALE, Quantization, find_quantization
-from cogvx_jax.storage import below, open_files
+from cogvx_jax.storage import Files, below, open_files
 
 MARK = "quantization.json"
+NAME = r"(transformer|text_encoder|vae)/\w[\w.-]*\.safetensors"  # of files in it
+CHUNK = 64 * 2**20  # bytes of a file at a time
 FORMAT = "cogvx quantized 1"  # changes when an older program could not read the folder
 
 
@@ -58,6 +62,35 @@ def read_quantization(folder: str | Path) -> Quantization | None:
         raise ConversionError(f"cannot read {below(folder, MARK)}", [str(error)]) from None
 
 
+def file_digest(files: Files, name: str) -> str:
+    """The sha256 of a file's bytes."""
+    found, size = hashlib.sha256(), files.size(name)
+    for start in range(0, size, CHUNK):
+        found.update(files.read((name, start, min(CHUNK, size - start))).data)
+        files.release()
+    return found.hexdigest()
+
+
+def verify_files(folder: str | Path, components: tuple[str, ...] | None = None) -> None:
+    """Reads every file that `quantization.json` has a digest of; None is all components.
+
+    Raises: ConversionError naming every file that is missing or not what was written.
+    """
+    files, problems = open_files(folder), []
+    digests = parse_json(files.bytes(MARK)).get("sha256")
+    if not isinstance(digests, dict) or not all(re.fullmatch(NAME, name, re.ASCII) for name in digests):
+        raise ConversionError(f"cannot read {below(folder, MARK)}", [f"its digests are {quoted(digests)}"])
+    for name, digest in digests.items():
+        if components is not None and name.partition("/")[0] not in components:
+            continue
+        if not files.exists(name):
+            problems.append(f"missing: {name}")
+        elif file_digest(files, name) != digest:
+            problems.append(f"changed: {name} is not what its digest says")
+    if problems:
+        raise ConversionError(f"{folder} is damaged", problems)
+
+
 def quantization_mark(how: Quantization, digests: Mapping[str, str]) -> str:
     """What `quantization.json` holds; `digests` are the sha256 of files, by name."""
     found = {"format": FORMAT, "quantization": how.name, "sha256": dict(digests)}
@@ -91,3 +124,14 @@ def wrong_types(
                 continue
             problems.append(f"of another type: {key} is {kind}, not {wanted or 'floating-point'}")
     return problems
+
+
+def check_types(abstract: Mapping[str, Abstract], found: Mapping[str, np.dtype], place: str | Path) -> None:
+    """Raises ConversionError where an array has integers and its parameter none, or the other way round."""
+    problems = []
+    for path, parameter in abstract.items():
+        is_integer = found[path].kind in "iu" or str(found[path]) in STORED
+        if str(found[path]) != parameter.dtype if parameter.dtype in STORED else is_integer:
+            problems.append(f"of another type: {path} is {found[path]}, not {parameter.dtype or 'floating-point'}")
+    if problems:
+        raise ConversionError(f"{place} does not hold the arrays it should", problems)

@@ -1,14 +1,21 @@
 """Quantised models: integers and scales by their formulas, and models that are loaded, placed and stored so."""
 
 import dataclasses
+import json
+import shutil
 
+import fsspec
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 import cogvx_jax as cx
 from cogvx_jax.configs import Compute
+from cogvx_jax.convert import ConversionError, export, write_orbax, write_quantized
+from cogvx_jax.convert.quantized_layout import PACKED
 from cogvx_jax.models.abstract import abstract_params, quantized
 from cogvx_jax.models.lora import LoRA, merge, stack
 from cogvx_jax.nn.linear import Dense
@@ -212,8 +219,6 @@ def test_programs_of_a_quantised_model_are_its_own():
 
 
 def test_a_kernel_with_numbers_that_are_not_finite_is_refused(small, tmp_path):
-    from cogvx_jax.convert import export
-
     folder, model = small("5b")
     params = jax.tree.map(np.array, model.params)
     params["transformer"]["blocks"]["mlp"]["down"]["kernel"][0, 3, 4] = np.inf
@@ -225,3 +230,148 @@ def test_a_kernel_with_numbers_that_are_not_finite_is_refused(small, tmp_path):
 def test_groups_that_do_not_divide_are_refused_before_anything_is_read(small):
     with pytest.raises(ValueError, match="int4's groups of 128 do not divide the 48 inputs of .*; int4:16 fits"):
         cx.load(small("5b")[0], quantize="int4")
+
+
+def published(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+@pytest.fixture(scope="module")
+def stored(small, tmp_path_factory):
+    """`stored(how, layout)`: a folder of `cogvx quantize`; copy it before changing it."""
+    made, top = {}, tmp_path_factory.mktemp("quantised")
+
+    def make(how, layout):
+        if (how, layout) not in made:
+            folder = made[how, layout] = top / f"{how.replace(':', '-')}-{layout}"
+            write_quantized(small("5b")[0], folder, find_quantization(how), layout=layout)
+        return made[how, layout]
+
+    return make
+
+
+LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("how", ["int8", "int4:16"])
+def test_a_stored_model_opens_like_any_other(small, stored, how, layout):
+    folder = stored(how, layout)
+    loaded, asked = cx.load(folder, verify=True), cx.load(small("5b")[0], quantize=how)
+    assert loaded.compute.quantize == how and loaded.spec == asked.spec
+    assert_identical(published(loaded.params), published(asked.params))
+    mesh = cx.make_mesh(fsdp=4, tensor=2)
+    spread = cx.load(folder, mesh=mesh)
+    assert_identical(published(spread.params), published(asked.params))
+    placed = cx.load(small("5b")[0], quantize=how, mesh=mesh).params
+    assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, spread.params, placed))
+
+
+def test_files_hold_integers_by_the_published_names(stored):
+    from safetensors import safe_open
+
+    key = "transformer_blocks.0.ff.net.0.proj.weight"
+    for how, kind, inputs in (("int8", "I8", 48), ("int4:16", "U8", 24)):
+        with safe_open(stored(how, "safetensors") / "transformer/diffusion_pytorch_model.safetensors", "np") as file:
+            assert file.get_slice(key).get_dtype() == kind and file.get_slice(key).get_shape() == [192, inputs]
+            assert file.get_slice(f"{key}_scale").get_shape() == [192, 1 if kind == "I8" else 3]
+    half = sum(f.stat().st_size for f in stored("int4:16", "safetensors").rglob("transformer/*.safetensors"))
+    assert half < sum(f.stat().st_size for f in stored("int8", "safetensors").rglob("transformer/*.safetensors"))
+
+
+def test_int4_is_packed_in_pairs_and_back():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-7, 8, (6, 5)).astype(ml_dtypes.int4)
+    packed = PACKED.write(x)
+    assert packed.dtype == np.uint8 and packed.shape == (5, 3)
+    assert packed[2, 1] == (int(x[2, 2]) & 15) + 16 * (int(x[3, 2]) & 15)
+    np.testing.assert_array_equal(PACKED.read(packed).astype(int), x.astype(int))
+
+
+def test_a_lora_goes_into_a_stored_model_first(small, tmp_path):
+    folder, model = small("5b")
+    lora = adapters(model)
+    write_quantized(folder, tmp_path / "merged", find_quantization("int8"), lora=lora)
+    here = cx.load(folder, quantize="int8", lora=lora, components=("transformer",)).params
+    there = cx.load(tmp_path / "merged", components=("transformer",)).params
+    same = jax.tree.map(lambda x, y: np.mean(np.asarray(x) == np.asarray(y)), here, there)
+    assert min(jax.tree.leaves(same)) > 0.98
+    with pytest.raises(ValueError, match="is quantised, to int8, and takes no LoRA; give the original, with both"):
+        cx.load(tmp_path / "merged", lora=lora)
+
+
+def test_what_is_quantised_is_not_quantised_again(stored, tmp_path):
+    folder = stored("int8", "safetensors")
+    with pytest.raises(ValueError, match="is quantised already, to int8"):
+        cx.load(folder, quantize="w8a8")
+    with pytest.raises(ValueError, match="is quantised already, to int8; give the original"):
+        write_quantized(folder, tmp_path / "again", find_quantization("int8"))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_stored_model_becomes_orbax(stored, tmp_path):
+    folder = stored("int8", "safetensors")
+    write_orbax(folder, tmp_path / "orbax")
+    assert_identical(published(cx.load(tmp_path / "orbax", verify=True).params), published(cx.load(folder).params))
+
+
+@LAYOUTS
+def test_damage_is_found(stored, tmp_path, layout):
+    folder = shutil.copytree(stored("int8", layout), tmp_path / "model")
+    large = max((f for f in folder.rglob("transformer/**/*") if f.is_file()), key=lambda f: f.stat().st_size)
+    raw = bytearray(large.read_bytes())
+    for at in range(len(raw) // 4, len(raw), len(raw) // 16):
+        raw[at] ^= 1
+    large.write_bytes(raw)
+    with pytest.raises(ConversionError, match="model is damaged:\n  (changed|unreadable): transformer/"):
+        cx.load(folder, verify=True)
+    cx.load(folder, verify=True, components=("vae",))
+
+
+def test_marks_that_are_not_ours_are_refused(small, stored, tmp_path):
+    folder = shutil.copytree(stored("int8", "safetensors"), tmp_path / "model")
+    mark = folder / "quantization.json"
+    said = json.loads(mark.read_text())
+    for change in ({"format": "cogvx quantized 9"}, {"quantization": "int3"}, {"quantization": None}):
+        mark.write_text(json.dumps(said | change))
+        with pytest.raises(ConversionError, match="cannot read .*quantization.json"):
+            cx.load(folder)
+    mark.write_text(json.dumps(said | {"quantization": "int4:16"}))
+    with pytest.raises(ConversionError, match="misshapen: transformer_blocks.0.*weight is"):
+        cx.load(folder)
+    mark.write_text(json.dumps(said | {"sha256": {"../../outside": "0"}}))
+    with pytest.raises(ConversionError, match="its digests are"):
+        cx.load(folder, verify=True)
+    mark.unlink()
+    with pytest.raises(ConversionError, match="is of type I8, not one of"):
+        cx.load(folder)
+    plain = shutil.copytree(small("5b")[0], tmp_path / "plain")
+    (plain / "quantization.json").write_text(json.dumps(said))
+    with pytest.raises(ConversionError, match="of another type: .* is float32, not int8"):
+        cx.load(plain)
+
+
+def test_orbax_arrays_of_another_type_are_refused(small, stored, tmp_path):
+    folder = shutil.copytree(stored("int8", "orbax"), tmp_path / "model")
+    params = jax.tree.map(np.array, cx.load(folder).params["transformer"])
+    params["blocks"]["mlp"]["up"]["kernel"] = np.float32(params["blocks"]["mlp"]["up"]["kernel"])
+    shutil.rmtree(folder / "transformer" / "orbax")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(folder / "transformer" / "orbax", params)
+    with pytest.raises(ConversionError, match="of another type: blocks/mlp/up/kernel is float32, not int8"):
+        cx.load(folder)
+
+
+def test_a_bucket_is_quantised_into_and_opened(small):
+    system = fsspec.filesystem("memory")
+    url = "memory://quantised/int8"
+    try:
+        write_quantized(small("5b")[0], url, find_quantization("int8"))
+        asked = cx.load(small("5b")[0], quantize="int8")
+        assert_identical(published(cx.load(url, verify=True).params), published(asked.params))
+        spread = cx.load(url, mesh=cx.make_mesh(fsdp=4, tensor=2))
+        assert_identical(published(spread.params), published(asked.params))
+        with pytest.raises(FileExistsError, match="int8 is not empty; nothing was written"):
+            write_quantized(small("5b")[0], url, find_quantization("int8"))
+    finally:
+        system.rm("/quantised", recursive=True)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MeshText, VideoFlags, parse_lora, report
+from cogvx_jax.cli.options import DType, LoRAText, MeshText, QuantizeOption, VideoFlags, parse_lora, report
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.pipelines.options import RANDOM, Sampling
+from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
@@ -30,11 +31,12 @@ def generate(
     *,
     out: Path = Path("out.mp4"),
     model: str = "tiny",
-    lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")] = (),
+    lora: LoRAText = (),
     prompts_file: Path | None = None,
     again: bool = False,
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     dtype: DType | None = None,
+    quantize: QuantizeOption = None,
     mesh: MeshText = None,
     distributed: bool = False,
     one_program: bool = False,
@@ -58,6 +60,8 @@ def generate(
         are; cogvx-made.jsonl beside them says which those are.
       again: make all videos of a prompts file anew, also those that are there and whole.
       dtype: to compute in.
+      quantize: keep the kernels of transformer and text encoder as integers: int8, w8a8, with activations as integers
+        too, or int4. Lossy. None is as the model is stored.
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
         chooses for the devices that are here; None is one device.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
@@ -70,32 +74,40 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, prompts_file, out, video.checked())
     weighted = [parse_lora(text) for text in lora]
+    how = None if quantize is None else find_quantization(quantize)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.exact import check_exact
-    from cogvx_jax.pipelines.lora import find_lora, load_lora
-    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
+    from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
         initialize()
     spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
+    stored = load_quantization(model, spec, quantize)  # refuses what cannot be quantised
+    if weighted and how is None:
+        check_takes_lora(model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
-        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact}, again)
+        asked = {"dtype": dtype, "exact": exact} | ({} if how is None else {"quantize": how.name})
+        work = _left(work, model, adapters, asked, again)
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
     if not work:
         return
     if mesh == "auto":
-        devices = _auto_mesh(model, [request for _, request, _ in work], dtype)
+        devices = _auto_mesh(model, [request for _, request, _ in work], dtype, quantize)
     if exact:
         check_exact(devices, one_program=one_program)
-    loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
+    if how is not None:
+        report(f"--quantize {how.name} is lossy: {how.cost}")
+    first = None if how is None else stack_loras(adapters)  # of a quantised model's kernels, nothing can be added later
+    loaded = load(model, dtype=dtype, mesh=devices, programs=programs, quantize=quantize, lora=first)
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)
-    for adapter, weight in adapters:
+    for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
         with one.job.named():
@@ -137,14 +149,18 @@ def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], aga
     return [one for one, found in zip(work, made, strict=True) if not found]
 
 
-def _auto_mesh(source: str, requests: Sequence["Request"], dtype: str | None):
+def _auto_mesh(source: str, requests: Sequence["Request"], dtype: str | None, quantize: str | None):
     """The mesh that suits the checked request with the most pixels."""
     from cogvx_jax.planning.plan import auto_mesh
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     size, frames, guidance = (most.height, most.width), most.frames, most.guidance
     return auto_mesh(
-        source, sampling=Sampling(size=size, frames=frames, guidance_scale=guidance), dtype=dtype, report=report
+        source,
+        sampling=Sampling(size=size, frames=frames, guidance_scale=guidance),
+        dtype=dtype,
+        quantize=quantize,
+        report=report,
     )
 
 

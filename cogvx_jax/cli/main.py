@@ -19,6 +19,7 @@ from cogvx_jax.cli.export import export
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
 from cogvx_jax.cli.plan import plan
+from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -37,6 +38,7 @@ VERBS = {
     "plan": Verb(plan, "nothing was planned"),
     "compile": Verb(compile_, "no programs were written"),
     "convert": Verb(convert, "no model was written"),
+    "quantize": Verb(quantize, "no model was written"),
     "verify": Verb(verify, "not everything was compared"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
     "train": Verb(train, GOES_ON),

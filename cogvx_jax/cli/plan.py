@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, SamplingFlags, report
+from cogvx_jax.cli.options import DType, QuantizeOption, SamplingFlags, report
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -20,6 +20,7 @@ def plan(
     video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
+    quantize: QuantizeOption = None,
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -35,6 +36,7 @@ def plan(
         the devices that are here.
       videos: made at a time.
       dtype: to compute in.
+      quantize: plan for a model that is quantised: int8, w8a8 or int4. None is as it is stored.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
@@ -56,6 +58,7 @@ def plan(
             sampling=sampling,
             videos=videos,
             dtype=dtype,
+            quantize=quantize,
             every=every,
             fresh=fresh,
             report=report,
@@ -65,11 +68,11 @@ def plan(
 
 def table(made: "Plan") -> str:
     """A plan for people: a line a mesh, then what is chosen and why."""
-    height, width = made.size
+    (height, width), how = made.size, (made.dtype, made.quantize)
     limit = "unknown memory" if made.memory is None else f"{made.memory:.1f} GiB"
     lines = [
         f"{made.model} on {made.topology} ({made.devices} devices of {limit}): {made.videos} x "
-        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {made.dtype}",
+        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {', '.join(filter(None, how))}",
         "",
         f"{'mesh':28}{'fits':6}{'weights':>8}{'+ text':>8}{'+ step':>8}{'+ decode':>9}"
         f"{'GiB':>7}{'s/step':>8}{'s/video':>9}",

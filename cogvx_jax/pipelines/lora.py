@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +33,32 @@ def load_lora(model: Model, source: str | os.PathLike | LoRA, weight: float = 1.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
     if model.compute.quantize is not None:
         raise ValueError(
             f"{model.spec.name} is quantised, to {model.compute.quantize}, and takes no LoRA; load it with the LoRA: "
             "`load(source, quantize=..., lora=find_lora(path, spec))`"
         )
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec)
-    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
-        raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
+    _check_weight(lora, weight)
     _check_finite(lora, "given")
     transformer = loras.merge(model.params["transformer"], lora.adapters, weight * lora.scale)
     return dataclasses.replace(model, params=model.params | {"transformer": transformer})
+
+
+def stack_loras(weighted: Sequence[tuple[LoRA, float]]) -> LoRA | None:
+    """LoRAs with their weights, as one; None of none. Raises: ValueError for a weight that cannot be."""
+    for lora, weight in weighted:
+        _check_weight(lora, weight)
+    return loras.stack([lora for lora, _ in weighted], [weight for _, weight in weighted]) if weighted else None
+
+
+def _check_weight(lora: LoRA, weight: float) -> None:
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
+        raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec) -> LoRA:

@@ -131,7 +131,8 @@ def load(
     how, compute = stored_or_asked(folder, spec, quantize), choose_compute(spec, dtype)
     if how is not None:
         compute = dataclasses.replace(compute, quantize=how.name)
-        check_unquantized(folder, lora)
+        if lora is not None and quantize is None:
+            check_takes_lora(folder, how.name)
     stored = None if programs is None else read_programs(programs, spec, bounded(folder, spec, compute), mesh)
     if verify:
         verify_digests(folder, components)
@@ -234,11 +235,12 @@ def stored_or_asked(folder: str | Path, spec: ModelSpec, quantize: str | None) -
     return asked
 
 
-def check_unquantized(folder: str | Path, lora: LoRA | None) -> None:
-    """Raises ValueError where adapters are for a folder whose kernels are integers."""
-    if lora is not None and (stored := read_quantization(folder)) is not None:
+def check_takes_lora(source: object, stored: str | None) -> None:
+    """Raises ValueError where adapters are for a folder whose kernels are integers, by the name of its quantisation."""
+    if stored is not None:
         raise ValueError(
-            f"{folder} is quantised, to {stored.name}, and takes no LoRA; add it to the original, and quantise that"
+            f"{source} is quantised, to {stored}, and takes no LoRA; give the original, with both the LoRA and the "
+            "quantisation"
         )
 
 
