@@ -5,6 +5,7 @@ Symmetric, no zero point: kernel = integers * scale. `nn.quantized` computes wit
 
 import dataclasses
 import re
+from typing import Any
 
 GROUP = 128  # inputs of an int4 kernel that share a scale, unless told
 
@@ -32,12 +33,14 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """A way to quantise a model. Kernels that the columns do not name keep their type."""
+    """A way to quantise a model. Kernels that `COLUMNS` does not name keep their type."""
 
     name: str
-    products: Storage  # the kernels of the blocks' products
-    modulation: Storage  # the kernels that make shift, scale and gate of the timestep
-    tokens: bool = False  # also quantise what the transformer's products take: int8, a scale for each token
+    products: Storage  # q, k, v, up and down of the transformer's blocks
+    output: Storage  # what follows attention
+    modulation: Storage  # what makes shift, scale and gate of the timestep
+    text: Storage  # all of the text encoder's blocks
+    tokens: bool = False  # also quantise what `products` take: int8, a scale for each token
     cost: str  # of it, in words, as `scripts/eval_tiny.py` judged it
 
     def storage(self, path: str) -> Storage | None:
@@ -45,31 +48,40 @@ class Quantization:
         column = COLUMNS.get(path)
         return None if column is None else getattr(self, column)
 
+    def takes_tokens(self, path: str) -> bool:
+        """Whether the product of a kernel takes integers."""
+        return self.tokens and COLUMNS.get(path) == "products"
+
+
+def _of(kernels: Storage, **others: Any) -> Quantization:
+    return Quantization(products=kernels, output=kernels, modulation=INT8, text=kernels, **others)
+
 
 INT8 = Storage("int8")
 QUANTIZATIONS = {
-    "int8": Quantization(name="int8", products=INT8, modulation=INT8, cost="weights alone"),
-    "w8a8": Quantization(name="w8a8", products=INT8, modulation=INT8, tokens=True, cost="weights and activations"),
-    "int4": Quantization(name="int4", products=Storage("int4", GROUP), modulation=INT8, cost="where memory decides"),
+    "int8": _of(INT8, name="int8", cost="weights alone"),
+    "w8a8": _of(INT8, name="w8a8", tokens=True, cost="weights and activations"),
+    "int4": _of(Storage("int4", GROUP), name="int4", cost="where memory decides"),
 }
 # The kernels that are quantised -> the column of `Quantization` that says how. Embeddings, what makes text, patches and
 # the timestep into features, the last layer, norms and biases stay as they are: they are small, and errors there count.
+# To make integers of attention's result costs TPUs more than the product of "output" then saves.
 COLUMNS = {
     "blocks/attention/q/kernel": "products",  # of the transformer
     "blocks/attention/k/kernel": "products",
     "blocks/attention/v/kernel": "products",
-    "blocks/attention/out/kernel": "products",
+    "blocks/attention/out/kernel": "output",
     "blocks/mlp/up/kernel": "products",
     "blocks/mlp/down/kernel": "products",
     "blocks/norm1/modulation/kernel": "modulation",
     "blocks/norm2/modulation/kernel": "modulation",
-    "blocks/q/kernel": "products",  # of the text encoder
-    "blocks/k/kernel": "products",
-    "blocks/v/kernel": "products",
-    "blocks/out/kernel": "products",
-    "blocks/gate/kernel": "products",
-    "blocks/up/kernel": "products",
-    "blocks/down/kernel": "products",
+    "blocks/q/kernel": "text",  # of the text encoder
+    "blocks/k/kernel": "text",
+    "blocks/v/kernel": "text",
+    "blocks/out/kernel": "text",
+    "blocks/gate/kernel": "text",
+    "blocks/up/kernel": "text",
+    "blocks/down/kernel": "text",
 }
 SCALE = "_scale"  # after the path of a kernel, that of its scales
 
@@ -90,4 +102,4 @@ def find_quantization(text: object) -> Quantization:
     assert grouped is not None
     if int(grouped[1]) == GROUP:
         return QUANTIZATIONS["int4"]
-    return dataclasses.replace(QUANTIZATIONS["int4"], name=name, products=Storage("int4", int(grouped[1])))
+    return _of(Storage("int4", int(grouped[1])), name=name, cost=QUANTIZATIONS["int4"].cost)

@@ -224,7 +224,7 @@ class Attention(nn.Module):
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=compute.logit_bound)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(features(y, compute)))
+        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(y))
 
 
 class FeedForward(nn.Module):
@@ -253,7 +253,7 @@ class TimeEmbedding(nn.Module):
 
 
 def features(x: jax.Array, compute: Compute) -> jax.Array | Tokens:
-    """What a block's products take, (..., in): as integers where the model is quantised so."""
+    """What the products of q, k, v, up and down take, (..., in): as integers where the model is quantised so."""
     return quantize_tokens(x) if compute.quantizes_tokens else x
 
 

@@ -42,6 +42,7 @@ class Kernel(NamedTuple):
 
     name: str  # a part of its metadata
     token_axis: int  # of its operands q and k
+    kinds: str = "bf16|f32"  # types of q and k, in XLA's words: they are the first operands of these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

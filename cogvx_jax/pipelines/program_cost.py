@@ -16,7 +16,7 @@ from cogvx_jax.chips import Chip
 from cogvx_jax.nn.attention import BACKENDS
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "suf" for bits in (2, 4, 8, 16, 32, 64)}
+BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)}
 UNKNOWN = 2**63 - 1  # the compiler has no estimate
 
 
@@ -119,7 +119,7 @@ class ProgramText:
         assert kernel is not None, f"{backend} has no kernel"
         for times, line in self._walk(self._entry):
             if "tpu_custom_call" in line and kernel.name in line:
-                q, k = _shapes(line.partition("operand_layout_constraints=")[2], "bf16|f32|s8")[:2]
+                q, k = _shapes(line.partition("operand_layout_constraints=")[2], kernel.kinds)[:2]
                 total += times * math.prod(q[:-2]) * q[kernel.token_axis] * k[kernel.token_axis]
         return total
 
