@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import sys
+import warnings
 
 import fsspec
 import jax
@@ -13,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import cogvx_jax as cx
+from cogvx_jax.cli import main as cli
 from cogvx_jax.configs import Compute
 from cogvx_jax.convert import ConversionError, export, write_orbax, write_quantized
 from cogvx_jax.convert.quantized_layout import PACKED
@@ -27,6 +30,9 @@ from cogvx_jax.nn.quantized import (
     quantize_kernel,
     quantize_tokens,
 )
+from cogvx_jax.pipelines.quantization_report import TIMES, make_report, random_inputs, relative_error
+from cogvx_jax.pipelines.stored_programs import conditions
+from cogvx_jax.planning.lower import weight_bytes
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.quantization import COLUMNS, QUANTIZATIONS, SCALE, Storage, find_quantization
 from cogvx_jax.sharding import placement
@@ -375,3 +381,91 @@ def test_a_bucket_is_quantised_into_and_opened(small):
             write_quantized(small("5b")[0], url, find_quantization("int8"))
     finally:
         system.rm("/quantised", recursive=True)
+
+
+def test_stored_programs_name_the_quantisation(small, stored):
+    spec, mesh, devices = small("5b")[1].spec, None, jax.devices()[:1]
+    said = [conditions(spec, Compute(quantize=how), mesh, devices) for how in (None, "int8", "w8a8")]
+    assert [one["quantization"] for one in said] == ["none", "int8", "w8a8"]
+    assert len({one["model"] for one in said}) == 3
+
+
+@pytest.mark.full
+def test_stored_programs_run_and_refuse_another_quantisation(small, stored, tmp_path):
+    folder = small("5b")[0]
+    cx.compile_programs(folder, tmp_path / "programs", quantize="w8a8", num_inference_steps=2)
+    loaded = cx.load(folder, quantize="w8a8", programs=tmp_path / "programs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(generated(loaded), generated(cx.load(folder, quantize="w8a8")))
+    with pytest.raises(ValueError, match=r"of other quantization|are for quantization w8a8 \(here none\)|for model"):
+        cx.load(folder, programs=tmp_path / "programs")
+    cx.compile_programs(stored("int8", "orbax"), tmp_path / "int8", num_inference_steps=2)
+    cx.load(stored("int8", "safetensors"), programs=tmp_path / "int8")
+
+
+def test_weights_are_counted_by_what_they_become(small):
+    spec = PRESETS["5b"]
+    sizes = {how: weight_bytes(spec, Compute(dtype="bfloat16", quantize=how), None) for how in (None, "int8", "int4")}
+    assert sizes[None]["vae"] == sizes["int4"]["vae"]
+    half, quarter = (sizes[how]["transformer"] / sizes[None]["transformer"] for how in ("int8", "int4"))
+    assert 0.50 < half < 0.51 and 0.28 < quarter < 0.31
+    assert 0.50 < sizes["int8"]["text_encoder"] / sizes[None]["text_encoder"] < 0.53
+    model = small("5b")[1]
+    held = cx.load(small("5b")[0], quantize="int8").params
+    for component, size in weight_bytes(model.spec, Compute(quantize="int8"), None).items():
+        assert sum(x.nbytes for x in jax.tree.leaves(held[component])) == size
+
+
+@pytest.mark.parametrize("how", ["w8a8", "int4:16"])
+def test_the_report_is_of_the_model_it_becomes(small, how):
+    folder, model = small("5b")
+    found = make_report(folder, find_quantization(how))
+    assert found.transformer.keys() == {"random", "drawn"} and found.text_encoder.keys() == {"drawn"}
+    rows = found.transformer["random"]
+    assert rows.keys() >= {"all", "attention/q", "attention/out", "mlp/down", "norm1/modulation", "block 0"}
+    assert all(0 < error < 0.5 for error in rows.values()) and rows["all"] == rows["block 0"]
+    given, t = random_inputs(model.spec), jnp.asarray(TIMES, jnp.float32)
+    outputs = [
+        np.asarray(m.transformer.apply({"params": m.params["transformer"]}, *given, t), np.float64)
+        for m in (cx.load(folder, quantize=how), model)
+    ]
+    assert relative_error(*outputs) == pytest.approx(rows["all"], rel=0.02)
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments)])
+    cli.main()
+    return capsys.readouterr()
+
+
+def refused(monkeypatch, capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, capsys, *arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_commands(small, tmp_path, monkeypatch, capsys):
+    folder, out = small("5b")[0], tmp_path / "int8"
+    assert f"{out}: int8, 0.0" in run(monkeypatch, capsys, "quantize", folder, out).out
+    assert "every array is what was written" in run(monkeypatch, capsys, "verify", out).out
+    video = ("--out", tmp_path / "a.gif", "--steps", 2, "--no-progress")
+    said = run(monkeypatch, capsys, "generate", PROMPT, "--model", folder, "--quantize", "w8a8", *video)
+    assert "--quantize w8a8 is lossy: " in said.err and (tmp_path / "a.gif").exists()
+    for arguments, problem in (
+        (("quantize", folder), "give a folder to write, or --report"),
+        (("quantize", folder, tmp_path / "b", "--to", "int2"), "unknown quantisation 'int2'"),
+        (("quantize", out, tmp_path / "b"), "is quantised already, to int8"),
+        (("quantize", folder, tmp_path / "b", "--to", "int4"), "int4:16 fits"),
+        (("generate", PROMPT, "--model", out, "--quantize", "int8"), "is quantised already, to int8"),
+        (("generate", PROMPT, "--model", out, "--lora", folder), "takes no LoRA; give the original"),
+        (("plan", folder, "--quantize", "int9"), "unknown quantisation 'int9'"),
+        (("compile", "--model", out, "--quantize", "int8", "--out", tmp_path / "p"), "is quantised already"),
+        (
+            ("train", "--model", out, "--data", folder, "--out", tmp_path / "run"),
+            "cannot be trained; give the original",
+        ),
+    ):
+        assert problem in refused(monkeypatch, capsys, *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "int8"]

@@ -84,7 +84,7 @@ def generate(
     if distributed:
         initialize()
     spec, devices = load_spec(model), None if mesh in (None, "auto") else parse_mesh(mesh)
-    stored = load_quantization(model, spec, quantize)  # refuses what cannot be quantised
+    stored = load_quantization(model, quantize)  # refuses what cannot be quantised
     if weighted and how is None:
         check_takes_lora(model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]

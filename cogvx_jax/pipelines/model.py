@@ -207,13 +207,18 @@ def _check_scales(where: str, path: str, scale: jax.Array) -> None:
         raise ValueError(f"{where} holds numbers that are not finite in {path} of block {bad}, and cannot be quantised")
 
 
-def load_quantization(source: str | os.PathLike, spec: ModelSpec, quantize: str | None) -> str | None:
-    """The name of the quantisation that `load` would give a model, of which no weights are read; see `load_spec`."""
-    if _preset(source) is not None:
-        if quantize is not None:
-            check_groups(spec, find_quantization(quantize))
-        return None if quantize is None else find_quantization(quantize).name
-    how = stored_or_asked(resolve(source, weights=False), spec, quantize)
+def load_quantization(source: str | os.PathLike, quantize: str | None = None) -> str | None:
+    """The name of the quantisation that `load` would give a model, of which no weights are read.
+
+    Raises: ValueError as `stored_or_asked`.
+    """
+    if _preset(source) is None:
+        folder = resolve(source, weights=False)
+        how = stored_or_asked(folder, read_spec(folder), quantize)
+    else:  # those are published as they were trained
+        how = None if quantize is None else find_quantization(quantize)
+        if how is not None:
+            check_groups(load_spec(source), how)
     return None if how is None else how.name
 
 
@@ -233,6 +238,12 @@ def stored_or_asked(folder: str | Path, spec: ModelSpec, quantize: str | None) -
         )
     check_groups(spec, asked)
     return asked
+
+
+def check_trainable(name: object, stored: str | None) -> None:
+    """Raises ValueError for a model whose kernels are integers, by the name of its quantisation."""
+    if stored is not None:
+        raise ValueError(f"{name} is quantised, to {stored}, and cannot be trained; give the original")
 
 
 def check_takes_lora(source: object, stored: str | None) -> None:

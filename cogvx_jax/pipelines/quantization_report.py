@@ -31,7 +31,7 @@ from cogvx_jax.tiny import shapes
 
 TIMES = (999, 500, 100)  # of the schedule; v is asked at all three
 FLAG = "quantised"  # beside a kernel: of each layer, whether its product is computed with integers
-FRAMES, SIZE = 9, 64  # of the clip, in pixels; 1.5 models need patches of two latent frames
+FRAMES = 9  # of the clip
 
 Errors = dict[str, float]  # what is quantised -> relative error of the output
 
@@ -78,7 +78,7 @@ def make_report(folder: str | Path, how: Quantization, lora: LoRA | None = None,
     text_errors = _errors(states, encoders.params["text_encoder"], (ids,), how, cfg.layers, mesh)
     del encoders
     model = load(folder, dtype="float32", mesh=mesh, components=("transformer",), lora=lora)
-    given = {"random": _random(model.spec)} | ({} if drawn is None else {"drawn": drawn})
+    given = {"random": random_inputs(model.spec)} | ({} if drawn is None else {"drawn": drawn})
 
     def velocity(params: Any, latents: jax.Array, text: jax.Array) -> jax.Array:
         return model.transformer.apply({"params": params}, latents, text, jnp.asarray(TIMES, jnp.float32))  # type: ignore[return-value]
@@ -112,7 +112,7 @@ def _errors(
 
     inputs = tuple(sharding.replicate(x, mesh) for x in inputs)
     exact = output({})
-    return {name: _relative(output(chosen), exact) for name, chosen in _choices(paths, layers)}
+    return {name: relative_error(output(chosen), exact) for name, chosen in _choices(paths, layers)}
 
 
 def _choices(paths: list[str], layers: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -151,13 +151,13 @@ def _flag(path: str) -> str:
     return f"{path.rpartition('/')[0]}/{FLAG}"
 
 
-def _relative(found: np.ndarray, exact: np.ndarray) -> float:
+def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     """The largest relative error of a row."""
     axes = tuple(range(1, exact.ndim))
     return float(np.sqrt(np.sum(np.square(found - exact), axes) / np.sum(np.square(exact), axes)).max())
 
 
-def _random(spec: ModelSpec) -> Inputs:
+def random_inputs(spec: ModelSpec) -> Inputs:
     cfg, rng = spec.transformer, np.random.default_rng(0)
     grid = (2, 8, 8)
     if cfg.position == "rope+learned":  # which has no other size
@@ -182,7 +182,7 @@ def _drawn(model: Model) -> Inputs | None:
         return None
     scene, caption = _caption()
     text = encode_prompts(model, [caption])
-    clip = np.float32(shapes.draw(scene, np.random.default_rng(0))[None, :FRAMES] / 127.5 - 1)
+    clip = (shapes.draw(scene, np.random.default_rng(0))[None, :FRAMES] / 127.5 - 1).astype(np.float32)
     noise, frames = SeededNoise(0), 3 + 3 % (cfg.patch_t or 1)
     latents = video_latents(model, clip, frames, noise)
     signal = jnp.asarray(alphas_bar(spec.schedule)[list(TIMES)], jnp.float32)[:, None, None, None, None]

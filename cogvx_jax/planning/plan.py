@@ -139,7 +139,7 @@ def plan(
     target = _target(topology)
     wanted = _Question(
         spec=spec,
-        compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, spec, quantize)),
+        compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, quantize)),
         target=target,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
