@@ -138,6 +138,11 @@ class Compute:
         """Whether the transformer's products take integers."""
         return self.quantize is not None and find_quantization(self.quantize).tokens
 
+    @property
+    def quantizes_scores(self) -> bool:
+        """Whether the transformer's attention multiplies integers, on devices that gain by it."""
+        return self.quantize is not None and find_quantization(self.quantize).scores
+
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
         if component == "transformer":

@@ -36,11 +36,11 @@ class Quantization:
     """A way to quantise a model. Kernels that `COLUMNS` does not name keep their type."""
 
     name: str
-    products: Storage  # q, k, v, up and down of the transformer's blocks
-    output: Storage  # what follows attention
+    products: Storage  # q, k, v, out, up and down of the transformer's blocks
     modulation: Storage  # what makes shift, scale and gate of the timestep
     text: Storage  # all of the text encoder's blocks
     tokens: bool = False  # also quantise what `products` take: int8, a scale for each token
+    scores: bool = False  # also quantise queries and keys, on TPUs whose kernel gains by it: see `nn.flash`
     cost: str  # of it, in words, as `scripts/eval_tiny.py` judged it
 
     def storage(self, path: str) -> Storage | None:
@@ -54,23 +54,23 @@ class Quantization:
 
 
 def _of(kernels: Storage, **others: Any) -> Quantization:
-    return Quantization(products=kernels, output=kernels, modulation=INT8, text=kernels, **others)
+    return Quantization(products=kernels, modulation=INT8, text=kernels, **others)
 
 
 INT8 = Storage("int8")
 QUANTIZATIONS = {
     "int8": _of(INT8, name="int8", cost="weights alone"),
     "w8a8": _of(INT8, name="w8a8", tokens=True, cost="weights and activations"),
+    "w8a8qk": _of(INT8, name="w8a8qk", tokens=True, scores=True, cost="w8a8, and on some TPUs scores of attention"),
     "int4": _of(Storage("int4", GROUP), name="int4", cost="where memory decides"),
 }
 # The kernels that are quantised -> the column of `Quantization` that says how. Embeddings, what makes text, patches and
 # the timestep into features, the last layer, norms and biases stay as they are: they are small, and errors there count.
-# To make integers of attention's result costs TPUs more than the product of "output" then saves.
 COLUMNS = {
     "blocks/attention/q/kernel": "products",  # of the transformer
     "blocks/attention/k/kernel": "products",
     "blocks/attention/v/kernel": "products",
-    "blocks/attention/out/kernel": "output",
+    "blocks/attention/out/kernel": "products",
     "blocks/mlp/up/kernel": "products",
     "blocks/mlp/down/kernel": "products",
     "blocks/norm1/modulation/kernel": "modulation",

@@ -33,7 +33,7 @@ MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
 QUANTIZED = ("step", "text")  # programs that differ where the model is quantised
-KERNELS = tuple(CHIPS[0].kernel_cycles)  # those that are counted
+KERNELS = tuple(dict.fromkeys(name for chip in CHIPS for name in chip.kernel_cycles))  # those that are counted
 if TYPE_CHECKING:
     Kernel = str
 else:

@@ -132,7 +132,7 @@ def test_what_is_quantised_is_in_the_models():
 
 @pytest.mark.parametrize("text", ["int5", "", "int4:0", "int4:-8", "int8:64", "int4:１", None])
 def test_unknown_quantisations(text):
-    with pytest.raises(ValueError, match="unknown quantisation .* int8, w8a8, int4, int4:GROUP"):
+    with pytest.raises(ValueError, match="unknown quantisation .* int8, w8a8, w8a8qk, int4, int4:GROUP"):
         find_quantization(text)
 
 

@@ -5,6 +5,7 @@ In a packed row L is the text of its C clips together.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -221,9 +222,10 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=compute.logit_bound)
+        how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
+        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
-        y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
+        y = features(jnp.swapaxes(y, 1, 2).reshape(x.shape), compute)
         return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(y))
 
 
@@ -253,7 +255,7 @@ class TimeEmbedding(nn.Module):
 
 
 def features(x: jax.Array, compute: Compute) -> jax.Array | Tokens:
-    """What the products of q, k, v, up and down take, (..., in): as integers where the model is quantised so."""
+    """What a block's products take, (..., in): as integers where the model is quantised so."""
     return quantize_tokens(x) if compute.quantizes_tokens else x
 
 

@@ -28,16 +28,11 @@ class Kernel(NamedTuple):
 
 def quantize_tokens(x: jax.Array) -> Tokens:
     """Activations (..., in) as int8. A token of zeros has the scale 0, one with a NaN that."""
-    # The barriers: what x is computed from is not read again to round it, nor by each product that takes the integers.
-    x, largest = jax.lax.optimization_barrier((x, jnp.max(jnp.abs(x), axis=-1, keepdims=True).astype(jnp.float32)))
+    x = x.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     inverse = jnp.where(largest > 0, 127 / largest, 0)
-    return jax.lax.optimization_barrier(Tokens(_round_to_int8(x.astype(jnp.float32) * inverse), largest / 127))
-
-
-def _round_to_int8(x: jax.Array) -> jax.Array:
-    """Of float32 in -127..127; halves go to even. A few operations a number, where TPUs take many to round."""
-    magic = 1.5 * 2**23  # in its neighbourhood float32 holds whole numbers only, and the lowest byte counts them
-    return jax.lax.bitcast_convert_type(x + magic, jnp.int32).astype(jnp.int8)
+    # Several products take it: without the barrier each would make it again.
+    return jax.lax.optimization_barrier(Tokens(jnp.round(x * inverse).astype(jnp.int8), largest / 127))
 
 
 def quantize_kernel(kernel: jax.Array, storage: Storage) -> Kernel:
