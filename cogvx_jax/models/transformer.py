@@ -225,8 +225,8 @@ class Attention(nn.Module):
         how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
-        y = features(jnp.swapaxes(y, 1, 2).reshape(x.shape), compute)
-        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(y))
+        y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
+        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(features(y, compute)))
 
 
 class FeedForward(nn.Module):
