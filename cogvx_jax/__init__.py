@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.pipelines.generate import generate
-    from cogvx_jax.pipelines.lora import load_lora
+    from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
@@ -22,13 +22,25 @@ if TYPE_CHECKING:
     from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Video", "compile_programs", "generate", "load", "load_lora", "load_spec", "make_mesh", "plan"]
+__all__ = [
+    "Model",
+    "Video",
+    "compile_programs",
+    "find_lora",
+    "generate",
+    "load",
+    "load_lora",
+    "load_spec",
+    "make_mesh",
+    "plan",
+]
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
 _HOMES = {
     "Model": "pipelines.model",
     "Video": "data.video",
     "compile_programs": "planning.compile",
+    "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",
     "load_lora": "pipelines.lora",

@@ -22,7 +22,8 @@ class Chip:
     clock: float | None = None  # GHz, nominal: reads the compiler's cycles as time
     cores: int = 1  # that share a kernel's grid
     # Cycles of one core for a thousand scores of an attention kernel, forward, by its name in `nn.attention`:
-    # "pallas" without a running maximum at `blocks`, JAX's kernels with segment ids at their best blocks.
+    # "pallas" without a running maximum at `blocks`, and so "pallas_int8", which v4 cannot; JAX's kernels with segment
+    # ids at their best blocks.
     # `scripts/attention_blocks.py` counts them, and finds `blocks`.
     kernel_cycles: Mapping[str, float] = dataclasses.field(default_factory=dict)
     blocks: tuple[int, int, int] | None = None  # of `nn.flash` without a running maximum: queries, keys, keys at a time
@@ -46,7 +47,7 @@ CHIPS = (
         shapes=FLAT,
         memory=15.75,
         clock=1.5,
-        kernel_cycles={"pallas": 2.54, "splash": 4.29, "jax_flash": 4.71},
+        kernel_cycles={"pallas": 2.54, "pallas_int8": 2.05, "splash": 4.29, "jax_flash": 4.71},
         blocks=(768, 4096, 2048),
     ),
     Chip(
@@ -57,7 +58,7 @@ CHIPS = (
         memory=95.0,
         clock=1.75,
         cores=2,
-        kernel_cycles={"pallas": 2.46, "splash": 4.27, "jax_flash": 4.66},
+        kernel_cycles={"pallas": 2.46, "pallas_int8": 1.94, "splash": 4.27, "jax_flash": 4.66},
         blocks=(1024, 2048, 1024),
     ),
     Chip(
@@ -67,7 +68,7 @@ CHIPS = (
         shapes=FLAT,
         memory=31.25,
         clock=1.75,
-        kernel_cycles={"pallas": 1.43, "splash": 2.87, "jax_flash": 2.94},
+        kernel_cycles={"pallas": 1.43, "pallas_int8": 1.54, "splash": 2.87, "jax_flash": 2.94},
         blocks=(1536, 2048, 512),
     ),
     Chip(
@@ -77,7 +78,7 @@ CHIPS = (
         shapes=CUBES,
         memory=94.75,
         clock=2.2,
-        kernel_cycles={"pallas": 1.32, "splash": 2.92, "jax_flash": 3.38},
+        kernel_cycles={"pallas": 1.32, "pallas_int8": 1.89, "splash": 2.92, "jax_flash": 3.38},
         blocks=(1536, 2048, 512),
     ),
     Chip(kinds=("NVIDIA A100",), peak=312.0),

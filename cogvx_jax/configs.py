@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, get_args
 
+from cogvx_jax.quantization import find_quantization
+
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
 Kind = Literal["t2v", "i2v"]
 Remat = Literal["none", "products", "block", "offload"]
@@ -135,6 +137,17 @@ class Compute:
     rows_apart: bool = False  # the transformer's: rows of the batch go through a layer one after the other
     mlp_tokens: int | None = None  # the transformer's: so many go through an MLP at a time; None: all
     streamed: bool = False  # the kernels of blocks, also the text encoder's, wait in the host's memory
+    quantize: str | None = None  # how the transformer and the text encoder are quantised; see `quantization`
+
+    @property
+    def quantizes_tokens(self) -> bool:
+        """Whether the transformer's products take integers."""
+        return self.quantize is not None and find_quantization(self.quantize).tokens
+
+    @property
+    def quantizes_scores(self) -> bool:
+        """Whether the transformer's attention multiplies integers, on devices that gain by it."""
+        return self.quantize is not None and find_quantization(self.quantize).scores
 
     def of(self, component: str) -> "Compute":
         """The options of one component, "transformer", "vae" or "text_encoder"; those it does not read are defaults."""
@@ -142,14 +155,16 @@ class Compute:
             return dataclasses.replace(self, strips=1)
         # T5 overflows in float16.
         safe = "float32" if component == "text_encoder" and self.dtype == "float16" else self.dtype
+        text = component == "text_encoder"
         return Compute(
             dtype=safe,
             strips=self.strips if component == "vae" else 1,
-            streamed=self.streamed and component == "text_encoder",
+            streamed=self.streamed and text,
+            quantize=self.quantize if text else None,
         )
 
     def parameter_dtype(self, component: str) -> str:
-        """The type of a component's parameters: that of its activations, but float32 for the VAE."""
+        """The type of a component's parameters that are not quantised: its activations', but float32 for the VAE."""
         return "float32" if component == "vae" else self.of(component).dtype
 
 

@@ -10,6 +10,7 @@ from cogvx_jax.convert.lora_write import convert_lora, write_lora
 from cogvx_jax.convert.lpips import read_lpips
 from cogvx_jax.convert.orbax import verify
 from cogvx_jax.convert.orbax_export import write_orbax
+from cogvx_jax.convert.quantize import write_quantized
 from cogvx_jax.convert.sources import read_spec
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "write_configs",
     "write_lora",
     "write_orbax",
+    "write_quantized",
 ]

@@ -1,7 +1,7 @@
 """Published weights to parameter trees. Every tensor is checked by the headers before any is read."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +12,13 @@ from cogvx_jax.convert.dialects import without_prefix
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.loose import LooseParts
 from cogvx_jax.convert.orbax import OrbaxArrays, is_orbax
+from cogvx_jax.convert.quantized_layout import check_types, quantized_rows, read_quantization, wrong_types
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
-from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.abstract import Abstract, abstract_params, quantized
+from cogvx_jax.quantization import Quantization
 
 
 class Part(Protocol):
@@ -36,6 +38,7 @@ def load_params(
     dtype: str | np.dtype | None = "float32",
     *,
     put: Put | None = None,
+    own: Container[str] = (),
 ) -> dict[str, Any]:
     """Reads a component's parameters from any `Source`, such as a folder of the published layout or of `write_orbax`.
 
@@ -45,19 +48,24 @@ def load_params(
       folder: of the model, or the URL that it lies below; of the published layout, the weights are in
         `folder/component`. Or another `Source`.
       component: "transformer", "vae" or "text_encoder".
-      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own.
+      dtype: of the result: "float32", "bfloat16", "float16"; None is each parameter's own. Integers of a model that is
+        quantised, and their scales, remain.
       put: makes the array to keep of what its last argument reads: `put(path, shape, dtype, part)`
         calls `part(index)` for the blocks it needs. None keeps numpy arrays.
+      own: paths of which the file's own type is kept, whatever `dtype`.
     Returns: nested dict of arrays, what the module's `apply` takes as "params".
     Raises: ConversionError listing every missing or damaged file, else every missing, spare or
       misshapen tensor.
     """
-    source = open_parameters(open_source(folder), spec, component)
+    opened = open_source(folder)
+    parameters = abstract(spec, component, read_quantization(opened))
+    source = open_parameters(opened, spec, component)
     flat = {}
     for path in source:
-        shape, own = source.shape(path), source.dtype(path) if dtype is None else np.dtype(dtype)
-        part = functools.partial(source.read, path, own)
-        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, own, part)
+        kept = dtype is None or path in own
+        kind = np.dtype(parameters[path].dtype or (source.dtype(path) if kept else dtype))
+        shape, part = source.shape(path), functools.partial(source.read, path, kind)
+        flat[path] = part(tuple(slice(n) for n in shape)) if put is None else put(path, shape, kind, part)
         source.release()
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -78,6 +86,8 @@ def published_tensors(
       dtype: of all of them; None keeps each tensor's own, to the bit.
     Raises: as `load_params`.
     """
+    if (stored := read_quantization(source)) is not None:
+        raise ValueError(f"{source.place} is quantised, to {stored.name}, which this layout cannot hold; use orbax")
     arrays = open_parameters(source, spec, component)
 
     def make(parameter: Parameter, place: int, own: np.dtype) -> np.ndarray:
@@ -101,9 +111,13 @@ def published_tensors(
 
 def open_parameters(source: Source, spec: ModelSpec, component: str) -> "ParameterSource":
     """A component's parameters, whatever the source; see `load_params`."""
-    if is_orbax(source.place):
-        return OrbaxArrays(source.place, component, expected_shapes(spec, component))
-    return Published(source.tensors(component), spec, component)
+    how = read_quantization(source)
+    if not is_orbax(source.place):
+        return Published(source.tensors(component), spec, component, how)
+    parameters = abstract(spec, component, how)
+    arrays = OrbaxArrays(source.place, component, {path: parameter.shape for path, parameter in parameters.items()})
+    check_types(parameters, {path: arrays.dtype(path) for path in arrays}, source.place)
+    return arrays
 
 
 class ParameterSource(Protocol):
@@ -131,12 +145,13 @@ class Published:
     Raises: ConversionError listing every missing, spare or misshapen tensor.
     """
 
-    def __init__(self, tensors: Tensors, spec: ModelSpec, component: str):
-        self._parameters = {p.path: p for p in component_parameters(spec, component)}
+    def __init__(self, tensors: Tensors, spec: ModelSpec, component: str, how: Quantization | None = None):
+        self._parameters = {p.path: p for p in component_parameters(spec, component, how)}
         aliases = ALIASES.get(component, {})
         known = [key for parameter in self._parameters.values() for key in parameter.keys]
         self._tensors = without_prefix(tensors, [*known, *aliases])
         problems = compare([*self._parameters.values()], self._tensors, aliases)
+        problems += wrong_types([*self._parameters.values()], abstract(spec, component, how), self._tensors)
         if problems:
             raise ConversionError(f"{tensors.where} does not hold the {component} of {spec.name}", problems)
 
@@ -173,18 +188,26 @@ class Published:
         self._tensors.release()
 
 
-def component_parameters(spec: ModelSpec, component: str) -> list[Parameter]:
-    """Every parameter of a component with the tensors it is made of."""
-    return resolve(table(spec, component), expected_shapes(spec, component))
+def component_parameters(spec: ModelSpec, component: str, how: Quantization | None = None) -> list[Parameter]:
+    """Every parameter of a component, that may be quantised, with the tensors it is made of."""
+    return resolve(quantized_rows(table(spec, component), how), expected_shapes(spec, component, how))
 
 
-def expected_shapes(spec: ModelSpec, component: str) -> dict[str, tuple[int, ...]]:
+def expected_shapes(spec: ModelSpec, component: str, how: Quantization | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of a component's parameters by path, "blocks/mlp/up/kernel"; nothing is computed.
 
     Raises: ValueError for an unknown component.
     """
+    return {path: parameter.shape for path, parameter in abstract(spec, component, how).items()}
+
+
+def abstract(spec: ModelSpec, component: str, how: Quantization | None = None) -> dict[str, Abstract]:
+    """A component's parameters by path but for their numbers, those of a model that may be quantised.
+
+    Raises: ValueError for an unknown component.
+    """
     check_component(component)
-    return {path: parameter.shape for path, parameter in abstract_params(getattr(spec, component)).items()}
+    return quantized(abstract_params(getattr(spec, component)), how)
 
 
 def compare(parameters: list[Parameter], found: Mapping[str, Entry], aliases: Mapping[str, str]) -> list[str]:

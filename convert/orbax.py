@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.quantized_layout import read_quantization, verify_files
 from cogvx_jax.convert.safetensors import MAX_SIZE
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import below, kvstore, open_files
@@ -62,7 +63,11 @@ def verify(folder: str | Path, components: tuple[str, ...] | None = None) -> Non
       where the folder has no digests.
     """
     if not is_orbax(folder):
-        raise ValueError(f"{folder} has no {DIGESTS}: only what `cogvx convert` wrote can be verified")
+        if read_quantization(folder) is not None:
+            return verify_files(folder, components)
+        raise ValueError(
+            f"{folder} has no {DIGESTS}: only what `cogvx convert` or `cogvx quantize` wrote can be verified"
+        )
     wanted = read_digests(folder)
     chosen = dict.fromkeys(path.split("/")[0] for path in wanted) if components is None else components
     problems: list[str] = []

@@ -26,7 +26,10 @@ DTYPES = {
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
+INTEGERS = {"I8": np.int8, "U8": np.uint8}  # of quantised models
+READABLE = DTYPES | INTEGERS
 TYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+WRITTEN = TYPES | {np.dtype(dtype): name for name, dtype in INTEGERS.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
 MAX_HEADER = 16 * 2**20  # bytes
 MAX_NAME = 400  # characters; the longest published name has 75
@@ -112,7 +115,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for t in tensors:
-        header[t.key] = {"dtype": TYPES[t.dtype], "shape": t.shape, "data_offsets": [start, start + t.bytes]}
+        header[t.key] = {"dtype": WRITTEN[t.dtype], "shape": t.shape, "data_offsets": [start, start + t.bytes]}
         start += t.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -153,10 +156,10 @@ class _Entry:
         return cls(key, tuple(shape), (offsets[0], offsets[1]), kind)
 
     def stored(self, file: str, base: int) -> Stored:
-        if self.kind not in DTYPES:
-            raise ValueError(f"{self.key} is of type {self.kind[:20]}, not one of {', '.join(DTYPES)}")
+        if self.kind not in READABLE:
+            raise ValueError(f"{self.key} is of type {self.kind[:20]}, not one of {', '.join(READABLE)}")
         start, stop = self.offsets
-        stored = Stored(self.shape, np.dtype(DTYPES[self.kind]), file, base + start)
+        stored = Stored(self.shape, np.dtype(READABLE[self.kind]), file, base + start)
         if stop - start != stored.bytes:
             raise ValueError(f"corrupt header: {self.key} {self.kind} {self.shape} does not take {stop - start} bytes")
         return stored

@@ -66,7 +66,7 @@ JAX_FLASH = (
     (2048, 2048, 1024),
 )
 # What the kernel can be asked for: arguments of `flash_attention` by name.
-Variant = Literal["bound", "maximum", "segments", "maximum+segments"]
+Variant = Literal["bound", "maximum", "segments", "maximum+segments", "bound+int8"]
 MISSING = "needs libtpu, which compiles for TPUs without having one: pip install libtpu"
 
 
@@ -102,7 +102,8 @@ def search(
       topologies: names that libtpu knows.
       ours: blocks of queries, of keys, and keys at a time, to try.
       splash, jax_flash: the same, for JAX's splash attention and for its flash attention.
-      variants: "bound" has no running maximum; "maximum" has; "+segments" masks by segment ids.
+      variants: "bound" has no running maximum; "maximum" has; "+segments" masks by segment ids; "+int8"
+        multiplies integers for the scores.
       width: of a head.
       output: a JSON file for the counts.
     """
@@ -219,6 +220,7 @@ def compile_ours(topology: str, blocks: tuple[int, int, int], *, variant: Varian
             *(jnp.swapaxes(x, 2, 3) for x in (q, k, v)),  # undone inside: sequences are minor throughout
             scale=width**-0.5,
             max_logit=None if "maximum" in variant else 10.0,
+            int8="int8" in variant,
             segments=ids if "segments" in variant else None,
             blocks=Blocks(*blocks),
         )

@@ -29,6 +29,7 @@ def main(
     steps: int | None = None,
     guidance_scale: float | None = None,
     sampler: str | None = None,
+    quantize: str | None = None,
     seed: int = 0,
     sheet: Path | None = None,
     out: Path | None = None,
@@ -38,10 +39,11 @@ def main(
     Args:
       prompts: how many held-out combinations, drawn without repetition.
       batch: videos made at a time.
+      quantize: as for `cogvx generate`.
       sheet: write a PNG with a row of frames per video here, wrong ones marked.
       out: write the figures as JSON here.
     """
-    loaded = cx.load(model)
+    loaded = cx.load(model, quantize=quantize)
     _, held_out = shapes.split()
     rng = np.random.default_rng(seed)
     chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]

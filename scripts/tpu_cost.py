@@ -26,16 +26,19 @@ import tyro
 from cogvx_jax.chips import CHIPS
 from cogvx_jax.configs import Remat
 from cogvx_jax.pipelines.memory_modes import MODES
+from cogvx_jax.quantization import QUANTIZATIONS
 
 TABLE = Path(__file__).with_suffix(".json")
 TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
-KERNELS = tuple(CHIPS[0].kernel_cycles)  # those that are counted
+QUANTIZED = ("step", "text")  # programs that differ where the model is quantised
+KERNELS = tuple(dict.fromkeys(name for chip in CHIPS for name in chip.kernel_cycles))  # those that are counted
 MEMORY = tuple(mode.name for mode in MODES if mode.exact)
 if TYPE_CHECKING:
-    Kernel = Memory = str
+    Kernel = str
+    Memory = str
 else:
     Kernel, Memory = Literal[KERNELS], Literal[MEMORY]
 Part = Literal["step", "text", "decode", "lora", "full"]
@@ -85,6 +88,7 @@ def main(
     average: bool = True,
     attention: Kernel = "pallas",
     memory: Memory = "resident",
+    quantize: str | None = None,
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -103,6 +107,7 @@ def main(
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
       memory: the mode of `generate --memory` whose step or text encoder it is.
+      quantize: int8, w8a8 or int4, of the step and the text encoder.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
       write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
@@ -120,7 +125,7 @@ def main(
         row
         for topology in topologies
         for model in models
-        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average, memory)
+        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average, memory, quantize)
     ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -147,6 +152,7 @@ def lower(
     trained_dtype: str = "float32",
     average: bool = True,
     memory: str = "resident",
+    quantize: str | None = None,
 ) -> Iterator[Lowered]:
     """One model's programs on one slice, not compiled yet."""
     from cogvx_jax import sharding
@@ -170,7 +176,7 @@ def lower(
     assert chip is not None and chip.clock is not None
     spec = PRESETS[model]
     compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
-    compute = find_mode(memory).of(compute)
+    compute = dataclasses.replace(find_mode(memory).of(compute), quantize=quantize)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
     on, clock = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True))), chip.clock
     made = sharding.parse_mesh(on, devices)
@@ -184,7 +190,7 @@ def lower(
 
     def update(part: Part) -> list[tuple[str, int, Any]]:
         # Of weights that change nothing bounds the logits.
-        tuned = dataclasses.replace(compute, logit_bound=None, remat=remat)
+        tuned = dataclasses.replace(compute, logit_bound=None, remat=remat, quantize=None)
         lora = LoRAConfig() if part == "lora" else None
         kept: dict[str, Any] = {"trained_dtype": trained_dtype, "average": average}
         name = " ".join([part, remat, *[trained_dtype] * (part == "full"), *["no average"] * (not average)])
@@ -244,6 +250,7 @@ def lower(
             for name, runs, program in lowered():
                 name = name if attention == "pallas" else f"{name} {attention}"
                 name = name if memory == "resident" else f"{name} {memory}"
+                name = f"{name} {quantize}" if quantize is not None and part in QUANTIZED else name
                 digest = hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
                 yield Lowered(name, digest, functools.partial(compiled, part, name, runs, program, digest))
 
@@ -303,7 +310,8 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         kernel = next((word for word in rest if word in KERNELS), "pallas")
         memory = next((word for word in rest if word in MEMORY), "resident")
         dtype = "bfloat16" if "bfloat16" in rest else "float32"
-        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest, memory
+        quantize = next((word for word in rest if word.partition(":")[0] in QUANTIZATIONS), None)
+        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest, memory, quantize
         if asked not in lowered:
             lowered[asked] = {one.program: one for one in lower(*asked)}
         found = lowered[asked][program]

@@ -3,7 +3,7 @@
 from cogvx_jax.sharding.digest import params_digest
 from cogvx_jax.sharding.layout import activate
 from cogvx_jax.sharding.mesh import MESH_AXES, auto, format_mesh, make_mesh, parse_mesh
-from cogvx_jax.sharding.placement import everywhere, host_blocks, put, put_sharded, replicate, shardings
+from cogvx_jax.sharding.placement import everywhere, host_blocks, put, put_quantized, put_sharded, replicate, shardings
 from cogvx_jax.sharding.processes import first_process, initialize, of_all, of_first_process, wait_for_all
 from cogvx_jax.sharding.rules import RULES, spec
 
@@ -22,6 +22,7 @@ __all__ = [
     "of_first_process",
     "params_digest",
     "parse_mesh",
+    "put_quantized",
     "put_sharded",
     "put",
     "replicate",

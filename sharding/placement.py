@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.nn.quantized import Kernel, quantize_kernel
+from cogvx_jax.quantization import SCALE, Storage
 from cogvx_jax.sharding.rules import spec, spread
 
 # A stacked parameter above this size reaches the devices layer by layer: of XXL models, one is
@@ -32,7 +34,18 @@ def shardings(
     if mesh is None:
         return dict.fromkeys(parameters)
     where = functools.partial(spread, mesh=mesh) if store_spread else functools.partial(spec, mesh=mesh)
-    return {path: NamedSharding(mesh, where(shape=p.shape, names=p.names)) for path, p in parameters.items()}
+    found = {path: where(shape=p.shape, names=p.names) for path, p in parameters.items()}
+    for path in (path for path in parameters if path.endswith(SCALE)):
+        # As their kernel lies, but for groups that its part of the mesh does not divide.
+        places = zip(found[path.removesuffix(SCALE)], parameters[path].shape, strict=False)  # the rest stays whole
+        found[path] = PartitionSpec(*(place if size % _ways(place, mesh) == 0 else None for place, size in places))
+    return {path: NamedSharding(mesh, place) for path, place in found.items()}
+
+
+def _ways(place: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    """How many parts an axis that lies on these axes of the mesh has."""
+    names = (place,) if isinstance(place, str) else place or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def put(
@@ -46,16 +59,44 @@ def put(
     """
     if not stacked or math.prod(shape) * dtype.itemsize <= STAGED_BYTES:
         return _array(read, shape, where)
-    inner = None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
     stack = _zeros(shape, dtype, where)()
     for layer in range(shape[0]):
-
-        def one(index: tuple[slice, ...], layer=layer) -> np.ndarray:
-            return read((slice(layer, layer + 1), *index))[0]
-
-        stack = _set_layer(where)(stack, _array(one, shape[1:], inner), np.int32(layer))
+        one = _array(functools.partial(_read_layer, read, layer), shape[1:], _inner(where))
+        stack = _set_layer(where)(stack, one, np.int32(layer))
         stack.block_until_ready()  # or the host would run ahead and hold many layers
     return stack
+
+
+def put_quantized(
+    read: Read,
+    shape: tuple[int, ...],
+    storage: Storage,
+    where: NamedSharding | None,
+    scale_where: NamedSharding | None,
+) -> Kernel:
+    """A stacked kernel (layers, in, out) as integers on its devices, quantised there; a large one layer by layer.
+
+    This host reads the blocks of its own devices only, of a layer at a time. Scales are of whole columns, whatever
+    devices hold them: a column's largest number is asked of all.
+
+    Args:
+      where, scale_where: for the integers and for the scales (layers, groups, out).
+    Raises: ValueError where groups do not divide the inputs.
+    """
+    layers, features, out = shape
+    scale_shape = (layers, storage.groups(features), out)
+    if 4 * math.prod(shape) <= STAGED_BYTES:
+        return _quantize(storage, where, scale_where)(_array(read, shape, where))
+    inner, scale_inner = _inner(where), _inner(scale_where)
+    values = _zeros(shape, np.dtype(storage.dtype), where)()
+    scales = _zeros(scale_shape, np.dtype("float32"), scale_where)()
+    for layer in range(layers):
+        kernel = _array(functools.partial(_read_layer, read, layer), shape[1:], inner)
+        made = _quantize(storage, inner, scale_inner)(kernel)
+        values = _set_layer(where)(values, made.values, np.int32(layer))
+        scales = _set_layer(scale_where)(scales, made.scale, np.int32(layer))
+        values.block_until_ready()  # or the host would run ahead and hold many layers
+    return Kernel(values, scales)
 
 
 def everywhere(mesh: Mesh | None) -> NamedSharding | None:
@@ -93,6 +134,15 @@ def host_blocks(x: Any) -> Iterator[np.ndarray]:
         yield np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def _read_layer(read: Read, layer: int, index: tuple[slice, ...]) -> np.ndarray:
+    return read((slice(layer, layer + 1), *index))[0]
+
+
+def _inner(where: NamedSharding | None) -> NamedSharding | None:
+    """Of one layer of a stack."""
+    return None if where is None else NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+
+
 def _array(read: Read, shape: tuple[int, ...], where: NamedSharding | None) -> jax.Array:
     if where is None:
         return jax.device_put(read(tuple(slice(n) for n in shape)))
@@ -118,3 +168,11 @@ def _set_layer(where: NamedSharding | None):
         return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
 
     return jax.jit(set_layer, donate_argnums=0, out_shardings=where)
+
+
+@functools.lru_cache
+def _quantize(storage: Storage, where: NamedSharding | None, scale_where: NamedSharding | None):
+    return jax.jit(
+        functools.partial(quantize_kernel, storage=storage),
+        out_shardings=None if where is None else Kernel(where, scale_where),  # type: ignore[arg-type]
+    )

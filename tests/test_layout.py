@@ -11,14 +11,15 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
-SETTINGS = {"axes", "configs", "chips", "presets"}
+SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
 GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
 BELOW_TRAIN = BELOW_PIPELINES | {"pipelines"}
 MAY_IMPORT = {
     "axes": set(),
-    "configs": set(),
+    "quantization": set(),
+    "configs": {"quantization"},
     "chips": set(),
     "presets": {"configs"},
     "given": set(),

@@ -60,6 +60,32 @@ s32[2,640,128]{2,1,0}}, metadata={op_name="jit(step)/jit(flash_attention)/pallas
 """
 
 
+BRANCHES = """HloModule jit_step
+
+%full.1 (p: bf16[8]) -> bf16[8] {
+  %m = bf16[8]{0} fusion(%p), calls=%f, backend_config={"estimated_cycles":"50"}
+  %a = bf16[16]{0} all-gather(%p), channel_id=1
+}
+
+%reused.1 (p: bf16[8]) -> bf16[8] {
+  %r = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (p: bf16[8]) -> bf16[8] {
+  %c = bf16[8]{0} conditional(%i, %p, %p), branch_computations={%reused.1, %full.1}
+  %d = bf16[8]{0} conditional(%b, %p, %p), true_computation=%reused.1, false_computation=%reused.1
+  %g = (s4[3,5]{1,0:E(4)}, f8e4m3fn[3]{0}, f4e2m1fn[4]{0}, s8[7]{0}, pred[2]{0}, u16[1]{0}, c64[1]{0}) all-to-all(%p)
+}
+"""
+
+
+def test_of_a_conditional_the_longer_branch_counts_and_small_types_by_their_bits():
+    program = ProgramText(BRANCHES)
+    assert program.cycles() == 50 + 5
+    sizes = 8 + 3 + 2 + 7 + 2 + 2 + 8
+    assert program.collectives() == {"all-gather": (1, 32), "all-to-all": (1, sizes)}
+
+
 def test_a_program_is_read_with_its_loops():
     program = ProgramText(PROGRAM)
     assert program.cycles() == 3 * 100 + 7  # not what is inside a fusion, not what the compiler does not know

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MemoryText, MeshText, SamplingFlags, check_memory, report
+from cogvx_jax.cli.options import DType, MemoryText, MeshText, QuantizeOption, SamplingFlags, check_memory, report
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -18,6 +18,7 @@ def compile_(
     video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
+    quantize: QuantizeOption = None,
     mesh: MeshText = None,
     memory: MemoryText = None,
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
@@ -34,6 +35,7 @@ def compile_(
       model: as for `generate`; of the weights, a few norms are read.
       videos: made at a time.
       dtype: to compute in.
+      quantize: as for `generate`.
       mesh: as for `generate`, but for auto; None is one device.
       memory: as for `generate`, which must be given the same; "auto" is the first that fits, and is printed.
       topology: a TPU slice such as v5e:2x4 to compile for, which need not be here: libtpu must be installed
@@ -60,6 +62,7 @@ def compile_(
         sampling=sampling,
         videos=videos,
         dtype=dtype,
+        quantize=quantize,
         one_program=one_program,
         from_video=from_video,
         report=report,

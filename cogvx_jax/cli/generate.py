@@ -14,8 +14,10 @@ import tyro
 from cogvx_jax.cli.options import (
     DType,
     GivenFlags,
+    LoRAText,
     MemoryText,
     MeshText,
+    QuantizeOption,
     VideoFlags,
     check_memory,
     parse_lora,
@@ -25,6 +27,7 @@ from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME
 from cogvx_jax.pipelines.options import RANDOM, Sampling
+from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
@@ -43,11 +46,12 @@ def generate(
     *,
     out: Path = Path("out.mp4"),
     model: str = "tiny",
-    lora: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")] = (),
+    lora: LoRAText = (),
     prompts_file: Path | None = None,
     again: bool = False,
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     dtype: DType | None = None,
+    quantize: QuantizeOption = None,
     mesh: MeshText = None,
     memory: MemoryText = None,
     distributed: bool = False,
@@ -75,6 +79,8 @@ def generate(
         are; cogvx-made.jsonl beside them says which those are.
       again: make all videos of a prompts file anew, also those that are there and whole.
       dtype: to compute in.
+      quantize: keep the kernels of transformer and text encoder as integers: int8, w8a8, with activations as integers
+        too, or int4. Lossy. None is as the model is stored.
       mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
         chooses for the devices that are here; None is one device.
       memory: a memory mode: resident, turns, rows, chunks or offload, all with the same result, or one of the last four
@@ -94,38 +100,56 @@ def generate(
     check_memory(memory)
     if about and AUTO in (mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
+    how = None if quantize is None else find_quantization(quantize)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
-    from cogvx_jax.pipelines.lora import find_lora, load_lora
-    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
+    from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
         initialize()
     spec, devices = load_spec(model, about), None if mesh in (None, "auto") else parse_mesh(mesh)
+    stored = load_quantization(model, quantize, about)  # refuses what cannot be quantised
+    if weighted and how is None:
+        check_takes_lora(model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         if adapter.told:
             report(f"{path}: {adapter.told}, weight {weight:g}")
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
-        work = _left(work, model, adapters, {"dtype": dtype, "exact": exact} | _lossy(memory), again, about)
+        asked = {"dtype": dtype, "exact": exact} | _lossy(memory) | ({} if how is None else {"quantize": how.name})
+        work = _left(work, model, adapters, asked, again, about)
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
     if not work:
         return
     if AUTO in (mesh, memory):
-        devices, memory = _choose(model, [request for _, request, _ in work], dtype, devices or mesh, memory)
+        requests = [request for _, request, _ in work]
+        devices, memory = _choose(model, requests, dtype, quantize, devices or mesh, memory)
     if exact:
         check_exact(devices, one_program=one_program)
     if first_process():
         warn_of_hours(spec, [request for _, request, _ in work], devices)
-    loaded = load(model, dtype=dtype, mesh=devices, programs=programs, memory=memory, **vars(about))
+    if how is not None:
+        report(f"--quantize {how.name} is lossy: {how.cost}")
+    first = None if how is None else stack_loras(adapters)  # to a quantised model's kernels nothing can be added later
+    loaded = load(
+        model,
+        dtype=dtype,
+        mesh=devices,
+        programs=programs,
+        quantize=quantize,
+        lora=first,
+        memory=memory,
+        **vars(about),
+    )
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)
-    for adapter, weight in adapters:
+    for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
         texts = _texts(loaded, group)
@@ -174,14 +198,22 @@ def _lossy(memory: str | None) -> dict[str, Any]:
     return {} if memory is None or memory != AUTO and BY_NAME[memory].exact else {"memory": memory}
 
 
-def _choose(source: str, requests: Sequence["Request"], dtype: str | None, mesh: Any, memory: str | None):
+def _choose(
+    source: str,
+    requests: Sequence["Request"],
+    dtype: str | None,
+    quantize: str | None,
+    mesh: Any,
+    memory: str | None,
+):
     """The mesh and the memory mode that suit the checked request with the most pixels; of each, one may be given."""
     from cogvx_jax.planning.plan import choose
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     size, frames, guidance = (most.height, most.width), most.frames, most.guidance
     sampling = Sampling(size=size, frames=frames, guidance_scale=guidance)
-    return choose(source, sampling=sampling, dtype=dtype, mesh=mesh, memory=memory, report=report)
+    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
+    return choose(source, sampling=sampling, report=report, **how)
 
 
 def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:

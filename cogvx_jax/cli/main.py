@@ -21,6 +21,7 @@ from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
+from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -41,6 +42,7 @@ VERBS = {
     "calibrate": Verb(calibrate, "no calibration was written"),
     "convert": Verb(convert, "no model was written"),
     "lora": Verb(lora, "nothing was written"),
+    "quantize": Verb(quantize, "no model was written"),
     "verify": Verb(verify, "not everything was compared"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
     "train": Verb(train, GOES_ON),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MemoryText, SamplingFlags, check_memory, report
+from cogvx_jax.cli.options import DType, MemoryText, QuantizeOption, SamplingFlags, check_memory, report
 from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def plan(
     video: Annotated[SamplingFlags, tyro.conf.OmitArgPrefixes] = SamplingFlags(),  # noqa: B008
     videos: int = 1,
     dtype: DType | None = None,
+    quantize: QuantizeOption = None,
     memory: MemoryText = None,
     device_gb: float | None = None,
     every: bool = False,
@@ -38,6 +39,7 @@ def plan(
         the devices that are here.
       videos: made at a time.
       dtype: to compute in.
+      quantize: plan for a model that is quantised: int8, w8a8 or int4. None is as it is stored.
       memory: a memory mode to plan for; None tries them in the order of exact, exact and slower, lossy.
       device_gb: plan as if a device had so many GB (1e9 bytes).
       every: try all meshes that make sense, not only up to the first that fits.
@@ -62,6 +64,7 @@ def plan(
             sampling=sampling,
             videos=videos,
             dtype=dtype,
+            quantize=quantize,
             memory=memory,
             device_gb=device_gb,
             every=every,
@@ -73,11 +76,11 @@ def plan(
 
 def table(made: "Plan") -> str:
     """A plan for people: a line a mesh, then what is chosen and why."""
-    height, width = made.size
+    (height, width), how = made.size, (made.dtype, made.quantize)
     limit = "unknown memory" if made.memory is None else f"{made.memory:.1f} GiB"
     lines = [
         f"{made.model} on {made.topology} ({made.devices} devices of {limit}): {made.videos} x "
-        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {made.dtype}",
+        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {', '.join(filter(None, how))}",
         "",
         f"{'mesh':28}{'fits':6}{'weights':>8}{'+ text':>8}{'+ step':>8}{'+ decode':>9}"
         f"{'GiB':>7}{'s/step':>8}{'s/video':>9}",
@@ -89,9 +92,9 @@ def table(made: "Plan") -> str:
         return "\n".join([*lines, "", f"Nothing fits: {made.instead}."])
     parts = ", ".join(f"{name.replace('_', ' ')} {size:.2f}" for name, size in chosen.weights.items())
     mode = find_mode(chosen.mode)
-    how = "" if mode == RESIDENT else f" --memory {mode.name}"
-    lines += ["", f"Chosen: --mesh {_mesh(chosen)}{how}: {_reason(made)}. Weights on a device, GiB: {parts}."]
-    if how:
+    flag = "" if mode == RESIDENT else f" --memory {mode.name}"
+    lines += ["", f"Chosen: --mesh {_mesh(chosen)}{flag}: {_reason(made)}. Weights on a device, GiB: {parts}."]
+    if flag:
         lines.append(f"It {mode.changes}. That costs {mode.costs}.")
     if chosen.host:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")

@@ -153,6 +153,7 @@ def train(options: TrainOptions) -> None:
 
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
     """
+    from cogvx_jax.pipelines.model import check_trainable, load_quantization
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
@@ -164,6 +165,7 @@ def train(options: TrainOptions) -> None:
         check_tensorboard(folder)
     if options.distributed:
         initialize(preemptible=True)
+    check_trainable(options.model, load_quantization(options.model))
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
     caches = _check_data(options, stages, devices)
     _check_folder(folder)

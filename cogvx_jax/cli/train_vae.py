@@ -106,7 +106,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0. `cogvx export` makes a model of it.
     """
     from cogvx_jax.data.layouts import read_sources
-    from cogvx_jax.pipelines.model import load
+    from cogvx_jax.pipelines.model import check_trainable, load, load_quantization
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.storage import check_folder_writable
     from cogvx_jax.train.checkpoint import newest_update
@@ -120,6 +120,7 @@ def train_vae(options: TrainVAEOptions) -> None:
         check_tensorboard(folder)
     if options.distributed:
         initialize(preemptible=True)
+    check_trainable(options.model, load_quantization(options.model))
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
     for stage in stages:
         check_batch(devices, stage.batch_size)

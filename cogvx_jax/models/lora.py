@@ -78,7 +78,7 @@ def merge(params: Any, adapters: Mapping[str, Mapping[str, jax.Array]], scale: f
     """
     leaves = traverse_util.flatten_dict(params, sep="/")
     for path, ab in adapters.items():
-        leaves[path] = _add(leaves[path], ab["a"], ab["b"], scale)
+        leaves[path] = add(leaves[path], ab["a"], ab["b"], scale)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -118,7 +118,8 @@ def stack(loras: Sequence[LoRA], weights: Sequence[float] | None = None) -> LoRA
 
 
 @jax.jit
-def _add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+def add(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float | jax.Array) -> jax.Array:
+    """`kernel + scale * a @ b`, summed in float32, of the kernel's type."""
     # Full precision on every device: it is done once, or is a small part of a training step.
     delta = jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
     return (kernel.astype(jnp.float32) + scale * delta).astype(kernel.dtype)

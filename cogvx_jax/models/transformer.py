@@ -31,6 +31,7 @@ from cogvx_jax.nn.embeddings import (
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.nn.parameters import parameter
+from cogvx_jax.nn.quantized import Tokens, quantize_tokens
 from cogvx_jax.nn.remat import block_input, product, rematerialized
 from cogvx_jax.nn.stacked import Pick, in_pieces, run_blocks
 
@@ -257,9 +258,10 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, rope, clips: jax.Array | None = None) -> jax.Array:
         cfg, compute = self.cfg, self.compute
+        taken = features(x, compute)  # once, for all three
 
         def project(name):
-            y = product(Dense(cfg.width, ("embed", "heads"), compute.dtype, name=name)(x))
+            y = product(Dense(cfg.width, ("embed", "heads"), compute.dtype, name=name)(taken))
             return y.reshape(*y.shape[:2], cfg.heads, cfg.head_dim)
 
         q = LayerNorm(QK_NORM_EPS, name="norm_q")(project("q"))  # (B, S, A, K)
@@ -267,10 +269,11 @@ class Attention(nn.Module):
         q, k, v = (jnp.swapaxes(y, 1, 2) for y in (q, k, project("v")))  # (B, A, S, K)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, max_logit=compute.logit_bound)
+        how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
+        softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(y))
+        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(features(y, compute)))
 
 
 class FeedForward(nn.Module):
@@ -287,9 +290,9 @@ class FeedForward(nn.Module):
             params = self.variables["params"]
             return in_pieces(lambda part: cast(jax.Array, whole.apply({"params": params}, part)), x, most)
         dense = functools.partial(Dense, dtype=self.compute.dtype)
-        x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(x))  # (B, S, M)
+        x = product(dense(self.cfg.mlp, axes=("embed", "mlp"), name="up")(features(x, self.compute)))  # (B, S, M)
         x = constrain(nn.gelu(x, approximate=True), "batch", "seq", "mlp")
-        return product(dense(self.cfg.width, axes=("mlp", "embed"), name="down")(x))
+        return product(dense(self.cfg.width, axes=("mlp", "embed"), name="down")(features(x, self.compute)))
 
 
 class TimeEmbedding(nn.Module):
@@ -310,6 +313,11 @@ def time_embeddings(cfg: TransformerConfig, params: Any, t: jax.Array) -> jax.Ar
         return time
     features = sinusoid(jnp.full(t.shape, OFS, jnp.float32), cfg.ofs_dim)
     return time + cast(jax.Array, TimeEmbedding(cfg.ofs_dim).apply({"params": params["ofs"]}, features))
+
+
+def features(x: jax.Array, compute: Compute) -> jax.Array | Tokens:
+    """What a block's products take, (..., in): as integers where the model is quantised so."""
+    return quantize_tokens(x) if compute.quantizes_tokens else x
 
 
 def to_tokens(x: jax.Array, clips: jax.Array | None) -> jax.Array:

@@ -8,6 +8,7 @@ partitioned by XLA along the sequence: on a mesh that shards it, call `attention
 """
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     max_logit: float | None
     segments: tuple[jax.Array, jax.Array] | None  # (B, S), (B, T)
     kv_length: int  # at most T
+    int8: bool = False  # scores of integers, where a kernel gains by it
 
 
 class Kernel(NamedTuple):
@@ -42,6 +44,7 @@ class Kernel(NamedTuple):
 
     name: str  # a part of its metadata
     token_axis: int  # of its operands q and k
+    kinds: str = "bf16|f32"  # types of q and k, in XLA's words: they are the first operands of these
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Backend:
     bias: bool = True
     segments: bool = True
     gradient: bool = True
+    int8: str | None = None  # the backend that computes scores of integers, where a chip's row counts fewer cycles
     kernel: Kernel | None = None
 
     def takes(self, q: jax.Array, options: Options) -> bool:
@@ -77,6 +81,7 @@ def attention(
     max_logit: float | None = None,
     segments: Segments = None,
     kv_length: int | None = None,
+    int8: bool = False,
 ) -> jax.Array:
     """softmax(scale * q k^T + bias) v; logits and softmax in float32.
 
@@ -87,18 +92,28 @@ def attention(
         saves time; too small a one gives infinities.
       segments: None, or integers (B, S) if S = T, or a pair (B, S), (B, T): a query meets only the
         keys of its own number. One without any gets 0.
+      int8: compute scores of integers on chips that gain by it; elsewhere it changes nothing. Under differentiation
+        they are not integers either.
       kv_length: None, or how many of the keys exist. Whatever the others hold, NaN included, changes
         no result.
     Returns: (B, A, S, K), of the type of `v`.
     Raises: ValueError for shapes that do not fit.
     """
     pair = _check(q, k, v, segments, kv_length)
-    options = Options(scale, bias, max_logit, pair, kv_length or k.shape[2])
+    options = Options(scale, bias, max_logit, pair, kv_length or k.shape[2], int8)
     name = formulations().attention
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}; the known ones are {', '.join(BACKENDS)}")
     backend = BACKENDS[name] if BACKENDS[name].takes(q, options) else BACKENDS["chunked"]
+    if int8 and backend.int8 is not None and _gains(name, backend.int8):
+        backend = BACKENDS[backend.int8]
     return backend.attend(q, k, v, options)
+
+
+def _gains(backend: str, other: str) -> bool:
+    """Whether the kernel of another backend takes fewer cycles on the chip that the program is for."""
+    chip = flash.current_chip()
+    return chip is not None and chip.kernel_cycles.get(other, math.inf) < chip.kernel_cycles.get(backend, 0)
 
 
 def _plain(q, k, v, options: Options) -> jax.Array:
@@ -136,6 +151,7 @@ def _pallas(q, k, v, options: Options) -> jax.Array:
         max_logit=options.max_logit,
         segments=options.segments,
         kv_length=options.kv_length,
+        int8=options.int8,
     )
 
 
@@ -165,11 +181,20 @@ BACKENDS = {
     "by_head": Backend(attend=_by_head),  # a loop over batch and heads around that
     # The kernel of `nn.flash`; its gradients are those of "splash".
     "pallas": Backend(
-        attend=_pallas,
+        attend=lambda q, k, v, options: _pallas(q, k, v, options._replace(int8=False)),
         platforms=("tpu",),
         widths=KERNEL_WIDTHS,
         bias=False,
+        int8="pallas_int8",
         kernel=Kernel("/flash_attention/pallas_call", token_axis=-1),  # (..., K, S)
+    ),
+    # The same with scores of integers, on the chips that gain by it.
+    "pallas_int8": Backend(
+        attend=lambda q, k, v, options: _pallas(q, k, v, options._replace(int8=True)),
+        platforms=("tpu",),
+        widths=KERNEL_WIDTHS,
+        bias=False,
+        kernel=Kernel("/flash_attention_int8/pallas_call", token_axis=-1, kinds="s8"),
     ),
     # JAX's own kernels for TPUs.
     "splash": Backend(

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from cogvx_jax.chips import chip_of
+from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.nn import splash
 
 LANES = 128
@@ -53,6 +53,7 @@ def flash_attention(
     max_logit: float | None = None,
     segments: jax.Array | tuple[jax.Array, jax.Array] | None = None,
     kv_length: int | None = None,
+    int8: bool = False,
     blocks: Blocks | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -68,6 +69,7 @@ def flash_attention(
         maximum is left out. Too small a bound gives infinities.
       segments: (B, S) integers if S = T, or a pair (B, S), (B, T).
       kv_length: only the first so many keys exist; None is T.
+      int8: scores are products of integers, see `integer_operands`; under differentiation they are not.
       blocks: of the kernel; None is those found for the device that the program is traced for.
       interpret: run on any device, slowly, for tests.
     Returns: (B, A, S, K), of the type of `v`; 0 where a query's segment has no key.
@@ -77,6 +79,8 @@ def flash_attention(
     length = k.shape[2] if kv_length is None else kv_length
     if not 0 < length <= k.shape[2]:
         raise ValueError(f"kv_length must be in 1..{k.shape[2]}, got {length}")
+    if int8 and max_logit is not None:
+        max_logit = integer_bound(max_logit, q.shape[3])
     maximum = needs_maximum(max_logit, length)
     if blocks is None:
         blocks = default_blocks(maximum) if v.dtype == jnp.bfloat16 else FLOAT32
@@ -84,6 +88,7 @@ def flash_attention(
         scale=scale,
         length=length,
         maximum=maximum,
+        int8=int8,
         blocks=fit_blocks(blocks, q.shape[2], length),
         interpret=interpret,
     )
@@ -101,15 +106,21 @@ def default_blocks(maximum: bool) -> Blocks:
     """Those of the chip that the current mesh (`jax.set_mesh`) is of, else of the default device."""
     if maximum:
         return DEFAULT
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    chip = chip_of(device.device_kind)
+    chip = current_chip()
     return DEFAULT if chip is None or chip.blocks is None else Blocks(*chip.blocks)
+
+
+def current_chip() -> Chip | None:
+    """That of the current mesh (`jax.set_mesh`), else of the default device; None where it has no row."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    return chip_of(device.device_kind)
 
 
 class _Options(NamedTuple):
     scale: float
     length: int  # keys that exist
     maximum: bool  # keep a running maximum
+    int8: bool  # scores of integers
     blocks: Blocks
     interpret: bool
 
@@ -130,7 +141,41 @@ def _round_up(tokens: int) -> int:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q, k, v, segments, options):
     q, k, v = (jnp.swapaxes(x, 2, 3) for x in (q, k, v))
-    return jnp.swapaxes(_forward(q, k, v, segments, options), 2, 3)
+    scale = None
+    if options.int8:
+        q, k, scale = integer_operands(q, k, options.length)
+        scale = scale * _scale(options)
+    return jnp.swapaxes(_forward(q, k, v, scale, segments, options), 2, 3)
+
+
+def integer_operands(q: jax.Array, k: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """q (B, A, K, S) and k (B, A, K, T) as int8, and a scale (B, A, 1, S) of each query's scores.
+
+    A query has a scale of its own, all keys of a head one: it costs the kernel nothing, and normed keys are nearly of
+    one length. The mean of the `length` keys that exist is taken out first: that adds one number to all scores of a
+    query, which changes no softmax, and what all keys have in common takes no room among the integers.
+    Source: Zhang et al. 2024 (SageAttention), arXiv:2410.02367, section 4.
+    """
+    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    exist = (jnp.arange(k.shape[3]) < length)[None, None, None]
+    k = jnp.where(exist, k, 0)
+    k = jnp.where(exist, k - jnp.sum(k, axis=3, keepdims=True) / length, 0)
+    largest_q = jnp.max(jnp.abs(q), axis=2, keepdims=True)
+    largest_k = jnp.max(jnp.abs(k), axis=(2, 3), keepdims=True)
+    q8, k8 = (
+        jnp.round(x * jnp.where(largest > 0, 127 / largest, 0)).astype(jnp.int8)
+        for x, largest in ((q, largest_q), (k, largest_k))
+    )
+    return q8, k8, largest_q * largest_k / 127**2
+
+
+def integer_bound(max_logit: float, width: int) -> float:
+    """The bound on logits of `integer_operands`, by that on logits of heads of `width`.
+
+    Without their mean keys are at most twice as long as the longest. Rounding moves each of `width` numbers by at most
+    1 / 254 of the largest, which is no larger than the vector is long.
+    """
+    return 2 * max_logit * (1 + math.sqrt(width) / 254) ** 2
 
 
 def _attend_forward(q, k, v, segments, options):
@@ -139,8 +184,8 @@ def _attend_forward(q, k, v, segments, options):
     return jax.vjp(lambda q, k, v: run(q, k, v, segments), q, k, v)
 
 
-def _forward(q, k, v, segments, options):
-    """q (B, A, K, S), k, v (B, A, K, T) -> (B, A, K, S)."""
+def _forward(q, k, v, query_scale, segments, options):
+    """q (B, A, K, S), k, v (B, A, K, T) -> (B, A, K, S); with integers, `query_scale` (B, A, 1, S) of their scores."""
     batch, heads, width, queries = q.shape
     length, blocks = options.length, options.blocks
     specs = [
@@ -149,14 +194,17 @@ def _forward(q, k, v, segments, options):
         pl.BlockSpec((None, None, width, blocks.kv), lambda b, a, i, j: (b, a, 0, j)),
     ]
     ids = []
+    if query_scale is not None:
+        ids = [query_scale]
+        specs.append(pl.BlockSpec((None, None, 1, blocks.q), lambda b, a, i, j: (b, a, 0, i)))
     if segments is not None:
-        ids = [x.astype(jnp.int32)[:, None] for x in segments]  # (B, 1, S), (B, 1, T)
+        ids += [x.astype(jnp.int32)[:, None] for x in segments]  # (B, 1, S), (B, 1, T)
         specs += [
             pl.BlockSpec((None, 1, blocks.q), lambda b, a, i, j: (b, 0, i)),
             pl.BlockSpec((None, 1, blocks.kv), lambda b, a, i, j: (b, 0, j)),
         ]
     scratch = [pltpu.VMEM((width, blocks.q), jnp.float32), pltpu.VMEM((8, blocks.q), jnp.float32)]
-    folded = 2 * width <= LANES
+    folded = 2 * width <= LANES and not options.int8
     if folded:
         scratch.append(pltpu.VMEM((2 * width, blocks.q), q.dtype))
     if options.maximum:
@@ -178,21 +226,29 @@ def _forward(q, k, v, segments, options):
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in (q, k, v, *ids)) + q.size * v.dtype.itemsize,
         ),
         interpret=options.interpret,
-        name="flash_attention",
+        name="flash_attention_int8" if options.int8 else "flash_attention",
     )(q, k, v, *ids)
+
+
+def _scale(options: _Options) -> float:
+    """Of scores whose exponential is taken to the base of 2."""
+    return options.scale * math.log2(math.e)
 
 
 def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented, folded):
     """One block of queries, q (K, q), against one of keys, k and v (K, kv).
 
+    With `options.int8` q and k are integers, and the first of `refs` (1, q) takes the place of the scale.
+
     `folded`: the scale of the scores is multiplied into the queries. A matrix unit sums 128 numbers at a time. With
     narrow heads there is room for the scaled queries and, below them, for their rounding errors.
     """
+    query_scale, refs = (refs[0][...], refs[1:]) if options.int8 else (None, refs)
     q_ids, kv_ids = refs[:2] if segmented else (None, None)
     o_ref, acc_ref, sum_ref, *refs = refs[2 * segmented :]
     folded_ref, max_ref = (refs[0], refs[1:]) if folded else (None, refs)
     block, step, width = options.blocks.kv, options.blocks.compute, q_ref.shape[0]
-    scale = options.scale * math.log2(math.e)
+    scale = _scale(options)
     j, last = pl.program_id(3), pl.num_programs(3) - 1
 
     @pl.when(j == 0)
@@ -214,8 +270,11 @@ def _kernel(q_ref, k_ref, v_ref, *refs, options, segmented, folded):
             k, q = jnp.concatenate([k, k]), folded_ref[...]
         else:
             q = q_ref[...]
-        s = jax.lax.dot_general(k, q, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)  # (size, q)
-        if not folded:
+        kind = jnp.int32 if options.int8 else jnp.float32
+        s = jax.lax.dot_general(k, q, (((0,), (0,)), ((), ())), preferred_element_type=kind)  # (size, q)
+        if query_scale is not None:
+            s = s.astype(jnp.float32) * query_scale
+        elif not folded:
             s = s * scale
         keep = None
         if segmented:

@@ -11,12 +11,22 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_lora
+from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.runs import is_run, read_run_lora
 from cogvx_jax.convert.sources import open_source
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import Model, check_parts, report_inferred, resolve
+from cogvx_jax.pipelines.model import (
+    NORMS,
+    Model,
+    bounded,
+    check_parts,
+    check_takes_lora,
+    report_inferred,
+    resolve,
+    with_logit_bound,
+)
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import COMPONENTS
@@ -42,20 +52,28 @@ def load_lora(
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
-    if not math.isfinite(weight):
-        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    if model.compute.quantize is not None:
+        raise ValueError(
+            f"{model.spec.name} is quantised, to {model.compute.quantize}, and takes no LoRA; load it with the LoRA: "
+            "`load(source, quantize=..., lora=find_lora(path, spec))`"
+        )
     if isinstance(source, LoRA) and alpha is not None:
         raise ValueError("alpha is for a file; a LoRA in memory has its own")
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec, alpha)
     if lora.told and lora is not source:
         print(f"cogvx: {source}: {lora.told}, weight {weight:g}", file=sys.stderr)
-    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
-        raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
+    _check_weight(lora, weight)
     _check_finite(lora, "given")
-    if isinstance(model.params, Turns):
-        return dataclasses.replace(model, params=model.params.adapted("transformer", lora, weight))
-    transformer = loras.apply(model.params["transformer"], lora, weight)
-    return dataclasses.replace(model, params=model.params | {"transformer": transformer})
+    turns = model.params.adapted("transformer", lora, weight) if isinstance(model.params, Turns) else None
+    params = turns or model.params | {"transformer": loras.apply(model.params["transformer"], lora, weight)}
+    compute = model.compute
+    if any(one.path.startswith(NORMS) for one in lora.differences):
+        if turns is None:
+            compute = with_logit_bound(compute, model.spec, params["transformer"])
+        else:
+            component = turns.component("transformer")
+            compute = bounded(component.files, model.spec, compute, component.added)
+    return dataclasses.replace(model, params=params, compute=compute)
 
 
 def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]], dtype: str | None = None) -> Model:
@@ -67,6 +85,8 @@ def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]
       dtype: of the transformer; None is its own.
     """
     files = open_source(resolve(source))
+    if (stored := read_quantization(files)) is not None:
+        check_takes_lora(source, stored.name)
     spec = files.spec()
     report_inferred(files)
     check_parts(files, spec, COMPONENTS)
@@ -75,6 +95,20 @@ def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
     return model
+
+
+def stack_loras(weighted: Sequence[tuple[LoRA, float]]) -> LoRA | None:
+    """LoRAs with their weights, as one; None of none. Raises: ValueError for a weight that cannot be."""
+    for lora, weight in weighted:
+        _check_weight(lora, weight)
+    return loras.stack([lora for lora, _ in weighted], [weight for _, weight in weighted]) if weighted else None
+
+
+def _check_weight(lora: LoRA, weight: float) -> None:
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
+        raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:

@@ -19,9 +19,13 @@ from cogvx_jax.convert import load_params
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.convert.checkpoint import check_parts
 from cogvx_jax.convert.containers import SUFFIXES
+from cogvx_jax.convert.quantized_layout import MARK, read_quantization
 from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import quoted
+from cogvx_jax.models.abstract import check_groups
+from cogvx_jax.models.lora import LoRA
+from cogvx_jax.models.lora_blocks import Added, add_to_block
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
@@ -31,7 +35,8 @@ from cogvx_jax.pipelines.memory_modes import RESIDENT, TURNS, MemoryMode, find_m
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Component, Turns
-from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, load_component, weight_bytes
+from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, weight_bytes
+from cogvx_jax.quantization import Quantization, find_quantization
 from cogvx_jax.storage import kind_of
 
 FILE_ENDINGS = (*SUFFIXES, ".json", ".gguf")
@@ -44,6 +49,7 @@ MARKS = {  # a file of a folder that is no model's -> what the folder is
     "scheduler_config.json": "a part of a model; give the folder above it",
     "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
 }
+NORMS = ("blocks/attention/norm_q", "blocks/attention/norm_k")  # which bound attention's logits
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 
 
@@ -103,6 +109,8 @@ def load(
     components: tuple[str, ...] = COMPONENTS,
     verify: bool = False,
     programs: str | os.PathLike | None = None,
+    quantize: str | None = None,
+    lora: LoRA | None = None,
     memory: str | MemoryMode | None = None,
     **given: Any,
 ) -> Model:
@@ -123,6 +131,10 @@ def load(
         missing and misshapen arrays are found, and a changed byte only where it breaks the compression.
       programs: a folder of `cogvx compile`, whose programs are run instead of compiling them; what it does not hold
         is compiled, with a warning. Its files are code: trust who wrote them.
+      quantize: "int8", "w8a8" or another of `cogvx_jax.quantization`: keep the kernels of the transformer and the text
+        encoder as integers. They are quantised layer by layer as they are read. Lossy. None is as they are stored.
+      lora: of `find_lora`: adapters to add first, as a quantised model takes none; of several, `models.lora.stack`
+        makes one.
       memory: a mode of `pipelines.memory_modes` by its name. None is "resident", or "turns" where a device says how
         much memory it has and the weights do not fit it together.
       given: what the files of the model do not tell, and other files to take parts from: fields of
@@ -139,7 +151,11 @@ def load(
     spec = files.spec()
     report_inferred(files)
     check_parts(files, spec, components)
-    compute = choose_compute(spec, dtype)
+    how, compute = stored_or_asked(files, spec, quantize), choose_compute(spec, dtype)
+    if how is not None:
+        compute = dataclasses.replace(compute, quantize=how.name)
+        if lora is not None and quantize is None:
+            check_takes_lora(folder, how.name)
     mode = asked or _by_weights(spec, compute, components, mesh)
     compute = mode.of(compute)
     if compute.streamed:
@@ -148,14 +164,12 @@ def load(
     if verify:
         verify_digests(folder, components)
     tokenizer = read_tokenizer(files.tokenizer, spec) if "text_encoder" in components else None
-    params: Any
-    if mode.turns:
-        params = _turns(files, spec, compute, components, mesh)
-        compute = bounded(files, spec, compute) if "transformer" in components else compute
-    else:
-        params = {name: load_component(files, spec, name, compute.parameter_dtype(name), mesh) for name in components}
-        if "transformer" in params:
-            compute = with_logit_bound(compute, spec, params["transformer"])
+    made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
+    params: Any = Turns(made) if mode.turns else {name: component.load() for name, component in made.items()}
+    if "transformer" in components:
+        compute = (
+            bounded(files, spec, compute) if mode.turns else with_logit_bound(compute, spec, params["transformer"])
+        )
     return Model(
         spec=spec,
         params=params,
@@ -185,17 +199,79 @@ def _by_weights(spec: ModelSpec, compute: Compute, components: tuple[str, ...], 
     return TURNS
 
 
-def _turns(files: Source, spec: ModelSpec, compute: Compute, components: tuple[str, ...], mesh: Mesh | None) -> Turns:
-    found = {name: Component(files=files, spec=spec, name=name, compute=compute, mesh=mesh) for name in components}
-    for component in found.values():  # now, not after hours of sampling
-        component.check()
-    return Turns(found)
+def _components(
+    files: Source,
+    spec: ModelSpec,
+    compute: Compute,
+    names: tuple[str, ...],
+    mesh: Mesh | None,
+    quantize: Quantization | None,
+    lora: LoRA | None,
+) -> dict[str, Component]:
+    """Where each component is read from, checked now, not after hours of sampling."""
+    found = {}
+    for name in names:
+        added: Added = ((lora, 1.0),) if lora is not None and name == "transformer" else ()
+        found[name] = Component(
+            files=files, spec=spec, name=name, compute=compute, mesh=mesh, quantize=quantize, added=added
+        )
+        found[name].check()
+    return found
 
 
 def report_inferred(source: Source) -> None:
     """Prints on stderr what of a model's spec no file says."""
     for line in source.inferred():
         print(f"cogvx: {source.place}: {line}", file=sys.stderr)
+
+
+def load_quantization(source: str | os.PathLike, quantize: str | None = None, given: Given = NOTHING) -> str | None:
+    """The name of the quantisation that `load` would give a model, of which no weights are read.
+
+    Raises: ValueError as `stored_or_asked`.
+    """
+    if _preset(source) is None:
+        files = open_source(resolve(source, weights=False), given)
+        how = stored_or_asked(files, files.spec(), quantize)
+    else:  # those are published as they were trained
+        how = None if quantize is None else find_quantization(quantize)
+        if how is not None:
+            check_groups(load_spec(source), how)
+    return None if how is None else how.name
+
+
+def stored_or_asked(files: Place | Source, spec: ModelSpec, quantize: str | None) -> Quantization | None:
+    """How a model is quantised once it is loaded: as it is stored, or as `quantize` asks.
+
+    Raises: ValueError for an unknown quantisation, one that its kernels cannot take, or one of a model that is
+      quantised already.
+    """
+    stored = read_quantization(files)
+    if quantize is None:
+        return stored
+    asked = find_quantization(quantize)
+    if stored is not None:
+        place = files if isinstance(files, str | Path) else files.place
+        raise ValueError(
+            f"{place} is quantised already, to {stored.name}: leave out the quantisation, or give the original"
+        )
+    check_groups(spec, asked)
+    return asked
+
+
+def check_trainable(name: object, stored: str | None) -> None:
+    """Raises ValueError for a model whose kernels are integers, by the name of its quantisation."""
+    if stored is not None:
+        raise ValueError(f"{name} is quantised, to {stored}, and cannot be trained; give the original")
+
+
+def check_takes_lora(source: object, stored: str | None) -> None:
+    """Raises ValueError where adapters are for a folder whose kernels are integers, by the name of its quantisation."""
+    if stored is not None:
+        raise ValueError(
+            f"{source} is quantised, to {stored}, and takes no LoRA; give the original, with both the LoRA and the "
+            "quantisation"
+        )
 
 
 def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool = False) -> ModelSpec:
@@ -205,15 +281,21 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
       given: as the keywords of `load`.
       report: print what of it no file says.
     """
-    name = str(source)
-    preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
-    if preset in presets.PRESETS:
+    preset = _preset(source)
+    if preset is not None:
         return presets.PRESETS[preset]
     files = open_source(resolve(source, weights=False), given)
     spec = files.spec()
     if report:
         report_inferred(files)
     return spec
+
+
+def _preset(source: str | os.PathLike) -> str | None:
+    """The preset that a name or a hub id stands for; None where it is something else."""
+    name = str(source)
+    preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
+    return preset if preset in presets.PRESETS else None
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
@@ -244,15 +326,21 @@ def with_logit_bound(compute: Compute, spec: ModelSpec, transformer: Any) -> Com
     return dataclasses.replace(compute, logit_bound=logit_bound(*norms, scale=spec.transformer.head_dim**-0.5))
 
 
-def bounded(folder: Place | Source, spec: ModelSpec, compute: Compute) -> Compute:
-    """`with_logit_bound` by what a folder holds, of which no more than the norms of queries and keys is read."""
+def bounded(files: Place | Source, spec: ModelSpec, compute: Compute, added: Added = ()) -> Compute:
+    """`with_logit_bound` by what a model's files hold, of which no more than the norms of queries and keys is read.
+
+    Args:
+      added: LoRAs that are added to them.
+    """
 
     def norms_only(path, shape, dtype, part):
-        wanted = path.startswith(("blocks/attention/norm_q", "blocks/attention/norm_k"))
-        return part(tuple(slice(n) for n in shape)) if wanted else None
+        if not path.startswith(NORMS):
+            return None
+        index = tuple(slice(n) for n in shape)
+        return add_to_block(added, path, index, part(index))
 
     dtype = compute.parameter_dtype("transformer")
-    return with_logit_bound(compute, spec, load_params(folder, spec, "transformer", dtype, put=norms_only))
+    return with_logit_bound(compute, spec, load_params(files, spec, "transformer", dtype, put=norms_only))
 
 
 def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
@@ -304,7 +392,7 @@ def _folder_kind(folder: Path) -> str:
 def _fetch(hub: str, weights: bool) -> Path:
     import huggingface_hub
 
-    patterns = ["model_index.json", "generation.json", "*/*.json"]
+    patterns = ["model_index.json", "generation.json", MARK, "*/*.json"]
     if weights:
         patterns += [f"{c}/*.safetensors" for c in COMPONENTS] + ["tokenizer/*"]
     try:

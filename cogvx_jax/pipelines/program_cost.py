@@ -16,7 +16,7 @@ from cogvx_jax.chips import Chip
 from cogvx_jax.nn.attention import BACKENDS
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+BITS = {"pred": 8, "bf16": 16} | {f"{kind}{bits}": bits for kind in "sufc" for bits in (2, 4, 8, 16, 32, 64, 128)}
 UNKNOWN = 2**63 - 1  # the compiler has no estimate
 
 
@@ -104,8 +104,11 @@ class ProgramText:
 
     def cycles(self) -> int:
         """Of all operations that have an estimate."""
+        return self._cycles(self._entry)
+
+    def _cycles(self, name: str) -> int:
         total = 0
-        for times, line in self._walk(self._entry):
+        for times, line in self._walk(name):
             for found in re.findall(r'"estimated_cycles":"(\d+)"', line):
                 total += times * int(found) if int(found) < UNKNOWN else 0
         return total
@@ -116,7 +119,7 @@ class ProgramText:
         assert kernel is not None, f"{backend} has no kernel"
         for times, line in self._walk(self._entry):
             if "tpu_custom_call" in line and kernel.name in line:
-                q, k = _shapes(line.partition("operand_layout_constraints=")[2], "bf16|f32")[:2]
+                q, k = _shapes(line.partition("operand_layout_constraints=")[2], kernel.kinds)[:2]
                 total += times * math.prod(q[:-2]) * q[kernel.token_axis] * k[kernel.token_axis]
         return total
 
@@ -133,10 +136,15 @@ class ProgramText:
         return found
 
     def _walk(self, name: str, times: int = 1) -> Iterator[tuple[int, str]]:
-        """Operations with how often they run; those inside a fusion belong to it."""
+        """Operations with how often they run; those inside a fusion belong to it.
+
+        Of a conditional's branches the one that takes the most cycles counts.
+        """
         for line in self._operations[name]:
             yield times, line
-            if loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
+            if branches := _branches(line):
+                yield from self._walk(max(branches, key=self._cycles), times)
+            elif loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
                 yield from self._walk(loop[2], times * self._count(loop[1]))
             elif call := re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
                 yield from self._walk(call[1], times)
@@ -147,6 +155,15 @@ class ProgramText:
         return max(constants, default=1)
 
 
+def _branches(line: str) -> list[str]:
+    """The computations of a conditional; none of another operation."""
+    if " conditional(" not in line:
+        return []
+    if several := re.search(r"branch_computations=\{([^}]*)\}", line):
+        return [name.strip().lstrip("%") for name in several[1].split(",")]
+    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+
+
 def _shapes(text: str, kinds: str) -> list[tuple[int, ...]]:
     return [tuple(map(int, dims.split(","))) for dims in re.findall(rf"\b(?:{kinds})\[([\d,]+)\]", text)]
 
@@ -154,7 +171,12 @@ def _shapes(text: str, kinds: str) -> list[tuple[int, ...]]:
 def _sizes(result: str) -> list[int]:
     """Bytes of each array of a result such as "(bf16[2,3]{1,0}, f32[])"."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", result)
-    return [BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in found]
+    return [-(-_bits(kind) * math.prod(int(n) for n in dims.split(",") if n) // 8) for kind, dims in found]
+
+
+def _bits(kind: str) -> int:
+    """Of a number: "f8e4m3fn" is of 8 bits, "f4e2m1fn" of 4."""
+    return BITS.get(re.sub(r"^(f\d+)e\d.*", r"\1", kind), 32)
 
 
 def _first_line(error: Exception) -> str:

@@ -33,7 +33,7 @@ MANIFEST = "programs.json"
 FORMAT = 1
 OTHERS = stat.S_IWGRP | stat.S_IWOTH  # who else may write
 # The code that decides what a program does.
-SOURCES = ("axes.py", "chips.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines")
+SOURCES = ("axes.py", "chips.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines", "quantization.py")
 COMPONENT = {  # program -> whose weights it takes
     "text": "text_encoder",
     "encode": "vae",
@@ -134,6 +134,7 @@ def conditions(spec: ModelSpec, compute: Compute, mesh: Mesh | None, devices: Se
         "order of devices": ",".join(str(device.id) for device in devices),
         "memory mode": modes_of(compute),
         "model": f"{spec.name} in {compute.dtype}, {_digest(repr((spec, compute)).encode())[:12]}",
+        "quantization": compute.quantize or "none",
         "code of cogvx_jax": _code(),
     } | versions()
     if kind == "cpu":

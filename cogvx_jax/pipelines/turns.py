@@ -4,7 +4,6 @@ Nothing is kept on the host: what comes back is read again, as a file that the s
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,10 +14,10 @@ from jax.sharding import Mesh
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert import load_params
 from cogvx_jax.convert.sources import Source
-from cogvx_jax.models.lora import Difference, LoRA, merge
+from cogvx_jax.models.lora import LoRA
+from cogvx_jax.models.lora_blocks import Added
 from cogvx_jax.pipelines.weights import abstract_weights, device_bytes, load_component
-
-Added = tuple[tuple[LoRA, float], ...]  # adapters and their weights
+from cogvx_jax.quantization import Quantization
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,6 +29,7 @@ class Component:
     name: str
     compute: Compute
     mesh: Mesh | None
+    quantize: Quantization | None = None  # while it is read; a folder that is quantised is read as it is
     added: Added = ()
 
     @property
@@ -43,8 +43,16 @@ class Component:
     def load(self) -> dict[str, Any]:
         """The parameters on their devices."""
         streamed = self.compute.of(self.name).streamed
-        change = functools.partial(add_to_block, self.added) if self.added else None
-        return load_component(self.files, self.spec, self.name, self.dtype, self.mesh, streamed=streamed, change=change)
+        return load_component(
+            self.files,
+            self.spec,
+            self.name,
+            self.dtype,
+            self.mesh,
+            streamed=streamed,
+            quantize=self.quantize,
+            added=self.added,
+        )
 
     def abstract(self) -> dict[str, Any]:
         """Their shapes and places."""
@@ -94,41 +102,3 @@ class Turns(Mapping[str, Any]):
         on_host = dataclasses.replace(lora, adapters=jax.tree.map(np.asarray, lora.adapters))
         changed = dataclasses.replace(component, added=(*component.added, (on_host, weight)))
         return Turns(self._components | {name: changed}, self._held)
-
-
-def add_to_block(added: Added, path: str, index: tuple[slice, ...], block: np.ndarray) -> np.ndarray:
-    """A block of a parameter with LoRAs added as `models.lora.apply` adds them, layer by layer.
-
-    Args:
-      path: of the parameter.
-      index: where in it the block lies.
-      block: its numbers; is changed.
-    """
-    for lora, weight in added:
-        if path in lora.adapters:
-            _add_product(lora.adapters[path], weight * lora.scale, index, block)
-        for difference in lora.differences:
-            if difference.path == path:
-                _add_difference(difference, weight, index, block)
-    return block
-
-
-def _add_product(adapter: Mapping[str, Any], factor: float, index: tuple[slice, ...], block: np.ndarray) -> None:
-    *layers, inner, outer = index
-    a = adapter["a"][(*layers, inner)]
-    b = adapter["b"][(*layers, slice(None), outer)]
-    parts = zip(block, a, b, strict=True) if layers else [(block, a, b)]
-    for slot, a_of, b_of in parts:
-        slot[...] = merge({"kernel": slot}, {"kernel": {"a": a_of, "b": b_of}}, factor)["kernel"]
-
-
-def _add_difference(difference: Difference, weight: float, index: tuple[slice, ...], block: np.ndarray) -> None:
-    values, blocks = np.asarray(difference.values), difference.blocks
-    if blocks is None:
-        parts = [(block, values[index])]
-    else:
-        layers, *inner = index
-        there = {layer: place for place, layer in enumerate(range(*layers.indices(max(blocks) + 1)))}
-        parts = [(block[there[n]], values[k][tuple(inner)]) for k, n in enumerate(blocks) if n in there]
-    for slot, theirs in parts:
-        slot[...] = (slot.astype(np.float32) + np.float32(weight) * theirs).astype(slot.dtype)

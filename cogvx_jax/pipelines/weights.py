@@ -1,10 +1,11 @@
 """Where a component's parameters lie, by a model's spec and how it computes; and reading them to there."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -12,13 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert import load_params
+from cogvx_jax.convert.quantize import quantize_on_host
+from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.sources import Place, Source
-from cogvx_jax.models.abstract import Abstract, abstract_params
+from cogvx_jax.models.abstract import BITS, Abstract, abstract_params, quantized
+from cogvx_jax.models.lora_blocks import Added, add_to_block
+from cogvx_jax.nn.quantized import Kernel
 from cogvx_jax.nn.stacked import HOST, waits_on_host
+from cogvx_jax.quantization import COLUMNS, SCALE, Quantization, find_quantization
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 Places = dict[str, NamedSharding | None]
-Change = Callable[[str, tuple[slice, ...], np.ndarray], np.ndarray]
 
 
 def places(parameters: Mapping[str, Abstract], component: str, mesh: Mesh | None, *, streamed: bool = False) -> Places:
@@ -51,10 +56,14 @@ def check_streams(device: Any) -> None:
 
 def abstract_weights(spec: ModelSpec, compute: Compute, component: str, mesh: Mesh | None) -> dict[str, Any]:
     """A component's parameters as `load` places them on the mesh, without their numbers."""
-    parameters = abstract_params(getattr(spec, component))
+    how = compute.of(component).quantize
+    parameters = quantized(abstract_params(getattr(spec, component)), None if how is None else find_quantization(how))
     where = places(parameters, component, mesh, streamed=compute.of(component).streamed)
-    dtype = np.dtype(compute.parameter_dtype(component))
-    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
+    own = compute.parameter_dtype(component)
+    flat = {
+        path: jax.ShapeDtypeStruct(p.shape, np.dtype(p.dtype or own), sharding=where[path])
+        for path, p in parameters.items()
+    }
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -84,7 +93,7 @@ def on_host(leaf: Any) -> bool:
 
 def _part_bytes(leaf: Any) -> int:
     part = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(part) * leaf.dtype.itemsize
+    return -(-math.prod(part) * BITS.get(str(leaf.dtype), 8 * leaf.dtype.itemsize) // 8)
 
 
 def load_component(
@@ -95,22 +104,52 @@ def load_component(
     mesh: Mesh | None,
     *,
     streamed: bool = False,
-    change: Change | None = None,
+    quantize: Quantization | None = None,
+    added: Added = (),
 ) -> dict[str, Any]:
     """Parameters of one component in `dtype`, from the file to the devices that hold them; see `places`.
 
     Args:
-      change: (path, index, block) -> the block to keep, of every block that is read.
+      quantize: how to quantise it while it is read; a folder that is quantised is read as it is.
+      added: LoRAs to add first.
     """
-    parameters = abstract_params(getattr(spec, component))
+    parameters = quantized(abstract_params(getattr(spec, component)), quantize or read_quantization(files))
     where = places(parameters, component, mesh, streamed=streamed)
+    scales: dict[str, Any] = {}
 
     def put(path, shape, dtype, part):
         def read(index):
-            return part(index) if change is None else change(path, index, part(index))
+            return add_to_block(added, path, index, part(index)) if added else part(index)
 
-        # On the host a parameter is made whole: it has room for one of them twice.
-        stacked = "layers" in parameters[path].names and not (streamed and waits_on_host(path))
-        return sharding.put(read, shape, dtype, where[path], stacked=stacked)
+        waits = streamed and waits_on_host(path)
+        storage = None if quantize is None else quantize.storage(path)
+        if storage is None:
+            # On the host a parameter is made whole: it has room for one of them twice.
+            return sharding.put(read, shape, dtype, where[path], stacked=parameters[path].stacked and not waits)
 
-    return load_params(files, spec, component, dtype, put=put)
+        def read_wide(index):  # a LoRA is added in float32
+            return add_to_block(added, path, index, part(index).astype(np.float32)) if added else part(index)
+
+        if waits:
+            made = Kernel(*map(sharding.put_sharded, quantize_on_host(read_wide, shape, storage), both(path)))
+        else:
+            made = sharding.put_quantized(read_wide, shape, storage, *both(path))
+        _check_scales(f"the {component} of {spec.name}", path, made.scale)
+        scales[path + SCALE] = made.scale
+        return made.values
+
+    def both(path):
+        return where[path], where[path + SCALE]
+
+    own = set(COLUMNS) if quantize is not None else set()
+    params = load_params(files, spec, component, dtype, put=put, own=own)
+    flat = traverse_util.flatten_dict(params, sep="/") | scales
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _check_scales(where: str, path: str, scale: jax.Array) -> None:
+    """Raises ValueError where a kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
+    good = jax.device_get(jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)))(scale))
+    if not good.all():
+        bad = int(np.argmin(good))
+        raise ValueError(f"{where} holds numbers that are not finite in {path} of block {bad}, and cannot be quantised")

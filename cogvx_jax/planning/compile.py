@@ -7,6 +7,7 @@ The folder is described in `cogvx_jax.pipelines.stored_programs`: it holds code,
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from cogvx_jax.convert import read_spec
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mode
-from cogvx_jax.pipelines.model import bounded, choose_compute, resolve
+from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
@@ -41,6 +42,7 @@ def compile_programs(
     topology: str | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    quantize: str | None = None,
     one_program: bool = False,
     from_video: bool = False,
     report: Callable[[str], None] = lambda line: None,
@@ -58,7 +60,7 @@ def compile_programs(
       topology: a TPU slice such as "v5e:2x4" to compile for, which need not be here (libtpu must); None is the
         devices that are here.
       videos: made at a time.
-      dtype: as for `load`.
+      dtype, quantize: as for `load`.
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
       from_video: also what video to video needs.
       report: gets a line before each compilation.
@@ -81,12 +83,14 @@ def compile_programs(
 
     where = resolve(source)
     spec = read_spec(where)
+    how = stored_or_asked(where, spec, quantize)
     if memory == AUTO:
         on = mesh or sharding.make_mesh(devices=devices)
         asked: dict[str, Any] = {"sampling": asked_for, "topology": topology, "videos": videos, "dtype": dtype}
-        mode = plan(os.fspath(source), mesh=on, report=report, **asked).mode
+        mode = plan(os.fspath(source), mesh=on, quantize=quantize, report=report, **asked).mode
         report(f"--memory {mode.name}: it {mode.changes}; that costs {mode.costs}")
-    compute = bounded(where, spec, mode.of(choose_compute(spec, dtype, platform=platform)))
+    compute = mode.of(choose_compute(spec, dtype, platform=platform))
+    compute = bounded(where, spec, dataclasses.replace(compute, quantize=None if how is None else how.name))
     made_of = check_sampling(spec, asked_for)
     wanted = programs.VideoPrograms(
         spec=spec,

@@ -30,7 +30,7 @@ from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode
-from cogvx_jax.pipelines.model import choose_compute, load_spec
+from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
@@ -88,6 +88,7 @@ class Plan:
     devices: int
     memory: float | None  # GiB of a device; None where it does not say
     dtype: str
+    quantize: str | None = None
     size: tuple[int, int]
     frames: int
     videos: int
@@ -129,6 +130,7 @@ def plan(
     topology: str | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    quantize: str | None = None,
     every: bool = False,
     fresh: bool = False,
     memory: str | MemoryMode | None = None,
@@ -145,6 +147,7 @@ def plan(
       topology: a TPU slice such as "v5e:2x4", which need not be here, or cpu:N; None is the devices that are here.
       videos: made at a time.
       dtype: None is what `load` would choose on such a device.
+      quantize: as for `load`; None is as the model is stored.
       every: compile all meshes, not only up to the first that fits.
       fresh: compile again what was planned before.
       memory: a mode to plan for; None or "auto" tries them in order.
@@ -161,7 +164,7 @@ def plan(
     target = _target(topology, mesh, device_gb)
     wanted = _Question(
         spec=spec,
-        compute=_compute(spec, dtype, target),
+        compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, quantize)),
         target=target,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
@@ -174,6 +177,7 @@ def plan(
         "devices": len(target.devices),
         "memory": target.memory,
         "dtype": wanted.compute.dtype,
+        "quantize": wanted.compute.quantize,
         "size": (made_of.height, made_of.width),
         "frames": made_of.frames,
         "videos": videos,
@@ -213,6 +217,7 @@ def choose(
     sampling: Sampling | None = None,
     videos: int = 1,
     dtype: str | None = None,
+    quantize: str | None = None,
     mesh: Mesh | str | None = None,
     memory: str | MemoryMode | None = None,
     report: Report = lambda line: None,
@@ -237,7 +242,8 @@ def choose(
             report(f"how much memory a device has is not known here: the memory mode is {RESIDENT.name}")
         found = _first_mesh(source, sampling, videos, len(target.devices)) if mesh == AUTO else given
         return found, mode or RESIDENT
-    made = plan(source, sampling=sampling, videos=videos, dtype=dtype, memory=mode or AUTO, mesh=on, report=report)
+    asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
+    made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
     if mesh == AUTO and made.chosen is not None:
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")

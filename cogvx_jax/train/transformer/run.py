@@ -23,7 +23,7 @@ from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
-from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.model import Model, check_trainable
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
@@ -85,6 +85,7 @@ def train(
       adapters or parts that the model cannot have, a batch that the mesh cannot split, or a folder in use; and where
       training meets numbers that are not finite.
     """
+    check_trainable(model.spec.name, model.compute.quantize)
     stages = tuple(dataclasses.replace(s, learning_rate=s.learning_rate or config.learning_rate) for s in stages)
     for stage in stages:
         check_batch(model.mesh, stage.batch_size, stage.accumulate)

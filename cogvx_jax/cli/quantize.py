@@ -1,0 +1,62 @@
+"""`cogvx quantize`: stores a model as integers, or says what that costs."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cogvx_jax.cli.options import LoRAText, QuantizeText, parse_lora
+from cogvx_jax.quantization import find_quantization
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+
+def quantize(
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")],
+    target: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="DST")] = None,
+    /,
+    *,
+    to: QuantizeText = "int8",
+    layout: Literal["safetensors", "orbax"] = "safetensors",
+    lora: LoRAText = (),
+    report: bool = False,
+) -> None:
+    """Writes a model with kernels of integers, about half the bytes; DST is then a model like any other.
+
+    Embeddings, norms, biases and the VAE stay as they are. The result takes no LoRA and is not trained. It has digests
+    that `cogvx verify` compares.
+
+    Args:
+      source: a model as for `generate`.
+      target: the folder to write, or its URL, such as gs://bucket/model; it must not exist, or be empty.
+      to: int8 and w8a8 are the same numbers; with w8a8 activations are integers, too, when the model is used. int4 has
+        groups of 128 inputs, or of as many as int4:GROUP says.
+      layout: safetensors files by the published names, or Orbax checkpoints as `cogvx convert` writes them.
+      lora: a LoRA to add first, and its weight if not 1; several add up.
+      report: print the error that quantising makes, of each layer; without DST, that alone.
+    """
+    how, weighted = find_quantization(to), [parse_lora(text) for text in lora]
+    if target is None and not report:
+        raise ValueError("give a folder to write, or --report")
+    from cogvx_jax.convert import read_spec, write_quantized
+    from cogvx_jax.pipelines.lora import find_lora, stack_loras
+    from cogvx_jax.pipelines.model import resolve, stored_or_asked
+
+    folder = resolve(source)
+    spec = read_spec(folder)
+    stored_or_asked(folder, spec, to)  # refuses what cannot be quantised
+    adapters = stack_loras([(find_lora(path, spec), weight) for path, weight in weighted])
+    if target is not None:
+        began = time.monotonic()
+        write_quantized(folder, target, how, layout=layout, lora=adapters)
+        size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
+        print(f"{target}: {how.name}, {size}in {time.monotonic() - began:.1f} s", flush=True)
+    if report:
+        from cogvx_jax.pipelines.quantization_report import print_report
+
+        print_report(folder, how, adapters)
+
+
+def _gigabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
