@@ -164,6 +164,7 @@ DOCUMENTS = (
 )
 
 # rotary positions, learned table, patches in time -> ours
+POSITION_FLAGS = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
 POSITIONS: dict[tuple[bool, ...], Position] = {
     (False, False, False): "sincos",
     (True, False, False): "rope",
@@ -209,6 +210,15 @@ def read_documents(folder: str | Path) -> tuple[dict[str, Json], list[str]]:
         except ValueError as error:
             problems.append(f"{path}: {error}")
     return documents, problems
+
+
+def is_configuration(found: Json, document: Document) -> bool:
+    """Whether a file is this configuration: by its class, or because it holds nothing but fields of it."""
+    if "_class_name" in found or "model_type" in found:
+        kind = found.get("model_type")
+        return found.get("_class_name") in document.classes or kind == document.fixed.get("model_type", ())
+    flags = set(POSITION_FLAGS) if document.part == "transformer" else set()
+    return bool(found) and found.keys() <= {*document.fields, *document.fixed, *document.unread, *flags}
 
 
 def write_configs(spec: ModelSpec, folder: str | Path) -> None:
@@ -272,8 +282,7 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
 
 
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
-    flags = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
-    options = {flag: found.get(flag) for flag in flags}
+    options = {flag: found.get(flag) for flag in POSITION_FLAGS}
     position = POSITIONS.get(tuple(map(bool, options.values())))
     if position is None:
         said = ", ".join(f"{flag} {quoted(option)}" for flag, option in options.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cogvx_jax.configs import DTYPES, ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, parse_documents
+from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, is_configuration, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.tensors import Tensors
@@ -150,14 +150,13 @@ class LooseParts:
         if place is None:
             return {}
         parent, name = parent_and_name(place)
-        if found := self._read((parent,), f"{Path(name).stem}.json"):
-            return found
-        found = self._read((place,) if open_files(place).is_folder() else (parent,), "config.json")
-        wanted = next(document for document in DOCUMENTS if document.part == part)
-        own = found.get("_class_name") in wanted.classes or found.get("model_type") == wanted.fixed.get(
-            "model_type", ""
-        )
-        return found if own else {}
+        document = next(document for document in DOCUMENTS if document.part == part)
+        folder = place if open_files(place).is_folder() else parent
+        for where, file in ((parent, f"{Path(name).stem}.json"), (folder, "config.json")):
+            found = self._read((where,), file)
+            if is_configuration(found, document):
+                return found
+        return {}
 
     def _read(self, folders: tuple[Place, ...], path: str) -> Json:
         """A file of settings in the first folder that has it; nothing where none has."""

@@ -295,6 +295,11 @@ def test_a_configuration_beside_a_file_is_read(saved, bare):
         open_source(file, given).spec()
     shutil.copy(published / "transformer" / "config.json", file.with_suffix(".json"))
     assert open_source(file, given).spec() == spec
+    file.with_suffix(".json").write_text('{"use_rotary_positional_embeddings": true, "max_text_seq_length": 99}')
+    assert open_source(file, given).spec().transformer.text_length == 99
+    file.with_suffix(".json").write_text('{"use_rotary_positional_embeddings": true, "trainedWords": ["x"]}')
+    with pytest.raises(ValueError, match="give position"):  # of others' programs
+        open_source(file, given).spec()
     file.with_suffix(".json").write_text("[]")
     with pytest.raises(ValueError, match="mp_rank_00_model_states.json: not a JSON object"):
         open_source(file, given).spec()

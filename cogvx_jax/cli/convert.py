@@ -18,7 +18,7 @@ def convert(
     *,
     to: Literal["orbax", "diffusers", "sat", "single"] = "orbax",
     dtype: DType | None = None,
-    parts: tuple[Literal["transformer", "vae", "text_encoder"], ...] = ("transformer", "vae", "text_encoder"),
+    parts: tyro.conf.UseAppendAction[tuple[Literal["transformer", "vae", "text_encoder"], ...]] = (),
     given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
 ) -> None:
     """Writes a model in another layout; DST is then a model like any other.
@@ -33,16 +33,17 @@ def convert(
       to: Orbax checkpoints; the published layout, which diffusers opens; SAT's, with .pt files; or a safetensors file
         for each part.
       dtype: of the transformer and the text encoder; None keeps every array's own.
-      parts: what to write.
+      parts: what to write, the option once for each part; without it all of them.
     """
     from cogvx_jax.convert.sources import open_source
+    from cogvx_jax.convert.tables import COMPONENTS
     from cogvx_jax.convert.targets import write_model
     from cogvx_jax.pipelines.model import report_inferred, resolve
 
     began = time.monotonic()
     model = open_source(resolve(source), given.checked())
     report_inferred(model)
-    write_model(model, target, to, dtype, parts)
+    write_model(model, target, to, dtype, parts or COMPONENTS)
     size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
     print(f"{target}: {size}in {time.monotonic() - began:.1f} s")
 
