@@ -73,7 +73,8 @@ def generate(
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
-    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.model import load, load_spec, resolve
+    from cogvx_jax.pipelines.short_schedule import check_asked
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -86,6 +87,7 @@ def generate(
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
+            check_asked(one.request, spec.name, resolve(model) if one.request.reuse else None, devices, exact=exact)
     if not work:
         return
     if mesh == "auto":
@@ -142,10 +144,17 @@ def _auto_mesh(source: str, requests: Sequence["Request"], dtype: str | None):
     from cogvx_jax.planning.plan import auto_mesh
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
-    size, frames, guidance = (most.height, most.width), most.frames, most.guidance
-    return auto_mesh(
-        source, sampling=Sampling(size=size, frames=frames, guidance_scale=guidance), dtype=dtype, report=report
+    ways = [request.way for request in requests if request.way is not None]
+    sampling = Sampling(
+        size=(most.height, most.width),
+        frames=most.frames,
+        steps=most.steps,
+        guidance_scale=most.guidance,
+        # The same programs run whatever steps a pattern names.
+        reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
+        guidance=ways[0] if ways else None,
     )
+    return auto_mesh(source, sampling=sampling, dtype=dtype, report=report)
 
 
 def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool) -> None:

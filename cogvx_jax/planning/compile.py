@@ -23,6 +23,7 @@ from cogvx_jax.pipelines.model import bounded, choose_compute, resolve
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
+from cogvx_jax.pipelines.short_schedule import asked_of, check_mesh, wanted_of
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import topology as find
 from cogvx_jax.storage import check_new
@@ -58,6 +59,7 @@ def compile_programs(
       from_video: also what video to video needs.
       report: gets a line before each compilation.
       height, width, num_frames, guidance_scale, sampler: as for `generate`.
+      reuse, guidance: as for `generate`; of one kind and order any numbers run the same programs.
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
@@ -78,6 +80,7 @@ def compile_programs(
     spec = read_spec(where)
     compute = bounded(where, spec, choose_compute(spec, dtype, platform=platform))
     made_of = check_sampling(spec, asked_for)
+    check_mesh(made_of.way, mesh)
     wanted = programs.VideoPrograms(
         spec=spec,
         compute=compute,
@@ -88,6 +91,7 @@ def compile_programs(
         sampler=made_of.sampler,
         steps=made_of.steps if one_program else None,
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
+        short=wanted_of(made_of),
     )
     asked = {
         "size": [made_of.height, made_of.width],
@@ -97,6 +101,7 @@ def compile_programs(
         "sampler": made_of.sampler,
         "steps in one program": wanted.steps,
         "from video": from_video,
+        "steps": asked_of(made_of),
     }
     decoders: list[Any] = []
 
