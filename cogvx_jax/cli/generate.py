@@ -105,7 +105,8 @@ def generate(
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
-    from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec
+    from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
+    from cogvx_jax.pipelines.short_schedule import check_asked
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -125,6 +126,7 @@ def generate(
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
+            check_asked(one.request, spec.name, resolve(model) if one.request.reuse else None, devices, exact=exact)
     if not work:
         return
     if AUTO in (mesh, memory):
@@ -210,8 +212,16 @@ def _choose(
     from cogvx_jax.planning.plan import choose
 
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
-    size, frames, guidance = (most.height, most.width), most.frames, most.guidance
-    sampling = Sampling(size=size, frames=frames, guidance_scale=guidance)
+    ways = [request.way for request in requests if request.way is not None]
+    sampling = Sampling(
+        size=(most.height, most.width),
+        frames=most.frames,
+        steps=most.steps,
+        guidance_scale=most.guidance,
+        # The same programs run whatever steps a pattern names.
+        reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
+        guidance=ways[0] if ways else None,
+    )
     how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
     return choose(source, sampling=sampling, report=report, **how)
 

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,18 +27,30 @@ def wanted_of(settings: Settings) -> Wanted | None:
 
 
 def check_short(model: Model, request: Request) -> None:
-    """Raises: ValueError or OSError where a model, its mesh or its programs cannot do what is asked of its steps."""
-    asked, wanted = asked_of(request), wanted_of(request)
+    """Raises: as `check_asked`; ValueError, too, where the model's stored programs cannot make such steps."""
     if model.programs is not None and not model.exact:
-        model.programs.check_mode("" if wanted is None else wanted.mode, asked)
-    if wanted is None:
-        return
-    if model.exact:
-        raise ValueError(f"exact results need every step computed; leave out {asked}, or exact")
-    check_mesh(request.way, model.mesh)
+        wanted = wanted_of(request)
+        model.programs.check_mode("" if wanted is None else wanted.mode, asked_of(request))
+    check_asked(request, model.spec.name, model.folder, model.mesh, exact=model.exact)
     if request.reuse is not None:
         check_memory(model, request.reuse)
-        find_calibration(request.reuse, model.spec.name, model.folder, request.calibration)
+
+
+def check_asked(
+    request: Request, model: str, folder: str | Path | None, mesh: Mesh | None, *, exact: bool = False
+) -> None:
+    """Raises: ValueError or OSError where what is asked of the steps cannot be done.
+
+    Args:
+      model: the name of its spec; `folder` is where it lies.
+    """
+    if wanted_of(request) is None:
+        return
+    if exact:
+        raise ValueError(f"exact results need every step computed; leave out {asked_of(request)}, or exact")
+    check_mesh(request.way, mesh)
+    if request.reuse is not None:
+        find_calibration(request.reuse, model, folder, request.calibration)
 
 
 def check_memory(model: Model, reuse: Reuse) -> None:

@@ -25,6 +25,7 @@ from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_o
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos
+from cogvx_jax.pipelines.short_schedule import asked_of, check_mesh, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.planning.plan import plan
@@ -65,6 +66,7 @@ def compile_programs(
       from_video: also what video to video needs.
       report: gets a line before each compilation.
       height, width, num_frames, guidance_scale, sampler: as for `generate`.
+      reuse, guidance: as for `generate`; of one kind and order any numbers run the same programs.
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
@@ -92,6 +94,7 @@ def compile_programs(
     compute = mode.of(choose_compute(spec, dtype, platform=platform))
     compute = bounded(where, spec, dataclasses.replace(compute, quantize=None if how is None else how.name))
     made_of = check_sampling(spec, asked_for)
+    check_mesh(made_of.way, mesh)
     wanted = programs.VideoPrograms(
         spec=spec,
         compute=compute,
@@ -103,6 +106,7 @@ def compile_programs(
         steps=made_of.steps if one_program else None,
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
         tiling=mode.tiling,
+        short=wanted_of(made_of),
     )
     request = {
         "size": [made_of.height, made_of.width],
@@ -113,6 +117,7 @@ def compile_programs(
         "steps in one program": wanted.steps,
         "from video": from_video,
         "memory": mode.name,
+        "steps": asked_of(made_of),
     }
     decoders: list[Any] = []
 

@@ -22,8 +22,9 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
-from cogvx_jax.pipelines import latents, step_programs, text
+from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.weights import abstract_weights
 
 
@@ -41,11 +42,18 @@ class VideoPrograms:
     steps: int | None = None  # in one program; None is one step a program
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
     tiling: bool = False  # the VAE runs in tiles
+    short: Wanted | None = None  # steps that are made of what others computed
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
         encodes = self.spec.kind == "i2v" or self.source is not None
-        return ("text", *(["encode"] if encodes else []), "step" if self.steps is None else "loop", "decode")
+        return ("text", *(["encode"] if encodes else []), *self.step_names(), "decode")
+
+    def step_names(self) -> tuple[str, ...]:
+        """The programs of sampling."""
+        if self.short is not None:
+            return self.short.names(one_program=self.steps is not None)
+        return ("step",) if self.steps is None else ("loop",)
 
     def lower(self, name: str) -> Iterator[Any]:
         """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size."""
@@ -57,6 +65,8 @@ class VideoPrograms:
         elif name == "loop":
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
+        elif self.short is not None and name in self.step_names():
+            yield lower_short(self, name)
         elif name == "decode":
             for height, width in self._sizes():
                 part = (*shape[:2], height, width, shape[4])
@@ -116,6 +126,27 @@ def lower_loop(
     loop = step_programs.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
     return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
+
+
+def lower_short(video: VideoPrograms, name: str) -> Any:
+    """A program of steps that are made of what others computed, by its name of `Wanted.names`."""
+    spec, mesh, shape, short = video.spec, video.mesh, video.shape, video.short
+    assert short is not None
+    own = video.compute.of("transformer")
+    asked = short, Transformer(spec.transformer, own), video.guided, mesh
+    kept = shortcuts.abstract_kept(short, spec.transformer, own.dtype, shape, guided=video.guided, mesh=mesh)
+    each = () if video.steps is None else (video.steps,)
+    params, state, *inputs = _denoising(spec, video.compute, mesh, shape, each, guided=video.guided)
+    control = _everywhere((*each, short.order + 1), "float32", mesh)
+    draws = _draws(spec, video.sampler)
+    if video.steps is not None:
+        noise = SeededNoise.abstract() if draws else None
+        loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept))
+        return loop.lower(params, state, kept, *inputs, noise, _everywhere(each, "bool", mesh), control)
+    drawn = _everywhere(shape, "float32", mesh) if draws else None
+    skips = name.startswith("skipped-")
+    step = shortcuts.skipped_program(*asked) if skips else shortcuts.computed_program(*asked, shortcuts.where(kept))
+    return step.lower(params, state, kept, *inputs, drawn, control)
 
 
 def _denoising(
