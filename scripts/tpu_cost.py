@@ -33,6 +33,7 @@ TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
+ONE = "data=1"  # the mesh of one device, in a word
 QUANTIZED = ("step", "text")  # programs that differ where the model is quantised
 KERNELS = tuple(dict.fromkeys(name for chip in CHIPS for name in chip.kernel_cycles))  # those that are counted
 MEMORY = tuple(mode.name for mode in MODES if mode.exact)
@@ -178,7 +179,8 @@ def lower(
     compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
     compute = dataclasses.replace(find_mode(memory).of(compute), quantize=quantize)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
-    on, clock = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True))), chip.clock
+    sizes = next(candidates(cfg.heads, len(devices), 1, guided=True))
+    on, clock = mesh or (sharding.format_mesh(sizes) if sizes else ONE), chip.clock
     made = sharding.parse_mesh(on, devices)
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)

@@ -84,8 +84,20 @@ def test_programs_of_one_part_are_compiled_once(monkeypatch, capsys):
 
     monkeypatch.setattr(tpu_cost, "lower", lower)
     assert compare({"versions": VERSIONS, "rows": {row.key: held(row) for row in rows}}, VERSIONS) == 0
-    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True, None)]
+    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True, "resident", None)]
     assert capsys.readouterr().out.count("as in the table") == 2
+
+
+def test_a_row_of_a_memory_mode_is_compiled_in_it(monkeypatch, capsys):
+    row, asked = dataclasses.replace(ROW, mesh="data=1", program="step offload"), []
+
+    def lower(*args):
+        asked.append(args)
+        return iter([Lowered(row.program, row.lowered, lambda: row)])
+
+    monkeypatch.setattr(tpu_cost, "lower", lower)
+    assert compare({"versions": VERSIONS, "rows": {row.key: held(row)}}, VERSIONS) == 0
+    assert asked == [("5b", "v5e:2x4", "data=1", ("step",), "block", "pallas", "float32", True, "offload")]
 
 
 def test_other_versions_are_skipped_with_a_reason(compiled, capsys):

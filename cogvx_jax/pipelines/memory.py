@@ -34,7 +34,8 @@ def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None
         return
     if isinstance(model.params, Turns):  # when it comes to that, the VAE is there and nothing else
         free += model.params.held_bytes() - device_bytes(_vae(model))
-    ways = "use more devices for it (--mesh), or --tiling, which is lossy"
+    turns = [] if model.memory.turns else ["let components take turns (--memory auto)"]
+    ways = ", or ".join([*turns, "use more devices for it (--mesh)", "--tiling, which is lossy"])
     try:
         needed = decode_bytes(model, shape, padding)
     except MemoryError as error:  # the compiler itself refuses
