@@ -93,6 +93,7 @@ def put_quantized(
     for layer in range(layers):
         kernel = _array(functools.partial(_read_layer, read, layer), shape[1:], inner)
         made = _quantize(storage, inner, scale_inner)(kernel)
+        del kernel  # not while the next one is read
         values = _set_layer(where)(values, made.values, np.int32(layer))
         scales = _set_layer(scale_where)(scales, made.scale, np.int32(layer))
         values.block_until_ready()  # or the host would run ahead and hold many layers

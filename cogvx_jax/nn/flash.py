@@ -83,7 +83,7 @@ def flash_attention(
         max_logit = integer_bound(max_logit, q.shape[3])
     maximum = needs_maximum(max_logit, length)
     if blocks is None:
-        blocks = default_blocks(maximum) if v.dtype == jnp.bfloat16 else FLOAT32
+        blocks = default_blocks(maximum, int8) if v.dtype == jnp.bfloat16 else FLOAT32
     options = _Options(
         scale=scale,
         length=length,
@@ -102,12 +102,13 @@ def needs_maximum(max_logit: float | None, keys: int) -> bool:
     return max_logit is None or max_logit * math.log2(math.e) + math.log2(keys) + VALUE_BITS > 127
 
 
-def default_blocks(maximum: bool) -> Blocks:
+def default_blocks(maximum: bool, int8: bool = False) -> Blocks:
     """Those of the chip that the current mesh (`jax.set_mesh`) is of, else of the default device."""
     if maximum:
         return DEFAULT
     chip = current_chip()
-    return DEFAULT if chip is None or chip.blocks is None else Blocks(*chip.blocks)
+    found = None if chip is None else int8 and chip.int8_blocks or chip.blocks
+    return DEFAULT if found is None else Blocks(*found)
 
 
 def current_chip() -> Chip | None:
