@@ -96,7 +96,9 @@ def quantized_params(
     return traverse_util.unflatten_dict(flat | scales, sep="/")
 
 
-def quantize_on_host(read: Callable[..., np.ndarray], shape: tuple[int, ...], storage: Storage) -> tuple[np.ndarray, np.ndarray]:
+def quantize_on_host(
+    read: Callable[..., np.ndarray], shape: tuple[int, ...], storage: Storage
+) -> tuple[np.ndarray, np.ndarray]:
     """A stacked kernel (layers, in, out) as integers with their scales, in this host's memory, read layer by layer.
 
     It is computed by the host, so that a model becomes the same bytes on every machine.
