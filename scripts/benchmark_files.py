@@ -39,7 +39,7 @@ WAYS = {
     "open, to arrays in bfloat16": """
 import jax
 from cogvx_jax.convert.sources import open_source
-from cogvx_jax.pipelines.model import load_component
+from cogvx_jax.pipelines.weights import load_component
 source = open_source(Path(place)); spec = source.spec()
 jax.block_until_ready(jax.numpy.zeros(8))
 before, began = peak(), time.monotonic()

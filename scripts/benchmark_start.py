@@ -21,7 +21,8 @@ import tyro
 
 from cogvx_jax.configs import GenerationDefaults
 from cogvx_jax.convert import export
-from cogvx_jax.pipelines.model import COMPONENTS, TINY
+from cogvx_jax.pipelines.model import TINY
+from cogvx_jax.pipelines.weights import COMPONENTS
 from cogvx_jax.scripts.benchmark_generate import FULL, PROMPT, random_params
 from cogvx_jax.storage import copy_files
 

@@ -539,7 +539,9 @@ def test_headers_that_lie(copy):
     store({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a F32 (5,) does not take 16 bytes"]
     store({"a": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}})
-    assert failure(folder, spec) == [f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2"]
+    assert failure(folder, spec) == [
+        f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I8, U8"
+    ]
     store({"a": {"dtype": "F32", "shape": [4]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a has the data_offsets None"]
 

@@ -24,7 +24,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 from pathlib import Path
 import cogvx_jax as cx
 from cogvx_jax.convert import read_spec
-from cogvx_jax.pipelines.model import load_component
+from cogvx_jax.pipelines.weights import load_component
 from cogvx_jax.quantization import find_quantization
 def peak_bytes():  # not ru_maxrss, which begins at the peak of the process that started this one
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

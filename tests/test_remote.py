@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import cogvx_jax as cx
 from cogvx_jax import storage
 from cogvx_jax.convert import ConversionError, write_orbax
-from cogvx_jax.pipelines.model import load_component
+from cogvx_jax.pipelines.weights import load_component
 
 
 @pytest.fixture

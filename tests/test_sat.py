@@ -29,7 +29,8 @@ from cogvx_jax.given import Given
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
-from cogvx_jax.pipelines.model import load_component, resolve
+from cogvx_jax.pipelines.model import resolve
+from cogvx_jax.pipelines.weights import load_component
 from cogvx_jax.presets import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden"
