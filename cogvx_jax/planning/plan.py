@@ -35,6 +35,8 @@ from cogvx_jax.pipelines.request import (
     latent_frames,
     padded_latent_frames,
 )
+from cogvx_jax.pipelines.short_schedule import asked_of, computed_count, wanted_of
+from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
@@ -58,6 +60,7 @@ class Trial:
     step: float | None = None
     decode: float | None = None
     step_seconds: float | None = None
+    skipped_seconds: float | None = None  # a step that is made of what others computed
     other_seconds: float | None = None  # text encoder and decoder, a video
     compile_seconds: float = 0.0
     why: str = ""
@@ -84,6 +87,8 @@ class Plan:
     flops: int  # of the transformer, all steps
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
+    short: str = ""  # what is asked of the steps, such as "reuse every:2"
+    computed: int | None = None  # steps that are computed; None where that is known only when they run
 
     @property
     def chosen(self) -> Trial | None:
@@ -127,7 +132,7 @@ def plan(
       every: compile all candidates, not only up to the first that fits.
       fresh: compile again what was planned before.
       report: gets a line before each compilation, which may take minutes.
-      height, width, num_frames, num_inference_steps, guidance_scale, sampler: as for `generate`.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance: as for `generate`.
     Raises: ValueError for an unknown topology, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
@@ -142,6 +147,7 @@ def plan(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
+        short=wanted_of(made_of),
     )
     facts: dict[str, Any] = {
         "model": spec.name,
@@ -155,11 +161,14 @@ def plan(
         "steps": made_of.steps,
         "flops": made_of.steps * _flops(wanted),
     }
+    if wanted.short is not None:
+        facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
     kept = _file(wanted, facts | {"every": every})
     if not fresh and (known := _read(kept)) is not None:
         return known
     trials: list[Trial] = []
-    for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided):
+    branches = wanted.guided and made_of.way is None  # side by side, or not all steps have both
+    for sizes in candidates(spec.transformer.heads, len(target.devices), videos, guided=branches):
         trials.append(_try(wanted, sizes, report))
         if trials[-1].fits and not every:
             break
@@ -190,7 +199,8 @@ def auto_mesh(
         return None
     if target.memory is None:
         spec = load_spec(source)
-        guided = check_sampling(spec, sampling or Sampling()).guided
+        made_of = check_sampling(spec, sampling or Sampling())
+        guided = made_of.guided and made_of.way is None
         sizes: dict[str, Any] = next(candidates(spec.transformer.heads, len(target.devices), videos, guided=guided))
         return sharding.make_mesh(**sizes)
     made = plan(source, sampling=sampling, videos=videos, dtype=dtype, report=report)
@@ -246,6 +256,7 @@ class _Question:
     padding: int
     guided: bool
     sampler: str
+    short: Wanted | None = None
 
 
 def _target(name: str | None) -> _Target:
@@ -293,6 +304,7 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
             trial = dataclasses.replace(trial, **measured)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
+        trial = dataclasses.replace(trial, skipped_seconds=_skipped_seconds(wanted, mesh, report))
     clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
     seconds = None
     if clock:
@@ -308,6 +320,16 @@ def _try(wanted: _Question, sizes: dict[str, int], report: Report) -> Trial:
     )
 
 
+def _skipped_seconds(wanted: _Question, mesh: Mesh, report: Report) -> float | None:
+    """Of a step that is made of what others computed; None where there is none, or nobody knows the clock."""
+    clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
+    if not clock or wanted.short is None or not wanted.short.skips:
+        return None
+    report("compiling a skipped step")
+    (cost,) = (_cost(wanted, lowered) for lowered in _lowered(wanted, mesh, "skipped"))
+    return (cost.cycles + cost.kernel_cycles) / clock / 1e9
+
+
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
     video = programs.VideoPrograms(
         spec=wanted.spec,
@@ -317,6 +339,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         padding=wanted.padding,
         guided=wanted.guided,
         sampler=wanted.sampler,
+        short=wanted.short,
     )
     return video.lower(name)
 
