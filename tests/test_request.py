@@ -60,7 +60,7 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("tiling", 1, "tiling must be true or false, got 1"),
     ("fps", "8", "fps must be a number, got '8'"),
     ("fps", 0, "fps must be positive and at most 100000, got 0"),
-    ("colour", 1, "colour; a line has a prompt and any of fps, frames, guidance_scale"),
+    ("colour", 1, "colour; a line has a prompt and any of calibration, fps, frames, guidance, guidance_scale"),
     ("latents", [1], "latents; a line has"),
 ]
 

@@ -98,6 +98,8 @@ def table(made: "Plan") -> str:
         lines.append(f"It {mode.changes}. That costs {mode.costs}.")
     if chosen.host:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
+    if made.short:
+        lines.append(_short(made, chosen))
     if chosen.step_seconds is None:
         lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
     else:
@@ -108,13 +110,23 @@ def table(made: "Plan") -> str:
     return "\n".join(lines)
 
 
+def _short(made: "Plan", chosen: "Trial") -> str:
+    """How many steps are computed, and what the others take."""
+    if made.computed is None:
+        return f"How many steps {made.short} computes is known when they run; the times are those of all of them."
+    others = "" if chosen.skipped_seconds is None else f", of {chosen.skipped_seconds:.3f} s each"
+    return f"{made.short}: {made.computed} of {made.steps} steps are computed, the others reuse{others}."
+
+
 def _row(made: "Plan", trial: "Trial") -> str:
     def number(value: float | None, width: int, digits: int = 2) -> str:
         return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
 
     video = None
     if trial.step_seconds is not None and trial.other_seconds is not None:
-        video = (made.steps * trial.step_seconds + trial.other_seconds) / made.videos
+        computed = made.steps if made.computed is None else made.computed
+        steps = computed * trial.step_seconds + (made.steps - computed) * (trial.skipped_seconds or 0)
+        video = (steps + trial.other_seconds) / made.videos
     fits = "-" if made.memory is None else "yes" if trial.fits else "no"
     return (
         f"{_name(trial):28}{fits:6}{number(sum(trial.weights.values()), 8)}"

@@ -106,6 +106,7 @@ class Method:
     kind: str
     choose: Callable[[Reuse, Facts], np.ndarray]  # (N,) bool, the steps that are computed
     numbers: tuple[Number, ...] = ()
+    measures: bool = False  # whether the steps depend on more than their number
     about: str
 
 
@@ -270,12 +271,14 @@ METHODS: Mapping[str, Method] = {
     "teacache": Method(
         kind="added",
         choose=_teacache,
+        measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
         about="by the change of the time embedding",
     ),
     "magcache": Method(
         kind="added",
         choose=_magcache,
+        measures=True,
         numbers=(
             Number(name="a threshold", default=0.06, low=0, high=1e6),
             Number(name="how many steps in a row", default=3, low=1, high=1000, whole=True),
@@ -292,6 +295,7 @@ METHODS: Mapping[str, Method] = {
     "first-block": Method(
         kind="first_block",
         choose=_all,
+        measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
         about="by what the first block adds",
     ),

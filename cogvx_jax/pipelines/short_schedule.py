@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.guidance_ways import Way, guided_steps
-from cogvx_jax.diffusion.reuse import Facts, Reuse, Schedule, schedule
-from cogvx_jax.diffusion.samplers import Sampler
+from cogvx_jax.diffusion.reuse import METHODS, Facts, Reuse, Schedule, schedule
+from cogvx_jax.diffusion.samplers import SAMPLERS, Sampler
 from cogvx_jax.models.transformer import Transformer, time_embeddings
 from cogvx_jax.pipelines.calibration import find_calibration
 from cogvx_jax.pipelines.model import Model
@@ -80,6 +81,19 @@ def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
         f"guidance {way} computes one branch in some steps, in which half of a mesh with cfg={branches} would idle; "
         f"use {format_mesh(sizes)} instead"
     )
+
+
+def computed_count(settings: Settings, spec: ModelSpec) -> int | None:
+    """Of a full run, the steps that are computed; None where that depends on weights or on what is measured."""
+    if wanted_of(settings) is None:
+        return settings.steps
+    timesteps = SAMPLERS[settings.sampler](spec.schedule, settings.steps).timesteps
+    if settings.way is not None:
+        return int(guided_steps(settings.way, timesteps, spec.schedule.steps).computed.sum())
+    reuse = settings.reuse
+    if reuse is None or METHODS[reuse.method].measures:
+        return None
+    return int(schedule(reuse, Facts(timesteps=timesteps, steps=settings.steps, model=spec.name)).computed.sum())
 
 
 def every_step(count: int) -> Schedule:

@@ -50,12 +50,16 @@ class Wanted(NamedTuple):
         """Of `diffusion.reuse.MODES`."""
         return f"added-{self.order}" if self.kind == "added" else self.kind
 
+    @property
+    def skips(self) -> bool:
+        """Whether a program of its own makes the skipped steps."""
+        return KINDS[self.kind].skipped is not None
+
     def names(self, *, one_program: bool = False) -> tuple[str, ...]:
         """Of its programs, as they are stored."""
         if one_program:
             return (f"loop-{self.mode}",)
-        skips = KINDS[self.kind].skipped is not None
-        return (f"computed-{self.mode}", *([f"skipped-{self.mode}"] if skips else []))
+        return (f"computed-{self.mode}", *([f"skipped-{self.mode}"] if self.skips else []))
 
 
 class Steps:

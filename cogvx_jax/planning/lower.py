@@ -56,17 +56,21 @@ class VideoPrograms:
         return ("step",) if self.steps is None else ("loop",)
 
     def lower(self, name: str) -> Iterator[Any]:
-        """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size."""
+        """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size.
+
+        Of steps that are made of what others computed, "step" is a computed one and "skipped" a skipped one.
+        """
         spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
             yield lower_text(spec, compute, mesh, shape[0], guided=self.guided)
+        elif self.short is not None and name in ("step", "skipped", *self.step_names()):
+            own = {"step": f"computed-{self.short.mode}", "skipped": f"skipped-{self.short.mode}"}
+            yield lower_short(self, own.get(name, name))
         elif name == "step":
             yield lower_step(spec, compute, mesh, shape, guided=self.guided, sampler=self.sampler)
         elif name == "loop":
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
-        elif self.short is not None and name in self.step_names():
-            yield lower_short(self, name)
         elif name == "decode":
             for height, width in self._sizes():
                 part = (*shape[:2], height, width, shape[4])

@@ -40,6 +40,8 @@ from cogvx_jax.pipelines.request import (
     padded_latent_frames,
     shorter_clips,
 )
+from cogvx_jax.pipelines.short_schedule import asked_of, computed_count, wanted_of
+from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
 from cogvx_jax.planning import lower as programs
@@ -64,6 +66,7 @@ class Trial:
     step: float | None = None
     decode: float | None = None
     step_seconds: float | None = None
+    skipped_seconds: float | None = None  # a step that is made of what others computed
     other_seconds: float | None = None  # text encoder and decoder, a video
     compile_seconds: float = 0.0
     why: str = ""
@@ -96,6 +99,8 @@ class Plan:
     flops: int  # of the transformer, all steps
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
+    short: str = ""  # what is asked of the steps, such as "reuse every:2"
+    computed: int | None = None  # steps that are computed; None where that is known only when they run
 
     @property
     def chosen(self) -> Trial | None:
@@ -154,7 +159,7 @@ def plan(
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
       report: gets a line before each compilation, which may take minutes.
-      height, width, num_frames, num_inference_steps, guidance_scale, sampler: as for `generate`.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance: as for `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     modes = MODES if memory in (None, AUTO) else (find_mode(memory),)
@@ -170,6 +175,7 @@ def plan(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
+        short=wanted_of(made_of),
     )
     facts: dict[str, Any] = {
         "model": spec.name,
@@ -184,12 +190,15 @@ def plan(
         "steps": made_of.steps,
         "flops": made_of.steps * _flops(wanted),
     }
+    if wanted.short is not None:
+        facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
     sizes_of = None if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
     kept = _file(wanted, facts | {"every": every, "modes": [mode.name for mode in modes], "mesh": sizes_of})
     if not fresh and (known := _read(kept)) is not None:
         return known
     trials, costs = [], _Costs(report)
-    meshes = list(candidates(spec.transformer.heads, len(target.devices), videos, guided=wanted.guided))
+    branches = wanted.guided and made_of.way is None  # side by side, or not all steps have both
+    meshes = list(candidates(spec.transformer.heads, len(target.devices), videos, guided=branches))
     for mode in modes:
         for sizes in meshes if sizes_of is None else [sizes_of]:
             trials.append(_try(dataclasses.replace(wanted, mode=mode), sizes, costs))
@@ -256,7 +265,8 @@ def _first_mesh(source: str, sampling: Sampling | None, videos: int, devices: in
     if devices == 1:
         return None
     spec = load_spec(source)
-    guided = check_sampling(spec, sampling or Sampling()).guided
+    made_of = check_sampling(spec, sampling or Sampling())
+    guided = made_of.guided and made_of.way is None
     sizes: dict[str, Any] = next(candidates(spec.transformer.heads, devices, videos, guided=guided))
     return sharding.make_mesh(**sizes)
 
@@ -311,6 +321,7 @@ class _Question:
     padding: int
     guided: bool
     sampler: str
+    short: Wanted | None = None
     mode: MemoryMode = RESIDENT
 
     @property
@@ -394,6 +405,10 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
             trial = dataclasses.replace(trial, **beside)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
+        if wanted.target.slice_chip and wanted.target.slice_chip.clock and wanted.short and wanted.short.skips:
+            skipped = costs.find(wanted, mesh, sizes, "skipped")
+            if not isinstance(skipped, MemoryError):
+                found["skipped"] = skipped
     return dataclasses.replace(
         trial,
         **_seconds(wanted, found),
@@ -411,18 +426,18 @@ def _beside_at_least(error: MemoryError, weights: float) -> float | None:
 
 
 def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
-    """Of a step, and of text encoder and decoder; nothing where nobody knows the clock."""
+    """Of a step, of one that is skipped, and of text encoder and decoder; nothing where nobody knows the clock."""
     clock = wanted.target.slice_chip and wanted.target.slice_chip.clock
     if not clock:
         return {}
-    (step,), (text,), decode = (
-        [(c.cycles + c.kernel_cycles) / clock / 1e9 for c in found[name]] for name in ("step", "text", "decode")
-    )
+    times = {name: [(c.cycles + c.kernel_cycles) / clock / 1e9 for c in costs] for name, costs in found.items()}
+    (step,), (text,), decode = (times[name] for name in ("step", "text", "decode"))
     vae = wanted.spec.vae
     batches = max(wanted.shape[1] - wanted.padding, 1) // (vae.decode_frames or wanted.shape[1])
     tiles = Tiling.of(vae).count(*wanted.shape[2:4]) if wanted.mode.tiling else 1
     video = tiles * (decode[0] + max(batches - 1, 0) * decode[-1])
-    return {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
+    made: dict[str, Any] = {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
+    return made | ({"skipped_seconds": times["skipped"][0]} if "skipped" in times else {})
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
@@ -437,6 +452,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         padding=wanted.padding,
         guided=wanted.guided,
         sampler=wanted.sampler,
+        short=wanted.short,
     )
     return video.lower(name)
 
