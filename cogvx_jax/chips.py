@@ -22,8 +22,8 @@ class Chip:
     clock: float | None = None  # GHz, nominal: reads the compiler's cycles as time
     cores: int = 1  # that share a kernel's grid
     # Cycles of one core for a thousand scores of an attention kernel, forward, by its name in `nn.attention`:
-    # "pallas" without a running maximum at `blocks`, "pallas_int8", which v4 cannot, at `int8_blocks`, JAX's kernels with
-    # segment ids at their best blocks. `scripts/attention_blocks.py` counts them, and finds `blocks`.
+    # "pallas" without a running maximum at `blocks`, "pallas_int8", which v4 cannot, at `int8_blocks`, JAX's kernels
+    # with segment ids at their best blocks. `scripts/attention_blocks.py` counts them, and finds `blocks`.
     kernel_cycles: Mapping[str, float] = dataclasses.field(default_factory=dict)
     blocks: tuple[int, int, int] | None = None  # of `nn.flash` without a running maximum: queries, keys, keys at a time
     int8_blocks: tuple[int, int, int] | None = None  # the same with scores of integers; None: `blocks`
