@@ -166,7 +166,7 @@ def test_the_choice_of_blocks():
     with pytest.raises(ValueError, match="multiples of 128"):
         flash.fit_blocks(Blocks(100, 128, 128), 10, 10)
     assert flash.default_blocks(False) in (flash.DEFAULT, *(chip.blocks for chip in CHIPS))
-    assert flash.default_blocks(True) == flash.DEFAULT
+    assert flash.default_blocks(True) == flash.default_blocks(True, int8=True) == flash.DEFAULT
 
 
 # --- the bound ---
@@ -252,13 +252,12 @@ def integers(q, k, length, scale):
     return rounded
 
 
-@pytest.mark.parametrize("bound", [None, BOUND])
-def test_scores_of_integers(bound):
+def test_scores_of_integers():
     """Nearer to the definition of what was rounded than to that of what was not; keys' common part does not matter."""
     q, k, v = inputs(200, 300, heads=2, width=64)
     k, q = k + 3 * draw(7, 1, 2, 1, 64), q.at[0, 0, 5].set(0)
     spoilt = spoil(k, 280, jnp.nan), spoil(v, 280, jnp.inf)
-    y = flash_attention(q, *spoilt, scale=0.1, max_logit=bound, kv_length=280, int8=True, blocks=SMALL, interpret=True)
+    y = flash_attention(q, *spoilt, scale=0.1, kv_length=280, int8=True, blocks=SMALL, interpret=True)
     exact = definition(q, k[:, :, :280], v[:, :, :280], 0.1)
     rounded = definition(*integers(q, k, 280, 0.1), v[:, :, :280], 0.1)
     np.testing.assert_allclose(y, rounded, rtol=0, atol=3e-3)  # of numbers halfway between two integers
@@ -280,6 +279,7 @@ def test_the_bound_holds_for_integers():
     assert largest <= bound < np.abs(scores).max() <= flash.integer_bound(bound, width)
 
 
+@pytest.mark.full
 def test_the_gradient_is_not_of_integers(monkeypatch):
     q, k, v = inputs(130, 130, width=64)
     monkeypatch.setattr(splash, "BLOCKS", range(128, 129, 128))

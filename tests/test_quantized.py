@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -33,6 +34,7 @@ from cogvx_jax.nn.quantized import (
 from cogvx_jax.pipelines.quantization_report import TIMES, make_report, random_inputs, relative_error
 from cogvx_jax.pipelines.stored_programs import conditions
 from cogvx_jax.pipelines.weights import weight_bytes
+from cogvx_jax.planning.lower import lower_step
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.quantization import COLUMNS, QUANTIZATIONS, SCALE, Storage, find_quantization
 from cogvx_jax.sharding import placement
@@ -159,7 +161,11 @@ def assert_identical(a, b):
     assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
 
 
-@pytest.mark.parametrize("how, error", [("int8", 0.03), ("w8a8", 0.06), ("int4:16", 0.4)])
+def full(*values):
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("how, error", [full("int8", 0.03), ("w8a8", 0.06), full("int4:16", 0.4)])
 def test_a_quantised_model_generates_nearly_the_same(small, how, error):
     folder, model = small("5b")
     loaded = cx.load(folder, quantize=how)
@@ -172,8 +178,16 @@ def test_a_quantised_model_generates_nearly_the_same(small, how, error):
     assert 0 < rms(generated(loaded), generated(model)) < error
 
 
-@pytest.mark.parametrize("sizes", [dict(fsdp=4, sp=2), dict(cfg=2, tensor=2), dict(fsdp=2, tensor=2)])
-@pytest.mark.parametrize("how", ["w8a8", "int4:16"])
+@pytest.mark.parametrize(
+    "how, sizes",
+    [
+        ("w8a8", dict(fsdp=2, tensor=2)),
+        full("w8a8", dict(fsdp=4, sp=2)),
+        full("w8a8", dict(cfg=2, tensor=2)),
+        full("int4:16", dict(fsdp=4, sp=2)),
+        full("int4:16", dict(fsdp=2, tensor=2)),
+    ],
+)
 def test_a_mesh_makes_the_same_integers_and_the_same_video(small, how, sizes):
     folder = small("5b")[0]
     mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
@@ -188,12 +202,13 @@ def test_a_mesh_makes_the_same_integers_and_the_same_video(small, how, sizes):
 
 
 def test_layers_are_quantised_one_at_a_time(small, monkeypatch):
-    folder = small("1.5-5b")[0]
-    once = cx.load(folder, quantize="int4:16").params
+    def load(mesh=None):
+        return cx.load(small("5b")[0], quantize="int4:16", mesh=mesh, components=("transformer",)).params
+
+    once = load()
     monkeypatch.setattr(placement, "STAGED_BYTES", 0)
-    mesh = cx.make_mesh(fsdp=4, tensor=2)
-    assert_identical(cx.load(folder, quantize="int4:16").params, once)
-    assert_identical(cx.load(folder, quantize="int4:16", mesh=mesh).params, once)
+    assert_identical(load(), once)
+    assert_identical(load(cx.make_mesh(fsdp=4, tensor=2)), once)
 
 
 def adapters(model, seed=0, rank=2):
@@ -257,10 +272,10 @@ def stored(small, tmp_path_factory):
 
 
 LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+STORED = [("int4:16", "safetensors"), ("int8", "orbax"), full("int8", "safetensors"), full("int4:16", "orbax")]
 
 
-@LAYOUTS
-@pytest.mark.parametrize("how", ["int8", "int4:16"])
+@pytest.mark.parametrize("how, layout", STORED)
 def test_a_stored_model_opens_like_any_other(small, stored, how, layout):
     folder = stored(how, layout)
     loaded, asked = cx.load(folder, verify=True), cx.load(small("5b")[0], quantize=how)
@@ -417,7 +432,7 @@ def test_weights_are_counted_by_what_they_become(small):
         assert sum(x.nbytes for x in jax.tree.leaves(held[component])) == size
 
 
-@pytest.mark.parametrize("how", ["w8a8", "int4:16"])
+@pytest.mark.parametrize("how", ["w8a8", full("int4:16")])
 def test_the_report_is_of_the_model_it_becomes(small, how):
     folder, model = small("5b")
     found = make_report(folder, find_quantization(how))
@@ -469,3 +484,18 @@ def test_the_commands(small, tmp_path, monkeypatch, capsys):
     ):
         assert problem in refused(monkeypatch, capsys, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "int8"]
+
+
+def test_a_mesh_gathers_integers(small):
+    """Where weights are spread for storage alone, each layer's integers travel, not the numbers made of them."""
+    model, mesh = small("5b")[1], cx.make_mesh(fsdp=4, devices=jax.devices()[:4])
+    compute = Compute(dtype="bfloat16", quantize="int8")
+    lowered = lower_step(model.spec, compute, mesh, (1, 3, 4, 6, 4), guided=True)
+    gathered = [line for line in lowered.compile().as_text().splitlines() if " all-gather(" in line]
+    kernels = {(48, 48), (48, 192), (192, 48)}
+    kinds = {}
+    for line in gathered:
+        for kind, dims in re.findall(r"= (\w+)\[([\d,]+)\]", line):
+            shape = tuple(int(n) for n in dims.split(",") if n != "1")
+            kinds.setdefault(shape, set()).add(kind)
+    assert kinds.keys() & kernels and all(kinds[shape] == {"s8"} for shape in kernels & kinds.keys())
