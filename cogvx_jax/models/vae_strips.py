@@ -116,6 +116,7 @@ def measured(x: Striped) -> Striped:
     """With its moments, which takes a pass where the convolution before did not find them."""
     if x.moments is not None:
         return x
+
     def step(strips, inside, moments):
         return {}, moments.plus(Moments.of([part[:, :, 1:-1] for part in x.strip(strips["x"])]))
 

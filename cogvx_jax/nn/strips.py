@@ -57,7 +57,9 @@ def over_strips(step: Step, videos: Videos, state: Any, *, height: int, rows: in
 
     def lay(above: Videos, held: Videos, state: Any, start: Any, size: int) -> tuple[Videos, Videos, Any]:
         above, made, state = work(above, held, state, start, size)
-        laid = jax.tree.map(lambda x, part: lax.dynamic_update_slice_in_dim(x, _in_order(part), at(start, x), axis=2), held, made)
+        laid = jax.tree.map(
+            lambda x, part: lax.dynamic_update_slice_in_dim(x, _in_order(part), at(start, x), axis=2), held, made
+        )
         return above, laid, state
 
     above = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :1]), dict(videos))

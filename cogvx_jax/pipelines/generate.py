@@ -59,6 +59,7 @@ def generate(
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
+    model = _fitting(model, request)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
@@ -92,8 +93,7 @@ def sample(
     """
     request.check_model(model.spec)
     noise = SeededNoise(request.seed) if noise is None else noise
-    if not request.tiling:  # out of memory after the last step would waste all of them
-        check_decode(model, request.batch_shape, request.padding)
+    model = _fitting(model, request)
     text, negative = _text(model, request)
     plan = _sampler(model, request)
     condition = _condition(model, request, noise)
@@ -101,6 +101,13 @@ def sample(
     weights = guidance.weights(request.guidance, plan.timesteps, _kept(request), request.dynamic)
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress)
     return loop(model, x, text, negative, plan, weights, condition=condition, noise=noise)
+
+
+def _fitting(model: Model, request: Request) -> Model:
+    """The model, its VAE in as many strips as are needed: out of memory after the last step would waste all of them."""
+    if request.tiling:
+        return model
+    return check_decode(model, request.batch_shape, request.padding, request.strips)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
