@@ -12,6 +12,8 @@ from cogvx_jax.models import tiling
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.nn.backend import PLAIN, using
 from cogvx_jax.nn.conv import CausalConv, FrameConv
+from cogvx_jax.nn.norms import Moments
+from cogvx_jax.nn.strips import rows_of
 
 CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2)  # 4x4 in space
 WHOLE = VAEConfig(**{**CFG.__dict__, "encode_frames": None, "decode_frames": None})
@@ -315,3 +317,47 @@ def test_a_frame_no_larger_than_a_tile_is_not_tiled(frame, calls):
     jax.eval_shape(lambda z: tiling.decode_tiled(vae, None, z, decode_batch=run), normal(0, 1, 1, *frame, 2))
     assert len(shapes) == calls
     assert shapes[0] == (min(frame[0], 4), min(frame[1], 4))
+
+
+# --- strips of rows ---
+
+SHORT = VAEConfig(channels=(4, 8), layers=1, groups=2, latent_channels=2, temporal_compression=2)  # 2x2 in space
+
+
+def in_strips(strips, method):
+    vae = vaes.VAE(SHORT, Compute(strips=strips))
+
+    def run(p, x, cache):
+        with using(PLAIN):
+            return vae.apply({"params": p}, x, cache, method=method)
+
+    return jax.jit(run)
+
+
+# Of 28 rows, and of 14: two strips and none; three of 10, 10 and 8, and none; five of 6 and 4, and two of 8 and 6; 2 each.
+@pytest.mark.parametrize("strips", [5, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3, 99))])
+def test_strips_change_nothing(strips, random_params):
+    params = random_params(vaes.VAE(SHORT), normal(0, 1, 1, 2, 2, 3))
+    inputs = {"decode": normal(2, 2, 5, 14, 3, 2), "encode": normal(1, 2, 17, 28, 6, 3)}
+    for name, run in (("decode", vaes.decode), ("encode", vaes.encode)):
+        whole, again = (
+            run(vaes.VAE(SHORT), params, inputs[name], **{f"{name}_batch": in_strips(n, f"{name}_batch")})
+            for n in (1, strips)
+        )
+        np.testing.assert_allclose(again, whole, rtol=0, atol=1e-5 * max(1, float(np.abs(whole).max())))
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    x = 1000 + normal(0, 2, 3, 5, 4, 6)
+    parts = [x[:, :, start:stop] for start, stop in ((0, 1), (1, 2), (2, 5))]
+    found = functools.reduce(Moments.plus, (Moments.of([part]) for part in parts), Moments.none(2, 6))
+    assert found.count == 3 * 5 * 4
+    np.testing.assert_allclose(found.mean, np.mean(np.float64(x), axis=(1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found.square / found.count, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "height, strips, rows", [(28, 5, 6), (28, 1, 28), (5, 1, 5), (480, 16, 30), (720, 16, 46), (8, 99, 2)]
+)
+def test_rows_of_a_strip(height, strips, rows):
+    assert rows_of(height, strips) == rows

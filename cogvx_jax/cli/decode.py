@@ -18,6 +18,7 @@ def decode(
     *,
     out: Path = Path("out.mp4"),
     model: str | None = None,
+    strips: int | None = None,
     tiling: bool = False,
     dtype: DType | None = None,
     mesh: MeshText = None,
@@ -30,13 +31,16 @@ def decode(
       latents: the file that it kept, VIDEO.latents.safetensors.
       out: as for `generate`.
       model: as for `generate`; None is the one that sampled them. Only its VAE is loaded.
+      strips: as for `generate`.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       dtype: to compute in.
       mesh: as for `generate`.
       programs: as for `generate`.
     """
     from cogvx_jax.data.video import check_writable
+    from cogvx_jax.pipelines.memory import check_decode
     from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.pipelines.options import check_strips
     from cogvx_jax.pipelines.saved_latents import read_latents
     from cogvx_jax.sharding import parse_mesh
 
@@ -49,5 +53,7 @@ def decode(
     loaded = load(
         model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs, **vars(about)
     )
+    if not tiling:
+        loaded = check_decode(loaded, saved.latents.shape, saved.padding, check_strips("strips", strips))
     count, height, width = write_video(loaded, saved, out, tiling)
     print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")

@@ -248,6 +248,7 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
 
     from cogvx_jax.cli.made import note_made
     from cogvx_jax.pipelines.generate import sample
+    from cogvx_jax.pipelines.memory import check_decode
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
@@ -255,6 +256,8 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
+    if not (request.tiling or model.memory.tiling):
+        model = check_decode(model, request.batch_shape, request.padding, request.strips)
     latents = np.asarray(sample(model, request, progress=progress, one_program=one_program, text=text))
     source = str(Path(source).absolute()) if Path(source).is_dir() else source
     saved = SavedLatents(

@@ -66,6 +66,7 @@ def generate(
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
     warn_of_hours(model.spec, [request], model.mesh)
+    model = _fitting(model, request)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
@@ -105,8 +106,7 @@ def sample(
     request.check_model(model.spec)
     check_short(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
-    if not (request.tiling or model.memory.tiling):  # out of memory after the last step would waste all of them
-        check_decode(model, request.batch_shape, request.padding)
+    model = _fitting(model, request)
     words, negative = text or encode_texts(model, request)
     if text is not None:
         words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
@@ -119,6 +119,13 @@ def sample(
         short = every_step(len(plan.timesteps))
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
     return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise, short=short)
+
+
+def _fitting(model: Model, request: Request) -> Model:
+    """The model, its VAE in as many strips as are needed: out of memory after the last step would waste all of them."""
+    if request.tiling or model.memory.tiling:
+        return model
+    return check_decode(model, request.batch_shape, request.padding, request.strips)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:

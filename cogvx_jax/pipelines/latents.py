@@ -137,43 +137,48 @@ def lower_decode(
     """
     batches = vaes.frame_batches(shape[1] - padding, vae.cfg.decode_frames)
     sizes = [(1, stop - start, *shape[2:]) for start, stop in batches]
-    return _lower(decode_batch(vae, mesh), mesh, params, sizes)
+    return _lower(vae, decode_batch(vae, mesh), mesh, params, sizes)
 
 
 def lower_encode(vae: vaes.VAE, mesh: Mesh | None, params: Any, shape: tuple[int, ...]) -> Iterator[Any]:
     """The encoder like `lower_decode`, for clips (B, F, H, W, 3), which are encoded one at a time."""
     sizes = [(1, stop - start, *shape[2:]) for start, stop in vaes.frame_batches(shape[1], vae.cfg.encode_frames)]
-    return _lower(encode_batch(vae, mesh), mesh, params, sizes)
+    return _lower(vae, encode_batch(vae, mesh), mesh, params, sizes)
 
 
-def _lower(run: Any, mesh: Mesh | None, params: Any, sizes: list[tuple[int, ...]]) -> Iterator[Any]:
+def _lower(vae: vaes.VAE, run: Any, mesh: Mesh | None, params: Any, sizes: list[tuple[int, ...]]) -> Iterator[Any]:
     cache = None
     for size in sizes[:2]:
         lowered = run.lower(params, jax.ShapeDtypeStruct(size, jnp.float32, sharding=everywhere(mesh)), cache)
         cache = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_cache_place(x.shape, mesh)), lowered.out_info[1]
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_cache_place(vae, x.shape, mesh)),
+            lowered.out_info[1],
         )
         yield lowered
 
 
 def _compiled(vae: vaes.VAE, mesh: Mesh | None, method: str):
-    """One frame batch, its height and width spread over the mesh; the result is on every device."""
+    """One frame batch, its height and width spread over the mesh; the result is on every device.
+
+    In strips each device works through whole frames.
+    """
+    spread = mesh if vae.compute.strips == 1 else None
 
     def run(params, x, cache):
-        with activate(mesh):
+        with activate(spread):
             x = constrain(x, None, None, "height", "width", None)
             y, cache = vae.apply({"params": params}, x, cache, method=method)
         if mesh is None:
             return y, cache
         # Said here, every batch after the first runs one program: the cache lies as it came.
-        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _cache_place(x.shape, mesh)), cache)
+        cache = jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, _cache_place(vae, x.shape, mesh)), cache)
         return jax.lax.with_sharding_constraint(y, everywhere(mesh)), cache
 
     return jax.jit(run, donate_argnums=2)
 
 
-def _cache_place(shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+def _cache_place(vae: vaes.VAE, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
     """Where frames (B, 2, h, w, C) of the causal cache lie between batches."""
-    if mesh is None:
-        return None
+    if mesh is None or vae.compute.strips > 1:
+        return everywhere(mesh)
     return NamedSharding(mesh, spec((None, None, "height", "width", None), mesh, shape, even=True))

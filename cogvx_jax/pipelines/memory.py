@@ -1,13 +1,17 @@
 """Whether what comes last fits: the VAE's decode, asked of the compiler before the first step is sampled."""
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cogvx_jax.pipelines.device_memory import free_bytes
-from cogvx_jax.pipelines.latents import lower_decode
+from cogvx_jax.pipelines.latents import lower_decode, lower_encode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.program_cost import beside_weights, compile_cost
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import device_bytes
+
+STRIPS = (16, 32, 64)  # that are tried where whole frames do not fit
 
 
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
@@ -18,33 +22,70 @@ def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
     Args:
       shape: of the sampled latents (B, T, h, w, 16); videos are decoded one at a time.
       padding: latent frames that are dropped first.
+    Raises: MemoryError where the compiler finds that it does not fit.
     """
-    known = None if model.programs is None else model.programs.decode_bytes(shape, padding)
+    known = None if model.programs is None else model.programs.decode_bytes(shape, padding, model.compute)
     if known is not None:
         return known
-    params = _vae(model)
-    programs = lower_decode(model.vae, model.mesh, params, shape, padding)
-    return round(beside_weights([compile_cost(lowered) for lowered in programs], device_bytes(params)))
+    return _vae_bytes(model, lambda params: lower_decode(model.vae, model.mesh, params, shape, padding))
 
 
-def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0) -> None:
-    """Raises ValueError where the device says how much memory it has free and decoding needs more."""
+def encode_bytes(model: Model, shape: tuple[int, ...]) -> int:
+    """As `decode_bytes`, of encoding one clip of (B, F, H, W, 3)."""
+    return _vae_bytes(model, lambda params: lower_encode(model.vae, model.mesh, params, shape))
+
+
+def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0, strips: int | None = None) -> Model:
+    """The model with as many strips for its VAE as decoding needs, the fewest of `STRIPS`, or as many as are asked for.
+
+    Where the device does not say how much memory it has, as on a CPU, nothing is compiled or changed.
+
+    Args:
+      shape, padding: as for `decode_bytes`.
+      strips: None chooses.
+    Raises: ValueError where decoding needs more memory than is free.
+    """
+    size = f"{shape[2] * 8}x{shape[3] * 8}"
+    return _fitting(model, f"decoding {size}", lambda tried: decode_bytes(tried, shape, padding), strips)
+
+
+def check_encode(model: Model, shape: tuple[int, ...], strips: int | None = None) -> Model:
+    """As `check_decode`, for encoding clips (B, F, H, W, 3), one at a time."""
+    return _fitting(model, f"encoding {shape[2]}x{shape[3]}", lambda tried: encode_bytes(tried, shape), strips)
+
+
+def in_strips(model: Model, strips: int) -> Model:
+    """The model, its VAE in so many strips; 1 is whole frames."""
+    return dataclasses.replace(model, compute=dataclasses.replace(model.compute, strips=strips))
+
+
+def _fitting(model: Model, work: str, needs: Callable[[Model], int], strips: int | None) -> Model:
+    own = model.compute.strips if strips is None else strips
     free = free_bytes()
     if free is None:
-        return
+        return in_strips(model, own)
     if isinstance(model.params, Turns):  # when it comes to that, the VAE is there and nothing else
         free += model.params.held_bytes() - device_bytes(_vae(model))
+    found = ""
+    for count in [own, *(n for n in STRIPS if n > own and strips is None)]:
+        tried, how = in_strips(model, count), f" in {count} strips of rows" if count > 1 else ""
+        try:
+            needed = needs(tried)
+        except MemoryError as error:  # the compiler itself refuses
+            found = f"does not fit the device{how}: {error}"
+            continue
+        if needed <= free:
+            return tried
+        found = f"takes {needed / 1e9:.1f} GB beside the weights{how}, the device has {free / 1e9:.1f} GB free"
+    more = [] if strips is None else ["use more --strips"]
     turns = [] if model.memory.turns else ["let components take turns (--memory auto)"]
-    ways = ", or ".join([*turns, "use more devices for it (--mesh)", "--tiling, which is lossy"])
-    try:
-        needed = decode_bytes(model, shape, padding)
-    except MemoryError as error:  # the compiler itself refuses
-        raise ValueError(f"decoding {shape[2] * 8}x{shape[3] * 8} does not fit the device: {error}; {ways}") from error
-    if needed > free:
-        raise ValueError(
-            f"decoding {shape[2] * 8}x{shape[3] * 8} takes {needed / 1e9:.1f} GB beside the weights, "
-            f"the device has {free / 1e9:.1f} GB free; {ways}"
-        )
+    ways = ", or ".join([*more, *turns, "use more devices for it (--mesh)", "--tiling, which is lossy"])
+    raise ValueError(f"{work} {found}; {ways}")
+
+
+def _vae_bytes(model: Model, lower: Callable[[Any], Iterator[Any]]) -> int:
+    params = _vae(model)
+    return round(beside_weights([compile_cost(lowered) for lowered in lower(params)], device_bytes(params)))
 
 
 def _vae(model: Model) -> Any:

@@ -25,6 +25,7 @@ from cogvx_jax.diffusion.samplers import SAMPLERS
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
 MAX_IMAGE_SCALE = 1000.0
 MAX_SEED = 2**63  # of which jax takes the lower 32 bits
+MAX_STRIPS = 1024
 RANDOM = "random"
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
 
@@ -140,6 +141,7 @@ class Options(Sampling):
       strength: how much of the video is redrawn, above 0 and at most 1.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
       seed: the same seed gives the same video; "random" draws one and prints it.
+      strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       fps: frames per second of the file; None is the input video's, or the model's own.
       image_scale: factor of the image's latents; see `latents.image_scale`.
@@ -152,6 +154,9 @@ class Options(Sampling):
     strength: float = 0.8
     use_dynamic_cfg: bool = False
     seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
+    strips: Annotated[
+        Any, _word("INT", _read_whole), tyro.conf.arg(help_behavior_hint="(default: as many as needed)")
+    ] = None
     tiling: bool = False
     fps: Annotated[float | fractions.Fraction | None, _word("NUMBER", _read_rate)] = None
     image_scale: Annotated[Any, tyro.conf.SuppressFixed] = None
@@ -249,6 +254,14 @@ def _yes_or_no(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def check_strips(name: str, value: Any) -> int | None:
+    """A number of strips; None is as many as are needed. Raises: ValueError."""
+    number = _whole(name, value)
+    if number is not None and not 1 <= number <= MAX_STRIPS:
+        raise ValueError(f"{name} must be from 1, for whole frames, to {MAX_STRIPS}, got {_shown(number)}")
+    return number
+
+
 def _text(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} must be text, got {_shown(value)}")
@@ -323,6 +336,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "strength": _strength,
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,
+    "strips": check_strips,
     "tiling": _yes_or_no,
     "fps": _fps,
     "image_scale": _number(-MAX_IMAGE_SCALE, MAX_IMAGE_SCALE),

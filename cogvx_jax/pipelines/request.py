@@ -55,6 +55,7 @@ class Request(Settings):
     dynamic: bool
     strength: float
     seed: int
+    strips: int | None  # None: as many as the memory makes necessary
     tiling: bool
     fps: fractions.Fraction
     images: tuple[np.ndarray, ...] | None = None  # (H, W, 3) uint8 each; one, or B of them
@@ -131,6 +132,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         dynamic=asked.use_dynamic_cfg,
         strength=asked.strength,
         seed=random_seed() if asked.seed == RANDOM else int(asked.seed),
+        strips=asked.strips,
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
         images=None if task != "i2v" else _read_images(asked.image, len(prompts)),

@@ -106,9 +106,10 @@ class StoredPrograms:
                 f"`cogvx compile` with {asked}, or leave out the programs"
             )
 
-    def decode_bytes(self, shape: tuple[int, ...], padding: int) -> int | None:
+    def decode_bytes(self, shape: tuple[int, ...], padding: int, compute: Compute) -> int | None:
         """What decoding one video takes beside the weights; None for shapes (B, T, h, w, 16) that are not here."""
-        known = self._decode["latents"] == list(shape[1:]) and self._decode["padding"] == padding
+        same = self._compute.of("vae") == compute.of("vae")
+        known = same and self._decode["latents"] == list(shape[1:]) and self._decode["padding"] == padding
         return self._decode["bytes"] if known else None
 
 

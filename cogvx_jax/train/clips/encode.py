@@ -19,6 +19,7 @@ from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
 from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
+from cogvx_jax.pipelines.memory import check_encode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import params_digest, replicate, wait_for_all
@@ -102,6 +103,8 @@ def _encode_part(
             skip(source, reason, getattr(error, "strerror", None) or error)
             continue
         if clip is not None and clip_name(key) not in names:  # it may have been in the list just before
+            if not part["new"]:
+                model = check_encode(model, (1, *clip.pixels.shape))
             moments = _moments(model, clip.pixels)
             if not np.isfinite(moments).all():
                 skip(source, "not finite", f"the VAE of {model.spec.name} gives numbers that are not finite")
