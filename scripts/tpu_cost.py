@@ -36,9 +36,11 @@ ONE = "data=1"  # the mesh of one device, in a word
 KERNELS = tuple(CHIPS[0].kernel_cycles)  # those that are counted
 MEMORY = tuple(mode.name for mode in MODES if mode.exact)
 if TYPE_CHECKING:
-    Kernel = Memory = str
+    Kernel = str
+    Memory = str
 else:
-    Kernel, Memory = Literal[KERNELS], Literal[MEMORY]
+    Kernel = Literal[KERNELS]
+    Memory = Literal[MEMORY]
 Part = Literal["step", "text", "decode", "lora", "full"]
 
 

@@ -29,8 +29,9 @@ def peak_bytes():  # not ru_maxrss, which begins at the peak of the process that
 spec = read_spec(Path(sys.argv[1]))
 mesh = cx.make_mesh(fsdp=4, tensor=2)
 jax.block_until_ready(jax.numpy.zeros(8))
+asked = Path(sys.argv[1]), spec, "transformer", "bfloat16", mesh
 before = peak_bytes()
-params = jax.block_until_ready(load_component(Path(sys.argv[1]), spec, "transformer", "bfloat16", mesh))
+params = jax.block_until_ready(load_component(*asked, streamed=bool(sys.argv[2:])))
 peak = peak_bytes()
 held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
 print(held, peak - before - held)
@@ -67,6 +68,13 @@ def test_host_memory_is_bounded(tmp_path):
 
 @LINUX
 @pytest.mark.full
+def test_host_memory_is_bounded_where_kernels_wait_there(tmp_path):
+    sparse_checkpoint(tmp_path)
+    check(tmp_path, "streamed")  # a parameter takes 0.3 GB
+
+
+@LINUX
+@pytest.mark.full
 def test_host_memory_is_bounded_from_orbax(tmp_path, monkeypatch):
     sparse_checkpoint(tmp_path / "published")
     (tmp_path / "published" / "tokenizer").mkdir()
@@ -75,9 +83,9 @@ def test_host_memory_is_bounded_from_orbax(tmp_path, monkeypatch):
     check(tmp_path / "orbax")
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, *streamed: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, folder],
+        [sys.executable, "-c", LOAD, folder, *streamed],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
