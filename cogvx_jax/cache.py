@@ -55,20 +55,27 @@ def trim(where: Path, most: int) -> None:
 
 
 @contextlib.contextmanager
-def nothing_kept() -> Iterator[None]:
-    """Inside, all is compiled anew: what jax read from its cache lacks parts when it is stored again (on CPU)."""
+def nothing_on_disk() -> Iterator[None]:
+    """Inside, no program comes from the disk or goes there: those for devices that are not here could not be read."""
     kept = jax.config.values["jax_enable_compilation_cache"]
 
     def use(cache: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", cache)
         reset_cache()  # or what jax found out about it at first would hold
 
-    jax.clear_caches()
     use(False)
     try:
         yield
     finally:
         use(kept)
+
+
+@contextlib.contextmanager
+def nothing_kept() -> Iterator[None]:
+    """Inside, all is compiled anew: what jax read from its cache lacks parts when it is stored again (on CPU)."""
+    jax.clear_caches()
+    with nothing_on_disk():
+        yield
 
 
 def versions() -> dict[str, str]:

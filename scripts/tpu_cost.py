@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     Kernel = str
     Memory = str
 else:
-    Kernel, Memory = Literal[KERNELS], Literal[MEMORY]
+    Kernel = Literal[KERNELS]
+    Memory = Literal[MEMORY]
 Part = Literal["step", "text", "decode", "lora", "full"]
 
 

@@ -31,9 +31,10 @@ def peak_bytes():  # not ru_maxrss, which begins at the peak of the process that
 spec = read_spec(Path(sys.argv[1]))
 mesh = cx.make_mesh(fsdp=4, tensor=2)
 jax.block_until_ready(jax.numpy.zeros(8))
+asked = Path(sys.argv[1]), spec, "transformer", "bfloat16", mesh
 before = peak_bytes()
-how = find_quantization(sys.argv[2]) if sys.argv[2:] else None
-params = jax.block_until_ready(load_component(Path(sys.argv[1]), spec, "transformer", "bfloat16", mesh, quantize=how))
+how = find_quantization(sys.argv[2]) if sys.argv[2:] and sys.argv[2] != "streamed" else None
+params = jax.block_until_ready(load_component(*asked, streamed=sys.argv[2:] == ["streamed"], quantize=how))
 peak = peak_bytes()
 held = sum(s.data.nbytes for x in jax.tree.leaves(params) for s in x.addressable_shards)
 print(held, peak - before - held)
@@ -75,6 +76,13 @@ def test_a_model_that_is_quantised_is_never_whole(tmp_path):
     """A layer is in float32 more than once; all of them would be 1.6 GB."""
     sparse_checkpoint(tmp_path)
     check(tmp_path, "int8", held=0.4e9, above=1e9)
+
+
+@LINUX
+@pytest.mark.full
+def test_host_memory_is_bounded_where_kernels_wait_there(tmp_path):
+    sparse_checkpoint(tmp_path)
+    check(tmp_path, "streamed")  # a parameter takes 0.3 GB
 
 
 @LINUX

@@ -180,6 +180,7 @@ def scripted(monkeypatch, tmp_path):
         yield wanted, mesh, name
 
     def cost(wanted, program):
+        assert not jax.config.values["jax_enable_compilation_cache"]  # nobody here could read a slice's programs
         split = program[1].shape["fsdp"]
         return Cost(
             arguments=0,
