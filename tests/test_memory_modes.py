@@ -56,15 +56,14 @@ def few_tokens():
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The components that are read from now on, in order."""
+    """The components that are read from now on because their turn comes, in order."""
     found = []
-    load = turns.Component.load
 
     def noted(component):
         found.append(component.name)
-        return load(component)
+        return component.load()
 
-    monkeypatch.setattr(turns.Component, "load", noted)
+    monkeypatch.setattr(turns.Turns, "read", staticmethod(noted))
     return found
 
 

@@ -72,7 +72,7 @@ class Turns(Mapping[str, Any]):
         component = self._components[name]
         if component not in self._held:
             self._held.clear()  # before the next is read: both might not fit
-            self._held[component] = component.load()
+            self._held[component] = self.read(component)
         return self._held[component]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,6 +80,10 @@ class Turns(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._components)
+
+    @staticmethod
+    def read(component: Component) -> Any:
+        return component.load()
 
     def component(self, name: str) -> Component:
         return self._components[name]
