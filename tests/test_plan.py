@@ -180,7 +180,8 @@ def scripted(monkeypatch, tmp_path):
         yield wanted, mesh, name
 
     def cost(wanted, program):
-        assert not jax.config.values["jax_enable_compilation_cache"]  # nobody here could read a slice's programs
+        # Nobody here could read a slice's programs from the disk.
+        assert wanted.target.slice_chip is None or not jax.config.values["jax_enable_compilation_cache"]
         split = program[1].shape["fsdp"]
         return Cost(
             arguments=0,
@@ -371,3 +372,17 @@ def test_what_the_compiler_says_it_would_need_is_read():
     assert plans._beside_at_least(MemoryError(said), 0.8) == pytest.approx(17.6)
     assert plans._beside_at_least(MemoryError("Used 512.0M of 1G"), 0.0) == 0.5
     assert plans._beside_at_least(MemoryError("no room"), 0.8) is None
+
+
+def test_a_mode_is_chosen_for_the_devices_that_are_here(one_chip, monkeypatch):
+    _, compiled, weights, _ = one_chip
+    said, limit = [], 1.25 + weights["transformer"] + 0.001
+    monkeypatch.setattr(plans._Target, "memory", property(lambda target: limit))
+    on, mode = plans.choose("tiny", memory="auto", dtype="bfloat16", report=said.append)
+    assert on is None and mode == find_mode("turns")
+    assert said[-1].startswith("--memory turns: it holds text encoder, transformer and VAE on the devices one after")
+    compiled.clear()
+    assert plans.choose("tiny", memory="rows") == (None, find_mode("rows")) and not compiled
+    limit = 0.5
+    with pytest.raises(ValueError, match=r"does not fit 1 x cpu; it is 0\.[78] GiB too large .* with --memory offload"):
+        plans.choose("tiny", memory="auto", dtype="bfloat16")
