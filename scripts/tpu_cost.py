@@ -31,6 +31,8 @@ TOLERANCE = 0.02
 MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
+STRIPS = "strips="  # in a row's name, before how many
+ONE = "data=1"  # the mesh of one device, in a word
 KERNELS = tuple(CHIPS[0].kernel_cycles)  # those that are counted
 if TYPE_CHECKING:
     Kernel = str
@@ -82,6 +84,7 @@ def main(
     trained_dtype: Literal["float32", "bfloat16"] = "float32",
     average: bool = True,
     attention: Kernel = "pallas",
+    strips: int = 1,
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -99,6 +102,7 @@ def main(
       average: whether an update keeps a moving average.
       attention: the kernel of this package, or to compare with JAX's splash attention or its older flash attention,
         which goes forward only.
+      strips: of rows that the VAE decodes in, as `generate --strips`.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
       write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
@@ -116,7 +120,7 @@ def main(
         row
         for topology in topologies
         for model in models
-        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average)
+        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average, strips)
     ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -142,6 +146,7 @@ def lower(
     attention: Kernel = "pallas",
     trained_dtype: str = "float32",
     average: bool = True,
+    strips: int = 1,
 ) -> Iterator[Lowered]:
     """One model's programs on one slice, not compiled yet."""
     from cogvx_jax import sharding
@@ -163,9 +168,10 @@ def lower(
     chip = slice_.chip
     assert chip is not None and chip.clock is not None
     spec = PRESETS[model]
-    compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
+    compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND, strips=strips)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
-    on, clock = mesh or sharding.format_mesh(next(candidates(cfg.heads, len(devices), 1, guided=True))), chip.clock
+    sizes = next(candidates(cfg.heads, len(devices), 1, guided=True))
+    on, clock = mesh or (sharding.format_mesh(sizes) if sizes else ONE), chip.clock
     made = sharding.parse_mesh(on, devices)
     frames = padded_latent_frames(spec, own.num_frames)
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
@@ -236,6 +242,7 @@ def lower(
             }[part]
             for name, runs, program in lowered():
                 name = name if attention == "pallas" else f"{name} {attention}"
+                name = name if strips == 1 else f"{name} {STRIPS}{strips}"
                 digest = hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
                 yield Lowered(name, digest, functools.partial(compiled, part, name, runs, program, digest))
 
@@ -294,7 +301,8 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         remat = rest[0] if part in TRAINING else "block"
         kernel = rest[-1] if rest[-1:] and rest[-1] in KERNELS else "pallas"
         dtype = "bfloat16" if "bfloat16" in rest else "float32"
-        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest
+        strips = next((int(word[len(STRIPS) :]) for word in rest if word.startswith(STRIPS)), 1)
+        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest, strips
         if asked not in lowered:
             lowered[asked] = {one.program: one for one in lower(*asked)}
         found = lowered[asked][program]
