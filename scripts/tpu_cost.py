@@ -34,6 +34,7 @@ MODELS = ("2b", "5b", "1.5-5b")
 TOPOLOGY = "v5e:2x4"  # a step compiles in one to two minutes, the VAE in about three
 TRAINING = ("lora", "full")
 ONE = "data=1"  # the mesh of one device, in a word
+STRIPS = "strips="  # in a row's name, before how many
 QUANTIZED = ("step", "text")  # programs that differ where the model is quantised
 KERNELS = tuple(dict.fromkeys(name for chip in CHIPS for name in chip.kernel_cycles))  # those that are counted
 MEMORY = tuple(mode.name for mode in MODES if mode.exact)
@@ -91,6 +92,7 @@ def main(
     attention: Kernel = "pallas",
     memory: Memory = "resident",
     quantize: str | None = None,
+    strips: int = 1,
     check: bool = False,
     write: bool = False,
     json_file: Path | None = None,
@@ -110,6 +112,7 @@ def main(
         which goes forward only.
       memory: the mode of `generate --memory` whose step or text encoder it is.
       quantize: int8, w8a8 or int4, of the step and the text encoder.
+      strips: of rows that the VAE decodes in, as `generate --strips`.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
       write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
@@ -127,7 +130,9 @@ def main(
         row
         for topology in topologies
         for model in models
-        for row in costs(model, topology, mesh, programs, remat, attention, trained_dtype, average, memory, quantize)
+        for row in costs(
+            model, topology, mesh, programs, remat, attention, trained_dtype, average, memory, quantize, strips
+        )
     ]
     if json_file is not None:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
@@ -155,6 +160,7 @@ def lower(
     average: bool = True,
     memory: str = "resident",
     quantize: str | None = None,
+    strips: int = 1,
 ) -> Iterator[Lowered]:
     """One model's programs on one slice, not compiled yet."""
     from cogvx_jax import sharding
@@ -179,6 +185,7 @@ def lower(
     spec = PRESETS[model]
     compute = dataclasses.replace(choose_compute(spec, None, platform="tpu"), logit_bound=LIKELY_BOUND)
     compute = dataclasses.replace(find_mode(memory).of(compute), quantize=quantize)
+    compute = compute if strips == 1 else dataclasses.replace(compute, strips=strips)
     cfg, devices, own = spec.transformer, slice_.devices(), spec.defaults
     sizes = next(candidates(cfg.heads, len(devices), 1, guided=True))
     on, clock = mesh or (sharding.format_mesh(sizes) if sizes else ONE), chip.clock
@@ -254,6 +261,7 @@ def lower(
                 name = name if attention == "pallas" else f"{name} {attention}"
                 name = name if memory == "resident" else f"{name} {memory}"
                 name = f"{name} {quantize}" if quantize is not None and part in QUANTIZED else name
+                name = name if strips == 1 else f"{name} {STRIPS}{strips}"
                 digest = hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
                 yield Lowered(name, digest, functools.partial(compiled, part, name, runs, program, digest))
 
@@ -314,7 +322,9 @@ def compare(table: dict[str, Any], versions: dict[str, str]) -> int:
         memory = next((word for word in rest if word in MEMORY), "resident")
         dtype = "bfloat16" if "bfloat16" in rest else "float32"
         quantize = next((word for word in rest if word.partition(":")[0] in QUANTIZATIONS), None)
-        asked: Any = model, topology, mesh, (part,), remat, kernel, dtype, "average" not in rest, memory, quantize
+        strips = next((int(word[len(STRIPS) :]) for word in rest if word.startswith(STRIPS)), 1)
+        how = remat, kernel, dtype, "average" not in rest, memory, quantize, strips
+        asked: Any = model, topology, mesh, (part,), *how
         if asked not in lowered:
             lowered[asked] = {one.program: one for one in lower(*asked)}
         found = lowered[asked][program]

@@ -12,7 +12,8 @@ import cogvx_jax as cx
 from cogvx_jax import axes
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.nn.attention import attention
-from cogvx_jax.pipelines.latents import decode_batch, encode_batch
+from cogvx_jax.pipelines.latents import decode_batch, decode_frames, encode_batch
+from cogvx_jax.pipelines.memory import in_strips
 from cogvx_jax.sharding import activate, parse_mesh
 
 KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
@@ -137,6 +138,16 @@ def test_the_vae_is_the_same_on_every_mesh(small, sizes, frames):
     decoded = vaes.decode(vae, params, jnp.asarray(latents), decode_batch=decode_batch(vae))
     spread = vaes.decode(vae, there, cx.sharding.replicate(latents, mesh), decode_batch=decode_batch(vae, mesh))
     close(np.asarray(spread), np.asarray(decoded))
+
+
+@pytest.mark.full
+def test_in_strips_each_device_decodes_whole_frames(small):
+    """17 frames are two batches; 48 rows in four strips."""
+    folder, model = small("2b")
+    latents = np.random.default_rng(0).standard_normal((1, 5, 6, 10, 4), np.float32)
+    there = in_strips(cx.load(folder, mesh=mesh_of(dict(sp=4, cfg=2))), 4)
+    whole, again = (np.concatenate(list(decode_frames(m, latents))) for m in (model, there))
+    assert np.abs(np.int16(whole) - again).max() <= 1
 
 
 def test_the_vae_holds_its_cache_in_parts(small):

@@ -135,11 +135,36 @@ def test_a_decode_that_cannot_fit_is_refused_before_sampling(model, monkeypatch)
     pixels = 9 * 32 * 48 * 3 * 4
     assert pixels < needed < 100 * pixels
     monkeypatch.setattr(generate, "denoise", None)  # not reached
+    monkeypatch.setattr(memory, "STRIPS", ())
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="decoding 32x48 takes .* beside the weights, the device has .* --tiling"):
         cx.generate(model, "x", progress=False)
     monkeypatch.setattr(memory, "free_bytes", lambda: needed)
     memory.check_decode(model, (1, 3, 4, 6, 4))
+
+
+def test_strips_are_taken_where_whole_frames_do_not_fit(model, monkeypatch):
+    from cogvx_jax.pipelines import memory
+
+    needs, tried = {1: 100, 16: 60, 32: 30, 64: 20}, []
+
+    def decode_bytes(model, shape, padding):
+        tried.append(model.compute.strips)
+        if model.compute.strips == 1:
+            raise MemoryError("Ran out of memory")
+        return needs[model.compute.strips]
+
+    monkeypatch.setattr(memory, "decode_bytes", decode_bytes)
+    shape = (1, 3, 4, 6, 4)
+    assert memory.check_decode(model, shape).compute.strips == 1 and not tried  # a CPU does not say
+    assert memory.check_decode(model, shape, strips=7).vae.compute.strips == 7
+    monkeypatch.setattr(memory, "free_bytes", lambda: 40)
+    assert memory.check_decode(model, shape).compute.strips == 32 and tried == [1, 16, 32]
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10)
+    with pytest.raises(ValueError, match="decoding 32x48 takes .* beside the weights in 64 strips of rows, the device"):
+        memory.check_decode(model, shape)
+    with pytest.raises(ValueError, match="does not fit the device: Ran out of memory; use more --strips, use more dev"):
+        memory.check_decode(model, shape, strips=1)
 
 
 def test_a_long_prompt_warns_of_what_is_cut(model):

@@ -56,6 +56,8 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("seed", None, "seed must be a whole number or 'random', got None"),
     ("seed", 10**20, r"seed must be from -2\^63 to 2\^63 - 1, got 1000"),
     ("seed", 0.5, "seed must be a whole number"),
+    ("strips", 0, "strips must be from 1, for whole frames, to 1024, got 0"),
+    ("strips", 2.5, "strips must be a whole number, got 2.5"),
     ("tiling", "no", "tiling must be true or false, got 'no'"),
     ("tiling", 1, "tiling must be true or false, got 1"),
     ("fps", "8", "fps must be a number, got '8'"),
@@ -116,6 +118,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "use_dynamic_cfg": True,
         "sampler": "dpm",
         "seed": -1,
+        "strips": None,
         "tiling": False,
         "fps": 12.5,
     }

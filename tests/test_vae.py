@@ -334,7 +334,7 @@ def in_strips(strips, method):
     return jax.jit(run)
 
 
-# Of 28 rows, and of 14: two strips and none; three of 10, 10 and 8, and none; five of 6 and 4, and two of 8 and 6; 2 each.
+# Of 28 rows, and of 14: 5 strips of 6 rows and 4, and 2 of 8 and 6; 2 and none; 3 of 10 and 8, and none; rows in twos.
 @pytest.mark.parametrize("strips", [5, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3, 99))])
 def test_strips_change_nothing(strips, random_params):
     params = random_params(vaes.VAE(SHORT), normal(0, 1, 1, 2, 2, 3))
