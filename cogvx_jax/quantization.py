@@ -61,13 +61,11 @@ INT8 = Storage("int8")
 QUANTIZATIONS = {
     "int8": _of(INT8, name="int8", cost="v of tiny is off by 0.5%"),
     "w8a8": _of(INT8, name="w8a8", tokens=True, cost="v of tiny is off by 0.9%"),
-    "w8a8qk": _of(
-        INT8, name="w8a8qk", tokens=True, scores=True, cost="as w8a8, and scores of attention on TPU v5e and v5p"
-    ),
+    "w8a8qk": _of(INT8, name="w8a8qk", tokens=True, scores=True, cost="as w8a8, and on TPU v5e and v5p more"),
     "int4": _of(
         Storage("int4", GROUP),
         name="int4",
-        cost="v of tiny is off by 7% in groups of 32, which lose less than larger ones",
+        cost="v of tiny is off by 7% with int4:32",
     ),
 }
 # The kernels that are quantised -> the column of `Quantization` that says how. Embeddings, what makes text, patches and

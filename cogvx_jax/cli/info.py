@@ -26,9 +26,11 @@ def info(
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
-    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.model import load_quantization, load_spec
 
     facts = describe(load_spec(model))
+    if (quantised := load_quantization(model)) is not None:
+        facts["quantised"] = quantised
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -177,7 +177,7 @@ def load_component(
             return sharding.put(part, shape, dtype, where[path], stacked=parameters[path].stacked)
         change = None if lora is None else adapted(lora, path, mesh)
         made = sharding.put_quantized(part, shape, storage, where[path], where[path + SCALE], change=change)
-        _check_scales(f"the {component} of {spec.name}", path, made.scale)
+        _check_scales(f"the {component} of {spec.name}", path, made.scale, mesh)
         scales[path + SCALE] = made.scale
         return made.values
 
@@ -199,9 +199,10 @@ def adapted(lora: LoRA, path: str, mesh: Mesh | None) -> Callable[[jax.Array, in
     return add
 
 
-def _check_scales(where: str, path: str, scale: jax.Array) -> None:
+def _check_scales(where: str, path: str, scale: jax.Array, mesh: Mesh | None) -> None:
     """Raises ValueError where a kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
-    good = jax.device_get(jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)))(scale))
+    finite = jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)), out_shardings=sharding.everywhere(mesh))
+    good = jax.device_get(finite(scale))
     if not good.all():
         bad = int(np.argmin(good))
         raise ValueError(f"{where} holds numbers that are not finite in {path} of block {bad}, and cannot be quantised")
