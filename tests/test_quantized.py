@@ -465,6 +465,7 @@ def test_the_commands(small, tmp_path, monkeypatch, capsys):
     folder, out = small("5b")[0], tmp_path / "int8"
     assert f"{out}: int8, 0.0" in run(monkeypatch, capsys, "quantize", folder, out).out
     assert "every array is what was written" in run(monkeypatch, capsys, "verify", out).out
+    assert "quantised" in (said := run(monkeypatch, capsys, "info", out).out) and "int8" in said
     video = ("--out", tmp_path / "a.gif", "--steps", 2, "--no-progress")
     said = run(monkeypatch, capsys, "generate", PROMPT, "--model", folder, "--quantize", "w8a8", *video)
     assert "--quantize w8a8 is lossy: " in said.err and (tmp_path / "a.gif").exists()

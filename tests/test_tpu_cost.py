@@ -84,7 +84,9 @@ def test_programs_of_one_part_are_compiled_once(monkeypatch, capsys):
 
     monkeypatch.setattr(tpu_cost, "lower", lower)
     assert compare({"versions": VERSIONS, "rows": {row.key: held(row) for row in rows}}, VERSIONS) == 0
-    assert asked == [("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True, "resident", None, 1)]
+    assert asked == [
+        ("5b", "v5e:2x4", "cfg=2,sp=4", ("decode",), "block", "pallas", "float32", True, "resident", None, 1)
+    ]
     assert capsys.readouterr().out.count("as in the table") == 2
 
 

@@ -28,9 +28,12 @@ def info(
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
-    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.model import load_quantization, load_spec
 
-    facts = describe(load_spec(model, given.checked(), report=True))
+    about = given.checked()
+    facts = describe(load_spec(model, about, report=True))
+    if (quantised := load_quantization(model, None, about)) is not None:
+        facts["quantised"] = quantised
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -167,9 +167,7 @@ def load(
     made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
     params: Any = Turns(made) if mode.turns else {name: component.load() for name, component in made.items()}
     if "transformer" in components:
-        compute = (
-            bounded(files, spec, compute) if mode.turns else with_logit_bound(compute, spec, params["transformer"])
-        )
+        compute = bounded(files, spec, compute, made["transformer"].added)
     return Model(
         spec=spec,
         params=params,
