@@ -74,7 +74,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked
+    from cogvx_jax.pipelines.short_schedule import check_asked, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -94,6 +94,9 @@ def generate(
         devices = _auto_mesh(model, [request for _, request, _ in work], dtype)
     if exact:
         check_exact(devices, one_program=one_program)
+    for note in dict.fromkeys(lossy_note(one.request) for one in work):  # once each
+        if note is not None and first_process():
+            report(note)
     loaded = load(model, dtype=dtype, mesh=devices, programs=programs)
     if exact:
         loaded = dataclasses.replace(loaded, exact=True)
