@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 else:
     Kernel = Literal[KERNELS]
     Memory = Literal[MEMORY]
-Part = Literal["step", "text", "decode", "lora", "full"]
+Part = Literal["step", "computed", "skipped", "text", "decode", "lora", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,9 @@ def main(
       models: names of presets.
       topologies: TPU slices, such as v5e:2x4.
       mesh: such as cfg=2,sp=4; None is the first candidate of `cogvx plan` without split weights.
-      programs: the denoising step, the text encoder, and the VAE's first two frame batches; an update of a LoRA, or of
-        all parameters by AdamW, on a clip for each part of the mesh that takes clips.
+      programs: the denoising step, the text encoder, and the VAE's first two frame batches; a step that keeps what its
+        blocks added, and one that reuses it; an update of a LoRA, or of all parameters by AdamW, on a clip for each
+        part of the mesh that takes clips.
       remat: which activations the backward pass of an update recomputes.
       trained_dtype: of parameters and moments in an update of all parameters.
       average: whether an update keeps a moving average.
@@ -172,6 +173,7 @@ def lower(
     from cogvx_jax.pipelines.model import choose_compute
     from cogvx_jax.pipelines.program_cost import compile_cost
     from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
+    from cogvx_jax.pipelines.shortcuts import Wanted
     from cogvx_jax.planning import lower as programs
     from cogvx_jax.planning.lower_update import lower_update
     from cogvx_jax.planning.plan import LIKELY_BOUND, candidates
@@ -206,8 +208,12 @@ def lower(
         name = " ".join([part, remat, *[trained_dtype] * (part == "full"), *["no average"] * (not average)])
         return [(name, 1, lower_update(spec, tuned, made, pixels, lora, optim.adamw(1e-4, None), **kept))]
 
+    def short(name: str) -> Any:
+        video = programs.VideoPrograms(spec=spec, compute=compute, mesh=made, shape=shape, short=Wanted("added"))
+        return next(video.lower(name))
+
     def tera_flops(part: Part) -> float | None:
-        if part == "step":
+        if part in ("step", "computed"):
             return transformer_flops(cfg, tokens, batch=2) / len(devices) / 1e12
         if part in TRAINING:
             paths = LoRAConfig().paths if part == "lora" else tuple(abstract_params(cfg))
@@ -245,6 +251,8 @@ def lower(
                 "step": lambda: [
                     ("step", own.num_inference_steps, programs.lower_step(spec, compute, made, shape, guided=True))
                 ],
+                "computed": lambda: [("computed", own.num_inference_steps, short("step"))],
+                "skipped": lambda: [("skipped", own.num_inference_steps, short("skipped"))],
                 "text": lambda: [("text", 1, programs.lower_text(spec, compute, made, 1, guided=True))],
                 "decode": lambda: [
                     (f"decode {i}", runs, program)

@@ -121,6 +121,9 @@ def test_all_fields_of_a_line_are_read(lines):
         "strips": None,
         "tiling": False,
         "fps": 12.5,
+        "reuse": "taylor:2,1",
+        "guidance": "interval:0.2-0.8",
+        "calibration": "own.json",
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -128,9 +131,9 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
-    assert {name: getattr(own.options, name) for name in OPTIONS if name != "size"} == {
-        name: line[name] for name in OPTIONS if name != "size"
-    }
+    assert (str(own.options.reuse), str(own.options.guidance)) == (line["reuse"], line["guidance"])
+    others = set(OPTIONS) - {"size", "reuse", "guidance"}
+    assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 
 def test_prompts_are_utf8_whatever_the_locale(tmp_path):
@@ -233,7 +236,15 @@ def test_the_digest_tells_requests_apart():
 
     assert digest() == digest() == digest(size="480x720", steps=50, sampler="ddim")
     clips = [CLIP, CLIP + 1]
-    different = [dict(seed=1), dict(steps=2), dict(negative_prompt=None), dict(fps=9), *(dict(video=c) for c in clips)]
+    different = [
+        dict(seed=1),
+        dict(steps=2),
+        dict(negative_prompt=None),
+        dict(fps=9),
+        dict(reuse="every:2"),
+        dict(guidance="delta:2"),
+        *(dict(video=c) for c in clips),
+    ]
     assert len({digest(), *(digest(**options) for options in different)}) == 1 + len(different)
 
 

@@ -17,6 +17,7 @@ from cogvx_jax.models.kept import Kept
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines import calibration, generate
 from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.program_cost import ProgramText
 from cogvx_jax.pipelines.request import check_request
 
 CFG = TransformerConfig(
@@ -348,3 +349,45 @@ def test_every_kind_of_model_reuses(small, kind):
     loop = latents(model, reuse="taylor:1.5", image=image)
     np.testing.assert_allclose(latents(model, reuse="taylor:1.5", image=image, one_program=True), loop, atol=1e-5)
     assert np.isfinite(loop).all() and np.abs(loop - latents(model, image=image)).max() > 1e-4
+
+
+BRANCHES = """HloModule jit_all_steps
+
+%skipped.1 (p: bf16[8]) -> bf16[8] {
+  %r = bf16[8]{0} copy(%p), backend_config={"estimated_cycles":"8"}
+}
+
+%computed.1 (p: bf16[8]) -> bf16[8] {
+  %m = bf16[8]{0} fusion(%p), calls=%f, backend_config={"estimated_cycles":"400"}
+  %a = bf16[16]{0} all-gather(%p), channel_id=1
+}
+
+%body.1 (p: bf16[8]) -> bf16[8] {
+  %c = bf16[8]{0} conditional(%i, %p, %p), branch_computations={%skipped.1, %computed.1}
+}
+
+%condition.1 (p: bf16[8]) -> pred[] {
+  %n = s32[] constant(20)
+}
+
+ENTRY %main (p: bf16[8]) -> bf16[8] {
+  %w = bf16[8]{0} while(%p), condition=%condition.1, body=%body.1
+  %d = bf16[8]{0} conditional(%b, %p, %p), true_computation=%computed.1, false_computation=%skipped.1
+}
+"""
+
+
+@pytest.mark.parametrize("computed, runs, skips", [(None, 21, 0), (1.0, 21, 0), (0.5, 10.5, 10.5), (0.0, 0, 21)])
+def test_branches_of_a_program_count_by_the_schedule(computed, runs, skips):
+    program = ProgramText(BRANCHES, computed)
+    assert program.cycles() == runs * 400 + skips * 8
+    assert program.collectives().get("all-gather", (0, 0)) == (round(runs), runs * 32)
+
+
+def test_the_computed_branch_is_that_of_true():
+    """In a program as the compiler writes it, whichever way it says which branch is which."""
+    step = jax.jit(lambda computed, x: jax.lax.cond(computed, lambda x: jnp.sin(x @ x), lambda x: x + 1, x))
+    text = step.lower(True, jnp.ones((8, 8))).compile().as_text()
+    for computed in (0.0, 1.0):
+        walked = [line for times, line in ProgramText(text, computed)._walk(ProgramText(text)._entry) if times]
+        assert any("dot" in line or "sin" in line for line in walked) == bool(computed)

@@ -106,7 +106,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked
+    from cogvx_jax.pipelines.short_schedule import check_asked, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -136,8 +136,10 @@ def generate(
         check_exact(devices, one_program=one_program)
     if first_process():
         warn_of_hours(spec, [request for _, request, _ in work], devices)
-    if how is not None:
-        report(f"--quantize {how.name} is lossy: {how.cost}")
+        notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
+        for note in dict.fromkeys([*notes, *(lossy_note(one.request) for one in work)]):  # once each
+            if note is not None:
+                report(note)
     first = None if how is None else stack_loras(adapters)  # to a quantised model's kernels nothing can be added later
     loaded = load(
         model,

@@ -6,6 +6,7 @@ delta     skipped steps take the unconditional prediction as the conditional one
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def guided_steps(way: Way, timesteps: np.ndarray, training_steps: int) -> Schedu
     Raises: ValueError as `Way.check_steps`.
     """
     way.check_steps(len(timesteps))
-    full = WAYS[way.name](way, timesteps, training_steps)
+    full = WAYS[way.name].full(way, timesteps, training_steps)
     return Schedule(kind=way.name, order=0, computed=full, control=np.zeros((len(full), 1), np.float32))
 
 
@@ -69,4 +70,14 @@ def _delta(way: Way, timesteps: np.ndarray, training_steps: int) -> np.ndarray:
     return evenly(len(timesteps), round(len(timesteps) / way.values[0]))
 
 
-WAYS: Mapping[str, Callable[[Way, np.ndarray, int], np.ndarray]] = {"interval": _interval, "delta": _delta}
+class Row(NamedTuple):
+    """A row of the table."""
+
+    full: Callable[[Way, np.ndarray, int], np.ndarray]  # (N,) bool
+    cost: str  # as judged, in words
+
+
+WAYS: Mapping[str, Row] = {
+    "interval": Row(_interval, "COST-interval"),
+    "delta": Row(_delta, "COST-delta"),
+}

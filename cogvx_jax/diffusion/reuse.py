@@ -107,7 +107,7 @@ class Method:
     choose: Callable[[Reuse, Facts], np.ndarray]  # (N,) bool, the steps that are computed
     numbers: tuple[Number, ...] = ()
     measures: bool = False  # whether the steps depend on more than their number
-    about: str
+    cost: str  # as judged, in words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -267,13 +267,13 @@ def _steps(reuse: Reuse, facts: Facts) -> np.ndarray:
 
 _RATE = Number(name="a rate, how many times fewer steps are computed", default=2, low=1, high=100)
 METHODS: Mapping[str, Method] = {
-    "every": Method(kind="added", choose=_every, numbers=(_RATE,), about="steps evenly, such as every:2"),
+    "every": Method(kind="added", choose=_every, numbers=(_RATE,), cost="COST"),
     "teacache": Method(
         kind="added",
         choose=_teacache,
         measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
-        about="by the change of the time embedding",
+        cost="COST",
     ),
     "magcache": Method(
         kind="added",
@@ -284,28 +284,28 @@ METHODS: Mapping[str, Method] = {
             Number(name="how many steps in a row", default=3, low=1, high=1000, whole=True),
             Number(name="the share of steps computed first", default=0.2, low=0, high=1),
         ),
-        about="by measured ratios",
+        cost="COST",
     ),
     "taylor": Method(
         kind="added",
         choose=_taylor,
         numbers=(_RATE, Number(name="an order", default=1, low=0, high=MAX_ORDER, whole=True)),
-        about="as every, extrapolated",
+        cost="COST",
     ),
     "first-block": Method(
         kind="first_block",
         choose=_all,
         measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
-        about="by what the first block adds",
+        cost="COST",
     ),
     "pab": Method(
         kind="attention",
         choose=_pab,
         numbers=(Number(name="a period", default=2, low=1, high=1000, whole=True),),
-        about="attention only",
+        cost="COST",
     ),
-    "steps": Method(kind="added", choose=_steps, about="x computed, . reused, such as x.x.xx"),
+    "steps": Method(kind="added", choose=_steps, cost="COST"),
 }
 
 

@@ -135,7 +135,7 @@ def decide_after_first(kept: Kept, threshold: jax.Array) -> Around:
         f = first.astype(jnp.float32) - x.astype(jnp.float32)
         before = kept.parts[0].astype(jnp.float32)
         near = _sum(f - before, stack.tokens) <= threshold * _sum(before, stack.tokens)
-        return jax.lax.cond(near & (threshold >= 0), instead, others, first)
+        return jax.lax.cond(~near | (threshold < 0), others, instead, first)
 
     return around
 

@@ -37,11 +37,13 @@ class Cost:
         return self.arguments + self.temporaries + self.outputs
 
 
-def compile_cost(lowered: Any, *, chip: Chip | None = None) -> Cost:
+def compile_cost(lowered: Any, *, chip: Chip | None = None, computed: float | None = None) -> Cost:
     """Compiles a lowered program (`jax.jit(f).lower(...)`) and reads its cost.
 
     Args:
       chip: which the cycles of its kernels are counted for; None counts none.
+      computed: of its conditionals, the share of runs that take the branch of true, as the steps of a schedule; None
+        counts the branch that takes the most cycles.
     Raises: MemoryError where the compiler finds that it does not fit.
     """
     began = time.monotonic()
@@ -51,12 +53,12 @@ def compile_cost(lowered: Any, *, chip: Chip | None = None) -> Cost:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(_first_line(error)) from error
         raise
-    return read_cost(compiled, chip=chip, seconds=time.monotonic() - began)
+    return read_cost(compiled, chip=chip, seconds=time.monotonic() - began, computed=computed)
 
 
-def read_cost(compiled: Any, *, chip: Chip | None = None, seconds: float = 0.0) -> Cost:
+def read_cost(compiled: Any, *, chip: Chip | None = None, seconds: float = 0.0, computed: float | None = None) -> Cost:
     """The cost of a compiled program; arguments as for `compile_cost`, and the seconds that it took to compile."""
-    memory, program = compiled.memory_analysis(), ProgramText(compiled.as_text())
+    memory, program = compiled.memory_analysis(), ProgramText(compiled.as_text(), computed)
     return Cost(
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
@@ -87,7 +89,9 @@ def kernel_cycles(program: "ProgramText", chip: Chip) -> int:
 class ProgramText:
     """The text of a compiled program, as computations: each a list of operations."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, computed: float | None = None):
+        """`computed` as for `compile_cost`."""
+        self._computed = computed
         self._operations: dict[str, list[str]] = {}
         self._entry = name = ""
         for line in text.splitlines():
@@ -104,10 +108,10 @@ class ProgramText:
 
     def cycles(self) -> int:
         """Of all operations that have an estimate."""
-        return self._cycles(self._entry)
+        return round(self._cycles(self._entry))
 
-    def _cycles(self, name: str) -> int:
-        total = 0
+    def _cycles(self, name: str) -> float:
+        total = 0.0
         for times, line in self._walk(name):
             for found in re.findall(r'"estimated_cycles":"(\d+)"', line):
                 total += times * int(found) if int(found) < UNKNOWN else 0
@@ -115,17 +119,17 @@ class ProgramText:
 
     def scores(self, backend: str = "pallas") -> int:
         """Pairs of a query and a key, times heads, that the kernels of a backend of `nn.attention` go through."""
-        kernel, total = BACKENDS[backend].kernel, 0
+        kernel, total = BACKENDS[backend].kernel, 0.0
         assert kernel is not None, f"{backend} has no kernel"
         for times, line in self._walk(self._entry):
             if "tpu_custom_call" in line and kernel.name in line:
                 q, k = _shapes(line.partition("operand_layout_constraints=")[2], kernel.kinds)[:2]
                 total += times * math.prod(q[:-2]) * q[kernel.token_axis] * k[kernel.token_axis]
-        return total
+        return round(total)
 
     def collectives(self) -> dict[str, tuple[int, int]]:
         """By kind, how many there are and the bytes of their results; asynchronous ones count once."""
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, tuple[float, float]] = {}
         for times, line in self._walk(self._entry):
             if operation := re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
                 result, kind, start = operation.groups()
@@ -133,17 +137,21 @@ class ProgramText:
                 size = max(parts) if start else sum(parts)  # the start of one has its operand beside the result
                 count, total = found.get(kind, (0, 0))
                 found[kind] = count + times, total + times * size
-        return found
+        return {kind: (round(count), round(size)) for kind, (count, size) in found.items()}
 
-    def _walk(self, name: str, times: int = 1) -> Iterator[tuple[int, str]]:
+    def _walk(self, name: str, times: float = 1) -> Iterator[tuple[float, str]]:
         """Operations with how often they run; those inside a fusion belong to it.
 
-        Of a conditional's branches the one that takes the most cycles counts.
+        Of a conditional's branches the one that takes the most cycles counts, or each by its share of the runs.
         """
         for line in self._operations[name]:
             yield times, line
             if branches := _branches(line):
-                yield from self._walk(max(branches, key=self._cycles), times)
+                if self._computed is None or len(branches) != 2:
+                    yield from self._walk(max(branches, key=self._cycles), times)
+                else:
+                    for branch, share in zip(branches, (1 - self._computed, self._computed), strict=True):
+                        yield from self._walk(branch, times * share)
             elif loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
                 yield from self._walk(loop[2], times * self._count(loop[1]))
             elif call := re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
@@ -156,12 +164,12 @@ class ProgramText:
 
 
 def _branches(line: str) -> list[str]:
-    """The computations of a conditional; none of another operation."""
+    """The computations of a conditional, that of false first; none of another operation."""
     if " conditional(" not in line:
         return []
     if several := re.search(r"branch_computations=\{([^}]*)\}", line):
         return [name.strip().lstrip("%") for name in several[1].split(",")]
-    return re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+    return re.findall(r"false_computation=%?([\w.\-]+)", line) + re.findall(r"true_computation=%?([\w.\-]+)", line)
 
 
 def _shapes(text: str, kinds: str) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.diffusion.guidance_ways import Way, guided_steps
+from cogvx_jax.diffusion.guidance_ways import WAYS, Way, guided_steps
 from cogvx_jax.diffusion.reuse import METHODS, Facts, Reuse, Schedule, schedule
 from cogvx_jax.diffusion.samplers import SAMPLERS, Sampler
 from cogvx_jax.models.transformer import Transformer, time_embeddings
@@ -68,6 +68,13 @@ def asked_of(settings: Settings) -> str:
     if settings.reuse is not None:
         return f"reuse {settings.reuse}"
     return f"guidance {settings.way}" if settings.way is not None else "neither reuse nor a way of guidance"
+
+
+def lossy_note(settings: Settings) -> str | None:
+    """What is asked of the steps and its judged cost, for people; None where nothing is."""
+    if settings.reuse is not None:
+        return f"{asked_of(settings)} is lossy: {METHODS[settings.reuse.method].cost}"
+    return None if settings.way is None else f"{asked_of(settings)} is lossy: {WAYS[settings.way.name].cost}"
 
 
 def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
