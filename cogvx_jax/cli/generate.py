@@ -74,7 +74,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import load, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -102,6 +102,9 @@ def generate(
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters:
         loaded = load_lora(loaded, adapter, weight)
+    for one in work:
+        with one.job.named():
+            check_short(loaded, one.request)
     for one in work:
         with one.job.named():
             _run(loaded, model, one, progress and first_process(), one_program)
