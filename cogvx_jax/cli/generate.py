@@ -106,7 +106,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -155,6 +155,9 @@ def generate(
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
+    for one in work:
+        with one.job.named():
+            check_short(loaded, one.request)
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
         texts = _texts(loaded, group)
         for one, text in zip(group, texts, strict=True):

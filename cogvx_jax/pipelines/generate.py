@@ -54,7 +54,8 @@ def generate(
         each branch of guidance is computed by itself, and every device decodes whole frames. Slower, and every device
         holds all of the text encoder while it runs.
       height, width, num_frames, num_inference_steps, ...: the options, as `pipelines.options.Options` says, which has
-        size, frames and steps for the first four. Video i of the batch is a function of (seed, i) alone.
+        size, frames and steps for the first four. Video i of the batch is a function of (seed, i) alone,
+        but for first-block reuse, about which a batch decides together.
     Returns: `Video`, or the latents as an array.
     Raises: ValueError or OSError for what cannot be done, before any of it is; NotFiniteError, a ValueError, where
       weights or numbers on the way are not finite; TypeError for an unknown option.
