@@ -340,9 +340,9 @@ def test_moments_of_parts_are_those_of_the_whole():
     x = 1000 + normal(0, 2, 3, 5, 4, 6)
     parts = [x[:, :, start:stop] for start, stop in ((0, 1), (1, 2), (2, 5))]
     found = functools.reduce(Moments.plus, (Moments.of([part]) for part in parts), Moments.none(2, 6))
-    assert found.count == 3 * 5 * 4
+    assert found.numbers == 3 * 5 * 4
     np.testing.assert_allclose(found.mean, np.mean(np.float64(x), axis=(1, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(found.square / found.count, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found.square / found.numbers, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
