@@ -336,24 +336,25 @@ def in_strips(strips, method):
 
 # Of 28 rows, and of 14: 5 strips of 6 rows and 4, and 2 of 8 and 6; 2 and none; 3 of 10 and 8, and none; rows in twos.
 @pytest.mark.parametrize("strips", [5, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3, 99))])
-def test_strips_change_nothing(strips, random_params):
+@pytest.mark.parametrize("name", ["decode", "encode"])
+def test_strips_change_nothing(name, strips, random_params):
     params = random_params(vaes.VAE(SHORT), normal(0, 1, 1, 2, 2, 3))
-    inputs = {"decode": normal(2, 2, 5, 14, 3, 2), "encode": normal(1, 2, 17, 28, 6, 3)}
-    for name, run in (("decode", vaes.decode), ("encode", vaes.encode)):
-        whole, again = (
-            run(vaes.VAE(SHORT), params, inputs[name], **{f"{name}_batch": in_strips(n, f"{name}_batch")})
-            for n in (1, strips)
-        )
-        np.testing.assert_allclose(again, whole, rtol=0, atol=1e-5 * max(1, float(np.abs(whole).max())))
+    x = normal(2, 2, 5, 14, 3, 2) if name == "decode" else normal(1, 2, 17, 28, 6, 3)
+    whole, again = (
+        getattr(vaes, name)(vaes.VAE(SHORT), params, x, **{f"{name}_batch": in_strips(n, f"{name}_batch")})
+        for n in (1, strips)
+    )
+    np.testing.assert_allclose(again, whole, rtol=0, atol=1e-5 * max(1, float(np.abs(whole).max())))
 
 
 def test_moments_of_parts_are_those_of_the_whole():
     x = 1000 + normal(0, 2, 3, 5, 4, 6)
     parts = [x[:, :, start:stop] for start, stop in ((0, 1), (1, 2), (2, 5))]
     found = functools.reduce(Moments.plus, (Moments.of([part]) for part in parts), Moments.none(2, 6))
-    assert found.count == 3 * 5 * 4
+    assert found.numbers == 3 * 5 * 4
     np.testing.assert_allclose(found.mean, np.mean(np.float64(x), axis=(1, 2, 3)), rtol=1e-6)
-    np.testing.assert_allclose(found.square / found.count, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-5)
+    # A mean of 1000 is known to 3e-5; the squares of x itself would be known to 6%.
+    np.testing.assert_allclose(found.square / found.numbers, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

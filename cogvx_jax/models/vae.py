@@ -113,9 +113,9 @@ class Encoder(nn.Module):
     compute: Compute
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
+    def __call__(self, pixels: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         cfg, compute, caches = self.cfg, self.compute, _Caches(cache)
-        x = caches.through(CausalConv(cfg.channels[0], compute.dtype, name="conv_in"), cut((x,), compute.strips))
+        x = caches.through(CausalConv(cfg.channels[0], compute.dtype, name="conv_in"), cut((pixels,), compute.strips))
         for level, channels in enumerate(cfg.channels):
             for i in range(cfg.layers):
                 x = caches.run(Resnet(cfg, compute, channels, name=f"down_{level}_resnet_{i}"), x)
@@ -257,10 +257,10 @@ class _Caches:
         name, made = str(conv.name), []
         cache = None if self.old is None else self.old[name]
         if isinstance(video, Striped):
-            y, self.new[name] = through(video, norm, conv, cache, latents=latents, **in_strips)
-            return y
+            whole, self.new[name] = through(video, norm, conv, cache, latents=latents, **in_strips)
+            return whole
         if norm is not None:
-            parts = norm(*video) if isinstance(norm, GroupNorm) else norm(video, latents)
+            parts = norm(video, latents or ()) if isinstance(norm, SpatialNorm) else norm(*video)
             video = tuple(map(nn.silu, parts))
         for x in video:
             y, cache = conv(x, cache)

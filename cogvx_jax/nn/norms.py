@@ -1,5 +1,6 @@
 """Normalisations. All of them compute in float32, whatever the type of their input."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,18 +17,17 @@ Parts = tuple[jax.Array, ...]  # the frames of a video, first to last, cut into 
 class Moments(NamedTuple):
     """Of every channel of a video, over its frames and pixels."""
 
-    count: jax.Array  # of numbers in a channel, ()
+    numbers: jax.Array  # in a channel, ()
     mean: jax.Array  # (B, C)
     square: jax.Array  # summed squares of what is left without the mean, (B, C)
 
     @classmethod
-    def of(cls, parts: Parts) -> "Moments":
+    def of(cls, parts: Parts | list[jax.Array]) -> "Moments":
         """In float32, in two passes as `group_affine`."""
         floats = [x.astype(jnp.float32) for x in parts]
-        count = sum(x[0, ..., 0].size for x in parts)
-        mean = sum(jnp.sum(x, axis=(1, 2, 3)) for x in floats) / count
-        left = [jnp.square(x - mean[:, None, None, None]) for x in floats]
-        return cls(jnp.float32(count), mean, jnp.asarray(sum(jnp.sum(x, axis=(1, 2, 3)) for x in left)))
+        numbers = jnp.float32(sum(x[0, ..., 0].size for x in parts))
+        mean = _summed(floats) / numbers
+        return cls(numbers, mean, _summed([jnp.square(x - mean[:, None, None, None]) for x in floats]))
 
     @classmethod
     def none(cls, batch: int, channels: int) -> "Moments":
@@ -36,10 +36,10 @@ class Moments(NamedTuple):
 
     def plus(self, other: "Moments") -> "Moments":
         """Of both videos together. Source: Chan et al. 1979, updating formulae for sample variances."""
-        count, apart = self.count + other.count, other.mean - self.mean
-        share = other.count / count
-        square = self.square + other.square + jnp.square(apart) * (self.count * share)
-        return Moments(count, self.mean + apart * share, square)
+        numbers, apart = self.numbers + other.numbers, other.mean - self.mean
+        share = other.numbers / numbers
+        square = self.square + other.square + jnp.square(apart) * (self.numbers * share)
+        return Moments(numbers, self.mean + apart * share, square)
 
 
 class LayerNorm(nn.Module):
@@ -162,7 +162,7 @@ def affine_of(
     each = (batch, groups, channels // groups)
     means = jnp.reshape(moments.mean, each)
     mean = jnp.mean(means, axis=-1, keepdims=True)
-    variance = jnp.reshape(moments.square, each) / moments.count + jnp.square(means - mean)
+    variance = jnp.reshape(moments.square, each) / moments.numbers + jnp.square(means - mean)
     inverse = jax.lax.rsqrt(jnp.mean(variance, axis=-1, keepdims=True) + eps)
 
     def over_video(x: jax.Array) -> jax.Array:
@@ -170,6 +170,11 @@ def affine_of(
 
     scale, bias = (jax.lax.broadcast_to_rank(v, 5) for v in (scale, bias))
     return over_video(mean), over_video(inverse) * scale, bias
+
+
+def _summed(parts: list[jax.Array]) -> jax.Array:
+    """Over frames and pixels, (B, F, H, W, C) -> (B, C)."""
+    return functools.reduce(jnp.add, (jnp.sum(x, axis=(1, 2, 3)) for x in parts))
 
 
 def stretch(latents: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -55,16 +55,16 @@ def over_strips(step: Step, videos: Videos, state: Any, *, height: int, rows: in
         made, state = step(strips, (numbers >= 0) & (numbers < height), state)
         return jax.tree.map(lambda strip: strip[:, :, -2:-1], strips), made, state
 
-    def lay(above: Videos, held: Videos, state: Any, start: Any, size: int) -> tuple[Videos, Videos, Any]:
+    def lay(above: Any, held: Any, state: Any, start: Any, size: int) -> tuple[Any, Any, Any]:
         above, made, state = work(above, held, state, start, size)
         laid = jax.tree.map(
             lambda x, part: lax.dynamic_update_slice_in_dim(x, _in_order(part), at(start, x), axis=2), held, made
         )
         return above, laid, state
 
-    above = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :1]), dict(videos))
-    _, made, _ = jax.eval_shape(lambda *carry: work(*carry, 0, rows), above, {}, state)
-    held = {name: videos.get(name, jax.tree.map(lambda y: _whole(y, height, rows), y)) for name, y in made.items()}
+    above: Any = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :1]), dict(videos))
+    _, made, _ = jax.eval_shape(lambda above, state: work(above, {}, state, 0, rows), above, state)
+    held: Any = {name: videos.get(name, jax.tree.map(lambda y: _whole(y, height, rows), y)) for name, y in made.items()}
     starts = jnp.arange(height // rows) * rows
     carry, _ = lax.scan(lambda carry, start: (lay(*carry, start, rows), None), (above, held, state), starts)
     if height % rows:
