@@ -267,13 +267,18 @@ def _steps(reuse: Reuse, facts: Facts) -> np.ndarray:
 
 _RATE = Number(name="a rate, how many times fewer steps are computed", default=2, low=1, high=100)
 METHODS: Mapping[str, Method] = {
-    "every": Method(kind="added", choose=_every, numbers=(_RATE,), cost="COST"),
+    "every": Method(
+        kind="added",
+        choose=_every,
+        numbers=(_RATE,),
+        cost="at half the evaluations tiny's videos are 45 dB from those of all steps, where half the steps give 41",
+    ),
     "teacache": Method(
         kind="added",
         choose=_teacache,
         measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
-        cost="COST",
+        cost="at half the evaluations tiny's videos are 42 dB from those of all steps, where half the steps give 41",
     ),
     "magcache": Method(
         kind="added",
@@ -284,28 +289,30 @@ METHODS: Mapping[str, Method] = {
             Number(name="how many steps in a row", default=3, low=1, high=1000, whole=True),
             Number(name="the share of steps computed first", default=0.2, low=0, high=1),
         ),
-        cost="COST",
+        cost="it leaves out about what teacache does; see docs/performance.md",
     ),
     "taylor": Method(
         kind="added",
         choose=_taylor,
         numbers=(_RATE, Number(name="an order", default=1, low=0, high=MAX_ORDER, whole=True)),
-        cost="COST",
+        cost="at half the evaluations tiny's videos are 43 dB from those of all steps, where half the steps give 41",
     ),
     "first-block": Method(
         kind="first_block",
         choose=_all,
         measures=True,
         numbers=(Number(name="a threshold", default=0.1, low=0, high=1e6),),
-        cost="COST",
+        cost="at 0.6 of the evaluations tiny's videos are 46 dB from those of all steps, where 0.65 of the steps give 39",
     ),
     "pab": Method(
         kind="attention",
         choose=_pab,
         numbers=(Number(name="a period", default=2, low=1, high=1000, whole=True),),
-        cost="COST",
+        cost="tiny's videos are 50 dB from those of all steps, though all steps are computed but for a third of the attention",
     ),
-    "steps": Method(kind="added", choose=_steps, cost="COST"),
+    "steps": Method(
+        kind="added", choose=_steps, cost="as every, by the steps that are left out; see docs/performance.md"
+    ),
 }
 
 
