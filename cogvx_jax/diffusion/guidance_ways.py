@@ -78,10 +78,6 @@ class Row(NamedTuple):
 
 
 WAYS: Mapping[str, Row] = {
-    "interval": Row(
-        _interval, "tiny's videos are others: 31 dB from those that are guided throughout, for interval:0.4-1"
-    ),
-    "delta": Row(
-        _delta, "at three quarters of the evaluations tiny's videos are 43 dB from those that are guided throughout"
-    ),
+    "interval": Row(_interval, "tiny's videos are others, 31 dB from those guided throughout at interval:0.4-1"),
+    "delta": Row(_delta, "tiny's videos are 43 dB from those guided throughout, at 30 of 40 evaluations"),
 }
