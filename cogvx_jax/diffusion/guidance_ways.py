@@ -78,6 +78,6 @@ class Row(NamedTuple):
 
 
 WAYS: Mapping[str, Row] = {
-    "interval": Row(_interval, "COST-interval"),
-    "delta": Row(_delta, "COST-delta"),
+    "interval": Row(_interval, "tiny's videos are others, 31 dB from those guided throughout at interval:0.4-1"),
+    "delta": Row(_delta, "tiny's videos are 43 dB from those guided throughout, at 30 of 40 evaluations"),
 }
