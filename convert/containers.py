@@ -11,6 +11,7 @@ from typing import Any
 
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.gguf_files import MAGIC, read_gguf
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
 from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
@@ -42,7 +43,13 @@ class Reader:
     read: Callable[[Files, str], Tensors]
 
 
-READERS = (
+READERS = (  # the first whose beginning a file has counts
+    Reader(
+        name="GGUF",
+        suffixes=(".gguf",),
+        begins=lambda start: start.startswith(MAGIC),
+        read=read_gguf,
+    ),
     Reader(
         name="safetensors",
         suffixes=(".safetensors",),
