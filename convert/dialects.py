@@ -68,9 +68,10 @@ def open_component(place: str | Path, component: str, given: Given = NOTHING) ->
     """
     check_component(component)
     tensors = open_whole(place, given)
-    for dialect in DIALECTS:
-        if (found := dialect.find(tensors, component, given)) is not None:
-            return found
+    if (dialect := find_dialect(tensors, component, given)) is not None:
+        found = dialect.find(tensors, component, given)
+        assert found is not None
+        return found
     raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
 
 
@@ -82,7 +83,12 @@ def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
 
 def components(tensors: Tensors) -> list[str]:
     """Which components a file holds, by its tensors' own names."""
-    return [c for c in MARKS if any(dialect.find(tensors, c, Given()) is not None for dialect in DIALECTS)]
+    return [component for component in MARKS if find_dialect(tensors, component) is not None]
+
+
+def find_dialect(tensors: Tensors, component: str, given: Given = NOTHING) -> Dialect | None:
+    """The row of `DIALECTS` in which tensors hold a component; None where they do not."""
+    return next((dialect for dialect in DIALECTS if dialect.find(tensors, component, given) is not None), None)
 
 
 def without_prefix(tensors: Tensors, wanted: Iterable[str]) -> Tensors:
