@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from cogvx_jax.quantization import find_quantization
 
 Position = Literal["sincos", "rope", "rope+learned", "rope_slice"]
-Kind = Literal["t2v", "i2v"]
+Kind = Literal["t2v", "i2v", "control", "inpaint"]
 Remat = Literal["none", "products", "block", "offload"]
 DType = Literal["float32", "bfloat16", "float16"]  # to compute in
 DTYPES: tuple[str, ...] = get_args(DType)
@@ -27,6 +27,7 @@ class TransformerConfig:
     text_dim: int = 4096  # width of the text encoder
     text_length: int = 226  # L
     time_dim: int = 512
+    control: bool = False  # as many channels again hold the latents of a control video, not of an image
     ofs_dim: int | None = None  # width of the `ofs` embedding of 1.5-I2V
     position: Position = "sincos"
     sample_height: int = 60  # native size; the position tables are anchored to it
@@ -51,7 +52,12 @@ class TransformerConfig:
 
     @property
     def conditions_on_image(self) -> bool:
-        return self.in_channels == 2 * self.out_channels
+        return self.in_channels == 2 * self.out_channels and not self.control
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether channels of a mask and of a masked video come after the noise."""
+        return self.in_channels == 2 * self.out_channels + 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,6 +188,10 @@ class ModelSpec:
 
     @property
     def kind(self) -> Kind:
+        if self.transformer.inpaints:
+            return "inpaint"
+        if self.transformer.control:
+            return "control"
         return "i2v" if self.transformer.conditions_on_image else "t2v"
 
 

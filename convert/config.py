@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from cogvx_jax.configs import (
     DType,
     GenerationDefaults,
+    Kind,
     ModelSpec,
     Position,
     ScheduleConfig,
@@ -171,8 +173,20 @@ POSITIONS: dict[tuple[bool, ...], Position] = {
     (True, True, False): "rope+learned",
     (True, False, True): "rope_slice",
 }
-PIPELINES = {"t2v": "CogVideoXPipeline", "i2v": "CogVideoXImageToVideoPipeline"}
-GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype
+PIPELINES: dict[Kind, str] = {
+    "t2v": "CogVideoXPipeline",
+    "i2v": "CogVideoXImageToVideoPipeline",
+    "control": "CogVideoXFunControlPipeline",
+    "inpaint": "CogVideoXFunInpaintPipeline",
+}
+# Pipelines for video input share the text-to-video weights; other names of Fun's are its own.
+FITTING: dict[Kind, str] = {
+    "t2v": r"CogVideoX(VideoToVideo)?Pipeline",
+    "i2v": PIPELINES["i2v"],
+    "control": r".*Control.*",
+    "inpaint": r".*",
+}
+GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype; kind, where nothing else tells it
 MAX_TEXT = 200  # characters of a name
 
 
@@ -268,6 +282,7 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
                 problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
         if document.part == "transformer":
             _position(found, values, problems)
+            values["control"] = _is_control(TransformerConfig(**values), documents)
         parts[document.part] = document.config(**values)
 
     for side in ("Down", "Up"):
@@ -291,15 +306,35 @@ def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
         values["position"] = position
 
 
+def _is_control(cfg: TransformerConfig, documents: Mapping[str, Json]) -> bool:
+    """Whether as many channels again are of a control video: by the pipeline's class, as we wrote, or by the rest.
+
+    Models of images have a learned table, or `ofs` where patches hold two frames. CogVideoX-Fun's have neither.
+    """
+    if not cfg.conditions_on_image:
+        return False
+    said = documents.get("model_index.json", {}).get("_class_name")
+    if said is not None:
+        return "control" in str(said).lower()
+    if (kind := documents.get(GENERATION, {}).get("kind")) is not None:
+        return kind == "control"
+    return _looks_like_control(cfg)
+
+
+def _looks_like_control(cfg: TransformerConfig) -> bool:
+    return cfg.position != "rope+learned" and cfg.ofs_dim is None
+
+
 def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[str]) -> None:
     """The parts must fit each other, and the sizes of a part, too."""
     cfg = spec.transformer
     if not problems:  # else a default may stand where a number was refused
         problems += misfits(spec)
-    if cfg.in_channels not in (cfg.out_channels, 2 * cfg.out_channels):
+    one = cfg.out_channels
+    if cfg.in_channels not in (one, 2 * one, 2 * one + 1):
         problems.append(
-            f"transformer/config.json: in_channels {cfg.in_channels} is not supported, "
-            f"only {cfg.out_channels} (text) and {2 * cfg.out_channels} (text and image) are"
+            f"transformer/config.json: in_channels {cfg.in_channels} is not supported, only {one} (text), "
+            f"{2 * one} (text and image, or control) and {2 * one + 1} (inpainting) are"
         )
     pairs = (
         ("out_channels", cfg.out_channels, "vae", "latent_channels", spec.vae.latent_channels),
@@ -312,9 +347,8 @@ def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[
     if a != b and {"transformer/config.json", "vae/config.json"} <= documents.keys():
         problems.append(f"temporal_compression_ratio is {a} in transformer/config.json, {b} in vae/config.json")
     pipeline = documents.get("model_index.json", {}).get("_class_name")
-    if "transformer/config.json" in documents and pipeline not in (None, PIPELINES[spec.kind]):
-        # Pipelines for video input share the text-to-video weights.
-        if (spec.kind, pipeline) != ("t2v", "CogVideoXVideoToVideoPipeline"):
+    if "transformer/config.json" in documents and pipeline is not None:
+        if not isinstance(pipeline, str) or not re.fullmatch(FITTING[spec.kind], pipeline):
             problems.append(
                 f"model_index.json: _class_name {quoted(pipeline)} does not fit a transformer for {spec.kind}"
             )
@@ -334,9 +368,9 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
             fps=8 if cfg.patch_t is None else 16,
             sampler="ddim" if cfg.position == "sincos" else "dpm",
         )
-    values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained}
+    values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained, "kind": spec.kind}
     hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
-    hints |= {"name": str, "trained_dtype": DType, "sampler": typing.Literal[tuple(SAMPLERS)]}
+    hints |= {"name": str, "trained_dtype": DType, "sampler": typing.Literal[tuple(SAMPLERS)], "kind": Kind}
     for field, value in found.items():
         if field not in hints:
             problems.append(f"{GENERATION}: unknown field {quoted(field)}")
@@ -346,6 +380,8 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
         except ValueError as error:
             problems.append(f"{GENERATION}: {field} {quoted(value)} is not supported{error}")
     values = {field: values[field] for field in hints}
+    if values.pop("kind") != spec.kind:
+        problems.append(f"{GENERATION}: kind {quoted(found['kind'])} does not fit a transformer for {spec.kind}")
     name, trained = values.pop("name"), values.pop("trained_dtype")
     return dataclasses.replace(spec, name=name, trained_dtype=trained, defaults=GenerationDefaults(**values))
 
@@ -432,5 +468,7 @@ def documents_of(spec: ModelSpec) -> dict[str, Json]:
         "vae": ["diffusers", "AutoencoderKLCogVideoX"],
     }
     own = {"name": spec.name, "trained_dtype": spec.trained_dtype}
+    if spec.kind in ("i2v", "control") and cfg.control != _looks_like_control(cfg):
+        own["kind"] = spec.kind  # layouts without a model_index.json would not tell it
     documents[GENERATION] = dataclasses.asdict(spec.defaults) | own
     return documents

@@ -11,6 +11,7 @@ from typing import Any
 
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.gguf_files import MAGIC, read_gguf
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
 from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
@@ -42,7 +43,13 @@ class Reader:
     read: Callable[[Files, str], Tensors]
 
 
-READERS = (
+READERS = (  # the first whose beginning a file has counts
+    Reader(
+        name="GGUF",
+        suffixes=(".gguf",),
+        begins=lambda start: start.startswith(MAGIC),
+        read=read_gguf,
+    ),
     Reader(
         name="safetensors",
         suffixes=(".safetensors",),
@@ -87,16 +94,21 @@ def has_weights(folder: str | Path) -> bool:
 
 def read_file(files: Files, name: str) -> Tensors:
     """The tensors of one file. Raises: FileNotFoundError; ValueError, which does not name the file."""
+    return find_reader(files, name).read(files, name)
+
+
+def find_reader(files: Files, name: str) -> Reader:
+    """The row of `READERS` for a file. Raises: as `read_file`, but for damage."""
     size = files.size(name)
     start = files.read((name, 0, min(size, START))).tobytes() if size else b""
     if start.startswith(git_lfs.START):
         raise ValueError(POINTER)
     for reader in READERS:
         if reader.begins(start):
-            return reader.read(files, name)
+            return reader
     for reader in READERS:
         if name.endswith(reader.suffixes):
-            return reader.read(files, name)
+            return reader
     known = ", ".join(f"{reader.name} ({', '.join(reader.suffixes)})" for reader in READERS)
     raise ValueError(f"it is no file of weights of a known kind, which are {known}")
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.llama_cpp import MARK, read_t5
+from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat import WHOLE, read_sat
 from cogvx_jax.convert.sat_folder import STATES, read_masters
 from cogvx_jax.convert.tables import check_component
@@ -49,6 +51,12 @@ def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tenso
 
 DIALECTS = (
     Dialect(name="published", find=published),
+    Dialect(
+        name="llama.cpp",
+        find=lambda tensors, component, given: (
+            read_t5(tensors) if component == "text_encoder" and MARK in tensors else None
+        ),
+    ),
     Dialect(name="SAT", find=lambda tensors, component, given: read_sat(tensors, component, given.lora_alpha)),
 )
 
@@ -60,20 +68,27 @@ def open_component(place: str | Path, component: str, given: Given = NOTHING) ->
     """
     check_component(component)
     tensors = open_whole(place, given)
-    for dialect in DIALECTS:
-        if (found := dialect.find(tensors, component, given)) is not None:
-            return found
+    if (dialect := find_dialect(tensors, component, given)) is not None:
+        found = dialect.find(tensors, component, given)
+        assert found is not None
+        return found
     raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
 
 
 def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
-    """All tensors of a file, or of a folder of one component, by the names they have there."""
-    return read_masters(place) if given.masters and parent_and_name(place)[1] == STATES else open_tensors(place)
+    """All tensors of a file, or of a folder of one component, by the names they have there; weights are unpacked."""
+    is_state = parent_and_name(place)[1] == STATES
+    return unpacked(read_masters(place) if given.masters and is_state else open_tensors(place))
 
 
 def components(tensors: Tensors) -> list[str]:
     """Which components a file holds, by its tensors' own names."""
-    return [c for c in MARKS if any(dialect.find(tensors, c, Given()) is not None for dialect in DIALECTS)]
+    return [component for component in MARKS if find_dialect(tensors, component) is not None]
+
+
+def find_dialect(tensors: Tensors, component: str, given: Given = NOTHING) -> Dialect | None:
+    """The row of `DIALECTS` in which tensors hold a component; None where they do not."""
+    return next((dialect for dialect in DIALECTS if dialect.find(tensors, component, given) is not None), None)
 
 
 def without_prefix(tensors: Tensors, wanted: Iterable[str]) -> Tensors:

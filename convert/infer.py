@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.config import documents_of
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.tensors import Entry
+from cogvx_jax.convert.tensors import Entry, Unreadable
 from cogvx_jax.json_files import Json
 from cogvx_jax.presets import PRESETS
 
@@ -114,10 +114,12 @@ class _Shapes:
         """The shape; zeros where the tensor is missing or does not have one of these numbers of axes."""
         if name not in self._found:
             self._problems.append(f"missing: {name}")
-        elif len(self._found[name].shape) not in axes:
-            self._problems.append(f"misshapen: {name} is {self._found[name].shape}")
+        elif isinstance(entry := self._found[name], Unreadable):
+            self._problems.append(f"unreadable: {name}: {entry.problem}")
+        elif len(entry.shape) not in axes:
+            self._problems.append(f"misshapen: {name} is {entry.shape}")
         else:
-            return self._found[name].shape
+            return entry.shape
         return (0,) * axes[0]
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.sources import Place, Source
 from cogvx_jax.convert.tables import TRANSPOSE, Change, Parameter, Row
-from cogvx_jax.convert.tensors import Entry
+from cogvx_jax.convert.tensors import Entry, Unreadable
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.quantization import SCALE, Quantization, find_quantization
@@ -120,7 +120,11 @@ def wrong_types(parameters: list[Parameter], abstract: Mapping[str, Abstract], f
         wanted = STORED[own][0] if own is not None and own in STORED else None
         for key in parameter.keys:
             kind = None if key not in found else found[key].dtype
-            if kind is None or (str(kind) == wanted if wanted else kind.kind not in "iu"):
+            if (
+                kind is None
+                or isinstance(found[key], Unreadable)
+                or (str(kind) == wanted if wanted else kind.kind not in "iu")
+            ):
                 continue
             problems.append(f"of another type: {key} is {kind}, not {wanted or 'floating-point'}")
     return problems

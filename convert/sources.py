@@ -16,6 +16,7 @@ from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.loose import LooseParts, Place
+from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors
@@ -82,7 +83,7 @@ class PublishedFolder:
     def tensors(self, component: str) -> Tensors:
         if (place := self._other(component)) is not None:
             return open_component(place, component, self.given)
-        return Checkpoint(below(self.place, component))
+        return unpacked(Checkpoint(below(self.place, component)))
 
     def inferred(self) -> list[str]:
         return []

@@ -5,8 +5,12 @@ import shlex
 import shutil
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
 import tyro
+from gguf_file import gguf_bytes
+from packings import nf4, q4_0, q8_0, save, t5_of_llama_cpp
 from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, with_lora, write_small
 
 from cogvx_jax.cli.main import VERBS
@@ -50,7 +54,34 @@ def files(tmp_path_factory):
     for name in ("run", "run/500-ema", "lora-run"):
         (folder / name / "vae").mkdir()
         shutil.copy(published / "vae" / "config.json", folder / name / "vae" / "config.json")
+    of_comfyui(folder, published, weights)
     return folder
+
+
+def of_comfyui(folder, published, weights):
+    """Single files, and what is quantised; `weights` are the transformer's."""
+    fp8 = {key: array.astype(ml_dtypes.float8_e4m3fn) for key, array in weights.items()}
+    save(folder / "cogvideox_5b_fp8.safetensors", {f"model.diffusion_model.{key}": array for key, array in fp8.items()})
+    wide = "transformer_blocks.0.ff.net.2"
+    blocks = {f"{wide}.Q4_0_qweight": q4_0(np.float32(weights[f"{wide}.weight"]))[0]}
+    q4 = {key: array for key, array in weights.items() if key != f"{wide}.weight"} | blocks
+    save(folder / "CogVideoX_5b_GGUF_Q4_0.safetensors", q4)
+    for name in ("cogvideox_5b_fp8", "CogVideoX_5b_GGUF_Q4_0"):
+        shutil.copy(published / "transformer" / "config.json", folder / f"{name}.json")
+    shutil.copy(published / "vae" / "diffusion_pytorch_model.safetensors", folder / "cogvideox_vae.safetensors")
+    shutil.copy(published / "vae" / "config.json", folder / "cogvideox_vae.json")
+    source = open_source(published)
+    text = {t.key: t.make() for t in published_tensors(source, source.spec(), "text_encoder")}
+    text = {key: np.float32(array) for key, array in text.items()}
+    e4m3 = {key: array.astype(ml_dtypes.float8_e4m3fn) for key, array in text.items()}
+    save(folder / "t5xxl_fp8_e4m3fn.safetensors", e4m3)
+    gguf, _ = t5_of_llama_cpp(text, ("Q8_0", q8_0))
+    (folder / "t5-v1_1-xxl-encoder-Q8_0.gguf").write_bytes(gguf_bytes(gguf))
+    shutil.copytree(published, folder / "model_nf4")
+    parts, _ = nf4(np.float32(weights[f"{wide}.weight"]))
+    nf4s = {key: array for key, array in weights.items() if key != f"{wide}.weight"}
+    nf4s |= {f"{wide}{end}": part for end, part in parts.items()}
+    save(folder / "model_nf4" / "transformer" / "diffusion_pytorch_model.safetensors", nf4s)
 
 
 def run(command):
@@ -69,7 +100,20 @@ def test_the_commands_run(files, monkeypatch, capsys):
             run(command)
     printed = capsys.readouterr().out
     assert "width 48, rope" in printed
-    for name in ("model", "whole", "tuned", "average", "trained", "sat", "single", "orbax", "mixed"):
+    for name in (
+        "model",
+        "whole",
+        "tuned",
+        "average",
+        "trained",
+        "sat",
+        "single",
+        "orbax",
+        "mixed",
+        "from_fp8",
+        "from_gguf",
+        "from_nf4",
+    ):
         assert read_spec(files / name).transformer == small_spec("5b").transformer, name
     assert not (files / "part" / "vae" / "diffusion_pytorch_model.safetensors").exists()
     merged, base = (open_source(files / name).tensors("transformer") for name in ("merged", "model"))

@@ -1,12 +1,11 @@
 """`cogvx info`: what a model is."""
 
-import json
 from typing import Annotated, Any
 
 import tyro
 
 from cogvx_jax import presets
-from cogvx_jax.cli.options import GivenFlags
+from cogvx_jax.cli.options import GivenFlags, print_facts
 from cogvx_jax.configs import ModelSpec
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -34,12 +33,7 @@ def info(
     facts = describe(load_spec(model, about, report=True))
     if (quantised := load_quantization(model, None, about)) is not None:
         facts["quantised"] = quantised
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name:{width}}  {value}")
+    print_facts(facts, as_json)
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:
@@ -47,6 +41,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
     import math
 
     from cogvx_jax.convert import expected_shapes
+    from cogvx_jax.convert.inspection import KINDS
     from cogvx_jax.pipelines.request import padded_latent_frames
 
     own, cfg = spec.defaults, spec.transformer
@@ -59,7 +54,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
     half = counts["transformer"] * 2 + counts["text_encoder"] * 2 + counts["vae"] * 4
     return {
         "model": spec.name,
-        "kind": {"t2v": "text to video (and video to video)", "i2v": "image to video"}[spec.kind],
+        "kind": KINDS[spec.kind],
         "native size": f"{own.height}x{own.width}, {own.num_frames} frames at {own.fps} fps",
         "sampling": f"{own.num_inference_steps} steps, {own.sampler}, guidance {own.guidance_scale:g}",
         "latents": "x".join(map(str, latent)),

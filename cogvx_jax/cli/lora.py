@@ -1,7 +1,6 @@
 """`cogvx lora`: tells about LoRA files, converts and merges them."""
 
 import functools
-import json
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import DType, parse_lora, report
+from cogvx_jax.cli.options import DType, parse_lora, print_facts, report
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -36,15 +35,7 @@ def info(
     from cogvx_jax.convert import open_lora
     from cogvx_jax.convert.lora_models import describe
 
-    facts = describe(open_lora(file, alpha))
-    if as_json:
-        print(json.dumps(facts, indent=2))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        for line in value if isinstance(value, list) else [value]:
-            print(f"{name:{width}}  {line}")
-            name = ""
+    print_facts(describe(open_lora(file, alpha)), as_json)
 
 
 def convert(

@@ -19,6 +19,7 @@ from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
+from cogvx_jax.cli.inspect import inspect
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.quantize import quantize
@@ -37,6 +38,7 @@ VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
+    "inspect": Verb(inspect, "nothing was written"),
     "plan": Verb(plan, "nothing was planned"),
     "compile": Verb(compile_, "no programs were written"),
     "calibrate": Verb(calibrate, "no calibration was written"),

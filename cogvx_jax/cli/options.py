@@ -1,7 +1,9 @@
 """What several verbs share: kinds of options, and how their text is read."""
 
+import json
 import math
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import tyro
@@ -65,6 +67,18 @@ def check_memory(mode: str | None) -> None:
     """Raises: ValueError for an unknown memory mode."""
     if mode not in (None, AUTO):
         find_mode(str(mode))
+
+
+def print_facts(facts: Mapping[str, str | list[str]], as_json: bool) -> None:
+    """Prints a name and its value on each line, of a list a line for each value; or JSON."""
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        for line in value if isinstance(value, list) else [value]:
+            print(f"{name:{width}}  {line}")
+            name = ""
 
 
 def report(line: str) -> None:

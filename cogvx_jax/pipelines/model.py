@@ -39,7 +39,7 @@ from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, weight_bytes
 from cogvx_jax.quantization import Quantization, find_quantization
 from cogvx_jax.storage import kind_of
 
-FILE_ENDINGS = (*SUFFIXES, ".json", ".gguf")
+FILE_ENDINGS = (*SUFFIXES, ".json")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
     "run.json": "a run of `cogvx train` or `cogvx train-vae`; `cogvx export` makes a model of it",
     "cache.json": "a cache of `cogvx encode`, for --data of `cogvx train`",

@@ -155,8 +155,9 @@ def check_sampling(
       available: frames of the input video; of one that has more than are wanted, as many as are.
     Raises: ValueError, one sentence.
     """
+    check_kind(spec)
     own = spec.defaults
-    task = task or spec.kind
+    task = task or _own_task(spec)
     height, width = asked.size
     frames = own.num_frames if asked.frames is None else asked.frames
     if available is not None:
@@ -236,7 +237,27 @@ def shorter_clips(spec: ModelSpec, frames: int) -> list[int]:
     return [n for n in dict.fromkeys(some) if 1 < n < frames]
 
 
+UNREAD = {  # kind of a model that loads but does not run -> what is missing
+    "control": "a control video, such as its depth or poses",
+    "inpaint": "a video or images, and a mask of what to make",
+}
+
+
+def check_kind(spec: ModelSpec) -> None:
+    """Raises ValueError for a model whose input cannot be given yet."""
+    if spec.kind in UNREAD:
+        raise ValueError(
+            f"{spec.name} is of the kind {spec.kind}: beside the prompt it needs {UNREAD[spec.kind]}, which cannot be "
+            "given yet; use a text-to-video or an I2V model"
+        )
+
+
+def _own_task(spec: ModelSpec) -> Task:
+    return "i2v" if spec.kind == "i2v" else "t2v"
+
+
 def _task(spec: ModelSpec, asked: Options) -> Task:
+    check_kind(spec)
     if asked.image is not None and asked.video is not None:
         raise ValueError("give an image or a video, not both")
     if spec.kind == "i2v":

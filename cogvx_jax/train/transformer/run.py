@@ -24,7 +24,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.pipelines.model import Model, check_trainable
-from cogvx_jax.pipelines.request import Request
+from cogvx_jax.pipelines.request import Request, check_kind
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
@@ -86,6 +86,7 @@ def train(
       training meets numbers that are not finite.
     """
     check_trainable(model.spec.name, model.compute.quantize)
+    check_kind(model.spec)
     stages = tuple(dataclasses.replace(s, learning_rate=s.learning_rate or config.learning_rate) for s in stages)
     for stage in stages:
         check_batch(model.mesh, stage.batch_size, stage.accumulate)
