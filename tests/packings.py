@@ -162,8 +162,8 @@ def t5_of_llama_cpp(arrays, make=None):
 def write_taehv(path):
     """taehv's tiny autoencoder, its numbers drawn from names: 128 tensors, 11,315,539 numbers."""
     rows, shapes = {row.ours: row for row in TABLE}, {}
-    for path, parameter in abstract_params(VAEConfig(taehv=True)).items():
-        row = rows[path]
+    for ours, parameter in abstract_params(VAEConfig(taehv=True)).items():
+        row = rows[ours]
         shapes[row.theirs] = row.change.write(np.broadcast_to(np.int8(0), parameter.shape)).shape
     assert len(shapes) == 128 and sum(int(np.prod(shape)) for shape in shapes.values()) == 11_315_539
     rng, arrays = np.random.default_rng(600), {}
