@@ -78,6 +78,7 @@ class VAEConfig:
     # are semantics, not memory knobs. None is the whole clip at once.
     encode_frames: int | None = 8  # pixel frames per batch, the remainder joins the first
     decode_frames: int | None = 2  # latent frames per batch
+    taehv: bool = False  # it is the tiny autoencoder of `models.taehv`, whose widths are fixed
 
     @property
     def spatial_compression(self) -> int:

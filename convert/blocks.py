@@ -57,4 +57,6 @@ def decoded(packed: Entry, block: Block) -> Computed:
 
 
 def _decode(block: Block, packed: np.ndarray) -> np.ndarray:
-    return block.decode(packed.reshape(*packed.shape[:-1], -1, block.bytes)).reshape(*packed.shape[:-1], -1)
+    *outer, row = packed.shape
+    count = row // block.bytes
+    return block.decode(packed.reshape(*outer, count, block.bytes)).reshape(*outer, count * block.weights)

@@ -16,6 +16,7 @@ from cogvx_jax.convert.quantized_layout import check_types, quantized_rows, read
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
+from cogvx_jax.convert.taehv import TABLE as TAEHV
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
 from cogvx_jax.models.abstract import Abstract, abstract_params, quantized
 from cogvx_jax.quantization import Quantization
@@ -190,7 +191,8 @@ class Published:
 
 def component_parameters(spec: ModelSpec, component: str, how: Quantization | None = None) -> list[Parameter]:
     """Every parameter of a component, that may be quantised, with the tensors it is made of."""
-    return resolve(quantized_rows(table(spec, component), how), expected_shapes(spec, component, how))
+    rows = TAEHV if component == "vae" and spec.vae.taehv else table(spec, component)
+    return resolve(quantized_rows(rows, how), expected_shapes(spec, component, how))
 
 
 def expected_shapes(spec: ModelSpec, component: str, how: Quantization | None = None) -> dict[str, tuple[int, ...]]:

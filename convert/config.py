@@ -241,6 +241,8 @@ def write_configs(spec: ModelSpec, folder: str | Path) -> None:
     Raises: ConversionError if the files cannot express the spec: frame batches other than the
       reference's, a combination of positions and patches that it does not have.
     """
+    if spec.vae.taehv:
+        raise ConversionError("the published files cannot express this model", ["its VAE is the tiny one of taehv"])
     documents = documents_of(spec)
     problems: list[str] = []
     back = parse_documents(documents, spec.name, problems)

@@ -14,6 +14,7 @@ from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat import WHOLE, read_sat
 from cogvx_jax.convert.sat_folder import STATES, read_masters
 from cogvx_jax.convert.tables import check_component
+from cogvx_jax.convert.taehv import is_taehv
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.storage import parent_and_name
@@ -51,6 +52,10 @@ def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tenso
 
 DIALECTS = (
     Dialect(name="published", find=published),
+    Dialect(
+        name="taehv",
+        find=lambda tensors, component, given: tensors if component == "vae" and is_taehv(tensors) else None,
+    ),
     Dialect(
         name="llama.cpp",
         find=lambda tensors, component, given: (

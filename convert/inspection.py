@@ -41,7 +41,8 @@ def inspect(place: Place, given: Given = NOTHING) -> Facts:
     if not open_files(parent).exists(name):
         raise FileNotFoundError(f"there is no file or folder {place}")
     tensors = open_tensors(place)
-    facts: Facts = {"file": str(place), "format": find_reader(open_files(parent), name).name} | _numbers(tensors)
+    facts: Facts = {"file": str(place), "format": find_reader(open_files(parent), name).name}
+    facts |= _numbers(tensors)
     held = components(unpacked(tensors))
     if held:
         return facts | _components(place, tensors, held, given)
@@ -52,10 +53,13 @@ def _folder(place: Place, given: Given) -> Facts:
     files = open_files(place)
     layout = find_layout(place)
     if layout is not None:
-        facts = {"folder": str(place), "format": f"a model in {layout.name}" + " layout" * (layout.name == "SAT's")}
+        facts: Facts = {
+            "folder": str(place),
+            "format": f"a model in {layout.name}" + " layout" * (layout.name == "SAT's"),
+        }
         return facts | _model(open_source(place, given), place, list(COMPONENTS))
     if any(files.exists(name) for name in FILES):
-        return {"folder": str(place), "format": "a LoRA"} | _lora(place, None)
+        return {"folder": str(place)} | _lora(place, None)
     there = ", ".join(files.names()[:5])
     raise ValueError(f"{place} is a folder of no known kind; there is {there or 'nothing'}")
 

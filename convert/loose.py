@@ -14,6 +14,7 @@ from cogvx_jax.convert import infer
 from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, is_configuration, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.taehv import is_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import MAX_BYTES, Json, parse_json
@@ -107,12 +108,20 @@ class LooseParts:
             beside = self._beside(part)
             said = self.given.of_document(path)
             documents[path] = document | beside | said
-            if not beside and (part in self._places or part != "text_encoder"):
+            if part == "vae" and self._has_taehv:
+                lines.append(f"vae: the tiny one of taehv; latents are divided by {self.given.scaling_factor or 1.0}")
+            elif not beside and (part in self._places or part != "text_encoder"):
                 lines.append(_line(part, document, said, like.name, part in self._places))
         spec = self._parsed(documents)
+        if self._has_taehv:
+            spec = with_taehv(spec, self.given)
         if spec.trained_dtype == "bfloat16" and str(tensors[DTYPE_OF].dtype) == "float16":
             lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
         return spec, lines
+
+    @functools.cached_property
+    def _has_taehv(self) -> bool:
+        return "vae" in self._places and is_taehv(self.tensors("vae"))
 
     def _position(self) -> str | None:
         """Of the transformer, as given or as the configuration beside it says; None where nothing does."""
@@ -132,7 +141,7 @@ class LooseParts:
         return dataclasses.replace(spec, trained_dtype=own if own in DTYPES else "float32")
 
     def _vae(self, like: ModelSpec, channels: int) -> Json:
-        if "vae" in self._places:
+        if "vae" in self._places and not self._has_taehv:
             return infer.infer_vae(self.tensors("vae"), like)
         return documents_of(like)[CONFIGS["vae"]] | {"latent_channels": channels}
 

@@ -5,7 +5,6 @@ read. How our own quantised models are stored is `convert.quantized_layout`.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 
@@ -268,8 +267,8 @@ def _check_type(tensors: Tensors, layer: str) -> None:
     said = tensors.metadata.get(f"{layer}.weight")
     if said is not None:
         try:
-            kind = json.loads(said).get("_type")
-        except (ValueError, AttributeError, RecursionError):
+            kind = parse_json(said.encode()).get("_type")
+        except ValueError:
             raise ValueError(f"the file's metadata say {quoted(said)} of it") from None
         if kind not in TORCHAO:
             raise ValueError(f"it is of the type {quoted(kind)}, not {' or '.join(TORCHAO)}")

@@ -19,6 +19,7 @@ from cogvx_jax.convert.loose import LooseParts, Place
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
+from cogvx_jax.convert.taehv import is_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.storage import below, copy_files, open_files, parent_and_name
@@ -72,13 +73,13 @@ class PublishedFolder:
             raise ConversionError(f"{self.place} is not a model that is supported", problems)
         parts = {part: self._other(part) for part in ("vae", "text_encoder")}
         for part, place in parts.items():
-            if place is not None:
+            if place is not None and not (part == "vae" and is_taehv(self.tensors(part))):
                 make = infer.infer_vae if part == "vae" else infer.infer_text_encoder
                 documents[f"{part}/config.json"] = make(self.tensors(part), spec)
         spec = parse_documents(documents, spec.name, problems)
         if problems:
             raise ConversionError(f"{self.place} with another part is not a model that is supported", problems)
-        return spec
+        return with_taehv(spec, self.given) if parts["vae"] and is_taehv(self.tensors("vae")) else spec
 
     def tensors(self, component: str) -> Tensors:
         if (place := self._other(component)) is not None:

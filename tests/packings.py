@@ -1,13 +1,18 @@
 """How other makers store weights, by the book, for tests of what reads them."""
 
+import dataclasses
 import json
 
 import ml_dtypes
 import numpy as np
 from gguf_file import plain
+from small_files import small_spec
 
+from cogvx_jax.configs import VAEConfig
 from cogvx_jax.convert.packed import NF4
 from cogvx_jax.convert.safetensors import Tensor, write_file
+from cogvx_jax.convert.taehv import TABLE
+from cogvx_jax.models.abstract import abstract_params
 
 E4M3, E5M2, BF16 = (np.dtype(kind) for kind in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, ml_dtypes.bfloat16))
 
@@ -152,3 +157,29 @@ def t5_of_llama_cpp(arrays, make=None):
             value[key] = array.astype(kind)
             tensors[theirs] = plain(value[key])
     return tensors, value
+
+
+def write_taehv(path):
+    """taehv's tiny autoencoder, its numbers drawn from names: 128 tensors, 11,315,539 numbers."""
+    rows, shapes = {row.ours: row for row in TABLE}, {}
+    for ours, parameter in abstract_params(VAEConfig(taehv=True)).items():
+        row = rows[ours]
+        shapes[row.theirs] = row.change.write(np.broadcast_to(np.int8(0), parameter.shape)).shape
+    assert len(shapes) == 128 and sum(int(np.prod(shape)) for shape in shapes.values()) == 11_315_539
+    rng, arrays = np.random.default_rng(600), {}
+    for key in sorted(shapes):
+        z = rng.standard_normal(shapes[key], dtype=np.float32)
+        arrays[key] = z / np.float32(np.sqrt(np.prod(z.shape[1:]))) if z.ndim > 1 else np.float32(0.1) * z
+        if z.ndim == 1 and key.endswith("weight"):
+            arrays[key] += 1
+    return save(path, arrays)
+
+
+def spec_of_16():
+    """A small model with as many channels of latents as the published ones."""
+    spec = small_spec("5b")
+    return dataclasses.replace(
+        spec,
+        transformer=dataclasses.replace(spec.transformer, in_channels=16, out_channels=16),
+        vae=dataclasses.replace(spec.vae, latent_channels=16),
+    )

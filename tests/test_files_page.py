@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tyro
 from gguf_file import gguf_bytes
-from packings import nf4, q4_0, q8_0, save, t5_of_llama_cpp
+from packings import nf4, q4_0, q8_0, save, spec_of_16, t5_of_llama_cpp, write_taehv
 from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, with_lora, write_small
 
 from cogvx_jax.cli.main import VERBS
@@ -123,6 +123,8 @@ def test_the_commands_run(files, monkeypatch, capsys):
 
 @pytest.mark.full  # a video is compiled
 def test_videos_are_made(files, monkeypatch):
+    write_small(files / "CogVideoX-5b", spec_of_16())
+    write_taehv(files / "taecvx.safetensors")
     monkeypatch.chdir(files)
     for command in COMMANDS:
         if command.startswith("cogvx generate"):

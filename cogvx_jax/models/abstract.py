@@ -11,10 +11,10 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cogvx_jax.axes import Names
-from cogvx_jax.configs import ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.configs import Compute, ModelSpec, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.models.vae import VAE
 from cogvx_jax.quantization import GROUP, SCALE, Quantization
 
 BITS = {"int4": 4}  # of types that devices pack and numpy does not
@@ -51,7 +51,7 @@ def abstract_params(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[st
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
     elif isinstance(cfg, VAEConfig):
         pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
-        module = VAE(cfg)
+        module = vae_of(cfg, Compute())
         inputs = [jax.ShapeDtypeStruct(pixels, "float32")]
     else:
         module = T5Encoder(cfg)

@@ -27,6 +27,7 @@ from cogvx_jax.models.abstract import check_groups
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.models.lora_blocks import Added, add_to_block
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
@@ -85,7 +86,7 @@ class Model:
 
     @property
     def vae(self) -> VAE:
-        return VAE(self.spec.vae, self.compute.of("vae"))
+        return vae_of(self.spec.vae, self.compute.of("vae"))
 
     @property
     def text_encoder(self) -> T5Encoder:

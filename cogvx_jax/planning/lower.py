@@ -18,9 +18,9 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.t5 import T5Encoder
+from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
 from cogvx_jax.pipelines.noise import SeededNoise
@@ -185,7 +185,7 @@ def _draws(spec: ModelSpec, sampler: str | None) -> bool:
 
 def lower_encode(spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> Iterator[Any]:
     """The VAE's encoder on the first two frame batches of one of the clips (B, F, H, W, 3)."""
-    vae = VAE(spec.vae, compute.of("vae"))
+    vae = vae_of(spec.vae, compute.of("vae"))
     return latents.lower_encode(vae, mesh, abstract_weights(spec, compute, "vae", mesh), shape)
 
 
@@ -193,7 +193,7 @@ def lower_decode(
     spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...], padding: int = 0
 ) -> Iterator[Any]:
     """The VAE's decoder on the first frame batch of one video, and on the second, which takes its cache."""
-    vae = VAE(spec.vae, compute.of("vae"))
+    vae = vae_of(spec.vae, compute.of("vae"))
     return latents.lower_decode(vae, mesh, abstract_weights(spec, compute, "vae", mesh), shape, padding)
 
 

@@ -17,6 +17,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import lora
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import image_scale
 from cogvx_jax.train.step import Loss, Rows
@@ -57,7 +58,7 @@ def make_draw(spec: ModelSpec, compute: Compute, options: Objective) -> Callable
     Gives x, what the transformer sees, x0 and noise, what it is to predict, text and timesteps t, (B, ...) each.
     """
     alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
-    vae = vaes.VAE(spec.vae, compute.of("vae"))
+    vae = vae_of(spec.vae, compute.of("vae"))
 
     def draw(batch: Mapping[str, Any], key: jax.Array, t: jax.Array | None = None) -> Rows:
         keys = iter(jax.random.split(key, 7))
