@@ -85,9 +85,9 @@ def test_swapping_adapters_does_not_compile_again(params):
     changed = [apply(loras.merge(params, random_lora(params, QK, seed).adapters, 0.3 + seed)) for seed in range(2)]
     assert apply._cache_size() <= 2  # numpy parameters of the file, jax arrays of a merge
     assert not np.allclose(before, changed[0], atol=1e-3) and not np.allclose(*changed, atol=1e-3)
-    sizes = loras._add._cache_size()
+    sizes = loras.add._cache_size()
     loras.merge(params, random_lora(params, QK, 5).adapters, 0.1)
-    assert loras._add._cache_size() == sizes
+    assert loras.add._cache_size() == sizes
 
 
 def test_training_moves_the_adapters_alone(params):
