@@ -40,7 +40,7 @@ KINDS = {
     "added": {"reuse": "steps:x.xx"},
     "taylor": {"reuse": "taylor:1.5"},
     "attention": {"reuse": "pab:2"},
-    "first_block": {"reuse": "first-block:0.3"},
+    "first_block": {"reuse": "first-block:50"},
     "delta": {"guidance": "delta:2"},
     "interval": {"guidance": "interval:0.4-0.8"},
 }
@@ -163,16 +163,20 @@ def test_taylor_of_order_0_is_the_reuse_of_residuals(small, plain):
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "added" else pytest.mark.full) for k in KINDS])
 def test_in_one_program_and_on_a_mesh_it_is_the_same(small, plain, kind):
     folder, model = small("5b")
+    options = KINDS[kind]
+    if kind == "first_block":  # the small model has no other
+        folder, model, options = "tiny", cx.load("tiny"), dict(options, num_frames=1, num_inference_steps=4)
+        plain = latents(model, num_frames=1, num_inference_steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a threshold that leaves only the first and the last step
-        loop = latents(model, **KINDS[kind])
+        loop = latents(model, **options)
         assert np.abs(loop - plain).max() > 1e-4
-        np.testing.assert_allclose(latents(model, one_program=True, **KINDS[kind]), loop, atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(latents(model, one_program=True, **options), loop, atol=1e-5, rtol=1e-5)
         sizes = dict(fsdp=2, sp=2) if "guidance" in KINDS[kind] else dict(cfg=2, fsdp=2, sp=2)
         spread = cx.load(folder, mesh=cx.make_mesh(**sizes, devices=jax.devices()[: 2 ** len(sizes)]))
         for one_program in (False, True):
-            found = latents(spread, one_program=one_program, **KINDS[kind])
-            np.testing.assert_allclose(found, loop, atol=1e-5, rtol=1e-5)
+            found = latents(spread, one_program=one_program, **options)
+            np.testing.assert_allclose(found, loop, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_kept_lies_where_tokens_lie_and_is_donated(small):
