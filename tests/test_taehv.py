@@ -19,6 +19,8 @@ from cogvx_jax.given import Given
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.pipelines.latents import decode_frames
+from cogvx_jax.train.vae.run import train_vae
+from cogvx_jax.train.vae.settings import VAERunConfig
 
 
 @pytest.fixture(scope="module")
@@ -119,5 +121,7 @@ def test_what_does_not_fit_and_what_cannot_hold_it(model, file, tmp_path):
     with pytest.raises(ConversionError, match=re.escape("misshapen: decoder.1.weight is (256, 16, 3, 3), not (256, 4")):
         cx.load(other, vae=file, components=("vae",))
     assert vae_of(VAEConfig(), Compute()).__class__ is vaes.VAE
+    with pytest.raises(ValueError, match="has the tiny autoencoder of taehv, which is not trained"):
+        train_vae(found, (), (), VAERunConfig(), tmp_path / "run", source="x")
     source = open_source(folder)
     assert not source.spec().vae.taehv and load_params(source, source.spec(), "vae")

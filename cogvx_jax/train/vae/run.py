@@ -101,6 +101,8 @@ def train_vae(
       finite.
     """
     stages = tuple(stage.sized(model.spec.defaults) for stage in stages)
+    if model.spec.vae.taehv:
+        raise ValueError(f"{model.spec.name} has the tiny autoencoder of taehv, which is not trained; load its own VAE")
     _check_warmup(stages)
     for stage in stages:
         check_batch(model.mesh, stage.batch_size)
