@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax import presets, sharding
-from cogvx_jax.allocator import keep_freed_memory
+from cogvx_jax.allocator import give_back_freed_memory, keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params, read_spec
@@ -121,6 +121,7 @@ def load(
         verify_digests(folder, components)
     tokenizer = load_tokenizer(folder, spec) if "text_encoder" in components else None
     params = {name: load_component(folder, spec, name, compute.parameter_dtype(name), mesh) for name in components}
+    give_back_freed_memory()  # reading leaves holes as large as the weights
     if "transformer" in params:
         compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(spec=spec, params=params, tokenizer=tokenizer, compute=compute, mesh=mesh, programs=stored)
