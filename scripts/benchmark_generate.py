@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cogvx_jax.allocator import give_back_freed_memory
 from cogvx_jax.configs import ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert.checkpoint import expected_shapes
@@ -65,7 +66,9 @@ def normal(*shape: int) -> np.ndarray:
 
 
 def our_params(sizes: Sizes, folder: Path, component: str) -> Any:
-    return jax.device_put(load_params(folder, sizes.spec, component))
+    params = jax.block_until_ready(jax.device_put(load_params(folder, sizes.spec, component)))
+    give_back_freed_memory()  # as `load` does
+    return params
 
 
 def our_transformer(sizes: Sizes, folder: Path) -> Run:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax import presets, sharding
-from cogvx_jax.allocator import keep_freed_memory
+from cogvx_jax.allocator import give_back_freed_memory, keep_freed_memory
 from cogvx_jax.cache import enable_compilation_cache
 from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params
@@ -167,6 +167,7 @@ def load(
     tokenizer = read_tokenizer(files.tokenizer, spec) if "text_encoder" in components else None
     made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
     params: Any = Turns(made) if mode.turns else {name: component.load() for name, component in made.items()}
+    give_back_freed_memory()  # reading leaves holes as large as the weights
     if "transformer" in components:
         compute = bounded(files, spec, compute, made["transformer"].added)
     return Model(
