@@ -99,7 +99,7 @@ def test_a_row_of_a_memory_mode_is_compiled_in_it(monkeypatch, capsys):
 
     monkeypatch.setattr(tpu_cost, "lower", lower)
     assert compare({"versions": VERSIONS, "rows": {row.key: held(row)}}, VERSIONS) == 0
-    assert asked == [("5b", "v5e:2x4", "data=1", ("step",), "block", "pallas", "float32", True, "offload")]
+    assert asked == [("5b", "v5e:2x4", "data=1", ("step",), "block", "pallas", "float32", True, "offload", None, 1)]
 
 
 def test_other_versions_are_skipped_with_a_reason(compiled, capsys):

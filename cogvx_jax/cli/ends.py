@@ -37,7 +37,7 @@ def ends(left: str) -> Iterator[None]:
             _flush()
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, signals.Signalled) else signals.NUMBERS[0]
-        _exit(128 + number, _stopped(number, left), "signal")
+        _exit(128 + number, _stopped(number, left), "signal", at_once=isinstance(error, signals.Signalled))
     except BrokenPipeError as error:
         _exit(*((BROKEN_PIPE, None) if _reader_has_gone() else (2, sentence(error))))
     except Exception as error:
@@ -58,7 +58,7 @@ def _end_now(left: str, number: int) -> None:
     os._exit(128 + number)
 
 
-def _exit(status: int, said: str | None, reason: str = "error") -> NoReturn:
+def _exit(status: int, said: str | None, reason: str = "error", *, at_once: bool = False) -> NoReturn:
     if said is not None:
         print(f"cogvx: {said}", file=sys.stderr)
     try:
@@ -66,7 +66,7 @@ def _exit(status: int, said: str | None, reason: str = "error") -> NoReturn:
     except OSError:  # Python would try it once more, and say so
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     _leave(status, reason)
-    if reason == "signal" and not _has_joined_others():
+    if at_once and not _has_joined_others():
         _end_at_once(status)
     sys.exit(status)
 
