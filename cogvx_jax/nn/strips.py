@@ -53,6 +53,7 @@ def over_strips(step: Step, videos: Videos, state: Any, *, height: int, rows: in
         strips = jax.tree.map(lambda x, row: cut(x, row, start, size), now, above)
         numbers = start + jnp.arange(-1, size + 1)
         made, state = step(strips, (numbers >= 0) & (numbers < height), state)
+        made = {name: _after(parts, strips[name], start) if name in strips else parts for name, parts in made.items()}
         return jax.tree.map(lambda strip: strip[:, :, -2:-1], strips), made, state
 
     def lay(above: Any, held: Any, state: Any, start: Any, size: int) -> tuple[Any, Any, Any]:
@@ -70,6 +71,14 @@ def over_strips(step: Step, videos: Videos, state: Any, *, height: int, rows: in
     if height % rows:
         carry = lay(*carry, height // rows * rows, height % rows)
     return carry[1:]
+
+
+def _after(made: tuple[jax.Array, ...], strips: tuple[jax.Array, ...], start: Any) -> tuple[jax.Array, ...]:
+    """`made`, but a compiler takes it to depend on the strips in whose place it is laid.
+
+    A cache does not depend on the one before: without this all of it was copied for every strip.
+    """
+    return tuple(jnp.where(start >= 0, y, strip[:, :, 2:]) for y, strip in zip(made, strips, strict=True))
 
 
 def _whole(part: jax.ShapeDtypeStruct, height: int, rows: int) -> jax.Array:
