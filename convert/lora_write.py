@@ -84,8 +84,7 @@ def _write(path: str | Path, to: str, dtype: str | None, updates: Callable[[], S
     """Writes updates in a dialect; they are asked for when all else is checked."""
     path, row = check_target(path, to)
     tensors, metadata = WRITERS[to](row, updates())
-    if dtype is not None:
-        tensors = [tensor if tensor.key.endswith(".alpha") else _cast(tensor, dtype) for tensor in tensors]
+    tensors = [_cast(tensor, tensor.dtype if tensor.key.endswith(".alpha") else dtype) for tensor in tensors]
     with temporary_beside(path) as partial:
         if to == "sat":
             _write_sat(partial, tensors)
@@ -317,14 +316,15 @@ def _named(row: Format, module: str, part: Part, tensor: Tensor) -> Tensor:
     return dataclasses.replace(tensor, key=row.written(module, part))
 
 
-def _cast(tensor: Tensor, dtype: str) -> Tensor:
-    kind = np.dtype(dtype)
+def _cast(tensor: Tensor, dtype: str | np.dtype | None) -> Tensor:
+    """The tensor as another type, or as its own. Making it raises ValueError for numbers that are not finite."""
+    kind = tensor.dtype if dtype is None else np.dtype(dtype)
 
     def make() -> np.ndarray:
         with np.errstate(over="ignore"):
             array = tensor.make().astype(kind)
         if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{tensor.key} has numbers that {dtype} cannot hold; write it in another")
+            raise ValueError(f"{tensor.key} would have numbers that {kind} cannot hold")
         return array
 
     return dataclasses.replace(tensor, dtype=kind, make=make)

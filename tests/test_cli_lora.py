@@ -138,6 +138,24 @@ def test_merge_into_a_model(run, small, tmp_path, monkeypatch, capsys):
     assert f"{file}: kohya, 1 module, rank 2, alpha 1 (tensors of the file), scale 0.5, weight 0.5\n" in said
 
 
+def test_a_guessed_alpha_is_doubted_before_it_is_written(run, tmp_path):
+    key = "transformer.transformer_blocks.0.attn1.to_q.lora_"
+    file = tmp_path / "x.safetensors"
+    save_file({f"{key}A.weight": np.ones((128, 1920), "f4"), f"{key}B.weight": np.ones((1920, 128), "f4")}, file)
+    assert "warning: " in run("convert", file, tmp_path / "o.safetensors").err
+    assert "warning: " in run("merge", file, "--out", tmp_path / "m.safetensors").err
+
+
+def test_numbers_that_are_not_finite_are_not_written(run, small, tmp_path):
+    folder, model = small("5b")
+    file, out = kohya(tmp_path / "x.safetensors", model.spec), tmp_path / "out.safetensors"
+    assert "cannot hold" in run("merge", f"{file}:1e39", "--out", out, status=2)
+    assert "not finite in transformer/" in run(
+        "merge", f"{file}:3e38", "--model", folder, "--out", tmp_path / "m", status=2
+    )
+    assert sorted(tmp_path.iterdir()) == [file]
+
+
 def test_errors_come_before_all_else_and_leave_nothing(run, small, tmp_path):
     file, out = DATA / "kohya.safetensors", tmp_path / "x.safetensors"
     assert "there is no LoRA" in run("info", tmp_path / "none", status=2)
@@ -162,7 +180,7 @@ def test_errors_come_before_all_else_and_leave_nothing(run, small, tmp_path):
     )
     large = {key: np.asarray(1e9 * array) for key, array in load_file(file).items()}
     save_file(large, tmp_path / "large.safetensors")
-    assert "has numbers that float16 cannot hold" in run(
+    assert "would have numbers that float16 cannot hold" in run(
         "convert", tmp_path / "large.safetensors", out, "--alpha", 1, "--dtype", "float16", status=2
     )
     shutil.copy(file, out)

@@ -4,11 +4,14 @@ import functools
 import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from cogvx_jax.cli.options import DType, parse_lora, print_facts, report
+
+if TYPE_CHECKING:
+    from cogvx_jax.convert.lora_file import LoRAFile
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -73,7 +76,7 @@ def convert(
         write_lora(out, read_run_lora(where, spec), spec, to, dtype)
     else:
         found = open_lora(file, alpha)
-        report(f"{found.path}: {found.told()}")
+        _report_read(found)
         convert_lora(out, found, to, dtype)
     print(f"{out}: {open_lora(out).told()}")
 
@@ -123,6 +126,15 @@ def merge(
     print(f"{out}: {merged.spec.name} with {len(found)} LoRA{'s' * (len(found) > 1)}")
 
 
+def _report_read(file: "LoRAFile", more: str = "") -> None:
+    """Says how a file was read, and what of that may be wrong: an alpha that is written is stated from then on."""
+    from cogvx_jax.convert.lora_models import doubts
+
+    report(f"{file.path}: {file.told()}{more}")
+    for doubt in doubts(file):
+        report(f"warning: {file.path}: {doubt}")
+
+
 def _stay_on_the_host() -> None:
     """An accelerator that does not work, or is in use, is no matter, and its memory is no limit."""
     import jax
@@ -140,7 +152,7 @@ def _merge_files(
     files = []
     for path, weight in weighted:
         files.append((open_lora(path, alpha), weight))
-        report(f"{path}: {files[-1][0].told()}, weight {weight:g}")
+        _report_read(files[-1][0], f", weight {weight:g}")
     merge_loras(out, files, to, dtype)
     print(f"{out}: {open_lora(out).told()}")
 

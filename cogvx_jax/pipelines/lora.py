@@ -94,6 +94,8 @@ def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]
     model = Model(spec=spec, params=params, tokenizer=read_tokenizer(files.tokenizer, spec))
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
+    if tensor := find_not_finite({"transformer": model.params["transformer"]}):
+        raise ValueError(f"{source} with these LoRAs has numbers that are not finite in {tensor}; lower the weights")
     return model
 
 
