@@ -239,6 +239,7 @@ def test_texts_that_are_damaged_are_encoded_again(small, loads, damage):
     jax.tree.map(np.testing.assert_array_equal, made, wanted)
 
 
+@pytest.mark.full
 def test_texts_of_another_encoder_are_encoded_again(small, loads, tmp_path):
     folder = shutil.copytree(small("5b")[0], tmp_path / "model")
     request = check_request(small("5b")[1].spec, "a red circle")
@@ -351,6 +352,7 @@ def test_unknown_modes_and_devices_that_cannot(small, monkeypatch):
         weights.check_streams(device)
 
 
+@pytest.mark.full
 def test_programs_of_another_mode_are_refused(small, tmp_path):
     folder, _ = small("5b")
     cx.compile_programs(folder, tmp_path / "programs", memory="rows")

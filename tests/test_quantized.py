@@ -432,7 +432,8 @@ def test_weights_are_counted_by_what_they_become(small):
         assert sum(x.nbytes for x in jax.tree.leaves(held[component])) == size
 
 
-@pytest.mark.parametrize("how", ["w8a8", full("int4:16")])
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["w8a8", "int4:16"])
 def test_the_report_is_of_the_model_it_becomes(small, how):
     folder, model = small("5b")
     found = make_report(folder, find_quantization(how))
