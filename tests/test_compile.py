@@ -338,6 +338,7 @@ def test_the_check_of_memory_compiles_nothing(small, programs, monkeypatch):
     needed = memory.decode_bytes(small("5b")[1], shape)
     monkeypatch.setattr(memory, "lower_decode", None)
     assert memory.decode_bytes(model, shape) == needed
+    monkeypatch.setattr(memory, "STRIPS", ())  # of which stored programs know nothing
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="decoding 32x48 takes"):
         memory.check_decode(model, shape, strips=1)
