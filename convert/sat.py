@@ -219,27 +219,6 @@ def _runs(places: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 ADAPTED = re.compile(r"(?P<layer>.+)\.(?:original\.(?P<own>weight|bias)|matrix_(?P<side>[AB])\.(?P<place>\d))")
 
 
-def lora_pairs(tensors: Mapping[str, Entry]) -> dict[str, tuple[Entry, Entry]]:
-    """The LoRA of a file of SAT's: published name of a module -> its A (r, in) and B (out, r).
-
-    W becomes W + alpha / r * B A; alpha is not in the file and by default 1. Empty where it has no LoRA.
-    """
-    prefix = find_prefix(tensors, "transformer") or ""
-    names = {row.theirs: tuple(row.published) for row in TRANSFORMER}
-    patterns = [(_pattern(theirs), published) for theirs, published in names.items() if "{p}" in theirs]
-    pairs: dict[str, dict[str, Entry]] = {}
-    for name, entry in tensors.items():
-        adapted = ADAPTED.fullmatch(name.removeprefix(prefix))
-        if adapted is None or adapted["side"] is None:
-            continue
-        for pattern, published in patterns:
-            match = pattern.fullmatch(f"{adapted['layer']}.weight")
-            if match and int(adapted["place"]) < len(published):
-                key = published[int(adapted["place"])].format(**match.groupdict())
-                pairs.setdefault(key.removesuffix(".weight"), {})[adapted["side"]] = entry
-    return {module: (sides["A"], sides["B"]) for module, sides in pairs.items() if len(sides) == 2}
-
-
 def _merged(found: Mapping[str, Entry], alpha: float) -> dict[str, Entry]:
     """The tensors with each LoRA added to its layer, whose name is then that of a layer without one."""
     adapters: dict[str, dict[tuple[int, str], Entry]] = {}

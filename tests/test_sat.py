@@ -20,7 +20,7 @@ from cogvx_jax.convert.checkpoint import component_parameters, published_tensors
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.infer import infer_text_encoder, infer_transformer, infer_vae
 from cogvx_jax.convert.safetensors import Tensor
-from cogvx_jax.convert.sat import PREFIXES, lora_pairs, read_sat, write_sat
+from cogvx_jax.convert.sat import PREFIXES, read_sat, write_sat
 from cogvx_jax.convert.sources import open_source, read_spec
 from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.tensors import Stored
@@ -113,26 +113,6 @@ def test_the_recorded_vae_decodes_as_recorded():
     pixels = vaes.decode(vae, params, golden["latents"].transpose(0, 2, 3, 4, 1), decode_batch=run)
     error = np.asarray(pixels).transpose(0, 4, 1, 2, 3) - golden["pixels"]
     assert np.abs(error).max() <= 1e-4 * np.abs(golden["pixels"]).max()
-
-
-def test_a_lora_inside_a_file_is_also_given_as_pairs():
-    tensors = open_tensors(GOLDEN / "sat_2b_lora" / "transformer" / "1000" / STATES)
-    pairs = lora_pairs(tensors)
-    names = ["to_q", "to_k", "to_v", "to_out.0"]
-    assert list(pairs) == [f"transformer_blocks.0.attn1.{name}" for name in names]
-    rng = np.random.default_rng(415)
-    for a, b in pairs.values():
-        for entry, shape in ((a, (4, 32)), (b, (32, 4))):
-            assert entry.shape == shape
-            drawn = rng.standard_normal(shape, dtype=np.float32)
-            ratio = entry.read(tensors.files) / drawn
-            assert np.ptp(ratio) < 1e-5 * abs(ratio.mean())  # unscaled but for the recipe's own factor
-    merged = read_sat(tensors, "transformer", alpha=4.0)
-    q = "transformer_blocks.0.attn1.to_q"
-    base = tensors[f"{PREFIXES['transformer']}transformer.layers.0.attention.query_key_value.original.weight"]
-    a, b = (entry.read(tensors.files) for entry in pairs[q])
-    np.testing.assert_allclose(merged.read(f"{q}.weight"), base.read(tensors.files)[:32] + b @ a, rtol=0, atol=1e-6)
-    assert lora_pairs(open_tensors(GOLDEN / "sat_5b" / "transformer" / "1000" / STATES)) == {}
 
 
 # Every kind of model.

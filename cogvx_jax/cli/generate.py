@@ -25,7 +25,7 @@ from cogvx_jax.cli.options import (
 )
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
-from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME
+from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
 from cogvx_jax.pipelines.options import RANDOM, Sampling
 from cogvx_jax.quantization import find_quantization
 
@@ -106,7 +106,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_reuse_in, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -123,15 +123,20 @@ def generate(
     if prompts_file is not None:
         asked = {"dtype": dtype, "exact": exact} | _lossy(memory) | ({} if how is None else {"quantize": how.name})
         work = _left(work, model, adapters, asked, again, about)
+    folder = resolve(model) if any(one.request.reuse for one in work) else None
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
-            check_asked(one.request, spec.name, resolve(model) if one.request.reuse else None, devices, exact=exact)
+            check_asked(one.request, spec.name, folder, devices, exact=exact)
     if not work:
         return
     if AUTO in (mesh, memory):
         requests = [request for _, request, _ in work]
         devices, memory = _choose(model, requests, dtype, quantize, devices or mesh, memory)
+    if memory is not None:
+        for one in work:
+            with one.job.named():
+                check_reuse_in(find_mode(memory), one.request.reuse)
     if exact:
         check_exact(devices, one_program=one_program)
     if first_process():
@@ -252,8 +257,7 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     import numpy as np
 
     from cogvx_jax.cli.made import note_made
-    from cogvx_jax.pipelines.generate import sample
-    from cogvx_jax.pipelines.memory import check_decode
+    from cogvx_jax.pipelines.generate import fitting, sample
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
@@ -261,8 +265,7 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
-    if not (request.tiling or model.memory.tiling):
-        model = check_decode(model, request.batch_shape, request.padding, request.strips)
+    model = fitting(model, request)
     latents = np.asarray(sample(model, request, progress=progress, one_program=one_program, text=text))
     source = str(Path(source).absolute()) if Path(source).is_dir() else source
     saved = SavedLatents(

@@ -67,7 +67,7 @@ def generate(
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
     warn_of_hours(model.spec, [request], model.mesh)
-    model = _fitting(model, request)
+    model = fitting(model, request)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
@@ -99,15 +99,14 @@ def sample(
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
 
     Args:
+      model: that `fitting` gave, where they are to be decoded.
       text: of `encode_texts`, for the same request; None encodes them here.
       watch: called after each step with what it kept, or without reuse what its blocks added; not with `one_program`.
-    Raises: ValueError for a request that was checked for other models, or where decoding would not fit, before
-      anything is computed; NotFiniteError.
+    Raises: ValueError for a request that was checked for other models, before anything is computed; NotFiniteError.
     """
     request.check_model(model.spec)
     check_short(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
-    model = _fitting(model, request)
     words, negative = text or encode_texts(model, request)
     if text is not None:
         words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
@@ -122,7 +121,7 @@ def sample(
     return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise, short=short)
 
 
-def _fitting(model: Model, request: Request) -> Model:
+def fitting(model: Model, request: Request) -> Model:
     """The model, its VAE in as many strips as are needed: out of memory after the last step would waste all of them."""
     if request.tiling or model.memory.tiling:
         return model

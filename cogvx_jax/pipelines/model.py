@@ -161,15 +161,23 @@ def load(
     compute = mode.of(compute)
     if compute.streamed:
         check_streams(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
-    stored = None if programs is None else read_programs(programs, spec, bounded(files, spec, compute), mesh)
+    made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
+    if programs is not None or mode.turns and "transformer" in made:  # before the weights are there
+        added = made["transformer"].added if "transformer" in made else ()
+        compute = bounded(files, spec, compute, added)
+    stored = None if programs is None else read_programs(programs, spec, compute, mesh)
     if verify:
         verify_digests(folder, components)
     tokenizer = read_tokenizer(files.tokenizer, spec) if "text_encoder" in components else None
-    made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
-    params: Any = Turns(made) if mode.turns else {name: component.load() for name, component in made.items()}
-    give_back_freed_memory()  # reading leaves holes as large as the weights
-    if "transformer" in components:
-        compute = bounded(files, spec, compute, made["transformer"].added)
+    params: Any
+    if mode.turns:
+        params = Turns(made)
+        params.check()  # now, not after hours of sampling
+    else:
+        params = {name: component.load() for name, component in made.items()}
+        give_back_freed_memory()  # reading leaves holes as large as the weights
+        if "transformer" in params:
+            compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(
         spec=spec,
         params=params,
@@ -208,14 +216,13 @@ def _components(
     quantize: Quantization | None,
     lora: LoRA | None,
 ) -> dict[str, Component]:
-    """Where each component is read from, checked now, not after hours of sampling."""
+    """Where each component is read from, and what is added to it."""
     found = {}
     for name in names:
         added: Added = ((lora, 1.0),) if lora is not None and name == "transformer" else ()
         found[name] = Component(
             files=files, spec=spec, name=name, compute=compute, mesh=mesh, quantize=quantize, added=added
         )
-        found[name].check()
     return found
 
 

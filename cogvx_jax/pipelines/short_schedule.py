@@ -14,6 +14,7 @@ from cogvx_jax.diffusion.reuse import METHODS, Facts, Reuse, Schedule, schedule
 from cogvx_jax.diffusion.samplers import SAMPLERS, Sampler
 from cogvx_jax.models.transformer import Transformer, time_embeddings
 from cogvx_jax.pipelines.calibration import find_calibration
+from cogvx_jax.pipelines.memory_modes import MemoryMode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.request import Request, Settings
 from cogvx_jax.pipelines.shortcuts import Wanted
@@ -33,8 +34,7 @@ def check_short(model: Model, request: Request) -> None:
         wanted = wanted_of(request)
         model.programs.check_mode("" if wanted is None else wanted.mode, asked_of(request))
     check_asked(request, model.spec.name, model.folder, model.mesh, exact=model.exact)
-    if request.reuse is not None:
-        check_memory(model, request.reuse)
+    check_reuse_in(model.memory, request.reuse)
 
 
 def check_asked(
@@ -54,12 +54,12 @@ def check_asked(
         find_calibration(request.reuse, model, folder, request.calibration)
 
 
-def check_memory(model: Model, reuse: Reuse) -> None:
+def check_reuse_in(mode: MemoryMode, reuse: Reuse | None) -> None:
     """Raises ValueError where a method looks into the blocks, and a memory mode runs them in parts."""
-    if reuse.kind != "added" and (model.compute.streamed or model.compute.rows_apart):
+    if reuse is not None and reuse.kind != "added" and mode.compute:
         raise ValueError(
-            f"reuse {reuse} looks into the blocks, which memory mode {model.memory.name} runs in parts; use another "
-            "method, such as every:2, or memory mode turns"
+            f"reuse {reuse} looks into the blocks, which memory mode {mode.name} runs in parts; use another method, "
+            "such as every:2, or memory mode turns"
         )
 
 

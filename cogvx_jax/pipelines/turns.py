@@ -85,6 +85,11 @@ class Turns(Mapping[str, Any]):
     def read(component: Component) -> Any:
         return component.load()
 
+    def check(self) -> None:
+        """Raises ConversionError where the files do not hold a component; reads their headers alone."""
+        for component in self._components.values():
+            component.check()
+
     def component(self, name: str) -> Component:
         return self._components[name]
 

@@ -17,10 +17,11 @@ def load(
     *,
     mesh: Mesh | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     memory: str | MemoryMode | None = None,
     **others: Any,
 ) -> model.Model:
     """`memory` may be "auto" here: the first mode that fits a video of the model's own size."""
     if memory == AUTO:
-        _, memory = choose(os.fspath(source), mesh=mesh, dtype=dtype, memory=AUTO, report=print)
-    return model.load(source, mesh=mesh, dtype=dtype, memory=memory, **others)
+        _, memory = choose(os.fspath(source), mesh=mesh, dtype=dtype, quantize=quantize, memory=AUTO, report=print)
+    return model.load(source, mesh=mesh, dtype=dtype, quantize=quantize, memory=memory, **others)
