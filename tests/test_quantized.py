@@ -501,3 +501,25 @@ def test_a_mesh_gathers_integers(small):
             shape = tuple(int(n) for n in dims.split(",") if n != "1")
             kinds.setdefault(shape, set()).add(kind)
     assert kinds.keys() & kernels and all(kinds[shape] == {"s8"} for shape in kernels & kinds.keys())
+
+
+def test_a_memory_mode_is_chosen_for_the_quantised_model(small, monkeypatch):
+    asked = {}
+
+    def choose(source, **how):
+        asked.update(how)
+        return None, "turns"
+
+    monkeypatch.setattr("cogvx_jax.planning.load.choose", choose)
+    model = cx.load(small("5b")[0], memory="auto", quantize="int8")
+    assert asked["quantize"] == "int8" and model.memory.name == "turns" and model.compute.quantize == "int8"
+
+
+def test_reuse_that_a_memory_mode_cannot_do_is_refused_before_loading(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("cogvx_jax.pipelines.model.load", None)
+    out, folder = tmp_path / "v.mp4", small("5b")[0]
+    arguments = ["generate", "a star", "--out", out, "--model", folder, "--memory", "offload", "--reuse", "pab:2"]
+    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments), "--steps", "8"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and "memory mode offload runs in parts" in capsys.readouterr().err

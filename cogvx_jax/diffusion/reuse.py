@@ -284,9 +284,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "taylor": Method(
         kind="added",
-        choose=_every,  # to compute the first steps, where differences are large, was worse than half the steps
+        choose=_every,  # not offered, see docs/performance.md: it lost to fewer steps
         numbers=(_RATE, Number(name="an order", default=1, low=0, high=MAX_ORDER, whole=True)),
-        cost="tiny's videos are 43 dB from those of all steps at half the evaluations; half the steps: 41 dB",
+        cost="tiny's videos are 38 dB from those of all steps at half the evaluations, worse than half the steps, 41",
     ),
     "first-block": Method(
         kind="first_block",

@@ -72,7 +72,7 @@ class Sampling:
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
       sampler: how steps are taken; dpm is stochastic.
       reuse: make some steps of what others computed, which is faster and lossy: every:2, teacache:0.2, magcache:0.06,
-        taylor:2, first-block:0.1, pab:2, or steps:x.xx.x. The numbers are a rate, a threshold or a period.
+        first-block:0.1, pab:2, or steps:x.xx.x. The numbers are a rate, a threshold or a period.
       guidance: compute the branch without the prompt in some steps only, which is lossy: interval:0.2-0.8 in that part
         of the noise levels, or delta:2 in every second step.
       calibration: a file of `cogvx calibrate` for reuse by magcache or teacache; None is the one in the model's folder.
