@@ -48,6 +48,8 @@ MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning"}  # cogvx_jax/__init__.py
 MAY_IMPORT["cli"] = MAY_IMPORT[""] | {""}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
+# What the extra `parity` installs and `test` does not, as Python imports it.
+PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 
 
@@ -154,6 +156,27 @@ def test_links_are_imported_by_their_full_names(top):
 def test_the_reference_is_not_needed():
     users = {module for module in MODULES if REFERENCE_ONLY & {name.split(".")[0] for name in imports(module)}}
     assert users <= MAY_COMPARE
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted((ROOT / "tests").glob("**/test_*.py"))])
+def test_tests_are_collected_with_the_extra_test_alone(path):
+    """What the extra `parity` brings is imported after a line that skips the file without it."""
+    skips = set()
+    for line in ast.parse(path.read_text()).body:
+        match line:
+            case ast.Import(names=aliases):
+                names = {alias.name for alias in aliases}
+            case ast.ImportFrom(module=str(name), level=0):
+                names = {name}
+            case ast.Assign(value=ast.Call() as call) | ast.Expr(value=ast.Call() as call):
+                if ast.unparse(call.func) == "pytest.importorskip":
+                    skips.add(ast.literal_eval(call.args[0]).split(".")[0])
+                continue
+            case _:
+                continue
+        # safetensors.torch and their like import what they are named after.
+        needed = {part for name in names for part in name.split(".")} & PARITY_ONLY
+        assert needed <= skips, f"line {line.lineno} imports {needed - skips}: skip the file without it first"
 
 
 def test_modules_say_what_they_are():

@@ -5,11 +5,12 @@ import collections
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
-from cogvx_jax.convert.containers import open_tensors
-from cogvx_jax.convert.safetensors import Tensor
-from cogvx_jax.convert.torch_writer import write_torch
+torch = pytest.importorskip("torch")
+
+from cogvx_jax.convert.containers import open_tensors  # noqa: E402
+from cogvx_jax.convert.safetensors import Tensor  # noqa: E402
+from cogvx_jax.convert.torch_writer import write_torch  # noqa: E402
 
 DTYPES = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int8", "uint8", "bool"]
 

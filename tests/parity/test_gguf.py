@@ -1,10 +1,11 @@
 """GGUF files: what the package `gguf` writes is read here, with the numbers that it gives itself."""
 
-import gguf
 import numpy as np
 import pytest
 
-from cogvx_jax.convert.containers import open_tensors
+gguf = pytest.importorskip("gguf")
+
+from cogvx_jax.convert.containers import open_tensors  # noqa: E402
 
 KINDS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]  # that the package can write
 

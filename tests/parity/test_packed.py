@@ -2,17 +2,21 @@
 
 import json
 
-import bitsandbytes as bnb
 import numpy as np
 import pytest
-import torch
-from bitsandbytes import functional
-from optimum import quanto
-from safetensors.torch import save_file
-from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 
-from cogvx_jax.convert.dialects import open_whole
+torch = pytest.importorskip("torch")
+bnb = pytest.importorskip("bitsandbytes")
+pytest.importorskip("optimum.quanto")
+pytest.importorskip("torchao")
+
+from bitsandbytes import functional  # noqa: E402
+from optimum import quanto  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict  # noqa: E402
+from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_  # noqa: E402
+
+from cogvx_jax.convert.dialects import open_whole  # noqa: E402
 
 OUT, IN = 96, 192
 
