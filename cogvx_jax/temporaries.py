@@ -34,13 +34,14 @@ def temporary_beside(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write a file or folder to, which gets its final name, `path`, when the block ends well.
 
     It has the name of `path` and its suffix, in a hidden folder beside it. A file at `path` is replaced, and so is an
-    empty folder. When the block ends by an exception, `path` is as before and nothing is left behind.
+    empty folder. Where `path` is a link, what it names is written; see `written_place`. When the block ends by an
+    exception, `path` is as before and nothing is left behind.
 
     Raises: OSError that names `path`, if its folder cannot be written to or the disk is full.
     """
-    final = Path(path).absolute()
+    final = written_place(path)
     with hidden_folder(final.parent) as folder:
-        partial = folder / final.name
+        partial = folder / (Path(path).name if Path(path).is_symlink() else final.name)
         try:
             yield partial
             partial.replace(final)
@@ -48,6 +49,17 @@ def temporary_beside(path: str | os.PathLike) -> Iterator[Path]:
             if error.errno in FULL or str(error.filename) == str(partial):
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise
+
+
+def written_place(path: str | os.PathLike) -> Path:
+    """The absolute path that writing to `path` makes or replaces: of a link, what it names, there or not.
+
+    Every output goes there, so a link stays a link. Raises: OSError that names `path`, for links in a circle.
+    """
+    final = Path(os.path.realpath(path))
+    if final.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link in a circle of links, which names no place to write to", str(path))
+    return final
 
 
 @contextlib.contextmanager
