@@ -17,6 +17,7 @@ from cogvx_jax.cli.options import (
     LoRAText,
     MemoryText,
     MeshText,
+    ModelFlags,
     QuantizeOption,
     VideoFlags,
     check_memory,
@@ -59,7 +60,7 @@ def generate(
     programs: Path | None = None,
     exact: bool = False,
     progress: bool = True,
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
 

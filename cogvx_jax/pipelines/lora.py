@@ -14,6 +14,7 @@ from cogvx_jax.convert import load_params, read_lora
 from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.runs import is_run, read_run_lora
 from cogvx_jax.convert.sources import open_source
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
@@ -76,22 +77,29 @@ def load_lora(
     return dataclasses.replace(model, params=params, compute=compute)
 
 
-def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]], dtype: str | None = None) -> Model:
+def load_merged(
+    source: str | os.PathLike,
+    weighted: Sequence[tuple[LoRA, float]],
+    dtype: str | None = None,
+    given: Given = NOTHING,
+) -> Model:
     """A model with LoRAs in its transformer, to be written: every array is of the type it is stored in.
 
     Args:
       source: as for `load`.
       weighted: LoRAs of it with their weights.
       dtype: of the transformer; None is its own.
+      given: as the keywords of `load`.
     """
-    files = open_source(resolve(source))
+    files = open_source(resolve(source), given)
     if (stored := read_quantization(files)) is not None:
         check_takes_lora(source, stored.name)
     spec = files.spec()
     report_inferred(files)
     check_parts(files, spec, COMPONENTS)
+    tokenizer = read_tokenizer(files.tokenizer, spec)  # before the weights
     params = {name: load_params(files, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
-    model = Model(spec=spec, params=params, tokenizer=read_tokenizer(files.tokenizer, spec))
+    model = Model(spec=spec, params=params, tokenizer=tokenizer)
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
     if tensor := find_not_finite({"transformer": model.params["transformer"]}):

@@ -243,7 +243,7 @@ def load_quantization(source: str | os.PathLike, quantize: str | None = None, gi
     else:  # those are published as they were trained
         how = None if quantize is None else find_quantization(quantize)
         if how is not None:
-            check_groups(load_spec(source), how)
+            check_groups(load_spec(source, given), how)
     return None if how is None else how.name
 
 
@@ -289,7 +289,7 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
       report: print what of it no file says.
     """
     preset = _preset(source)
-    if preset is not None:
+    if preset is not None and not given:
         return presets.PRESETS[preset]
     files = open_source(resolve(source, weights=False), given)
     spec = files.spec()
