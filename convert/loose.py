@@ -29,6 +29,8 @@ from cogvx_jax.storage import below, parent_and_name
 
 Place = str | Path
 DTYPE_OF = "patch_embed.text_proj.weight"  # by whose type a file's is known
+GIVEN_PARTS = ("vae", "text_encoder")  # which a field of `Given` may name
+MADE = "; where nothing takes it, make one model of both with `cogvx convert` first"
 CONFIGS = {document.part: document.path for document in DOCUMENTS}  # part of ModelSpec -> published file
 
 
@@ -56,7 +58,7 @@ class LooseParts:
         found = self._tokenizer
         if found is None:
             raise FileNotFoundError(
-                f"{self.place} has no tokenizer; give tokenizer, a folder with {' or '.join(SOURCES)} of T5"
+                f"{self.place} has no tokenizer; give tokenizer, a folder with {' or '.join(SOURCES)} of T5{MADE}"
             )
         return found
 
@@ -95,8 +97,7 @@ class LooseParts:
 
     def tensors(self, component: str) -> Tensors:
         if component not in self._places:
-            flag = {"vae": "vae", "text_encoder": "text_encoder"}.get(component)
-            more = f"; give {flag}, a file or a folder" if flag else ""
+            more = f"; give {component}, a file or a folder{MADE}" if component in GIVEN_PARTS else ""
             raise FileNotFoundError(f"{self.place} holds no {component.replace('_', ' ')}{more}")
         if component not in self._opened:
             self._opened[component] = open_component(self._places[component], component, self.given)
@@ -111,7 +112,7 @@ class LooseParts:
     def _found_lines(self) -> list[str]:
         """Which parts were taken that the user did not name."""
         lines, main = [], self.found.get("transformer")
-        for component in ("vae", "text_encoder"):
+        for component in GIVEN_PARTS:
             place, name = self._places.get(component), component.replace("_", " ")
             if place is None or getattr(self.given, component) is not None:
                 continue

@@ -30,7 +30,7 @@ def info(
     """Prints what a LoRA file is: its dialect, rank, alpha, modules, and the models that it fits. It needs no model.
 
     Args:
-      file: a LoRA of any maker, or a folder that holds one.
+      file: a LoRA of any maker, or a folder that holds one, or its URL.
       alpha: to count with in place of the file's.
       as_json: print JSON.
     """
@@ -62,18 +62,16 @@ def convert(
     _stay_on_the_host()
     from cogvx_jax.convert import convert_lora, open_lora, write_lora
     from cogvx_jax.convert.lora_write import check_target
-    from cogvx_jax.convert.runs import is_run, read_run_lora, run_source
-    from cogvx_jax.storage import storage_path
+    from cogvx_jax.convert.runs import find_run, read_run_lora, run_source
 
     check_target(out, to)
-    where = storage_path(file)
-    if is_run(where):
+    if (run := find_run(file)) is not None:
         if alpha is not None:
-            raise ValueError(f"{where} is a run, which has its alpha; --alpha is for a file")
+            raise ValueError(f"{file} is a run, which has its alpha; --alpha is for a file")
         from cogvx_jax.pipelines.model import load_spec
 
-        spec = load_spec(run_source(where))
-        write_lora(out, read_run_lora(where, spec), spec, to, dtype)
+        spec = load_spec(run_source(run))
+        write_lora(out, read_run_lora(run, spec), spec, to, dtype)
     else:
         found = open_lora(file, alpha)
         _report_read(found)
