@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 from etils import epath
 
-from cogvx_jax.temporaries import remove_dead, temporary_beside, written_place
+from cogvx_jax.temporaries import check_local, remove_dead, temporary_beside, written_place
 
 StoragePath: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
 BUCKETS = ("gs", "s3")  # whose folders are written to
@@ -206,6 +206,7 @@ def check_new(folder: str | os.PathLike) -> Path:
 
     Raises: FileExistsError if it exists and holds something; OSError for links in a circle.
     """
+    check_local(folder, "the folder to write")
     target = written_place(folder)
     if target.exists() and not (target.is_dir() and is_empty(target)):
         raise FileExistsError(f"{Path(folder).absolute()} exists and is not an empty folder; nothing was written")

@@ -116,10 +116,10 @@ class LooseParts:
             place, name = self._places.get(component), component.replace("_", " ")
             if place is None or getattr(self.given, component) is not None:
                 continue
-            if component in self.searched:
-                lines.append(f"{name}: found at {place}")
-            elif place == main:
+            if place == main:
                 lines.append(f"{name}: in the same file")
+            elif component in self.searched:
+                lines.append(f"{name}: found at {place}")
         if self._tokenizer not in (None, self.given.tokenizer, below(self.place, "tokenizer")):
             lines.append(f"tokenizer: found at {self._tokenizer}")
         return lines

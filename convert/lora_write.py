@@ -20,7 +20,7 @@ from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.targets import SAT_TAG
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.lora import LoRA
-from cogvx_jax.temporaries import temporary_beside, written_place
+from cogvx_jax.temporaries import check_local, temporary_beside, written_place
 
 Arrays = Mapping[Part, Tensor]  # of a module, each named by its part
 SIDES: tuple[Part, Part] = ("a", "b")
@@ -104,6 +104,7 @@ def _write_sat(path: Path, tensors: Sequence[Tensor]) -> None:
 
 def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
     """A path to write and the row of a dialect. Raises: as `write_lora`."""
+    check_local(path, "a LoRA to write")
     path = Path(path)
     if to not in WRITTEN:
         raise ValueError(f"unknown kind of LoRA file {to!r}; the known ones are {', '.join(WRITTEN)}")

@@ -14,7 +14,7 @@ import PIL.Image
 
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.storage import is_empty
-from cogvx_jax.temporaries import hidden_folder, written_place
+from cogvx_jax.temporaries import check_local, hidden_folder, written_place
 
 Filters = Sequence[tuple[str, str | None]]
 
@@ -219,6 +219,7 @@ def check_writable(path) -> None:
     Raises: ValueError for a suffix that is not known; FileNotFoundError, NotADirectoryError, IsADirectoryError or
       PermissionError, all of them OSError, for the place; OSError if there is no such encoder.
     """
+    check_local(path, "a video's file or folder")
     path = Path(path)
     name = repr(str(path))
     if "\0" in str(path):

@@ -147,6 +147,7 @@ def load(
       cannot do; FileNotFoundError for missing files.
     """
     asked = None if memory is None else find_mode(memory)
+    check_kinds(mesh, components, lora)
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
@@ -190,6 +191,16 @@ def load(
         memory=mode,
         folder=folder,
     )
+
+
+def check_kinds(mesh: Any, components: Any = COMPONENTS, lora: Any = None) -> None:
+    """Raises ValueError for an argument of `load` of another kind, before any file is opened."""
+    if not isinstance(mesh, Mesh | None):
+        raise ValueError(f"mesh must be what `make_mesh` gives, got {quoted(mesh)}")
+    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS) or not components:
+        raise ValueError(f"components must be a tuple of some of {', '.join(COMPONENTS)}, got {quoted(components)}")
+    if not isinstance(lora, LoRA | None):
+        raise ValueError(f"lora must be what `find_lora` gives, got {quoted(lora)}")
 
 
 def _by_weights(spec: ModelSpec, compute: Compute, components: tuple[str, ...], mesh: Mesh | None) -> MemoryMode:
@@ -322,13 +333,13 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
 
 def _preset(source: str | os.PathLike) -> str | None:
     """The preset that a name or a hub id stands for; None where it is something else, such as a folder here."""
-    name = _name(source)
+    name = source_text(source)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
     is_here = name not in NAMES and kind_of(Path(name)) != "nothing"
     return preset if preset in presets.PRESETS and not is_here else None
 
 
-def _name(source: Any) -> str:
+def source_text(source: Any) -> str:
     """The text of a source. Raises: ValueError for what is no text and no path."""
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(name, str):
@@ -400,7 +411,7 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
     Raises: ValueError for a name that is neither a folder nor known; FileNotFoundError for a
       path without a model; OSError where the hub cannot give the files.
     """
-    name = _name(source)
+    name = source_text(source)
     if not name:
         raise ValueError("the name of the model is empty; give tiny, a folder or a hub id")
     if name in NAMES:
