@@ -84,7 +84,7 @@ def _components(place: Place, tensors: Tensors, held: list[str], given: Given) -
     facts: Facts = {"holds": ", ".join(f"{_words(part)} ({name} names)" for part, name in naming.items())}
     if "transformer" in held and is_file(place):
         return facts | _model(open_source(place, given), place, held)
-    if given:
+    if given and "transformer" not in held:
         raise ValueError(f"{given.said()[0]} tells about a transformer, and {place} holds none; leave it out")
     flags = " ".join(OTHERS[part].split()[0] + f" {place}" for part in held if part in OTHERS)
     return facts | {"use": f"cogvx generate PROMPT --model MODEL {flags}"}

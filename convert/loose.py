@@ -21,7 +21,7 @@ from cogvx_jax.convert.sat import read_sat_lora
 from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.convert.tokenizer_files import SOURCES, find_tokenizer
-from cogvx_jax.convert.told import read_settings, settings_beside, settings_line, told_line
+from cogvx_jax.convert.told import read_settings, settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import Json
 from cogvx_jax.presets import PRESETS
@@ -137,6 +137,28 @@ class LooseParts:
             has_lora=self._lora is not None,
             has_taehv=self._has_taehv,
         )
+        inferred, like = self._inferred()
+        documents, lines = {}, self._lora_lines()
+        for part, document in inferred.items():
+            path = CONFIGS[part]
+            beside, where = self._beside(part)
+            said = self.given.of_document(path)
+            documents[path] = document | beside | said
+            if part == "vae" and self._has_taehv:
+                lines.append(told_taehv(self.given))
+            elif part in self._places or part != "text_encoder":
+                news = None if where in [below(folder, path) for folder in self.configs] else where
+                lines += told_lines(part, document, beside, news, said, like.name, part in self._places)
+        spec = self._parsed(documents)
+        if self._has_taehv:
+            spec = with_taehv(spec, self.given)
+        own = str(self.tensors("transformer")[DTYPE_OF].dtype)
+        if spec.trained_dtype == "bfloat16" and own == "float16":
+            lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
+        return spec, lines
+
+    def _inferred(self) -> tuple[dict[str, Json], ModelSpec]:
+        """Each part's configuration by its tensors' shapes, and the published model that the rest of them is of."""
         tensors = self.tensors("transformer")
         try:
             transformer, like = infer.infer_transformer(tensors, self._position())
@@ -144,30 +166,13 @@ class LooseParts:
             raise
         except ValueError as error:
             raise ValueError(f"{tensors.where}: {error}") from None
-        shapes = {
+        inferred = {
             "transformer": transformer,
             "vae": self._vae(like, transformer["out_channels"]),
             "text_encoder": self._text_encoder(like, transformer["text_embed_dim"]),
             "schedule": documents_of(like)[CONFIGS["schedule"]],
         }
-        documents, lines = {}, self._lora_lines()
-        for part, document in shapes.items():
-            path = CONFIGS[part]
-            beside, where = self._beside(part)
-            said = self.given.of_document(path)
-            documents[path] = document | beside | said
-            if part == "vae" and self._has_taehv:
-                lines.append(told_taehv(self.given))
-            elif not beside and (part in self._places or part != "text_encoder"):
-                lines.append(told_line(part, document, said, like.name, part in self._places))
-            elif beside and where not in [below(folder, path) for folder in self.configs]:
-                lines.append(settings_line(part, where))
-        spec = self._parsed(documents)
-        if self._has_taehv:
-            spec = with_taehv(spec, self.given)
-        if spec.trained_dtype == "bfloat16" and str(tensors[DTYPE_OF].dtype) == "float16":
-            lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
-        return spec, lines
+        return inferred, like
 
     @functools.cached_property
     def _has_taehv(self) -> bool:

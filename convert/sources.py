@@ -23,7 +23,7 @@ from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
-from cogvx_jax.convert.told import settings_beside, settings_line, told_line
+from cogvx_jax.convert.told import settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.storage import below, open_files, parent_and_name
 
@@ -95,7 +95,7 @@ class PublishedFolder:
             inferred, (beside, where) = PARTS[part](self.tensors(part), spec), settings_beside(place, part)
             said = self.given.of_document(path)
             documents[path] = inferred | beside | said
-            lines.append(settings_line(part, where) if beside else told_line(part, inferred, said, spec.name, True))
+            lines += told_lines(part, inferred, beside, where, said, spec.name, has_file=True)
         spec = parse_documents(documents, spec.name, problems)
         if problems:
             raise ConversionError(f"{self.place} with another part is not a model that is supported", problems)

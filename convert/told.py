@@ -35,10 +35,6 @@ def settings_beside(place: Place, part: str) -> tuple[Json, Place]:
     return {}, ""
 
 
-def settings_line(part: str, path: Place) -> str:
-    return f"{part.replace('_', ' ')}: settings of {path}"
-
-
 # Of each configuration, what shapes tell, and what they do not. Both are said where no file does.
 COUNTED = {
     "transformer": (
@@ -60,17 +56,29 @@ TAKEN = {
 }
 
 
-def told_line(part: str, document: Json, said: Json, name: str, has_file: bool) -> str:
-    """What of a part's configuration comes from the user, from shapes, and from the model `name`."""
+def told_lines(
+    part: str, document: Json, beside: Json, where: Place | None, said: Json, name: str, has_file: bool
+) -> list[str]:
+    """Lines for people about where a part's settings come from.
+
+    Args:
+      part: field of ModelSpec.
+      document: its configuration, of shapes and of the model `name`.
+      beside, where: of `settings_beside`; without a place, where the layout has them, which is no news.
+      said: by the user.
+      has_file: whether there are tensors of it.
+    """
 
     def listed(how: str, keys: Iterable[str], values: Json) -> str:
         found = [f"{key} {values[key]}" for key in keys if values.get(key) is not None]
         return f"{how}: {', '.join(found)}" if found else ""
 
-    counted, taken = ([k for k in keys[part] if k not in said] for keys in (COUNTED, TAKEN))
+    left = {key: value for key, value in document.items() if key not in said and key not in beside}
     told = [
+        f"settings of {where}" if beside and where else "",
         listed("as given", said, said),
-        listed("from its tensors", counted, document) if has_file else "",
-        listed(f"as {name} has it", taken, document),
+        listed("from its tensors", COUNTED[part], left) if has_file else "",
+        listed(f"as {name} has it", TAKEN[part], left),
     ]
-    return f"{part.replace('_', ' ')}: {'; '.join(filter(None, told))}"
+    text = "; ".join(filter(None, told))
+    return [f"{part.replace('_', ' ')}: {text}"] if text else []

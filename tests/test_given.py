@@ -187,7 +187,7 @@ def test_what_is_found_beside_a_file_is_told(files, tmp_path, capsys):
     place, text = files / "one.safetensors", published / "text_encoder"
     lines = open_source(place, Given(vae=str(published / "vae"), text_encoder=str(text))).inferred()
     assert f"tokenizer: found at {published / 'tokenizer'}" in lines
-    assert f"transformer: settings of {files / 'one.json'}" in lines
+    assert f"transformer: settings of {files / 'one.json'}" in lines  # which tell all of it
     assert f"vae: settings of {published / 'vae' / 'config.json'}" in lines
     assert not any(line.startswith("vae: found") for line in lines)  # it was given
     lines = open_source(sat).inferred()
@@ -214,7 +214,8 @@ def test_what_a_given_part_has_beside_it_counts(files, tmp_path):
     for place in (published, files / "one.safetensors"):
         source = open_source(place, Given(vae=str(vae), groups=2))
         assert source.spec().vae.scaling_factor == 0.5
-        assert f"vae: settings of {vae.with_suffix('.json')}" in source.inferred()
+        (line,) = [line for line in source.inferred() if line.startswith("vae: ")]
+        assert line.startswith(f"vae: settings of {vae.with_suffix('.json')}; as given: norm_num_groups 2; from its")
     assert open_source(published, Given(vae=str(vae), scaling_factor=0.9)).spec().vae.scaling_factor == 0.9
 
 
@@ -237,9 +238,12 @@ def test_a_published_name_comes_before_a_folder(files, monkeypatch, tmp_path, na
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(models, "_fetch", lambda hub, weights: hub)
     shutil.copytree(files / "published", tmp_path / name)
-    with pytest.warns(UserWarning, match=f"^{name} is .*; the folder of that name here is ./{name}$"):
+    both = f"^{name} is .*; the folder of that name here is ./{name}$"
+    with pytest.warns(UserWarning, match=both):
         assert models.resolve(name) == (hub or models.TINY)
-    assert cx.load_spec(f"./{name}").name == cx.load_spec(tmp_path / name).name != cx.load_spec(name).name
+    with pytest.warns(UserWarning, match=both):
+        published = cx.load_spec(name)
+    assert cx.load_spec(f"./{name}").transformer == cx.load_spec(tmp_path / name).transformer != published.transformer
     assert models.absolute_source(name) == name
     assert models.absolute_source(f"./{name}") == str(tmp_path / name)
 

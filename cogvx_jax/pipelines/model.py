@@ -334,6 +334,8 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
 def _preset(source: str | os.PathLike) -> str | None:
     """The preset that a name or a hub id stands for; None where it is something else, such as a folder here."""
     name = source_text(source)
+    if name in NAMES:
+        _warn_of_both(name)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
     is_here = name not in NAMES and kind_of(Path(name)) != "nothing"
     return preset if preset in presets.PRESETS and not is_here else None
@@ -357,7 +359,7 @@ def _warn_of_both(name: str) -> None:
     """Where a name of `NAMES` is also that of a model's folder here: the name counts."""
     if kind_of(Path(name)) == "a folder" and find_layout(Path(name)) is not None:
         meant = "the model of the package" if name == "tiny" else f"{presets.HUB[name]} of the hub"
-        warnings.warn(f"{name} is {meant}; the folder of that name here is ./{name}", stacklevel=2)
+        warnings.warn(f"{name} is {meant}; the folder of that name here is ./{name}", stacklevel=1)  # once a process
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
