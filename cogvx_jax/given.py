@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 # Field of `Given` -> the published configuration it belongs to, and its name there.
@@ -12,10 +12,14 @@ FIELDS = {
     "sample_width": ("transformer/config.json", "sample_width"),
     "sample_frames": ("transformer/config.json", "sample_frames"),
     "text_length": ("transformer/config.json", "max_text_seq_length"),
+    "position": ("transformer/config.json", "use_rotary_positional_embeddings"),
     "scaling_factor": ("vae/config.json", "scaling_factor"),
     "groups": ("vae/config.json", "norm_num_groups"),
     "snr_shift": ("scheduler/scheduler_config.json", "snr_shift_scale"),
 }
+IS_ROTARY = {"sincos": False, "rope": True}  # of `position`, as the configuration says it
+RENAMED = {"lora_alpha": "sat_lora_alpha"}  # fields that were called otherwise before -> now
+PATHS = ("text_encoder", "vae", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Given:
       scaling_factor: of latents.
       groups: of the VAE's norms.
       snr_shift: of the noise schedule.
-      lora_alpha: of the LoRA that a file of SAT's holds beside its weights, which does not tell it; SAT's default is 1.
+      sat_lora_alpha: alpha of the LoRA inside a model's own file of SAT's, which does not tell it; None is SAT's
+        default, 1. It was called lora_alpha, and is not that of a LoRA in a file of its own.
       masters: of a folder of DeepSpeed's, take the optimizer's weights in float32, not those in 16 bit.
     Raises: ValueError, one sentence, for a value that cannot be.
     """
@@ -52,34 +57,49 @@ class Given:
     scaling_factor: float | None = None
     groups: int | None = None
     snr_shift: float | None = None
-    lora_alpha: float = 1.0
+    sat_lora_alpha: float | None = None
     masters: bool = False
 
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> "Given":
-        """From keywords; a path may be any path. Raises: TypeError for an unknown one."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in said:
-            if name not in known:
+        """From keywords, `RENAMED` ones too; a path may be any path. Raises: TypeError for an unknown one, or both."""
+        known, whole = [field.name for field in dataclasses.fields(cls)], dict[str, Any]()
+        for name, value in said.items():
+            now = RENAMED.get(name, name)
+            if now not in known:
                 raise TypeError(f"unknown option {name!r} of a model; the known ones are {', '.join(known)}")
-        paths = ("text_encoder", "vae", "tokenizer")
-        whole: dict[str, Any] = {n: str(v) if n in paths and isinstance(v, Path) else v for n, v in said.items()}
+            if whole.get(now) is not None and value is not None:
+                raise TypeError(f"{name} is the old name of {now}; give {now} alone")
+            if value is not None or now not in whole:
+                whole[now] = os.fspath(value) if now in PATHS and isinstance(value, os.PathLike) else value
         return cls(**whole)
 
     def __post_init__(self):
-        if self.position not in (None, "sincos", "rope"):
-            raise ValueError(f"position must be sincos or rope, got {self.position!r}")
-        if not isinstance(self.lora_alpha, int | float) or not 0 < self.lora_alpha < 1e6:
-            raise ValueError(f"lora_alpha must be a positive number, got {self.lora_alpha!r}")
+        if self.position not in (None, *IS_ROTARY):
+            raise ValueError(f"position must be {' or '.join(IS_ROTARY)}, got {self.position!r}")
+        alpha = self.sat_lora_alpha
+        if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e6):
+            raise ValueError(f"sat_lora_alpha must be a positive number, got {alpha!r}")
+        for name in PATHS:
+            if not isinstance(value := getattr(self, name), str | None) or value == "":
+                raise ValueError(f"{name} must be the path or URL of a file or folder, got {value!r}")
 
     def __bool__(self) -> bool:
         """Whether anything is said."""
-        return self != Given()
+        return bool(self.said())
+
+    def said(self) -> list[str]:
+        """The names of the fields that say something."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
 
     def of_document(self, path: str) -> dict[str, Any]:
         """What is said that belongs to a published configuration, by its names there."""
-        found = {theirs: getattr(self, field) for field, (document, theirs) in FIELDS.items() if document == path}
+        found = {theirs: self._published(field) for field, (document, theirs) in FIELDS.items() if document == path}
         return {theirs: value for theirs, value in found.items() if value is not None}
+
+    def _published(self, field: str) -> Any:
+        value = getattr(self, field)
+        return IS_ROTARY[value] if field == "position" and value is not None else value
 
     def __str__(self) -> str:
         """All that is said, the same for the same."""

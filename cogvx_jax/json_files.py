@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cogvx_jax import git_lfs
-from cogvx_jax.storage import StoragePath, read_file
+from cogvx_jax.storage import Files, StoragePath, read_file
 
 Json = dict[str, Any]
 
@@ -28,6 +28,14 @@ def read_json(path: StoragePath, *, limit: int = MAX_BYTES) -> Json:
         return parse_json(read_file(path, limit))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def read_json_of(files: Files, name: str) -> Json:
+    """The object in a file of a folder or bucket. Raises: as `read_json`."""
+    try:
+        return parse_json(files.bytes(name, MAX_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{files.where}/{name}: {error}") from None
 
 
 def parse_json(text: bytes | str) -> Json:

@@ -15,7 +15,7 @@ import fsspec
 import numpy as np
 from etils import epath
 
-from cogvx_jax.temporaries import remove_dead, temporary_beside
+from cogvx_jax.temporaries import check_local, remove_dead, temporary_beside, written_place
 
 StoragePath: TypeAlias = Path | epath.Path  # one that begins with a scheme, such as gs://, is always an epath.Path
 BUCKETS = ("gs", "s3")  # whose folders are written to
@@ -202,10 +202,14 @@ def is_empty(folder: StoragePath) -> bool:
 
 
 def check_new(folder: str | os.PathLike) -> Path:
-    """The absolute path of a folder to write. Raises FileExistsError if it exists and holds something."""
-    target = Path(folder).absolute()
+    """The absolute path of a folder to write, of a link what it names.
+
+    Raises: FileExistsError if it exists and holds something; OSError for links in a circle.
+    """
+    check_local(folder, "the folder to write")
+    target = written_place(folder)
     if target.exists() and not (target.is_dir() and is_empty(target)):
-        raise FileExistsError(f"{target} exists and is not an empty folder; nothing was written")
+        raise FileExistsError(f"{Path(folder).absolute()} exists and is not an empty folder; nothing was written")
     return target
 
 

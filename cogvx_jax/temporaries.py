@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -34,13 +35,14 @@ def temporary_beside(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write a file or folder to, which gets its final name, `path`, when the block ends well.
 
     It has the name of `path` and its suffix, in a hidden folder beside it. A file at `path` is replaced, and so is an
-    empty folder. When the block ends by an exception, `path` is as before and nothing is left behind.
+    empty folder. Where `path` is a link, what it names is written; see `written_place`. When the block ends by an
+    exception, `path` is as before and nothing is left behind.
 
     Raises: OSError that names `path`, if its folder cannot be written to or the disk is full.
     """
-    final = Path(path).absolute()
+    final = written_place(path)
     with hidden_folder(final.parent) as folder:
-        partial = folder / final.name
+        partial = folder / (Path(path).name if Path(path).is_symlink() else final.name)
         try:
             yield partial
             partial.replace(final)
@@ -48,6 +50,36 @@ def temporary_beside(path: str | os.PathLike) -> Iterator[Path]:
             if error.errno in FULL or str(error.filename) == str(partial):
                 raise OSError(error.errno, error.strerror, str(path)) from error
             raise
+
+
+def written_place(path: str | os.PathLike) -> Path:
+    """The absolute path that writing to `path` makes or replaces: of a link, what it names, there or not.
+
+    Every output goes there, so a link stays a link.
+
+    Raises: ValueError as `check_local`; OSError that names `path`, for links in a circle.
+    """
+    check_local(path, "what is written here")
+    final = Path(os.path.realpath(path))
+    if final.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link in a circle of links, which names no place to write to", str(path))
+    return final
+
+
+def check_local(path: str | os.PathLike, what: str) -> None:
+    """Raises ValueError for what is no path, or a URL, also one that was made a `Path`, which has a slash less.
+
+    A folder whose name ends in a colon is no URL where it exists.
+
+    Args:
+      what: is to be a path, for the message.
+    """
+    name = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(name, str):
+        raise ValueError(f"{what} is a path, got {path!r:.100}")
+    match = re.match(r"([A-Za-z][\w+.-]+:)//?(?=[^/])", name, re.ASCII)
+    if match and not Path(match[1]).is_dir():
+        raise ValueError(f"{what} is a path of this machine, not a URL such as {match[1]}//{name[match.end() :]}")
 
 
 @contextlib.contextmanager

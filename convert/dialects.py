@@ -62,7 +62,7 @@ DIALECTS = (
             read_t5(tensors) if component == "text_encoder" and MARK in tensors else None
         ),
     ),
-    Dialect(name="SAT", find=lambda tensors, component, given: read_sat(tensors, component, given.lora_alpha)),
+    Dialect(name="SAT", find=lambda tensors, component, given: read_sat(tensors, component, given.sat_lora_alpha)),
 )
 
 

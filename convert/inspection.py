@@ -2,7 +2,6 @@
 
 import collections
 from collections.abc import Mapping
-from pathlib import Path
 
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.convert.containers import find_reader, open_tensors
@@ -46,7 +45,7 @@ def inspect(place: Place, given: Given = NOTHING) -> Facts:
     held = components(unpacked(tensors))
     if held:
         return facts | _components(place, tensors, held, given)
-    return facts | _lora(place, tensors)
+    return facts | _lora(place, tensors, given)
 
 
 def _folder(place: Place, given: Given) -> Facts:
@@ -59,7 +58,7 @@ def _folder(place: Place, given: Given) -> Facts:
         }
         return facts | _model(open_source(place, given), place, list(COMPONENTS))
     if any(files.exists(name) for name in FILES):
-        return {"folder": str(place)} | _lora(place, None)
+        return {"folder": str(place)} | _lora(place, None, given)
     there = ", ".join(files.names()[:5])
     raise ValueError(f"{place} is a folder of no known kind; there is {there or 'nothing'}")
 
@@ -85,6 +84,8 @@ def _components(place: Place, tensors: Tensors, held: list[str], given: Given) -
     facts: Facts = {"holds": ", ".join(f"{_words(part)} ({name} names)" for part, name in naming.items())}
     if "transformer" in held and is_file(place):
         return facts | _model(open_source(place, given), place, held)
+    if given and "transformer" not in held:
+        raise ValueError(f"{given.said()[0]} tells about a transformer, and {place} holds none; leave it out")
     flags = " ".join(OTHERS[part].split()[0] + f" {place}" for part in held if part in OTHERS)
     return facts | {"use": f"cogvx generate PROMPT --model MODEL {flags}"}
 
@@ -117,10 +118,12 @@ def _sizes(spec: ModelSpec) -> str:
     )
 
 
-def _lora(place: Place, tensors: Tensors | None) -> Facts:
+def _lora(place: Place, tensors: Tensors | None, given: Given) -> Facts:
     """Of a LoRA; of a file that is none either, the names of its tensors."""
+    if given:
+        raise ValueError(f"{given.said()[0]} tells about a model, and {place} holds none; leave it out")
     try:
-        found = LoRAFile(Path(place), tensors) if tensors is not None else open_lora(place)
+        found = LoRAFile(place, tensors) if tensors is not None else open_lora(place)
     except ValueError as error:
         if tensors is not None and not any("lora" in name.lower() for name in tensors):
             some = ", ".join([*list(tensors)[:3], *(["..."] if len(tensors) > 3 else [])])

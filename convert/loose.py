@@ -4,26 +4,33 @@ The spec comes from published configurations beside the files, where there are a
 what the user says; `inferred` lists what no file says.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from cogvx_jax.configs import DTYPES, ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, is_configuration, parse_documents
+from cogvx_jax.convert.applies import check_given
+from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.taehv import is_taehv, with_taehv
+from cogvx_jax.convert.lora_file import LoRAFile
+from cogvx_jax.convert.sat import read_sat_lora
+from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.convert.tokenizer_files import SOURCES, find_tokenizer
+from cogvx_jax.convert.told import read_settings, settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
-from cogvx_jax.json_files import MAX_BYTES, Json, parse_json
+from cogvx_jax.json_files import Json
 from cogvx_jax.presets import PRESETS
-from cogvx_jax.storage import below, open_files, parent_and_name
+from cogvx_jax.storage import below, parent_and_name
 
 Place = str | Path
-TOKENIZERS = ("tokenizer.json", "spiece.model")
 DTYPE_OF = "patch_embed.text_proj.weight"  # by whose type a file's is known
+GIVEN_PARTS = ("vae", "text_encoder")  # which a field of `Given` may name
+MADE = "; where nothing takes it, make one model of both with `cogvx convert` first"
 CONFIGS = {document.part: document.path for document in DOCUMENTS}  # part of ModelSpec -> published file
 
 
@@ -35,43 +42,62 @@ class LooseParts:
     found: component -> its file, or the folder of its files; what is missing has no entry.
     given: comes before all that was found.
     configs: folders in which published configurations may lie under their published names.
+    searched: components that were looked for under several names or in several places, which is told.
     """
 
     place: Place
     found: Mapping[str, Place]
     given: Given = NOTHING
     configs: tuple[Place, ...] = ()
+    searched: tuple[str, ...] = ()
     _opened: dict[str, Tensors] = dataclasses.field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Place:
         """Raises: FileNotFoundError where there is none."""
-        if self.given.tokenizer is not None:
-            return self.given.tokenizer
-        text = self._places.get("text_encoder")
-        near = [] if text is None else [text, below(text, "tokenizer"), below(parent_and_name(text)[0], "tokenizer")]
-        for folder in (*near, below(self.place, "tokenizer")):
-            if any(open_files(folder).exists(name) for name in TOKENIZERS):
-                return folder
-        raise FileNotFoundError(
-            f"{self.place} has no tokenizer; give tokenizer, a folder with {' or '.join(TOKENIZERS)} of T5"
-        )
+        found = self._tokenizer
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.place} has no tokenizer; give tokenizer, a folder with {' or '.join(SOURCES)} of T5{MADE}"
+            )
+        return found
+
+    @functools.cached_property
+    def _tokenizer(self) -> Place | None:
+        return self.given.tokenizer or find_tokenizer(self._places.get("text_encoder"), self.place)
 
     @functools.cached_property
     def _places(self) -> dict[str, Place]:
         """Component -> where it is, once it is settled which file holds what."""
         said = {"vae": self.given.vae, "text_encoder": self.given.text_encoder}
         places = dict(self.found) | {component: place for component, place in said.items() if place is not None}
-        main = self.found.get("transformer")
-        if main is not None and len(places) < 3:  # one file may hold more than the transformer
-            held = components(open_whole(main, self.given))
-            places |= {component: main for component in held if component not in places}
+        if self._main is not None and len(places) < 3:  # one file may hold more than the transformer
+            held = components(self._main)
+            places |= {component: self.found["transformer"] for component in held if component not in places}
         return places
+
+    @functools.cached_property
+    def _main(self) -> Tensors | None:
+        """All tensors of the transformer's file, by its own names."""
+        return open_whole(self.found["transformer"], self.given) if "transformer" in self.found else None
+
+    @functools.cached_property
+    def _lora(self) -> Tensors | None:
+        """The LoRA that SAT trained beside the weights of the transformer."""
+        return None if self._main is None else read_sat_lora(self._main)
+
+    def _lora_lines(self) -> list[str]:
+        """How it is merged; nothing of one that is damaged, whose tensors are listed when the transformer is read."""
+        if self._lora is None:
+            return []
+        with contextlib.suppress(ValueError):
+            told = LoRAFile(self.found["transformer"], self._lora, self.given.sat_lora_alpha).told()
+            return [f"transformer: a LoRA beside its weights is merged into them: {told}"]
+        return []
 
     def tensors(self, component: str) -> Tensors:
         if component not in self._places:
-            flag = {"vae": "vae", "text_encoder": "text_encoder"}.get(component)
-            more = f"; give {flag}, a file or a folder" if flag else ""
+            more = f"; give {component}, a file or a folder{MADE}" if component in GIVEN_PARTS else ""
             raise FileNotFoundError(f"{self.place} holds no {component.replace('_', ' ')}{more}")
         if component not in self._opened:
             self._opened[component] = open_component(self._places[component], component, self.given)
@@ -81,7 +107,22 @@ class LooseParts:
         return self._told[0]
 
     def inferred(self) -> list[str]:
-        return self._told[1]
+        return [*self._found_lines(), *self._told[1]]
+
+    def _found_lines(self) -> list[str]:
+        """Which parts were taken that the user did not name."""
+        lines, main = [], self.found.get("transformer")
+        for component in GIVEN_PARTS:
+            place, name = self._places.get(component), component.replace("_", " ")
+            if place is None or getattr(self.given, component) is not None:
+                continue
+            if place == main:
+                lines.append(f"{name}: in the same file")
+            elif component in self.searched:
+                lines.append(f"{name}: found at {place}")
+        if self._tokenizer not in (None, self.given.tokenizer, below(self.place, "tokenizer")):
+            lines.append(f"tokenizer: found at {self._tokenizer}")
+        return lines
 
     def places(self) -> dict[str, Place]:
         return dict(self._places)
@@ -89,6 +130,35 @@ class LooseParts:
     @functools.cached_property
     def _told(self) -> tuple[ModelSpec, list[str]]:
         """The spec, and what of it no file says."""
+        check_given(
+            self.given,
+            self.place,
+            files=[*self.found.values(), *self._places.values()],
+            has_lora=self._lora is not None,
+            has_taehv=self._has_taehv,
+        )
+        inferred, like = self._inferred()
+        documents, lines = {}, self._lora_lines()
+        for part, document in inferred.items():
+            path = CONFIGS[part]
+            beside, where = self._beside(part)
+            said = self.given.of_document(path)
+            documents[path] = document | beside | said
+            if part == "vae" and self._has_taehv:
+                lines.append(told_taehv(self.given))
+            elif part in self._places or part != "text_encoder":
+                news = None if where in [below(folder, path) for folder in self.configs] else where
+                lines += told_lines(part, document, beside, news, said, like.name, part in self._places)
+        spec = self._parsed(documents)
+        if self._has_taehv:
+            spec = with_taehv(spec, self.given)
+        own = str(self.tensors("transformer")[DTYPE_OF].dtype)
+        if spec.trained_dtype == "bfloat16" and own == "float16":
+            lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
+        return spec, lines
+
+    def _inferred(self) -> tuple[dict[str, Json], ModelSpec]:
+        """Each part's configuration by its tensors' shapes, and the published model that the rest of them is of."""
         tensors = self.tensors("transformer")
         try:
             transformer, like = infer.infer_transformer(tensors, self._position())
@@ -96,28 +166,13 @@ class LooseParts:
             raise
         except ValueError as error:
             raise ValueError(f"{tensors.where}: {error}") from None
-        shapes = {
+        inferred = {
             "transformer": transformer,
             "vae": self._vae(like, transformer["out_channels"]),
             "text_encoder": self._text_encoder(like, transformer["text_embed_dim"]),
             "schedule": documents_of(like)[CONFIGS["schedule"]],
         }
-        documents, lines = {}, []
-        for part, document in shapes.items():
-            path = CONFIGS[part]
-            beside = self._beside(part)
-            said = self.given.of_document(path)
-            documents[path] = document | beside | said
-            if part == "vae" and self._has_taehv:
-                lines.append(f"vae: the tiny one of taehv; latents are divided by {self.given.scaling_factor or 1.0}")
-            elif not beside and (part in self._places or part != "text_encoder"):
-                lines.append(_line(part, document, said, like.name, part in self._places))
-        spec = self._parsed(documents)
-        if self._has_taehv:
-            spec = with_taehv(spec, self.given)
-        if spec.trained_dtype == "bfloat16" and str(tensors[DTYPE_OF].dtype) == "float16":
-            lines.append(f"transformer: its numbers are float16, in which {spec.name} overflows; compute in bfloat16")
-        return spec, lines
+        return inferred, like
 
     @functools.cached_property
     def _has_taehv(self) -> bool:
@@ -125,11 +180,11 @@ class LooseParts:
 
     def _position(self) -> str | None:
         """Of the transformer, as given or as the configuration beside it says; None where nothing does."""
-        rotary = self._beside("transformer").get("use_rotary_positional_embeddings")
+        rotary = self._beside("transformer")[0].get("use_rotary_positional_embeddings")
         return self.given.position or (None if rotary is None else "rope" if rotary else "sincos")
 
     def _parsed(self, documents: Mapping[str, Json]) -> ModelSpec:
-        generation = self._read(self.configs, GENERATION)
+        generation, _ = read_settings(self.configs, GENERATION)
         _, name = parent_and_name(self.place)
         problems: list[str] = []
         spec = parse_documents(dict(documents) | {GENERATION: generation}, Path(name).stem, problems)
@@ -150,67 +205,9 @@ class LooseParts:
             return infer.infer_text_encoder(self.tensors("text_encoder"), like)
         return documents_of(like)[CONFIGS["text_encoder"]] | {"d_model": width}
 
-    def _beside(self, part: str) -> Json:
-        """The published configuration of a part, where it lies beside it."""
-        path = CONFIGS[part]
-        if found := self._read(self.configs, path):
-            return found
-        place = self._places.get(part)
-        if place is None:
-            return {}
-        parent, name = parent_and_name(place)
-        document = next(document for document in DOCUMENTS if document.part == part)
-        folder = place if open_files(place).is_folder() else parent
-        for where, file in ((parent, f"{Path(name).stem}.json"), (folder, "config.json")):
-            found = self._read((where,), file)
-            if is_configuration(found, document):
-                return found
-        return {}
-
-    def _read(self, folders: tuple[Place, ...], path: str) -> Json:
-        """A file of settings in the first folder that has it; nothing where none has."""
-        for folder in folders:
-            files = open_files(folder)
-            if files.exists(path):
-                try:
-                    return parse_json(files.bytes(path, MAX_BYTES))
-                except ValueError as error:
-                    raise ValueError(f"{below(folder, path)}: {error}") from None
-        return {}
-
-
-# Of each configuration, what shapes tell, and what they do not. Both are said where no file does.
-COUNTED = {
-    "transformer": (
-        *("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "patch_size"),
-        *("patch_size_t", "text_embed_dim", "time_embed_dim", "ofs_embed_dim"),
-    ),
-    "vae": ("block_out_channels", "layers_per_block", "latent_channels"),
-    "text_encoder": ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size"),
-    "schedule": (),
-}
-TAKEN = {
-    "transformer": (
-        *("sample_height", "sample_width", "sample_frames", "max_text_seq_length"),
-        *("use_rotary_positional_embeddings", "use_learned_positional_embeddings"),
-    ),
-    "vae": ("scaling_factor", "invert_scale_latents", "norm_num_groups", "temporal_compression_ratio"),
-    "text_encoder": ("relative_attention_max_distance",),
-    "schedule": ("snr_shift_scale",),
-}
-
-
-def _line(part: str, document: Json, said: Json, name: str, has_file: bool) -> str:
-    """What of a part's configuration comes from the user, from shapes, and from a published model."""
-
-    def listed(how: str, keys: Iterable[str], values: Json) -> str:
-        found = [f"{key} {values[key]}" for key in keys if values.get(key) is not None]
-        return f"{how}: {', '.join(found)}" if found else ""
-
-    counted, taken = ([k for k in keys[part] if k not in said] for keys in (COUNTED, TAKEN))
-    told = [
-        listed("as given", said, said),
-        listed("from its tensors", counted, document) if has_file else "",
-        listed(f"as {name} has it", taken, document),
-    ]
-    return f"{part.replace('_', ' ')}: {'; '.join(filter(None, told))}"
+    def _beside(self, part: str) -> tuple[Json, Place]:
+        """The published configuration of a part, where it lies beside it, and its place."""
+        found, where = read_settings(self.configs, CONFIGS[part])
+        if found or part not in self._places:
+            return found, where
+        return settings_beside(self._places[part], part)

@@ -24,7 +24,7 @@ def read_lora(source: str | Path, spec: ModelSpec, alpha: float | None = None) -
 
     Args:
       source: a file of any dialect of `lora_formats.FORMATS`, or a folder that holds one under the name diffusers or
-        PEFT gives it.
+        PEFT gives it; or its URL.
       alpha: of all modules, in place of what the file says.
     Raises: FileNotFoundError; ValueError, one sentence, for a file that is damaged, holds no LoRA, or
       one that cannot be this model's, which names the model it looks made for.

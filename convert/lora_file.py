@@ -13,11 +13,12 @@ from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
-from cogvx_jax.json_files import parse_json, quoted, read_json
-from cogvx_jax.storage import LocalFiles, kind_of
+from cogvx_jax.json_files import parse_json, quoted, read_json_of
+from cogvx_jax.storage import below, kind_of, open_files, parent_and_name
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps PEFT's settings, as JSON
-PEFT_FILE = "adapter_model.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+Place = str | Path
 NOT_LINEAR = {*MODULES} - {*LINEAR}
 # What a folder of one may hold; those of torch are of before safetensors.
 FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_lora_weights.bin", "adapter_model.bin")
@@ -50,7 +51,7 @@ class Difference:
 class LoRAFile:
     """What a file holds; only alphas are read of it.
 
-    path: of the file.
+    path: of the file, or its URL.
     format: the dialect.
     modules: by published name.
     differences: by the name of a published tensor.
@@ -59,7 +60,7 @@ class LoRAFile:
     Raises: ValueError, which does not name the file, for one that holds no LoRA, or one that is damaged.
     """
 
-    def __init__(self, path: Path, tensors: Tensors, alpha: float | None = None):
+    def __init__(self, path: Place, tensors: Tensors, alpha: float | None = None):
         self.path, self.tensors, self.metadata = path, tensors, tensors.metadata
         self.format, found, self.ignored = find_format(tensors)
         self._keys: dict[tuple[str, Part], str] = {}
@@ -182,41 +183,45 @@ class LoRAFile:
         return found
 
 
-def open_lora(source: str | Path, alpha: float | None = None) -> LoRAFile:
+def open_lora(source: Place, alpha: float | None = None) -> LoRAFile:
     """What a LoRA file holds, whatever model it is for.
 
     Args:
-      source: a file, or a folder that holds one under the name diffusers, PEFT or SAT gives it.
+      source: a file, or a folder that holds one under the name diffusers, PEFT or SAT gives it; or its URL.
       alpha: of all modules, in place of what the file says.
     Raises: FileNotFoundError; ValueError, one sentence, for a file that is damaged or holds no LoRA.
     """
-    path = find_file(Path(source))
+    path = find_file(source if "://" in str(source) else Path(source))
+    parent, name = parent_and_name(path)
     try:
-        return LoRAFile(path, read_file(LocalFiles(path.parent), path.name), alpha)
+        return LoRAFile(path, read_file(open_files(parent), name), alpha)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as a LoRA: {error}") from None
 
 
-def find_file(source: Path) -> Path:
-    """The LoRA's file that a path stands for. Raises: FileNotFoundError."""
-    if source.is_dir():
+def find_file(source: Place) -> Place:
+    """The LoRA's file that a path or URL stands for. Raises: FileNotFoundError."""
+    files = open_files(source)
+    if files.is_folder():
         if has_states(source):
-            return Path(find_states(source))
-        found = [source / name for name in FILES if (source / name).is_file()]
+            return find_states(source)
+        found = [below(source, name) for name in FILES if files.exists(name)]
         if not found:
             raise FileNotFoundError(f"{source} holds no LoRA: no {' and no '.join(FILES[:2])}")
         return found[0]
-    if not source.is_file():
-        kind = kind_of(source)
+    parent, name = parent_and_name(source)
+    if not open_files(parent).exists(name):
+        kind = "nothing" if isinstance(source, str) else kind_of(source)
         raise FileNotFoundError(
             f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
         )
     return source
 
 
-def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+def _settings(path: Place, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
     """What PEFT's LoraConfig was, of the file's metadata or of PEFT's own file beside it, else nothing; and where."""
-    beside = path.with_name("adapter_config.json")
+    parent, name = parent_and_name(path)
+    beside = open_files(parent)
     config: Mapping[str, Any] = metadata
     where = "the file's metadata"
     if METADATA in metadata:
@@ -224,8 +229,8 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], 
             config = parse_json(metadata[METADATA])
         except ValueError as error:
             raise ValueError(f"its {METADATA} is {error}") from None
-    elif path.stem == Path(PEFT_FILE).stem and beside.is_file():
-        config, where = read_json(beside), beside.name
+    elif Path(name).stem == Path(PEFT_FILE).stem and beside.exists(PEFT_CONFIG):
+        config, where = read_json_of(beside, PEFT_CONFIG), PEFT_CONFIG
     config = {key.removeprefix("transformer."): value for key, value in config.items()}
     if not isinstance(config.get("rank_pattern"), dict | None):
         raise ValueError(f"its rank_pattern is {quoted(config['rank_pattern'])}, not an object")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from cogvx_jax.convert.lora_alpha import AlphaRule
+from cogvx_jax.convert.sat import DEFAULT_ALPHA
 from cogvx_jax.convert.tables import TRANSFORMER, TRANSPOSE
 
 # Of a module's tensors: `bias` is PEFT's, which the scale multiplies; `diff` and `diff_b` are whole differences of
@@ -232,7 +233,7 @@ FORMATS = (
         prefixes=("model.diffusion_model.", ""),
         spelled=sat,
         ends={".matrix_A": "a", ".matrix_B": "b"},
-        alpha=AlphaRule(default=1.0),
+        alpha=AlphaRule(default=DEFAULT_ALPHA),
         tidied=number_first,
         finished=number_last,
         beside=lambda key: ".matrix_" not in key,  # a checkpoint of the whole model

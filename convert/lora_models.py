@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters
@@ -13,6 +14,7 @@ from cogvx_jax.convert.lora_formats import LINEAR, PATCH, numbered
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.json_files import quoted
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.storage import open_files, parent_and_name
 
 # CogVideoX-Fun's weights that differ in shape from the model they come from: name -> preset, channels into the patches.
 FUN = {
@@ -96,7 +98,9 @@ def made_for(file: LoRAFile) -> str:
         said = file.said.get(key, file.metadata.get(key))
         if isinstance(said, str) and said:
             return f"{quoted(said)} (its {key})"
-    if hint := _hint(file.path.stem if file.path.stem not in GENERIC else file.path.absolute().parent.name):
+    folder, name = parent_and_name(file.path)
+    stem = Path(name).stem
+    if hint := _hint(stem if stem not in GENERIC else open_files(folder).name):
         return f"{hint} (its name)"
     if file.format.to == "fun":
         return "CogVideoX-Fun (the naming of its trainer)"

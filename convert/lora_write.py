@@ -20,7 +20,7 @@ from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.targets import SAT_TAG
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.lora import LoRA
-from cogvx_jax.temporaries import temporary_beside
+from cogvx_jax.temporaries import check_local, temporary_beside, written_place
 
 Arrays = Mapping[Part, Tensor]  # of a module, each named by its part
 SIDES: tuple[Part, Part] = ("a", "b")
@@ -104,6 +104,7 @@ def _write_sat(path: Path, tensors: Sequence[Tensor]) -> None:
 
 def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
     """A path to write and the row of a dialect. Raises: as `write_lora`."""
+    check_local(path, "a LoRA to write")
     path = Path(path)
     if to not in WRITTEN:
         raise ValueError(f"unknown kind of LoRA file {to!r}; the known ones are {', '.join(WRITTEN)}")
@@ -113,8 +114,8 @@ def check_target(path: str | Path, to: str) -> tuple[Path, Format]:
         raise ValueError(f"a LoRA of SAT is written as a .pt file or a folder, got {path.name!r}")
     if to != "sat" and path.suffix != ".safetensors":
         raise ValueError(f"a LoRA is written as a .safetensors file, got {path.name!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} does not exist; create it first or write elsewhere")
+    if not (folder := written_place(path).parent).is_dir():
+        raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; create it first or write elsewhere")
     return path, WRITTEN[to]
 
 

@@ -17,8 +17,9 @@ from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.orbax_writes import orbax_writes
 from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
-from cogvx_jax.convert.sources import Place, Source, copy_tokenizer, open_source
+from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import COMPONENTS
+from cogvx_jax.convert.tokenizer_files import copy_tokenizer
 from cogvx_jax.storage import RemoteFiles, check_new, new_folder
 from cogvx_jax.temporaries import temporary_folder
 

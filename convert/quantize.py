@@ -17,6 +17,7 @@ from cogvx_jax.convert.orbax import DIGESTS
 from cogvx_jax.convert.orbax_export import model_to_write, write_arrays
 from cogvx_jax.convert.quantized_layout import MARK, STORED, file_digest, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor
+from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import COMPONENTS, Parameter
 from cogvx_jax.models.abstract import check_groups
 from cogvx_jax.models.lora import LoRA
@@ -29,7 +30,7 @@ Layout = Literal["safetensors", "orbax"]
 
 
 def write_quantized(
-    source: str | Path,
+    source: Place | Source,
     target: str | Path,
     how: Quantization,
     *,
@@ -41,14 +42,14 @@ def write_quantized(
     The host holds a component of integers, and of the source a layer, at a time. What is not quantised keeps its type.
 
     Args:
-      source: a folder of a model, or its URL.
+      source: a folder of a model, or its URL; or any `Source`.
       target: a folder that does not exist, or is empty, or the URL of one; as for `write_orbax`.
       lora: to add to the transformer's kernels first.
     Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model; ValueError if
       it is quantised already, groups do not divide its kernels, or these hold numbers that are not finite.
     """
     if (stored := read_quantization(source)) is not None:
-        raise ValueError(f"{source} is quantised already, to {stored.name}; give the original")
+        raise ValueError(f"{open_source(source).place} is quantised already, to {stored.name}; give the original")
     with model_to_write(source, target, last=DIGESTS if layout == "orbax" else MARK) as (spec, partial):
         check_groups(spec, how)
 
@@ -67,7 +68,7 @@ def write_quantized(
 
 
 def quantized_params(
-    source: str | Path, spec: ModelSpec, component: str, how: Quantization, lora: LoRA | None = None
+    source: Place | Source, spec: ModelSpec, component: str, how: Quantization, lora: LoRA | None = None
 ) -> dict[str, Any]:
     """A component's parameters in this host's memory, read and quantised layer by layer.
 
@@ -89,7 +90,8 @@ def quantized_params(
         values, scales[path + SCALE] = quantize_on_host(read, shape, storage)
         for i, scale in enumerate(scales[path + SCALE]):
             if not np.isfinite(scale).all():
-                raise ValueError(f"{source} holds numbers that are not finite in {component}/{path} of block {i}")
+                place = open_source(source).place
+                raise ValueError(f"{place} holds numbers that are not finite in {component}/{path} of block {i}")
         return values
 
     flat = traverse_util.flatten_dict(load_params(source, spec, component, None, put=put), sep="/")

@@ -16,13 +16,22 @@ from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
-from cogvx_jax.storage import StoragePath, is_bucket, read_file, storage_path
+from cogvx_jax.storage import BUCKETS, StoragePath, is_bucket, read_file, storage_path
 
 KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
 
 
 def is_run(folder: StoragePath) -> bool:
     return (folder / "run.json").is_file()
+
+
+def find_run(place: str) -> StoragePath | None:
+    """The run that a path or URL stands for; None where there is none, as below a URL that is not written to."""
+    scheme, is_url, _ = place.partition("://")
+    if is_url and scheme not in BUCKETS:
+        return None
+    folder = storage_path(place)
+    return folder if is_run(folder) else None
 
 
 def read_run(folder: StoragePath, keys: Collection[str] = KEYS, verb: str = "train") -> dict[str, Any]:

@@ -100,13 +100,13 @@ def vae_rows(levels: int) -> tuple[SatRow, ...]:
 SIDES, ENDS = ("encoder", "decoder"), ("conv_in", "norm_out", "conv_out")
 
 
-def read_sat(tensors: Tensors, component: str, alpha: float = 1.0) -> Tensors | None:
+def read_sat(tensors: Tensors, component: str, alpha: float | None = None) -> Tensors | None:
     """A component of a file of SAT's under its published names; None where it has none.
 
     Layers with a LoRA are merged: W + alpha / rank * B A.
 
     Args:
-      alpha: of the LoRA, which the file does not tell; `lora_alpha` of the run's yaml.
+      alpha: of the LoRA, which the file does not tell; `lora_alpha` of the run's yaml. None is SAT's default.
     """
     prefix = find_prefix(tensors, component)
     if prefix is None:
@@ -119,11 +119,20 @@ def read_sat(tensors: Tensors, component: str, alpha: float = 1.0) -> Tensors | 
     found = {name: entry for name, entry in found.items() if not IDLE[component].fullmatch(name)}
     if component == "vae":
         return tensors.of(_published(found, vae_rows(_levels(found))))
-    merged = _published(_merged(found, alpha), TRANSFORMER)
+    merged = _published(_merged(found, DEFAULT_ALPHA if alpha is None else alpha), TRANSFORMER)
     if _is_2b(merged):
         # Its positions are computed; where a file holds them, they are that table.
         merged.pop("patch_embed.pos_embedding", None)
     return tensors.of(merged)
+
+
+def read_sat_lora(tensors: Tensors) -> Tensors | None:
+    """The LoRA that a file of SAT's holds beside the weights of its transformer, without a prefix; None without one."""
+    prefix = find_prefix(tensors, "transformer")
+    names = [] if prefix is None else [name for name in tensors if name.startswith(prefix)]
+    own = {name.removeprefix(prefix or ""): tensors[name] for name in names}
+    found = {name: entry for name, entry in own.items() if (match := ADAPTED.fullmatch(name)) and match["side"]}
+    return tensors.of(found) if found else None
 
 
 def find_prefix(tensors: Iterable[str], component: str) -> str | None:
@@ -216,6 +225,7 @@ def _runs(places: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 # LoRA inside SAT's files.
 
+DEFAULT_ALPHA = 1.0
 ADAPTED = re.compile(r"(?P<layer>.+)\.(?:original\.(?P<own>weight|bias)|matrix_(?P<side>[AB])\.(?P<place>\d))")
 
 

@@ -5,12 +5,14 @@ Whatever reads a model, in whole or in part, asks here and nowhere else.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
+from cogvx_jax.convert.applies import check_given
 from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_configs, read_documents
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
@@ -19,10 +21,11 @@ from cogvx_jax.convert.loose import LooseParts, Place
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
-from cogvx_jax.convert.taehv import is_taehv, with_taehv
+from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.convert.told import settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
-from cogvx_jax.storage import below, copy_files, open_files, parent_and_name
+from cogvx_jax.storage import below, open_files, parent_and_name
 
 
 class Source(Protocol):
@@ -48,6 +51,7 @@ class Source(Protocol):
         """Its files and folders of files, by a name of each."""
 
 
+PARTS = {"vae": infer.infer_vae, "text_encoder": infer.infer_text_encoder}  # that may be given -> their sizes
 FOLDERS = ("", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # of the published layout
 
 
@@ -63,31 +67,44 @@ class PublishedFolder:
         return self.given.tokenizer or below(self.place, "tokenizer")
 
     def spec(self) -> ModelSpec:
+        return self._told[0]
+
+    def inferred(self) -> list[str]:
+        return self._told[1]
+
+    @functools.cached_property
+    def _told(self) -> tuple[ModelSpec, list[str]]:
+        """The spec, and what of it no file says, which is of parts that are given."""
         if not self.given:
-            return read_configs(self.place)
+            return read_configs(self.place), []
+        others = {part: place for part in PARTS if (place := self._other(part)) is not None}
+        has_taehv = "vae" in others and is_taehv(self.tensors("vae"))
+        check_given(self.given, self.place, files=[*others.values()], has_lora=False, has_taehv=has_taehv)
         documents, problems = read_documents(self.place)
         for document in DOCUMENTS:
             documents[document.path] = documents.get(document.path, {}) | self.given.of_document(document.path)
         spec = parse_documents(documents, parent_and_name(self.place)[1], problems)
         if problems:
             raise ConversionError(f"{self.place} is not a model that is supported", problems)
-        parts = {part: self._other(part) for part in ("vae", "text_encoder")}
-        for part, place in parts.items():
-            if place is not None and not (part == "vae" and is_taehv(self.tensors(part))):
-                make = infer.infer_vae if part == "vae" else infer.infer_text_encoder
-                documents[f"{part}/config.json"] = make(self.tensors(part), spec)
+        lines = []
+        for part, place in others.items():
+            if part == "vae" and has_taehv:
+                lines.append(told_taehv(self.given))
+                continue
+            path = f"{part}/config.json"
+            inferred, (beside, where) = PARTS[part](self.tensors(part), spec), settings_beside(place, part)
+            said = self.given.of_document(path)
+            documents[path] = inferred | beside | said
+            lines += told_lines(part, inferred, beside, where, said, spec.name, has_file=True)
         spec = parse_documents(documents, spec.name, problems)
         if problems:
             raise ConversionError(f"{self.place} with another part is not a model that is supported", problems)
-        return with_taehv(spec, self.given) if parts["vae"] and is_taehv(self.tensors("vae")) else spec
+        return with_taehv(spec, self.given) if has_taehv else spec, lines
 
     def tensors(self, component: str) -> Tensors:
         if (place := self._other(component)) is not None:
             return open_component(place, component, self.given)
         return unpacked(Checkpoint(below(self.place, component)))
-
-    def inferred(self) -> list[str]:
-        return []
 
     def places(self) -> dict[str, Place]:
         said = {"given vae": self.given.vae, "given text_encoder": self.given.text_encoder}
@@ -147,7 +164,7 @@ def open_sat_folder(place: Place, given: Given) -> Source:
         for component, name in SAT_PARTS:
             if is_part(below(folder, name)):
                 found[component] = below(folder, name)
-    return LooseParts(place, found, given, configs=(top,))
+    return LooseParts(place, found, given, configs=(top,), searched=tuple(component for component, _ in SAT_PARTS))
 
 
 # Where other parts lie, in a folder of SAT's or the one above it; the last one found counts.
@@ -207,13 +224,3 @@ def open_source(place: "Place | Source", given: Given = NOTHING) -> Source:
 def read_spec(place: "Place | Source") -> ModelSpec:
     """The spec of the model in a place, with float32 activations; see `Source.spec`."""
     return open_source(place).spec()
-
-
-def copy_tokenizer(place: Place, target: Path) -> None:
-    """Copies the files of a tokenizer's folder, but for the weights of T5 that may lie beside them."""
-    names = [
-        name
-        for name in open_files(place).names()
-        if name not in ("config.json",) and not name.endswith((*SUFFIXES, ".index.json"))
-    ]
-    copy_files(place, target, names)

@@ -47,9 +47,18 @@ def is_taehv(names: Iterable[str]) -> bool:
     return MARK in names
 
 
+def told_taehv(given: Given) -> str:
+    """The line about it among what is inferred."""
+    return f"vae: the tiny one of taehv; latents are divided by {_scaling(given)}"
+
+
+def _scaling(given: Given) -> float:
+    return 1.0 if given.scaling_factor is None else given.scaling_factor
+
+
 def with_taehv(spec: ModelSpec, given: Given) -> ModelSpec:
     """The model with a tiny autoencoder for its VAE. It takes latents as they are sampled, unless a factor is given."""
-    scaling = 1.0 if given.scaling_factor is None else given.scaling_factor
+    scaling = _scaling(given)
     vae = dataclasses.replace(
         spec.vae, taehv=True, scaling_factor=scaling, invert_scale_latents=False, encode_frames=None, decode_frames=2
     )

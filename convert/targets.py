@@ -17,8 +17,9 @@ from cogvx_jax.convert.orbax_export import write_orbax
 from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat import PREFIXES, write_sat
 from cogvx_jax.convert.sat_folder import LATEST, STATES
-from cogvx_jax.convert.sources import Place, Source, copy_tokenizer
+from cogvx_jax.convert.sources import Place, Source
 from cogvx_jax.convert.tables import COMPONENTS
+from cogvx_jax.convert.tokenizer_files import check_tokenizer, copy_tokenizer
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.storage import check_new, new_folder
 
@@ -55,8 +56,10 @@ def write_model(
       dtype: of the transformer and the text encoder; None keeps every tensor's own, to the bit.
       parts: components to write.
     Raises: FileExistsError; FileNotFoundError for a part that the source lacks; ConversionError if the source is not
-      a whole model; ValueError where the layout cannot hold it.
+      a whole model; ValueError where the layout cannot hold it, or for a dtype that no part takes.
     """
+    if dtype is not None and set(parts) == {"vae"}:
+        raise ValueError("dtype is of the transformer and the text encoder, and only the vae is written; leave it out")
     if layout == "orbax":
         if set(parts) != set(COMPONENTS):
             raise ValueError("orbax holds whole models; choose another layout for some parts of one")
@@ -69,6 +72,8 @@ def write_model(
     check_new(target)
     spec, row = source.spec(), TARGETS[layout]
     tokenizer = source.tokenizer if "text_encoder" in parts else None
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     tensors = {
         component: published_tensors(source, spec, component, None if component == "vae" else dtype)
         for component in parts

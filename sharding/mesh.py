@@ -46,8 +46,8 @@ def make_mesh(
     sizes = {"data": data, "fsdp": fsdp, "cfg": cfg, "context": context, "sp": sp, "tensor": tensor}
     devices = list(jax.devices() if devices is None else devices)
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"the mesh axis {name} has size {size}; sizes are 1 or more")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"the mesh axis {name} has size {size!r}; sizes are whole numbers, 1 or more")
     if cfg > 2:
         raise ValueError(f"cfg is {cfg}, but guidance has only 2 branches")
     if math.prod(sizes.values()) != len(devices):

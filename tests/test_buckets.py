@@ -111,7 +111,7 @@ def test_training_from_and_to_a_bucket(bucket, small, listed, tmp_path):
     assert "holds no clips of `cogvx encode`" in run(
         bucket, "train", "--data", "gs://clips/none", "--out", "gs://clips/x", status=2
     )
-    assert "holds no run" in run(
+    assert "there is no LoRA 'gs://clips/none'" in run(
         bucket, "generate", "a star", "--lora", "gs://clips/none", "--out", tmp_path / "x.mp4", status=2
     )
     assert "needs a run on a disk" in run(bucket, *arguments, "--tensorboard", status=2)

@@ -23,6 +23,7 @@ from cogvx_jax.convert import open_lora, read_lora, write_lora
 from cogvx_jax.convert.lora_formats import WRITTEN
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
+from cogvx_jax.pipelines.model import TINY
 
 DATA = Path(__file__).parent / "data" / "lora_formats"
 
@@ -198,6 +199,16 @@ SECTION = PAGE.partition("## LoRA files")[2].partition("\n## ")[0]
 COMMANDS = re.findall(r"\| `cogvx ([^`]+)` \|$", SECTION, re.M)
 
 
+def tiny_as_single_files(folder):
+    """Of the names that the page has, a configuration beside each."""
+    names = ("transformer", "cogvideox_5b_fp8"), ("vae", "cogvideox_vae"), ("text_encoder", "t5xxl_fp8_e4m3fn")
+    for part, name in names:
+        (weights,) = (TINY / part).glob("*.safetensors")
+        shutil.copy(weights, folder / f"{name}.safetensors")
+        shutil.copy(TINY / part / "config.json", folder / f"{name}.json")
+    shutil.copytree(TINY / "tokenizer", folder / "t5-v1_1-xxl")
+
+
 def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     """But for the video, of which the same flags run above."""
     spec = cx.load_spec("tiny")
@@ -205,7 +216,8 @@ def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     kohya("panda.safetensors", spec)
     write_lora("export.safetensors", read_lora("panda.safetensors", spec), spec)
     a_run(tmp_path / "runs" / "panda", spec)
-    assert len(COMMANDS) == 12
+    tiny_as_single_files(tmp_path)
+    assert len(COMMANDS) == 13
     for command in COMMANDS:
         if not command.startswith("generate"):
             monkeypatch.setattr(sys, "argv", ["cogvx", *shlex.split(command)])
@@ -219,6 +231,8 @@ def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     merged = cx.load("tiny_panda").params["transformer"]["blocks"]["attention"]["q"]["kernel"]
     np.testing.assert_allclose(merged, q[1], atol=1e-2)  # tiny is stored in bfloat16
     np.testing.assert_allclose((q[1] - q[0]) / 0.8, q[2] - q[0], atol=1e-5)
+    of_files = cx.load("of_files").params["transformer"]["blocks"]["attention"]["q"]["kernel"]
+    np.testing.assert_array_equal(of_files, merged)
     for name in ("panda_peft", "panda_kohya", "panda_fun", "panda_comfyui", "panda_from_sat"):
         tuned = cx.load_lora(names["base"], f"{name}.safetensors", 0.8).params["transformer"]["blocks"]["attention"]
         np.testing.assert_allclose(tuned["q"]["kernel"], q[1], atol=1e-5, err_msg=name)

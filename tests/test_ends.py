@@ -195,6 +195,38 @@ def test_remains_of_other_hosts_are_removed_when_they_are_old(tmp_path):
     assert set(tmp_path.iterdir()) == {*kept, other}
 
 
+@pytest.mark.parametrize("there", (False, True))
+def test_what_a_link_names_is_written(tmp_path, there):
+    """A link stays a link, whether what it names is there or not; see `temporaries.written_place`."""
+    (tmp_path / "far").mkdir()
+    file, folder = tmp_path / "far" / "file.bin", tmp_path / "far" / "folder"
+    if there:
+        file.write_bytes(b"old")
+        folder.mkdir()
+    link, other = tmp_path / "link.txt", tmp_path / "other"
+    link.symlink_to("far/file.bin")
+    other.symlink_to(folder)
+    with temporary_beside(link) as partial:
+        assert partial.suffix == ".txt"  # some writers go by it
+        partial.write_bytes(b"new")
+    with new_folder(other) as partial:
+        (partial / "in").write_bytes(b"")
+    assert link.is_symlink() and other.is_symlink()
+    assert file.read_bytes() == b"new" and [path.name for path in folder.iterdir()] == ["in"]
+    with pytest.raises(FileExistsError, match="other exists and is not an empty folder"), new_folder(other):
+        pass
+
+
+def test_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    for write in (temporary_beside, new_folder):
+        with pytest.raises(OSError, match="circle of links") as refused, write(tmp_path / "one"):
+            pass
+        assert refused.value.filename == str(tmp_path / "one")
+    assert (tmp_path / "one").is_symlink()
+
+
 def test_remains_inside_a_folder_do_not_count(tmp_path):
     remains(tmp_path)
     assert check_new(tmp_path) == tmp_path and not list(tmp_path.iterdir())

@@ -159,6 +159,22 @@ def test_what_is_not_whole_lies_in_a_hidden_folder(tmp_path):
     assert os.listdir(tmp_path) == ["out.mp4"]
 
 
+def test_what_a_link_names_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    for name, aim in (("new.mp4", "far/new.mp4"), ("old.gif", "far/old.gif"), ("frames", "far/pictures")):
+        (tmp_path / name).symlink_to(aim)
+    (tmp_path / "far" / "old.gif").write_bytes(b"old")
+    for name in ("new.mp4", "old.gif", "frames"):
+        with video.VideoWriter(tmp_path / name, 8) as writer:
+            writer.write(clip(frames=2))
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "far" / "old.gif").stat().st_size > 3 and (tmp_path / "far" / "new.mp4").stat().st_size > 0
+    assert sorted(os.listdir(tmp_path / "far" / "pictures")) == ["00000.png", "00001.png"]
+    (tmp_path / "lost.mp4").symlink_to("nowhere/lost.mp4")
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
+        video.check_writable(tmp_path / "lost.mp4")
+
+
 def test_check_writable(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()

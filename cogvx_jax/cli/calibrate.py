@@ -8,6 +8,7 @@ import tyro
 
 from cogvx_jax.cli.options import DType, MeshText, VideoFlags, report
 from cogvx_jax.cli.prompts_file import read_jobs
+from cogvx_jax.temporaries import check_local
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -36,6 +37,8 @@ def calibrate(
       mesh: as for `generate`, but for auto; None is one device.
     """
     options = video.checked()
+    if out is not None:
+        check_local(out, "--out")
     jobs = None if prompts_file is None else read_jobs(None, prompts_file, Path("out.mp4"), options)
     from cogvx_jax.pipelines import calibrate as calibrating
     from cogvx_jax.pipelines.calibration import calibration_path, write_calibration

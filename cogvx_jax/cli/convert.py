@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import DType, GivenFlags
+from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -19,7 +19,7 @@ def convert(
     to: Literal["orbax", "diffusers", "sat", "single"] = "orbax",
     dtype: DType | None = None,
     parts: tyro.conf.UseAppendAction[tuple[Literal["transformer", "vae", "text_encoder"], ...]] = (),
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Writes a model in another layout; DST is then a model like any other.
 
@@ -39,10 +39,15 @@ def convert(
     from cogvx_jax.convert.tables import COMPONENTS
     from cogvx_jax.convert.targets import write_model
     from cogvx_jax.pipelines.model import report_inferred, resolve
+    from cogvx_jax.pipelines.tokenizer import read_tokenizer
 
-    began = time.monotonic()
-    model = open_source(resolve(source), given.checked())
+    began, about = time.monotonic(), given.checked()
+    if about.tokenizer is not None and "text_encoder" not in (parts or COMPONENTS):
+        raise ValueError("--tokenizer goes with the text encoder, which --parts leaves out; leave one of them out")
+    model = open_source(resolve(source), about)
     report_inferred(model)
+    if about.tokenizer is not None:
+        read_tokenizer(about.tokenizer, model.spec())  # before the weights, with which it may not fit
     write_model(model, target, to, dtype, parts or COMPONENTS)
     size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
     print(f"{target}: {size}in {time.monotonic() - began:.1f} s")

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import write_video
-from cogvx_jax.cli.options import DType, GivenFlags, MeshText
+from cogvx_jax.cli.options import DType, GivenFlags, MeshText, ModelFlags
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -23,7 +23,7 @@ def decode(
     dtype: DType | None = None,
     mesh: MeshText = None,
     programs: Path | None = None,
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes the video of latents that `cogvx generate` sampled and could not decode.
 

@@ -27,7 +27,9 @@ def export(
     """
     from cogvx_jax.convert.runs import is_vae_run
     from cogvx_jax.storage import storage_path
+    from cogvx_jax.temporaries import check_local
 
+    check_local(out, "--out")
     folder = storage_path(run)
     if is_vae_run(folder):
         export_vae(folder, out, best, scaling_factor)

@@ -17,6 +17,7 @@ from cogvx_jax.cli.options import (
     LoRAText,
     MemoryText,
     MeshText,
+    ModelFlags,
     QuantizeOption,
     VideoFlags,
     check_memory,
@@ -59,7 +60,7 @@ def generate(
     programs: Path | None = None,
     exact: bool = False,
     progress: bool = True,
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
 
@@ -70,8 +71,8 @@ def generate(
       prompt: what the video shows.
       out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
         its stem gets the line's number.
-      model: "tiny", a folder in the published layout, a hub id, one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, or other
-        makers' files, which docs/files.md lists.
+      model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
+        makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
         add up. `cogvx lora info` tells what a file is.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
@@ -258,6 +259,7 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
 
     from cogvx_jax.cli.made import note_made
     from cogvx_jax.pipelines.generate import fitting, sample
+    from cogvx_jax.pipelines.model import absolute_source
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
@@ -267,9 +269,12 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
     latents = np.asarray(sample(model, request, progress=progress, one_program=one_program, text=text))
-    source = str(Path(source).absolute()) if Path(source).is_dir() else source
     saved = SavedLatents(
-        latents=latents, padding=request.padding, fps=float(request.fps), model=source, prompt=job.prompt
+        latents=latents,
+        padding=request.padding,
+        fps=float(request.fps),
+        model=absolute_source(source),
+        prompt=job.prompt,
     )
     with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
         count, height, width = write_video(model, saved, job.out, request.tiling)

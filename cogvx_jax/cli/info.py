@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import tyro
 
 from cogvx_jax import presets
-from cogvx_jax.cli.options import GivenFlags, print_facts
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, print_facts
 from cogvx_jax.configs import ModelSpec
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -16,7 +16,7 @@ def info(
     /,
     *,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Prints a model's kind, sizes, parameters, memory and native shapes, without loading weights.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import GivenFlags, print_facts
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, print_facts
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -15,7 +15,7 @@ def inspect(
     /,
     *,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-    given: Annotated[GivenFlags, tyro.conf.OmitArgPrefixes] = GivenFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Prints what a file of weights is, whoever made it: its format, naming, quantisation, model, and how to use it.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import DType, parse_lora, print_facts, report
+from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags, parse_lora, print_facts, report
 
 if TYPE_CHECKING:
     from cogvx_jax.convert.lora_file import LoRAFile
@@ -30,7 +30,7 @@ def info(
     """Prints what a LoRA file is: its dialect, rank, alpha, modules, and the models that it fits. It needs no model.
 
     Args:
-      file: a LoRA of any maker, or a folder that holds one.
+      file: a LoRA of any maker, or a folder that holds one, or its URL.
       alpha: to count with in place of the file's.
       as_json: print JSON.
     """
@@ -62,18 +62,16 @@ def convert(
     _stay_on_the_host()
     from cogvx_jax.convert import convert_lora, open_lora, write_lora
     from cogvx_jax.convert.lora_write import check_target
-    from cogvx_jax.convert.runs import is_run, read_run_lora, run_source
-    from cogvx_jax.storage import storage_path
+    from cogvx_jax.convert.runs import find_run, read_run_lora, run_source
 
     check_target(out, to)
-    where = storage_path(file)
-    if is_run(where):
+    if (run := find_run(file)) is not None:
         if alpha is not None:
-            raise ValueError(f"{where} is a run, which has its alpha; --alpha is for a file")
+            raise ValueError(f"{file} is a run, which has its alpha; --alpha is for a file")
         from cogvx_jax.pipelines.model import load_spec
 
-        spec = load_spec(run_source(where))
-        write_lora(out, read_run_lora(where, spec), spec, to, dtype)
+        spec = load_spec(run_source(run))
+        write_lora(out, read_run_lora(run, spec), spec, to, dtype)
     else:
         found = open_lora(file, alpha)
         _report_read(found)
@@ -87,9 +85,10 @@ def merge(
     *,
     out: Path,
     model: str | None = None,
-    to: To = "peft",
+    to: To | None = None,
     alpha: float | None = None,
     dtype: DType | None = None,
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Adds LoRAs to a model, which is written in the published layout; without --model, makes one LoRA of several.
 
@@ -97,16 +96,21 @@ def merge(
       loras: LoRA files, folders that hold one or, for a model, runs of `cogvx train`, each with its weight if not 1.
       out: a folder that does not exist, or is empty; for one LoRA of several, a .safetensors file.
       model: a model as for `generate`.
-      to: kind of one LoRA of several, as for `convert`.
-      alpha: to count with in place of the files'.
+      to: kind of one LoRA of several, as for `convert`; None is peft. A model has none.
+      alpha: to count with in place of the files'. It is not --sat-lora-alpha, which is of a LoRA inside the model.
       dtype: of the transformer, or of the LoRA; None keeps each array's own.
     """
     if not loras:
         raise ValueError("there is nothing to merge; give LoRA files")
-    weighted = [parse_lora(text) for text in loras]
+    weighted, about = [parse_lora(text) for text in loras], given.checked()
+    if model is None and about:
+        flag = about.said()[0].replace("_", "-")
+        raise ValueError(f"--{flag} tells about a model, and one LoRA of several is made without one; give --model")
+    if model is not None and to is not None:
+        raise ValueError("--to is the kind of one LoRA of several; a model is written in the published layout")
     _stay_on_the_host()
     if model is None:
-        _merge_files(weighted, out, to, alpha, dtype)
+        _merge_files(weighted, out, to or "peft", alpha, dtype)
         return
     from cogvx_jax.convert import export
     from cogvx_jax.pipelines.lora import find_lora, load_merged
@@ -116,12 +120,12 @@ def merge(
     if out.suffix == ".safetensors":
         raise ValueError(f"a model is written as a folder, not as {out}; one LoRA of several is made without --model")
     check_new(out)
-    spec, found = load_spec(model), []
+    spec, found = load_spec(model, about), []
     for path, weight in weighted:
         lora = find_lora(path, spec, alpha)
         report(f"{path}: {lora.told or 'a run'}, weight {weight:g}")
         found.append((lora, weight))
-    merged = load_merged(model, found, dtype)
+    merged = load_merged(model, found, dtype, about)
     export(out, merged.spec, merged.params, merged.tokenizer)
     print(f"{out}: {merged.spec.name} with {len(found)} LoRA{'s' * (len(found) > 1)}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
 from cogvx_jax.pipelines.options import PYTHON_ONLY, Options, check_path
+from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
 
@@ -62,6 +63,7 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: Options
     if file is None:
         assert prompt is not None
         return [Job(prompt=prompt, out=out, options=options)]
+    check_local(file, "a prompts file")
     jobs: list[Job] = []
     for number, text in enumerate(read_lines(file), 1):
         if not text.strip():

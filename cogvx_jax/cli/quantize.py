@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import LoRAText, QuantizeText, parse_lora
+from cogvx_jax.cli.options import GivenFlags, LoRAText, ModelFlags, QuantizeText, parse_lora
 from cogvx_jax.quantization import find_quantization
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -18,9 +18,10 @@ def quantize(
     /,
     *,
     to: QuantizeText = "int8",
-    layout: Literal["safetensors", "orbax"] = "safetensors",
+    layout: Literal["safetensors", "orbax"] | None = None,
     lora: LoRAText = (),
     report: bool = False,
+    given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Writes a model with kernels of integers, about half the bytes; DST is then a model like any other.
 
@@ -32,30 +33,38 @@ def quantize(
       target: the folder to write, or its URL, such as gs://bucket/model; it must not exist, or be empty.
       to: int8 and w8a8 are the same numbers; with w8a8 activations are integers, too, when the model is used. int4 has
         groups of 128 inputs, or of as many as int4:GROUP says.
-      layout: safetensors files by the published names, or Orbax checkpoints as `cogvx convert` writes them.
+      layout: safetensors files by the published names, which None is, or Orbax checkpoints as `cogvx convert` writes
+        them.
       lora: a LoRA to add first, and its weight if not 1; several add up.
       report: print the error that quantising makes, of each layer; without DST, that alone.
     """
     how, weighted = find_quantization(to), [parse_lora(text) for text in lora]
     if target is None and not report:
         raise ValueError("give a folder to write, or --report")
-    from cogvx_jax.convert import read_spec, write_quantized
+    if target is None and layout is not None:
+        raise ValueError("--layout is of the folder to write, and there is none; give one, or leave it out")
+    from cogvx_jax.convert import write_quantized
+    from cogvx_jax.convert.sources import open_source
     from cogvx_jax.pipelines.lora import find_lora, stack_loras
-    from cogvx_jax.pipelines.model import resolve, stored_or_asked
+    from cogvx_jax.pipelines.model import report_inferred, resolve, stored_or_asked
+    from cogvx_jax.pipelines.tokenizer import read_tokenizer
 
-    folder = resolve(source)
-    spec = read_spec(folder)
-    stored_or_asked(folder, spec, to)  # refuses what cannot be quantised
+    folder, about = resolve(source), given.checked()
+    model = open_source(folder, about)
+    spec = model.spec()
+    stored_or_asked(model, spec, to)  # refuses what cannot be quantised
+    report_inferred(model)
+    read_tokenizer(model.tokenizer, spec)  # before the weights, with which it may not fit
     adapters = stack_loras([(find_lora(path, spec), weight) for path, weight in weighted])
     if target is not None:
         began = time.monotonic()
-        write_quantized(folder, target, how, layout=layout, lora=adapters)
+        write_quantized(model, target, how, layout=layout or "safetensors", lora=adapters)
         size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
         print(f"{target}: {how.name}, {size}in {time.monotonic() - began:.1f} s", flush=True)
     if report:
         from cogvx_jax.pipelines.quantization_report import print_report
 
-        print_report(folder, how, adapters)
+        print_report(folder, how, adapters, given=about)
 
 
 def _gigabytes(folder: Path) -> float:

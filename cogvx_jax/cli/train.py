@@ -153,7 +153,7 @@ def train(options: TrainOptions) -> None:
 
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
     """
-    from cogvx_jax.pipelines.model import check_trainable, load_quantization
+    from cogvx_jax.pipelines.model import absolute_source, check_trainable, load_quantization
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
@@ -173,8 +173,9 @@ def train(options: TrainOptions) -> None:
     videos = run.Videos(wanted=_videos(options, shape), every=options.video_every)
     loaded = _load(options, folder, caches, devices, bool(videos.wanted))
     before = newest_update(folder)
-    about: dict[str, Any] = {"source": whole_path(options.model), "pace": options.pace, "command": _command(options)}
-    run.train(loaded, stages, options.trained, folder, videos=videos, release=True, **about)
+    about: dict[str, Any] = {"pace": options.pace, "command": _command(options)}
+    source = absolute_source(options.model)
+    run.train(loaded, stages, options.trained, folder, source=source, videos=videos, release=True, **about)
     if first_process():
         print(f"{options.out}: {reached(before, ends(stages)[-1])}; {_use(options)}")
 
@@ -184,11 +185,6 @@ def reached(before: int, steps: int) -> str:
     if before < steps:
         return f"trained to update {steps}"
     return f"is at update {before} already, {steps} were asked for, and nothing was trained"
-
-
-def whole_path(model: str) -> str:
-    """What a model is loaded from, such that it means the same wherever a run goes on."""
-    return str(Path(model).absolute()) if model != "tiny" and Path(model).is_dir() else model
 
 
 def _use(options: TrainOptions) -> str:

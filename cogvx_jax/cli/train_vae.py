@@ -6,7 +6,7 @@ from typing import Any
 
 from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size, report
 from cogvx_jax.cli.settings import NAMES, verb
-from cogvx_jax.cli.train import reached, whole_path
+from cogvx_jax.cli.train import reached
 from cogvx_jax.storage import storage_path
 from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
@@ -106,7 +106,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0. `cogvx export` makes a model of it.
     """
     from cogvx_jax.data.layouts import read_sources
-    from cogvx_jax.pipelines.model import check_trainable, load, load_quantization
+    from cogvx_jax.pipelines.model import absolute_source, check_trainable, load, load_quantization
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.storage import check_folder_writable
     from cogvx_jax.train.checkpoint import newest_update
@@ -133,7 +133,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     loaded = load(options.model, dtype=options.dtype, mesh=devices, components=("vae",))
     before = newest_update(folder)
     about: dict[str, Any] = {"lpips": options.lpips, "remat": options.remat, "pace": options.pace}
-    about |= {"source": whole_path(options.model), "command": _command(options), "report": report}
+    about |= {"source": absolute_source(options.model), "command": _command(options), "report": report}
     run.train_vae(loaded, stages, sources, options.trained, folder, **about)
     if first_process():
         said = reached(before, ends(stages)[-1])

@@ -11,6 +11,8 @@ def frame_rate(fps: float | fractions.Fraction) -> fractions.Fraction:
     """
     if isinstance(fps, fractions.Fraction):
         rate = fps
+    elif isinstance(fps, str | bytes | bool | None) or not hasattr(fps, "__float__"):
+        raise ValueError(f"fps must be a number, got {fps!r}")
     elif math.isfinite(fps):
         rate = fractions.Fraction(fps).limit_denominator(1001)
     else:

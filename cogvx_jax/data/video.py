@@ -20,6 +20,7 @@ from cogvx_jax.data.pictures import read_image as read_image
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.writer import VideoWriter as VideoWriter
 from cogvx_jax.data.writer import check_frames, check_writable
+from cogvx_jax.temporaries import check_local
 
 MAX_BYTES = 2**35  # of the frames of one video: 12,000 of 720p
 
@@ -48,6 +49,7 @@ class Video:
         Returns: the paths written: `path` itself if B is 1, else `stem-0.mp4`, `stem-1.mp4`, ... beside it.
         Raises: what `check_writable` and `VideoWriter` raise.
         """
+        check_local(path, "a video's file or folder")
         path = pathlib.Path(path)
         if len(self.frames) == 1:
             paths = [path]

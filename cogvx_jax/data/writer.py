@@ -14,7 +14,7 @@ import PIL.Image
 
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.storage import is_empty
-from cogvx_jax.temporaries import hidden_folder
+from cogvx_jax.temporaries import check_local, hidden_folder, written_place
 
 Filters = Sequence[tuple[str, str | None]]
 
@@ -54,7 +54,8 @@ class VideoWriter:
     suffix is a folder of PNGs, 00000.png, 00001.png and so on, which must be new or empty; it keeps no rate.
 
     Memory does not grow with the clip, but for the compressed frames of a .webp. `path` appears, or is replaced, only
-    when the block ends well; if it ends by an exception nothing is left behind.
+    when the block ends well; if it ends by an exception nothing is left behind. Where `path` is a link, what it names
+    is written.
 
     Args:
       fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
@@ -65,7 +66,7 @@ class VideoWriter:
 
     def __init__(self, path, fps: float | fractions.Fraction):
         check_writable(path)
-        self.path, self.fps = Path(path), frame_rate(fps)
+        self.path, self.fps, self._final = Path(path), frame_rate(fps), written_place(path)
         self._partial: Path | None = None  # in a hidden folder beside it
         self._hidden = contextlib.ExitStack()
         self._size: tuple[int, int] | None = None
@@ -87,7 +88,7 @@ class VideoWriter:
             raise ValueError(f"an .mp4 needs an even height and width, got {size[0]}x{size[1]}; resize or write a .gif")
         with self._naming_the_file():
             if self._output is None:
-                folder = self._hidden.enter_context(hidden_folder(self.path.absolute().parent))
+                folder = self._hidden.enter_context(hidden_folder(self._final.parent))
                 self._partial = folder / self.path.name
                 self._output = _Pictures(self._partial) if not suffix else None
                 self._output = self._output or _Encoder(self._partial, FORMATS[suffix], self.fps, size)
@@ -109,7 +110,7 @@ class VideoWriter:
             raise ValueError(f"no frames were given for {str(self.path)!r}; write at least one")
         with self._naming_the_file():
             self._output.finish()
-            self._partial.replace(self.path)
+            self._partial.replace(self._final)
 
     @contextlib.contextmanager
     def _naming_the_file(self):
@@ -218,10 +219,12 @@ def check_writable(path) -> None:
     Raises: ValueError for a suffix that is not known; FileNotFoundError, NotADirectoryError, IsADirectoryError or
       PermissionError, all of them OSError, for the place; OSError if there is no such encoder.
     """
+    check_local(path, "a video's file or folder")
     path = Path(path)
-    folder, name = path.parent, repr(str(path))
+    name = repr(str(path))
     if "\0" in str(path):
         raise ValueError(f"{name} holds a NUL, which no file name may")
+    folder = written_place(path).parent
     if path.suffix.lower() not in {"", *FORMATS}:
         raise ValueError(
             f"{name} must end in one of {', '.join(FORMATS)} to say which kind of video to write; "

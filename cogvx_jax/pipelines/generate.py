@@ -18,7 +18,7 @@ from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
 from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
 from cogvx_jax.pipelines.memory import check_decode
-from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request, check_request, kept_steps
@@ -60,6 +60,7 @@ def generate(
     Raises: ValueError or OSError for what cannot be done, before any of it is; NotFiniteError, a ValueError, where
       weights or numbers on the way are not finite; TypeError for an unknown option.
     """
+    check_model(model)
     if output not in ("video", "latents"):
         raise ValueError(f"output must be 'video' or 'latents', got {output!r}")
     if exact or model.exact:

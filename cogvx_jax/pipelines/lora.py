@@ -6,14 +6,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_lora
 from cogvx_jax.convert.quantized_layout import read_quantization
-from cogvx_jax.convert.runs import is_run, read_run_lora
+from cogvx_jax.convert.runs import find_run, read_run_lora
 from cogvx_jax.convert.sources import open_source
+from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.json_files import quoted
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.finite import find_not_finite
@@ -21,7 +24,9 @@ from cogvx_jax.pipelines.model import (
     NORMS,
     Model,
     bounded,
+    check_model,
     check_parts,
+    check_spec,
     check_takes_lora,
     report_inferred,
     resolve,
@@ -30,7 +35,6 @@ from cogvx_jax.pipelines.model import (
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import COMPONENTS
-from cogvx_jax.storage import is_bucket, storage_path
 
 
 def load_lora(
@@ -43,7 +47,7 @@ def load_lora(
 
     Args:
       source: a file of PEFT, kohya, VideoX-Fun, ComfyUI, diffusers, DiffSynth or SAT, a folder as diffusers or PEFT
-        writes it, a run folder of `cogvx train`, which may be the URL of one in a bucket, or a `LoRA`.
+        writes it, a run folder of `cogvx train`, the URL of any of them, or a `LoRA`.
       weight: what to multiply it by; 1 is as it was trained.
       alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
         diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
@@ -52,6 +56,7 @@ def load_lora(
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
+    check_model(model)
     if model.compute.quantize is not None:
         raise ValueError(
             f"{model.spec.name} is quantised, to {model.compute.quantize}, and takes no LoRA; load it with the LoRA: "
@@ -59,6 +64,7 @@ def load_lora(
         )
     if isinstance(source, LoRA) and alpha is not None:
         raise ValueError("alpha is for a file; a LoRA in memory has its own")
+    weight = _check_number(weight)
     lora = source if isinstance(source, LoRA) else find_lora(source, model.spec, alpha)
     if lora.told and lora is not source:
         print(f"cogvx: {source}: {lora.told}, weight {weight:g}", file=sys.stderr)
@@ -76,22 +82,29 @@ def load_lora(
     return dataclasses.replace(model, params=params, compute=compute)
 
 
-def load_merged(source: str | os.PathLike, weighted: Sequence[tuple[LoRA, float]], dtype: str | None = None) -> Model:
+def load_merged(
+    source: str | os.PathLike,
+    weighted: Sequence[tuple[LoRA, float]],
+    dtype: str | None = None,
+    given: Given = NOTHING,
+) -> Model:
     """A model with LoRAs in its transformer, to be written: every array is of the type it is stored in.
 
     Args:
       source: as for `load`.
       weighted: LoRAs of it with their weights.
       dtype: of the transformer; None is its own.
+      given: as the keywords of `load`.
     """
-    files = open_source(resolve(source))
+    files = open_source(resolve(source), given)
     if (stored := read_quantization(files)) is not None:
         check_takes_lora(source, stored.name)
     spec = files.spec()
     report_inferred(files)
     check_parts(files, spec, COMPONENTS)
+    tokenizer = read_tokenizer(files.tokenizer, spec)  # before the weights
     params = {name: load_params(files, spec, name, dtype if name == "transformer" else None) for name in COMPONENTS}
-    model = Model(spec=spec, params=params, tokenizer=read_tokenizer(files.tokenizer, spec))
+    model = Model(spec=spec, params=params, tokenizer=tokenizer)
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
     if tensor := find_not_finite({"transformer": model.params["transformer"]}):
@@ -106,24 +119,35 @@ def stack_loras(weighted: Sequence[tuple[LoRA, float]]) -> LoRA | None:
     return loras.stack([lora for lora, _ in weighted], [weight for _, weight in weighted]) if weighted else None
 
 
+def _check_number(weight: Any) -> float:
+    """A weight as a number, before a file is read. Raises: ValueError for anything else."""
+    try:
+        number = math.nan if isinstance(weight, str | bytes | bool) else float(weight)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of a LoRA must be a finite number, got {quoted(weight)}")
+    return number
+
+
 def _check_weight(lora: LoRA, weight: float) -> None:
-    if not math.isfinite(weight):
-        raise ValueError(f"the weight of a LoRA must be a finite number, got {weight}")
+    weight = _check_number(weight)
     if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:
     """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
-    where = storage_path(source)
-    if is_run(where):
+    check_spec(spec)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    if not isinstance(name, str):
+        raise ValueError(f"a LoRA is a path, a URL or a `LoRA`, got {quoted(source)}")
+    if (run := find_run(name)) is not None:
         if alpha is not None:
-            raise ValueError(f"{where} is a run, which has its alpha; alpha is for a file")
-        lora = read_run_lora(where, spec)
-    elif is_bucket(where):
-        raise ValueError(f"{where} holds no run of `cogvx train`; a LoRA in a bucket must be one, copy a file first")
+            raise ValueError(f"{name} is a run, which has its alpha; alpha is for a file")
+        lora = read_run_lora(run, spec)
     else:
-        lora = read_lora(Path(where), spec, alpha)
+        lora = read_lora(name if "://" in name else Path(name), spec, alpha)
     _check_finite(lora, repr(str(source)))
     return lora
 

@@ -51,6 +51,7 @@ MARKS = {  # a file of a folder that is no model's -> what the folder is
     "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
 }
 NORMS = ("blocks/attention/norm_q", "blocks/attention/norm_k")  # which bound attention's logits
+NAMES = ("tiny", *presets.PRESETS)  # which come before folders of these names
 TINY = Path(__file__).parents[1] / "assets" / "tiny"
 
 
@@ -121,7 +122,8 @@ def load(
       source: "tiny", which ships with the package; a folder in the published (diffusers) layout, or of
         `cogvx convert`; the URL of such a folder, such as gs://bucket/model, of which fsspec reads the needed
         byte ranges; a hub id such as "zai-org/CogVideoX-2b"; a preset's name such as "2b"; or files of other
-        makers, which docs/files.md lists: what was inferred of them is printed on stderr.
+        makers, which docs/files.md lists: what was inferred of them is printed on stderr. A name of a published
+        model comes before a folder of that name, which is "./2b"; a folder comes before a hub id.
       mesh: of `cogvx_jax.make_mesh`: where the parameters go, by the rules of `cogvx_jax.sharding`, and
         what `generate` computes on; None is the default device. Each host reads what its devices hold.
       dtype: of parameters and activations. None is the one the checkpoint was trained in on an
@@ -145,6 +147,7 @@ def load(
       cannot do; FileNotFoundError for missing files.
     """
     asked = None if memory is None else find_mode(memory)
+    check_kinds(mesh, components, lora)
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
@@ -190,6 +193,16 @@ def load(
     )
 
 
+def check_kinds(mesh: Any, components: Any = COMPONENTS, lora: Any = None) -> None:
+    """Raises ValueError for an argument of `load` of another kind, before any file is opened."""
+    if not isinstance(mesh, Mesh | None):
+        raise ValueError(f"mesh must be what `make_mesh` gives, got {quoted(mesh)}")
+    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS) or not components:
+        raise ValueError(f"components must be a tuple of some of {', '.join(COMPONENTS)}, got {quoted(components)}")
+    if not isinstance(lora, LoRA | None):
+        raise ValueError(f"lora must be what `find_lora` gives, got {quoted(lora)}")
+
+
 def _by_weights(spec: ModelSpec, compute: Compute, components: tuple[str, ...], mesh: Mesh | None) -> MemoryMode:
     """Resident, or taking turns where the components together are too large for a device, which is said."""
     free = free_bytes()
@@ -227,9 +240,27 @@ def _components(
 
 
 def report_inferred(source: Source) -> None:
-    """Prints on stderr what of a model's spec no file says."""
+    """Prints on stderr what of a model's spec no file says, and which files were found for it; each line once."""
     for line in source.inferred():
-        print(f"cogvx: {source.place}: {line}", file=sys.stderr)
+        text = f"cogvx: {source.place}: {line}"
+        if text not in _reported:
+            _reported.add(text)
+            print(text, file=sys.stderr)
+
+
+_reported: set[str] = set()  # by this process, as a command may open a model several times
+
+
+def check_model(model: Any) -> None:
+    """Raises ValueError where something else is given for a model."""
+    if not isinstance(model, Model):
+        raise ValueError(f"the model must be what `load` gives, got {quoted(model)}")
+
+
+def check_spec(spec: Any) -> None:
+    """Raises ValueError where something else is given for a model's spec."""
+    if not isinstance(spec, ModelSpec):
+        raise ValueError(f"the spec must be what `load_spec` gives, or a model's, as model.spec; got {quoted(spec)}")
 
 
 def load_quantization(source: str | os.PathLike, quantize: str | None = None, given: Given = NOTHING) -> str | None:
@@ -243,7 +274,7 @@ def load_quantization(source: str | os.PathLike, quantize: str | None = None, gi
     else:  # those are published as they were trained
         how = None if quantize is None else find_quantization(quantize)
         if how is not None:
-            check_groups(load_spec(source), how)
+            check_groups(load_spec(source, given), how)
     return None if how is None else how.name
 
 
@@ -288,8 +319,10 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
       given: as the keywords of `load`.
       report: print what of it no file says.
     """
+    if not isinstance(given, Given):
+        raise ValueError(f"given must be a `Given`, got {quoted(given)}")
     preset = _preset(source)
-    if preset is not None:
+    if preset is not None and not given:
         return presets.PRESETS[preset]
     files = open_source(resolve(source, weights=False), given)
     spec = files.spec()
@@ -299,10 +332,34 @@ def load_spec(source: str | os.PathLike, given: Given = NOTHING, *, report: bool
 
 
 def _preset(source: str | os.PathLike) -> str | None:
-    """The preset that a name or a hub id stands for; None where it is something else."""
-    name = str(source)
+    """The preset that a name or a hub id stands for; None where it is something else, such as a folder here."""
+    name = source_text(source)
+    if name in NAMES:
+        _warn_of_both(name)
     preset = {hub.lower(): preset for preset, hub in presets.HUB.items()}.get(name.lower(), name)
-    return preset if preset in presets.PRESETS else None
+    is_here = name not in NAMES and kind_of(Path(name)) != "nothing"
+    return preset if preset in presets.PRESETS and not is_here else None
+
+
+def source_text(source: Any) -> str:
+    """The text of a source. Raises: ValueError for what is no text and no path."""
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    if not isinstance(name, str):
+        raise ValueError(f"a model is a name, a path or a URL, got {quoted(source)}")
+    return name
+
+
+def absolute_source(source: str) -> str:
+    """What a model is loaded from, such that it means the same in whatever folder it is loaded."""
+    is_here = source not in NAMES and "://" not in source and kind_of(Path(source)) != "nothing"
+    return str(Path(source).absolute()) if is_here else source
+
+
+def _warn_of_both(name: str) -> None:
+    """Where a name of `NAMES` is also that of a model's folder here: the name counts."""
+    if kind_of(Path(name)) == "a folder" and find_layout(Path(name)) is not None:
+        meant = "the model of the package" if name == "tiny" else f"{presets.HUB[name]} of the hub"
+        warnings.warn(f"{name} is {meant}; the folder of that name here is ./{name}", stacklevel=1)  # once a process
 
 
 def choose_compute(spec: ModelSpec, dtype: str | None, *, platform: str | None = None) -> Compute:
@@ -356,34 +413,33 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
     Raises: ValueError for a name that is neither a folder nor known; FileNotFoundError for a
       path without a model; OSError where the hub cannot give the files.
     """
-    name = os.fspath(source)
+    name = source_text(source)
     if not name:
         raise ValueError("the name of the model is empty; give tiny, a folder or a hub id")
-    if name == "tiny":
-        return TINY
+    if name in NAMES:
+        _warn_of_both(name)
+        return TINY if name == "tiny" else _fetch(presets.HUB[name], weights)
     if "://" in name:
         if find_layout(name) is None:
             raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")
         return name.rstrip("/")
     kind = kind_of(Path(name))
-    is_preset = kind != "a folder" and name in presets.PRESETS
-    if kind != "nothing" and not is_preset and find_layout(Path(name)) is not None:
+    if kind != "nothing" and find_layout(Path(name)) is not None:
         return Path(name)
     if kind == "a folder":
         raise FileNotFoundError(f"{name} has no model_index.json: it is {_folder_kind(Path(name))}")
-    if kind != "nothing" and not is_preset:
+    if kind != "nothing":
         is_lora = ", unless it is a LoRA, for --lora" if name.endswith(".safetensors") else ""
         raise ValueError(f"{name} is {kind}; give the folder of a model, in which model_index.json is{is_lora}")
-    hub = presets.HUB.get(name, name)
     looks_local = name.startswith((".", "/", "~")) or name.endswith((os.sep, *FILE_ENDINGS))
     if looks_local:
         raise FileNotFoundError(f"there is no folder {name}")
-    if hub.count("/") != 1:
-        known = ", ".join(["tiny", *presets.PRESETS])
+    if name.count("/") != 1:
+        known = ", ".join(NAMES)
         raise ValueError(
             f"unknown model {quoted(name)}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b"
         )
-    return _fetch(hub, weights)
+    return _fetch(name, weights)
 
 
 def _folder_kind(folder: Path) -> str:

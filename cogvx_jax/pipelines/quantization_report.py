@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from cogvx_jax import sharding
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.schedule import alphas_bar
+from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.quantized import Kernel, product, quantize_kernel, quantize_tokens
@@ -51,9 +52,9 @@ class Report:
     transformer: Mapping[str, Errors]  # of v, the largest of `TIMES`
 
 
-def print_report(folder: str | Path, how: Quantization, lora: LoRA | None = None, *, mesh: Mesh | None = None) -> None:
-    """Prints a table of `make_report`."""
-    found = make_report(folder, how, lora, mesh=mesh)
+def print_report(folder: str | Path, how: Quantization, lora: LoRA | None = None, **options: Any) -> None:
+    """Prints a table of `make_report`, whose arguments it takes."""
+    found = make_report(folder, how, lora, **options)
     times = ", ".join(map(str, TIMES))
     for title, errors in (
         (f"{how.name}: relative error of v against float32, the largest at t = {times}", found.transformer),
@@ -65,9 +66,20 @@ def print_report(folder: str | Path, how: Quantization, lora: LoRA | None = None
             print(f"  {row:24}{''.join(f'{each[row]:>10.3%}' for each in errors.values())}")
 
 
-def make_report(folder: str | Path, how: Quantization, lora: LoRA | None = None, *, mesh: Mesh | None = None) -> Report:
-    """The errors of a model that is not quantised yet; its components are in memory one at a time, in float32."""
-    encoders = load(folder, dtype="float32", mesh=mesh, components=("vae", "text_encoder"))
+def make_report(
+    folder: str | Path,
+    how: Quantization,
+    lora: LoRA | None = None,
+    *,
+    mesh: Mesh | None = None,
+    given: Given = NOTHING,
+) -> Report:
+    """The errors of a model that is not quantised yet; its components are in memory one at a time, in float32.
+
+    Args:
+      given: of the model, as the keywords of `load`.
+    """
+    encoders = load(folder, dtype="float32", mesh=mesh, components=("vae", "text_encoder"), **vars(given))
     drawn = _drawn(encoders)
     ids = jnp.asarray(_ids(encoders))
     encoder, cfg = encoders.text_encoder, encoders.spec.text_encoder
@@ -77,14 +89,14 @@ def make_report(folder: str | Path, how: Quantization, lora: LoRA | None = None,
 
     text_errors = _errors(states, encoders.params["text_encoder"], (ids,), how, cfg.layers, mesh)
     del encoders
-    model = load(folder, dtype="float32", mesh=mesh, components=("transformer",), lora=lora)
-    given = {"random": random_inputs(model.spec)} | ({} if drawn is None else {"drawn": drawn})
+    model = load(folder, dtype="float32", mesh=mesh, components=("transformer",), lora=lora, **vars(given))
+    inputs = {"random": random_inputs(model.spec)} | ({} if drawn is None else {"drawn": drawn})
 
     def velocity(params: Any, latents: jax.Array, text: jax.Array) -> jax.Array:
         return model.transformer.apply({"params": params}, latents, text, jnp.asarray(TIMES, jnp.float32))  # type: ignore[return-value]
 
     layers, params = model.spec.transformer.layers, model.params["transformer"]
-    errors = {name: _errors(velocity, params, inputs, how, layers, mesh) for name, inputs in given.items()}
+    errors = {name: _errors(velocity, params, each, how, layers, mesh) for name, each in inputs.items()}
     return Report(text_encoder={"drawn": text_errors}, transformer=errors)
 
 

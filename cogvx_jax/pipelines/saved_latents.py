@@ -11,7 +11,7 @@ import numpy as np
 
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.storage import write_whole
-from cogvx_jax.temporaries import hidden_folder
+from cogvx_jax.temporaries import check_local, hidden_folder
 
 FORMAT = "cogvx latents 1"  # changes when an older program could not read the file
 SUFFIX = ".latents.safetensors"
@@ -75,6 +75,7 @@ def read_latents(path: str | os.PathLike) -> SavedLatents:
     """
     from safetensors import SafetensorError, safe_open
 
+    check_local(path, "a file of latents")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}" if not Path(path).exists() else f"{path} is not a file")
     try:

@@ -28,6 +28,7 @@ from cogvx_jax.pipelines.memory_modes import modes_of
 from cogvx_jax.pipelines.program_pickle import dump_program, load_program
 from cogvx_jax.sharding import format_mesh
 from cogvx_jax.storage import file_size, new_folder
+from cogvx_jax.temporaries import check_local
 
 MANIFEST = "programs.json"
 FORMAT = 1
@@ -184,6 +185,7 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
     Raises: FileNotFoundError; ValueError where they were compiled for something else, naming all that differs, a
       file is damaged, or others can write to the folder.
     """
+    check_local(folder, "a folder of programs")
     folder = Path(folder)
     manifest = _manifest(folder)
     devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]

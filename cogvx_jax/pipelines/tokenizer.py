@@ -10,10 +10,10 @@ from typing import Any
 from cogvx_jax import git_lfs
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.containers import SUFFIXES
+from cogvx_jax.convert.tokenizer_files import SOURCES, check_tokenizer
 from cogvx_jax.json_files import POINTER, Json, parse_json, quoted
 from cogvx_jax.storage import LocalFiles, below, copy_files, open_files
 
-SOURCES = ("tokenizer.json", "spiece.model")  # the first that is there is read; the published models have the second
 MAX_JSON = 16 * 2**20  # bytes; T5's tokenizer.json takes 2.4 MB
 MAX_EXTRA = 1000  # tokens that tokenizer_config.json asks for; T5 has 100
 EXPRESSIONS = {" {2,}"}  # regular expressions of T5's; a stranger's may take for ever
@@ -31,9 +31,8 @@ def read_tokenizer(place: str | Path, spec: ModelSpec) -> Any:
     Raises: FileNotFoundError; ValueError, one sentence with the file's name, for a damaged file or another model's
       tokenizer.
     """
+    check_tokenizer(place)
     files = open_files(place)
-    if not any(files.exists(name) for name in SOURCES):
-        raise FileNotFoundError(f"{place} has neither tokenizer.json nor spiece.model")
     names = files.names()
     wanted = [name for name in names if not name.endswith(SUFFIXES)]  # T5's weights may lie beside them
     with contextlib.ExitStack() as stack:

@@ -23,5 +23,7 @@ def load(
 ) -> model.Model:
     """`memory` may be "auto" here: the first mode that fits a video of the model's own size."""
     if memory == AUTO:
-        _, memory = choose(os.fspath(source), mesh=mesh, dtype=dtype, quantize=quantize, memory=AUTO, report=print)
+        model.check_kinds(mesh)
+        name = model.source_text(source)
+        _, memory = choose(name, mesh=mesh, dtype=dtype, quantize=quantize, memory=AUTO, report=print)
     return model.load(source, mesh=mesh, dtype=dtype, quantize=quantize, memory=memory, **others)
