@@ -228,6 +228,7 @@ def _choose(
         frames=most.frames,
         steps=most.steps,
         guidance_scale=most.guidance,
+        sampler=most.sampler,
         # The same programs run whatever steps a pattern names.
         reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,

@@ -52,7 +52,7 @@ def denoise(
     step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact))
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided)
-    state, states = _begin(model, latents, text, negative)
+    state, states = _begin(model, latents, text, negative, sampler)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
@@ -95,7 +95,7 @@ def denoise_in_one(
     Raises: NotFiniteError, after the last step.
     """
     guided = negative is not None
-    state, states = _begin(model, latents, text, negative)
+    state, states = _begin(model, latents, text, negative, sampler)
     rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
@@ -123,10 +123,10 @@ def _check_computed(short: Schedule | None, count: int) -> None:
         )
 
 
-def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None):
+def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None, sampler: samplers.Sampler):
     """What sampling starts from, and the states of all rows: those of the negatives come first."""
     # Its own copy, since the state is donated to the steps.
-    state = jax.tree.map(lambda x: replicate(x, model.mesh), init(jnp.array(latents)))
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), init(jnp.array(latents), sampler.history))
     return state, text if negative is None else jnp.concatenate([negative, text])
 
 

@@ -70,7 +70,7 @@ class Sampling:
       frames: how many the video has, 8N+1, for 1.5 models 16N+1.
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
-      sampler: how steps are taken; dpm is stochastic.
+      sampler: how steps are taken; dpm and euler-ancestral are stochastic, heun evaluates the model twice a step.
       reuse: make some steps of what others computed, which is faster and lossy: every:2, teacache:0.2, magcache:0.06,
         first-block:0.1, pab:2, or steps:x.xx.x. The numbers are a rate, a threshold or a period.
       guidance: compute the branch without the prompt in some steps only, which is lossy: interval:0.2-0.8 in that part

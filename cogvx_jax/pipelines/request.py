@@ -123,7 +123,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         video = video[: settings.frames]
     if task == "v2v" and int(settings.steps * asked.strength) < 1:
         raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
-    _check_shortcuts(settings, kept_steps(settings, asked.strength))
+    _check_shortcuts(settings, evaluations(spec, settings, asked.strength))
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -187,7 +187,7 @@ def check_sampling(
         calibration=asked.calibration,
     )
     if task != "v2v":  # of which a part of the steps is taken
-        _check_shortcuts(settings, steps)
+        _check_shortcuts(settings, evaluations(spec, settings))
     return settings
 
 
@@ -196,8 +196,14 @@ def kept_steps(settings: Settings, strength: float) -> int:
     return min(int(settings.steps * strength), settings.steps) if settings.task == "v2v" else settings.steps
 
 
-def _check_shortcuts(settings: Settings, steps: int) -> None:
-    """Raises: ValueError for reuse or a way of guidance that so many steps, or no guidance, cannot have."""
+def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
+    """Evaluations of the model that the steps which are taken need; both branches of guidance are one."""
+    start = settings.steps - kept_steps(settings, strength)
+    return samplers.SAMPLERS[settings.sampler].evaluations(spec.schedule, settings.steps, start)
+
+
+def _check_shortcuts(settings: Settings, count: int) -> None:
+    """Raises: ValueError for reuse or a way of guidance that so many evaluations, or no guidance, cannot have."""
     reuse, way = settings.reuse, settings.way
     if reuse is not None and way is not None:
         raise ValueError(f"give either reuse {reuse} or guidance {way}: what one keeps, the other does not compute")
@@ -205,7 +211,7 @@ def _check_shortcuts(settings: Settings, steps: int) -> None:
         raise ValueError(f"guidance {way} needs a guidance scale above 1, got {settings.guidance:g}")
     for one in (reuse, way):
         if one is not None:
-            one.check_steps(steps)
+            one.check_steps(count)
 
 
 def check_videos(count: int) -> None:

@@ -16,7 +16,7 @@ from cogvx_jax.models.transformer import Transformer, time_embeddings
 from cogvx_jax.pipelines.calibration import find_calibration
 from cogvx_jax.pipelines.memory_modes import MemoryMode
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.pipelines.request import Request, Settings
+from cogvx_jax.pipelines.request import Request, Settings, evaluations
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.sharding import everywhere, format_mesh
 
@@ -93,14 +93,14 @@ def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
 def computed_count(settings: Settings, spec: ModelSpec) -> int | None:
     """Of a full run, the steps that are computed; None where that depends on weights or on what is measured."""
     if wanted_of(settings) is None:
-        return settings.steps
+        return evaluations(spec, settings)
     timesteps = SAMPLERS[settings.sampler](spec.schedule, settings.steps).timesteps
     if settings.way is not None:
         return int(guided_steps(settings.way, timesteps, spec.schedule.steps).computed.sum())
     reuse = settings.reuse
     if reuse is None or METHODS[reuse.method].measures:
         return None
-    return int(schedule(reuse, Facts(timesteps=timesteps, steps=settings.steps, model=spec.name)).computed.sum())
+    return int(schedule(reuse, Facts(timesteps=timesteps, steps=len(timesteps), model=spec.name)).computed.sum())
 
 
 def every_step(count: int) -> Schedule:
@@ -119,7 +119,7 @@ def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule
     elif request.reuse is not None:
         facts = Facts(
             timesteps=sampler.timesteps,
-            steps=request.steps,
+            steps=SAMPLERS[request.sampler].evaluations(model.spec.schedule, request.steps, 0),
             model=model.spec.name,
             calibration=find_calibration(request.reuse, model.spec.name, model.folder, request.calibration),
             embeddings=functools.partial(embeddings, model),

@@ -24,7 +24,7 @@ from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mo
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
-from cogvx_jax.pipelines.request import check_sampling, check_videos
+from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations
 from cogvx_jax.pipelines.short_schedule import asked_of, check_mesh, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
@@ -103,7 +103,7 @@ def compile_programs(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
-        steps=made_of.steps if one_program else None,
+        steps=evaluations(spec, made_of) if one_program else None,
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
         tiling=mode.tiling,
         short=wanted_of(made_of),
@@ -114,7 +114,7 @@ def compile_programs(
         "videos": videos,
         "guided": wanted.guided,
         "sampler": made_of.sampler,
-        "steps in one program": wanted.steps,
+        "evaluations in one program": wanted.steps,
         "from video": from_video,
         "memory": mode.name,
         "steps": asked_of(made_of),

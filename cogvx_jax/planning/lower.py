@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
-from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
+from cogvx_jax.diffusion.samplers import SAMPLERS, Method, columns
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
@@ -39,7 +39,7 @@ class VideoPrograms:
     padding: int = 0  # latent frames that are dropped before decoding
     guided: bool = True
     sampler: str | None = None  # None: the model's own
-    steps: int | None = None  # in one program; None is one step a program
+    steps: int | None = None  # evaluations in one program; None is one a program
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
     tiling: bool = False  # the VAE runs in tiles
     short: Wanted | None = None  # steps that are made of what others computed
@@ -112,8 +112,9 @@ def lower_step(
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     step, drawn = step_programs.step_program(transformer, guided, mesh), _everywhere(shape, "float32", mesh)
-    arguments = _denoising(spec, compute, mesh, shape, (), guided=guided)
-    return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
+    method = _method(spec, sampler)
+    arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided)
+    return step.lower(*arguments, drawn if method.stochastic else None)
 
 
 def lower_loop(
@@ -128,8 +129,9 @@ def lower_loop(
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
     loop = step_programs.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
-    arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
-    return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
+    method = _method(spec, sampler)
+    arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided)
+    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
@@ -140,14 +142,14 @@ def lower_short(video: VideoPrograms, name: str) -> Any:
     asked = short, Transformer(spec.transformer, own), video.guided, mesh
     kept = shortcuts.abstract_kept(short, spec.transformer, own.dtype, shape, guided=video.guided, mesh=mesh)
     each = () if video.steps is None else (video.steps,)
-    params, state, *inputs = _denoising(spec, video.compute, mesh, shape, each, guided=video.guided)
+    method = _method(spec, video.sampler)
+    params, state, *inputs = _denoising(spec, video.compute, mesh, shape, each, method, guided=video.guided)
     control = _everywhere((*each, short.order + 1), "float32", mesh)
-    draws = _draws(spec, video.sampler)
     if video.steps is not None:
-        noise = SeededNoise.abstract() if draws else None
+        noise = SeededNoise.abstract() if method.stochastic else None
         loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept))
         return loop.lower(params, state, kept, *inputs, noise, _everywhere(each, "bool", mesh), control)
-    drawn = _everywhere(shape, "float32", mesh) if draws else None
+    drawn = _everywhere(shape, "float32", mesh) if method.stochastic else None
     skips = name.startswith("skipped-")
     step = shortcuts.skipped_program(*asked) if skips else shortcuts.computed_program(*asked, shortcuts.where(kept))
     return step.lower(params, state, kept, *inputs, drawn, control)
@@ -159,6 +161,7 @@ def _denoising(
     mesh: Mesh | None,
     shape: tuple[int, ...],
     steps: tuple[int, ...],
+    method: Method,
     *,
     guided: bool,
 ):
@@ -170,17 +173,17 @@ def _denoising(
     cfg = spec.transformer
     return (
         abstract_weights(spec, compute, "transformer", mesh),
-        SamplerState(array(shape), array(shape)),
+        SamplerState(array(shape), (array(shape),) * method.history),
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         array(shape) if spec.kind == "i2v" else None,
         array(steps, "int32"),
-        array((*steps, COLUMNS)),
+        array((*steps, columns(method.history))),
         array(steps),
     )
 
 
-def _draws(spec: ModelSpec, sampler: str | None) -> bool:
-    return SAMPLERS[sampler or spec.defaults.sampler].stochastic
+def _method(spec: ModelSpec, sampler: str | None) -> Method:
+    return SAMPLERS[sampler or spec.defaults.sampler]
 
 
 def lower_encode(spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> Iterator[Any]:

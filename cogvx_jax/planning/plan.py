@@ -36,6 +36,7 @@ from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
     check_sampling,
     check_videos,
+    evaluations,
     latent_frames,
     padded_latent_frames,
     shorter_clips,
@@ -96,11 +97,12 @@ class Plan:
     frames: int
     videos: int
     steps: int
+    evaluations: int  # of the transformer, both branches of guidance together: more than steps with some samplers
     flops: int  # of the transformer, all steps
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
-    computed: int | None = None  # steps that are computed; None where that is known only when they run
+    computed: int | None = None  # evaluations that are computed; None where that is known only when they run
 
     @property
     def chosen(self) -> Trial | None:
@@ -177,6 +179,7 @@ def plan(
         sampler=made_of.sampler,
         short=wanted_of(made_of),
     )
+    count = evaluations(spec, made_of)
     facts: dict[str, Any] = {
         "model": spec.name,
         "topology": target.name,
@@ -188,7 +191,8 @@ def plan(
         "frames": made_of.frames,
         "videos": videos,
         "steps": made_of.steps,
-        "flops": made_of.steps * _flops(wanted),
+        "evaluations": count,
+        "flops": count * _flops(wanted),
     }
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
