@@ -100,6 +100,11 @@ def table(made: "Plan") -> str:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if made.short:
         lines.append(_short(made, chosen))
+    if made.thirds:
+        lines.append(
+            f"Guider {made.guider} takes a third evaluation in {made.thirds} of {made.evaluations} steps; "
+            "the times are those of steps that do."
+        )
     if chosen.step_seconds is None:
         lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
     else:

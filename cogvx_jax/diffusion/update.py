@@ -6,7 +6,7 @@ x_next = row[2] * x + row[3] * now + row[4] * history[0] + ... + row[-1] * noise
 `now` is an estimate of what the model knows: the clean latents, or for some samplers the noise.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ class SamplerState(NamedTuple):
 
     latents: jax.Array  # (B, T, h, w, C), any float dtype
     history: tuple[jax.Array, ...]  # of the same shape, float32: the last estimates, the newest first, zeros at first
+    guider: Any = None  # what the guider carries, see `guiders.Guider.start`; a step without it leaves it
 
 
 def init(latents: jax.Array, history: int = 1) -> SamplerState:
@@ -40,4 +41,4 @@ def update(state: SamplerState, prediction: jax.Array, row: jax.Array, noise: ja
         x = x + row[4 + i] * before
     if noise is not None:
         x = x + row[-1] * noise.astype(jnp.float32)
-    return SamplerState(x.astype(state.latents.dtype), (now, *state.history[:-1]))
+    return state._replace(latents=x.astype(state.latents.dtype), history=(now, *state.history[:-1]))

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.guidance_ways import WAYS, Way, guided_steps
-from cogvx_jax.diffusion.reuse import METHODS, Facts, Reuse, Schedule, schedule
+from cogvx_jax.diffusion.reuse import METHODS, Facts, Schedule, schedule
 from cogvx_jax.diffusion.samplers import SAMPLERS, Sampler
 from cogvx_jax.models.transformer import Transformer, time_embeddings
 from cogvx_jax.pipelines.calibration import find_calibration
@@ -34,7 +34,7 @@ def check_short(model: Model, request: Request) -> None:
         wanted = wanted_of(request)
         model.programs.check_mode("" if wanted is None else wanted.mode, asked_of(request))
     check_asked(request, model.spec.name, model.folder, model.mesh, exact=model.exact)
-    check_reuse_in(model.memory, request.reuse)
+    check_in_mode(model.memory, request)
 
 
 def check_asked(
@@ -45,6 +45,10 @@ def check_asked(
     Args:
       model: the name of its spec; `folder` is where it lies.
     """
+    if exact and request.enhance is not None:
+        raise ValueError(
+            "exact results are of each branch alone, and enhance is a mean over both; leave one of them out"
+        )
     if wanted_of(request) is None:
         return
     if exact:
@@ -54,8 +58,14 @@ def check_asked(
         find_calibration(request.reuse, model, folder, request.calibration)
 
 
-def check_reuse_in(mode: MemoryMode, reuse: Reuse | None) -> None:
+def check_in_mode(mode: MemoryMode, settings: Settings) -> None:
     """Raises ValueError where a method looks into the blocks, and a memory mode runs them in parts."""
+    reuse = settings.reuse
+    if settings.enhance is not None and mode.compute.get("rows_apart"):
+        raise ValueError(
+            f"enhance is a mean over both branches of guidance, which memory mode {mode.name} computes one after the "
+            "other; use memory mode turns"
+        )
     if reuse is not None and reuse.kind != "added" and mode.compute:
         raise ValueError(
             f"reuse {reuse} looks into the blocks, which memory mode {mode.name} runs in parts; use another method, "

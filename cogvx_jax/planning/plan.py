@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from cogvx_jax import cache, sharding
 from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.tiling import Tiling
@@ -39,6 +40,7 @@ from cogvx_jax.pipelines.request import (
     evaluations,
     latent_frames,
     padded_latent_frames,
+    row_evaluations,
     shorter_clips,
 )
 from cogvx_jax.pipelines.short_schedule import asked_of, computed_count, wanted_of
@@ -99,6 +101,9 @@ class Plan:
     steps: int
     evaluations: int  # of the transformer, both branches of guidance together: more than steps with some samplers
     flops: int  # of the transformer, all steps
+    guider: str = ""  # such as "slg:layers=11,..."
+    enhance: float | None = None
+    thirds: int = 0  # evaluations that the guider needs beside both branches
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
@@ -161,7 +166,8 @@ def plan(
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
       report: gets a line before each compilation, which may take minutes.
-      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance: as for `generate`.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance: as for
+        `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     modes = MODES if memory in (None, AUTO) else (find_mode(memory),)
@@ -177,9 +183,11 @@ def plan(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
+        guider=made_of.guider,
+        enhance=made_of.enhance,
         short=wanted_of(made_of),
     )
-    count = evaluations(spec, made_of)
+    count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
         "model": spec.name,
         "topology": target.name,
@@ -192,7 +200,10 @@ def plan(
         "videos": videos,
         "steps": made_of.steps,
         "evaluations": count,
-        "flops": count * _flops(wanted),
+        "flops": rows * _flops(wanted),
+        "guider": "" if made_of.guider is None else str(made_of.guider),
+        "enhance": made_of.enhance,
+        "thirds": rows - count * (1 + made_of.guided),
     }
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
@@ -325,6 +336,8 @@ class _Question:
     padding: int
     guided: bool
     sampler: str
+    guider: Guider | None = None
+    enhance: float | None = None
     short: Wanted | None = None
     mode: MemoryMode = RESIDENT
 
@@ -354,9 +367,9 @@ def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
 
 
 def _flops(wanted: _Question) -> int:
-    """Of one step, over all devices."""
+    """Of one evaluation of one branch, over all videos and devices."""
     cfg, shape = wanted.spec.transformer, wanted.shape
-    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
+    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0])
 
 
 class _Costs:
@@ -458,6 +471,8 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         padding=wanted.padding,
         guided=wanted.guided,
         sampler=wanted.sampler,
+        guider=wanted.guider,
+        enhance=wanted.enhance,
         short=wanted.short,
     )
     return video.lower(name)
