@@ -1,6 +1,10 @@
 """Guiders and what they change inside the blocks: as formulas, against recorded numbers, and in whole runs."""
 
 import dataclasses
+import re
+import shlex
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,8 +19,9 @@ from cogvx_jax.configs import Compute
 from cogvx_jax.convert import load_params
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.safetensors import Tensor, write_file
+from cogvx_jax.diffusion.combining import combine, start
 from cogvx_jax.diffusion.guidance import guide
-from cogvx_jax.diffusion.guiders import GUIDERS, combine, lay_out, parse_guider
+from cogvx_jax.diffusion.guiders import GUIDERS, lay_out, parse_guider
 from cogvx_jax.diffusion.update import init, update
 from cogvx_jax.models.per_block import PerBlock, enhancement
 from cogvx_jax.models.transformer import Transformer
@@ -50,7 +55,7 @@ def combined(text, *, weight=6.0, unconditional=U, conditional=C, step=5):
     guider = parse_guider(text)
     numbers = lay_out(guider, np.full(STEPS, weight), layers=30)
     one = jax.tree.map(lambda x: x[step], numbers)
-    return np.asarray(combine(guider.kind, unconditional, conditional, one, perturbed=P, carry=guider.start(SHAPE))[0])
+    return np.asarray(combine(guider.kind, unconditional, conditional, one, perturbed=P, carry=start(guider, SHAPE))[0])
 
 
 def close(a, b, tolerance=1e-5):
@@ -386,3 +391,20 @@ def test_every_kind_of_model_has_them(small, kind, name):
     found = latents(model, image=image, **GUIDING[name])
     close(latents(model, image=image, one_program=True, **GUIDING[name]), found)
     assert np.abs(found - latents(model, image=image)).max() > 1e-4
+
+
+@pytest.mark.full  # each command is a process of its own
+def test_the_page_runs(tmp_path, monkeypatch):
+    """The commands and the Python of docs/tasks.md, of the part on samplers and guidance."""
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    part = page[page.index("## Samplers and guidance") :].split("\n## ")[0]
+    blocks = re.findall(r"```(\w+)\n(.*?)```", part, flags=re.S)
+    commands = [shlex.split(line) for kind, text in blocks if kind == "bash" for line in text.splitlines()]
+    assert len(commands) == 3
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        arguments = [sys.executable, "-m", "cogvx_jax.cli", *command[1:], "--no-progress"]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (code,) = (text for kind, text in blocks if kind == "python")
+    exec(compile(code, "docs/tasks.md", "exec"), {})

@@ -1,9 +1,7 @@
 """Guiders: how the predictions of a step are combined. A guider is a value; its numbers are laid out on the host.
 
-Combining is a pure function of arrays in float32: unconditional u, conditional c, perhaps the perturbed p, and what the
-guider carries from step to step. All are of the model's velocity v. Sums are over all axes but the batch's.
-
-A new guider is a class here and a row of GUIDERS.
+In formulas u is the unconditional prediction of the velocity v, c the prompt's, p that of a perturbed model, and w the
+guidance weight. `combining` computes them. A new guider is a class here, its name in GUIDERS, and its row there.
 """
 
 import dataclasses
@@ -11,11 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from cogvx_jax.diffusion.guidance import guide
 
 MAX_LAYERS = 1000
 
@@ -45,8 +39,9 @@ class Guider:
     Source of rescale: Lin et al. 2024, arXiv:2305.08891, section 3.4.
     """
 
-    kind: ClassVar[str]  # its row of GUIDERS
+    kind: ClassVar[str]  # its row of `combining.COMBINE`
     third: ClassVar[str] = ""  # what is perturbed in a third evaluation: a field of `Numbers`
+    carries: ClassVar[bool] = False  # whether it carries an array like the latents from step to step, zeros at first
     rescale: float = number(0.0, 0, 1)
 
     def __post_init__(self):
@@ -68,10 +63,6 @@ class Guider:
 
     def check_layers(self, layers: int) -> None:
         """Raises ValueError where it names blocks that a model of so many has not."""
-
-    def start(self, shape: tuple[int, ...]) -> Any:
-        """What it carries before the first step, (B, T, h, w, C) float32 or None; `shape` is that of the latents."""
-        return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +103,7 @@ class APG(Guider):
     """
 
     kind = "apg"
+    carries = True
     eta: float = number(1.0, -10, 10)
     limit: float = number(15.0, 0, 1e6)
     momentum: float = number(0.0, -1, 1)
@@ -119,9 +111,6 @@ class APG(Guider):
     def own(self, count: int) -> dict[str, np.ndarray]:
         names = ("eta", "limit", "momentum")
         return super().own(count) | {name: np.full(count, getattr(self, name)) for name in names}
-
-    def start(self, shape: tuple[int, ...]) -> Any:
-        return jnp.zeros(shape, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +179,7 @@ def STG(**values: Any) -> SLG:
 
 
 def kind_of(guider: Guider | None) -> str:
-    """Its row of GUIDERS; None is guidance as usual."""
+    """Its row of `combining.COMBINE`; None is guidance as usual."""
     return CFG.kind if guider is None else guider.kind
 
 
@@ -202,7 +191,7 @@ def parse_guider(text: str) -> Guider:
     name, _, rest = text.partition(":")
     if name not in GUIDERS:
         raise ValueError(f"unknown guider {name[:40]!r}; the known ones are {', '.join(GUIDERS)}")
-    make = GUIDERS[name].make
+    make = GUIDERS[name]
     given: dict[str, Any] = {}
     fields = {field.name: field for field in dataclasses.fields(make())}
     for word in rest.split(",") if rest else []:
@@ -240,82 +229,14 @@ def lay_out(
     return made
 
 
-def combine(
-    kind: str,
-    unconditional: jax.Array,
-    conditional: jax.Array,
-    numbers: Any,
-    *,
-    perturbed: jax.Array | None = None,
-    carry: Any = None,
-) -> tuple[jax.Array, Any]:
-    """The prediction of a guided step, float32, and what the guider carries to the next one.
-
-    Args:
-      kind: of GUIDERS.
-      unconditional, conditional, perturbed: (B, ...) predictions; the last of guiders with a third evaluation.
-      numbers: of one step, of `lay_out`.
-      carry: of the step before, or `Guider.start`.
-    """
-    if not isinstance(numbers, Numbers):
-        return guide(unconditional, conditional, numbers), carry
-    c = conditional.astype(jnp.float32)
-    u = unconditional.astype(jnp.float32)
-    prediction, carry = GUIDERS[kind].combine(u, c, perturbed, numbers, carry)
-    return _rescaled(prediction, c, numbers.own["rescale"]), carry
-
-
-def _combine_cfg(u, c, p, numbers, carry):
-    return guide(u, c, numbers.weight), carry
-
-
-def _combine_zero_star(u, c, p, numbers, carry):
-    u = u * (_sum(c * u) / (_sum(u * u) + 1e-8))
-    return numbers.own["keeps"] * guide(u, c, numbers.weight), carry
-
-
-def _combine_apg(u, c, p, numbers, carry):
-    own = numbers.own
-    carry = c - u + own["momentum"] * carry
-    norm, limit = jnp.sqrt(_sum(carry * carry)), own["limit"]
-    cut = jnp.where((limit > 0) & (norm > limit), limit / jnp.where(norm > 0, norm, 1), 1)
-    d = carry * cut
-    length = _sum(c * c)
-    parallel = _sum(d * c) / jnp.where(length > 0, length, 1) * c
-    return u + numbers.weight * (d - parallel + own["eta"] * parallel), carry
-
-
-def _combine_perturbed(u, c, p, numbers, carry):
-    return guide(u, c, numbers.weight) + numbers.own["scale"] * (c - p), carry
-
-
-class Row(NamedTuple):
-    """A row of the table."""
-
-    make: Callable[..., Guider]
-    combine: Callable[..., tuple[jax.Array, Any]]  # (u, c, p, numbers, carry) -> (prediction, carry)
-
-
-GUIDERS: Mapping[str, Row] = {
-    "cfg": Row(CFG, _combine_cfg),
-    "zero-star": Row(ZeroStar, _combine_zero_star),
-    "apg": Row(APG, _combine_apg),
-    "slg": Row(SLG, _combine_perturbed),
-    "stg": Row(STG, _combine_perturbed),
-    "pag": Row(PAG, _combine_perturbed),
+GUIDERS: Mapping[str, Callable[..., Guider]] = {
+    "cfg": CFG,
+    "zero-star": ZeroStar,
+    "apg": APG,
+    "slg": SLG,
+    "stg": STG,
+    "pag": PAG,
 }
-
-
-def _rescaled(x: jax.Array, c: jax.Array, share: jax.Array) -> jax.Array:
-    """`x` with that share of the standard deviation of `c`; the same bits where it is 0, as for an `x` of zeros."""
-    axes = tuple(range(1, x.ndim))
-    spread = jnp.std(x, axis=axes, keepdims=True)
-    wanted = jnp.std(c, axis=axes, keepdims=True) / jnp.where(spread > 0, spread, 1)
-    return x * (share * wanted + (1 - share))
-
-
-def _sum(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
 def _checked(kind: str, field: Any, value: Any) -> Any:

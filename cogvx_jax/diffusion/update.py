@@ -17,7 +17,7 @@ class SamplerState(NamedTuple):
 
     latents: jax.Array  # (B, T, h, w, C), any float dtype
     history: tuple[jax.Array, ...]  # of the same shape, float32: the last estimates, the newest first, zeros at first
-    guider: Any = None  # what the guider carries, see `guiders.Guider.start`; a step without it leaves it
+    guider: Any = None  # what the guider carries, see `combining.start`; a step without it leaves it
 
 
 def init(latents: jax.Array, history: int = 1) -> SamplerState:

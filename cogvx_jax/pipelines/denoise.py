@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from cogvx_jax.diffusion import samplers
+from cogvx_jax.diffusion import combining, samplers
 from cogvx_jax.diffusion.guiders import Guider, kind_of
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
@@ -137,9 +137,7 @@ def _begin(
 ):
     """What sampling starts from, and the states of all rows: those of the negatives come first."""
     # Its own copy, since the state is donated to the steps.
-    state = init(jnp.array(latents), sampler.history)
-    if guider is not None:
-        state = state._replace(guider=guider.start(latents.shape))
+    state = init(jnp.array(latents), sampler.history)._replace(guider=combining.start(guider, latents.shape))
     state = jax.tree.map(lambda x: replicate(x, model.mesh), state)
     return state, text if negative is None else jnp.concatenate([negative, text])
 

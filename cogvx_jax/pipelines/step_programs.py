@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogvx_jax.diffusion import guiders
+from cogvx_jax.diffusion.combining import combine
 from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.per_block import PerBlock
@@ -22,7 +22,7 @@ def step_program(
 ):
     """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated.
 
-    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of its table.
+    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`.
     """
     one = _update(transformer, guided, mesh, exact, guider)
 
@@ -65,7 +65,7 @@ def drawn_inside(noise, i: jax.Array, state: SamplerState, mesh: Mesh | None) ->
 def combined(guider: str, prediction: jax.Array, numbers: Any, state: SamplerState, perturbed: Any = None):
     """One prediction of both branches', (2 B, ...), the unconditional first; and the state with what is carried."""
     unconditional, conditional = jnp.split(prediction, 2)
-    v, carry = guiders.combine(guider, unconditional, conditional, numbers, perturbed=perturbed, carry=state.guider)
+    v, carry = combine(guider, unconditional, conditional, numbers, perturbed=perturbed, carry=state.guider)
     return v, state._replace(guider=carry)
 
 

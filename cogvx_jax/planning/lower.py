@@ -187,10 +187,10 @@ def _denoising(
 
     cfg = spec.transformer
     numbers = lay_out(guider, np.zeros(max((1, *steps))), layers=cfg.layers, enhance=enhance, branches=1 + guided)
-    carry = None if guider is None else jax.eval_shape(lambda: guider.start(shape))
+    carry = array(shape) if guider is not None and guider.carries else None
     return (
         abstract_weights(spec, compute, "transformer", mesh),
-        SamplerState(array(shape), (array(shape),) * method.history, jax.tree.map(lambda x: array(x.shape), carry)),
+        SamplerState(array(shape), (array(shape),) * method.history, carry),
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         array(shape) if spec.kind == "i2v" else None,
         array(steps, "int32"),

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from diffusers import guiders as theirs  # noqa: E402
 
-from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, ZeroStar, combine, lay_out  # noqa: E402
+from cogvx_jax.diffusion.combining import combine, start  # noqa: E402
+from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, ZeroStar, lay_out  # noqa: E402
 
 STEPS = 20
 SHAPE = (2, 3, 4, 6, 16)
@@ -55,7 +56,7 @@ def test_combines_as_diffusers(case, weight):
     reference, rng = make(weight), np.random.default_rng(0)
     if case.startswith("apg, momentum"):
         reference.momentum_buffer = theirs.adaptive_projected_guidance.MomentumBuffer(-0.5)
-    numbers, carry = lay_out(ours, np.full(STEPS, weight), layers=30), ours.start(SHAPE)
+    numbers, carry = lay_out(ours, np.full(STEPS, weight), layers=30), start(ours, SHAPE)
     for i in range(STEPS):
         c, p = (rng.standard_normal(SHAPE, np.float32) for _ in range(2))
         u = 0.6 * c + 0.3 * rng.standard_normal(SHAPE, np.float32)
