@@ -1,7 +1,8 @@
 """The combination of a step's predictions by a guider, in float32: pure functions of arrays.
 
 Each is (u, c, p, numbers, carry) -> (prediction, carry): u is the unconditional prediction of the velocity, c the
-prompt's, p that of a perturbed model or None. Sums are over all axes but the batch's. `guiders` has formulas and sources.
+prompt's, p that of a perturbed model or None. Sums are over all axes but the batch's. Formulas and sources are in
+`guiders`.
 """
 
 from collections.abc import Callable, Mapping

@@ -35,6 +35,7 @@ from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_sp
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
+    Settings,
     check_sampling,
     check_videos,
     evaluations,
@@ -43,7 +44,7 @@ from cogvx_jax.pipelines.request import (
     row_evaluations,
     shorter_clips,
 )
-from cogvx_jax.pipelines.short_schedule import asked_of, computed_count, wanted_of
+from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, computed_count, wanted_of
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
@@ -170,9 +171,9 @@ def plan(
         `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
-    modes = MODES if memory in (None, AUTO) else (find_mode(memory),)
     spec = load_spec(source)
     made_of = check_sampling(spec, Sampling.of(sampling, options))
+    modes = _modes(memory, made_of)
     check_videos(videos)
     target = _target(topology, mesh, device_gb)
     wanted = _Question(
@@ -228,6 +229,19 @@ def plan(
         write_whole(kept, made.json().encode())
         cache.trim(kept.parent, cache.MAX_PLANS)
     return made
+
+
+def _modes(memory: str | MemoryMode | None, settings: Settings) -> tuple[MemoryMode, ...]:
+    """The mode that is named, or all that can make such a video. Raises: ValueError where the named one cannot."""
+    if memory not in (None, AUTO):
+        check_in_mode(find_mode(memory), settings)
+        return (find_mode(memory),)
+    found = []
+    for mode in MODES:
+        with contextlib.suppress(ValueError):
+            check_in_mode(mode, settings)
+            found.append(mode)
+    return tuple(found)
 
 
 def auto_mesh(source: str, **asked: Any) -> Mesh | None:
