@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
+    from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "APG",
+    "CFG",
     "Model",
+    "PAG",
+    "SLG",
+    "STG",
     "Video",
+    "ZeroStar",
     "compile_programs",
     "find_lora",
     "generate",
@@ -37,6 +44,7 @@ __all__ = [
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
 _HOMES = {
+    **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
     "compile_programs": "planning.compile",

@@ -284,7 +284,7 @@ def test_a_pickle_runs_nothing(small, programs, tmp_path, monkeypatch, inner, ho
 
 
 def test_trees_of_what_programs_take_are_read():
-    state = SamplerState(latents=1, x0=2)
+    state = SamplerState(latents=1, history=(2,))
     tree = jax.tree.structure(({"params": {"a": 1}}, state, [SeededNoise.abstract(), None, (1, 2)]))
     assert program_pickle._Trees(io.BytesIO(pickle.dumps(tree))).load() == tree
 

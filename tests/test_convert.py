@@ -209,7 +209,7 @@ def test_unsupported_values_are_listed_together(tmp_path):
     edit(folder / "vae/config.json", use_quant_conv=True, up_block_types=["UpBlock"], latent_channels=8)
     edit(folder / "text_encoder/config.json", feed_forward_proj="relu", d_model=512)
     edit(folder / "scheduler/scheduler_config.json", prediction_type="epsilon", timestep_spacing="leading")
-    (folder / "generation.json").write_text('{"sampler": "euler", "steps": 4}')
+    (folder / "generation.json").write_text('{"sampler": "pndm", "steps": 4}')
     with pytest.raises(ConversionError) as error:
         read_spec(folder)
     assert [p.replace("/config.json", "") for p in error.value.problems] == [
@@ -225,7 +225,7 @@ def test_unsupported_values_are_listed_together(tmp_path):
         "transformer: out_channels 16 does not fit latent_channels 8 of vae",
         "transformer: text_embed_dim 4096 does not fit d_model 512 of text_encoder",
         "model_index.json: _class_name 'CogVideoXImageToVideoPipeline' does not fit a transformer for t2v",
-        "generation.json: sampler 'euler' is not supported",
+        "generation.json: sampler 'pndm' is not supported",
         "generation.json: unknown field 'steps'",
     ]
 

@@ -1,5 +1,6 @@
 """Schedule, samplers, guidance and objective against recorded numbers of diffusers 0.42.1."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -137,12 +138,16 @@ def test_draws():
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
-def test_a_sampler_is_stochastic_where_it_draws_and_adds_noise(name):
+def test_the_row_of_a_sampler_says_what_its_steps_do(name):
     method = samplers.SAMPLERS[name]
-    for n, start in ((1, 0), (2, 0), (50, 0), (50, 49)):
-        sampler = method(CFG_2B, n, start=start)
-        assert sampler.table.shape[1] == samplers.COLUMNS
-        assert sampler.draws.any() == method.stochastic and (method.stochastic or not sampler.table[:, -1].any())
+    for cfg in (CFG_2B, dataclasses.replace(CFG_2B, zero_terminal_snr=False)):
+        for n, start in ((1, 0), (2, 0), (50, 0), (50, 10), (50, 49)):
+            sampler = method(cfg, n, start=start)
+            assert sampler.history == method.history
+            assert len(sampler.timesteps) == len(sampler.table) == method.evaluations(cfg, n, start)
+            drawn = sampler.draws.any()
+            assert drawn or not sampler.table[:, -1].any()
+            assert n == 1 or start == 49 or drawn == method.stochastic
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -161,28 +166,72 @@ def test_tables_are_finite(name):
 def test_start_keeps_the_tail(name):
     whole, tail = samplers.SAMPLERS[name](CFG_2B, 50), samplers.SAMPLERS[name](CFG_2B, 50, start=10)
     assert tail.timesteps[0] == 799
-    np.testing.assert_array_equal(tail.timesteps, whole.timesteps[10:])
-    np.testing.assert_array_equal(tail.table[1:], whole.table[11:])
-    assert tail.table[0, OLD] == 0  # no step before it
+    kept = len(tail.timesteps)
+    np.testing.assert_array_equal(tail.timesteps, whole.timesteps[-kept:])
+    known = samplers.SAMPLERS[name].history  # later rows remember the same estimates
+    np.testing.assert_array_equal(tail.table[known:], whole.table[-kept + known :])
+    assert not tail.table[0, OLD:-1].any()  # no step before it
     for start in (-1, 50):
         with pytest.raises(ValueError):
             samplers.SAMPLERS[name](CFG_2B, 50, start=start)
 
 
+GENERAL = [name for name in samplers.SAMPLERS if name not in ("ddim", "dpm")]
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_every_number_of_steps_ends_at_the_clean_latents(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in (7, 30, 61, 103):
+            sampler = samplers.SAMPLERS[name](CFG_2B, n)
+            assert len(set(sampler.timesteps)) == n and sampler.timesteps.min() >= 0
+            np.testing.assert_array_equal(sampler.table[-1, X:], [0, 1] + [0] * (sampler.table.shape[1] - 4))
+
+
+def test_euler_is_ddim():
+    np.testing.assert_array_equal(samplers.euler(CFG_2B, 50).table, samplers.ddim(CFG_2B, 50).table)
+
+
+@pytest.mark.parametrize("name, least", [("euler", 3.5), ("dpmpp-2m", 13), ("unipc", 13), ("deis", 13), ("heun", 13)])
+def test_the_error_falls_with_the_steps_as_the_order_says(name, least):
+    """Of a Gaussian, whose velocity is linear in x, from timestep 749 to 249: four times the steps."""
+    spread, a = 0.5, schedule.alphas_bar(CFG_5B)
+    exact = np.sqrt(a * spread**2 + 1 - a)  # all of x at a timestep grows like this
+
+    def error(n):
+        sampler = samplers.SAMPLERS[name](CFG_5B, n, start=n // 4)
+        x, history = 1.0, [0.0] * sampler.history
+        last = np.flatnonzero(sampler.timesteps == 249)[-1]
+        for t, row in zip(sampler.timesteps[:last], sampler.table[:last], strict=True):
+            v = np.sqrt(a[t] * (1 - a[t])) * (1 - spread**2) / exact[t] ** 2 * x
+            now = row[A] * x - row[SIGMA] * v
+            x = row[X] * x + row[X0] * now + np.dot(row[OLD:-1], history)
+            history = [now, *history[:-1]]
+        return abs(x - exact[249] / exact[749])
+
+    assert error(20) >= least * error(80)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 30, 50])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
+@pytest.mark.filterwarnings("ignore:.*inference steps")
 def test_a_perfect_model_is_sampled_exactly(name, n):
     """With the true velocity of a fixed x0, every step predicts that x0, and the last returns it."""
     sampler = samplers.SAMPLERS[name](CFG_2B, n)
-    keys = jax.random.split(jax.random.key(0), n + 2)
+    alphas = schedule.alphas_bar(CFG_2B)
+    keys = jax.random.split(jax.random.key(0), len(sampler.timesteps) + 2)
     target = jax.random.normal(keys[0], (1, 2, 3, 4, 2))
-    state = update.init(jax.random.normal(keys[1], target.shape))
+    state = update.init(jax.random.normal(keys[1], target.shape), sampler.history)
     step = jax.jit(lambda *args: update.update(*args))  # a cache of its own
-    for row, draws, key in zip(np.float32(sampler.table), sampler.draws, keys[2:], strict=True):
-        prediction = (row[A] * state.latents - target) / row[SIGMA]
-        state = step(state, prediction, row, jax.random.normal(key, target.shape) if draws else None)
-        np.testing.assert_allclose(state.x0, target, atol=2e-6)
-    np.testing.assert_array_equal(state.latents, state.x0)
+    for t, row, key in zip(sampler.timesteps, np.float32(sampler.table), keys[2:], strict=True):
+        signal, sigma = np.float32(np.sqrt([alphas[t], 1 - alphas[t]]))
+        noise = jax.random.normal(key, target.shape) if samplers.SAMPLERS[name].stochastic else None
+        tells_x0 = row[A] == signal  # or eps, of deis
+        wanted = target if tells_x0 else (state.latents - signal * target) / sigma
+        state = step(state, (signal * state.latents - target) / sigma, row, noise)
+        np.testing.assert_allclose(state.history[0], wanted, atol=2e-5 if name == "deis" else 2e-6)
+    np.testing.assert_array_equal(state.latents, state.history[0])
     assert step._cache_size() == 1  # one compilation for all steps
 
 
@@ -190,7 +239,7 @@ def test_update_keeps_dtypes():
     state = update.init(jnp.ones((1, 2), jnp.bfloat16))
     row = np.float32(samplers.dpm(CFG_5B, 50).table[3])
     state = update.update(state, jnp.ones((1, 2), jnp.bfloat16), row, jnp.ones((1, 2)))
-    assert state.latents.dtype == jnp.bfloat16 and state.x0.dtype == jnp.float32
+    assert state.latents.dtype == jnp.bfloat16 and state.history[0].dtype == jnp.float32
 
 
 def test_dynamic_weights():

@@ -118,7 +118,7 @@ def test_a_new_sampler_is_a_row_of_the_table(monkeypatch, tmp_path):
     spec = dataclasses.replace(SPEC_2B, defaults=dataclasses.replace(SPEC_2B.defaults, sampler="new"))
     write_configs(spec, tmp_path)
     assert read_spec(tmp_path).defaults.sampler == check_request(spec, "x").sampler == "new"
-    assert lower._draws(spec, None) and not lower._draws(spec, "ddim")
+    assert lower._method(spec, None).stochastic and not lower._method(spec, "ddim").stochastic
 
 
 def test_the_text_encoder_and_the_weights_of_the_vae_keep_float32_where_they_need_it():
@@ -186,7 +186,7 @@ REFUSED = {
     "the number of frames must be 8N.1 for CogVideoX-2b, got 50; nearest: 49 or 57": dict(num_frames=50),
     "the number of frames must be 8N.1 for CogVideoX-2b, got 0; nearest: 1 or 9": dict(num_frames=0),
     "takes no image": dict(image=IMAGE),
-    "unknown sampler 'euler'; the known ones are ddim, dpm": dict(sampler="euler"),
+    "unknown sampler 'pndm'; the known ones are ddim, dpm, euler, ": dict(sampler="pndm"),
     "the number of steps must be 1 to 1000, got 0": dict(num_inference_steps=0),
     "guidance_scale must be a finite number": dict(guidance_scale=float("nan")),
     r"latents must be \(B, T, h, w, C\) = \(1, 13, 60, 90, 16\)": dict(latents=np.zeros((1, 16, 13, 60, 90))),

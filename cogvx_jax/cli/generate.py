@@ -107,7 +107,7 @@ def generate(
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_reuse_in, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if distributed:
@@ -137,7 +137,7 @@ def generate(
     if memory is not None:
         for one in work:
             with one.job.named():
-                check_reuse_in(find_mode(memory), one.request.reuse)
+                check_in_mode(find_mode(memory), one.request)
     if exact:
         check_exact(devices, one_program=one_program)
     if first_process():
@@ -229,6 +229,9 @@ def _choose(
         frames=most.frames,
         steps=most.steps,
         guidance_scale=most.guidance,
+        sampler=most.sampler,
+        guider=most.guider,
+        enhance=most.enhance,
         # The same programs run whatever steps a pattern names.
         reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,

@@ -80,7 +80,7 @@ def table(made: "Plan") -> str:
     limit = "unknown memory" if made.memory is None else f"{made.memory:.1f} GiB"
     lines = [
         f"{made.model} on {made.topology} ({made.devices} devices of {limit}): {made.videos} x "
-        f"{height}x{width}, {made.frames} frames, {made.steps} steps, {', '.join(filter(None, how))}",
+        f"{height}x{width}, {made.frames} frames, {_steps(made)}, {', '.join(filter(None, how))}",
         "",
         f"{'mesh':28}{'fits':6}{'weights':>8}{'+ text':>8}{'+ step':>8}{'+ decode':>9}"
         f"{'GiB':>7}{'s/step':>8}{'s/video':>9}",
@@ -100,6 +100,11 @@ def table(made: "Plan") -> str:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if made.short:
         lines.append(_short(made, chosen))
+    if made.thirds:
+        lines.append(
+            f"Guider {made.guider} takes a third evaluation in {made.thirds} of {made.evaluations} steps; "
+            "the times are those of steps that do."
+        )
     if chosen.step_seconds is None:
         lines.append("No time is estimated: only TPU compilers say how many cycles a program takes.")
     else:
@@ -110,12 +115,17 @@ def table(made: "Plan") -> str:
     return "\n".join(lines)
 
 
+def _steps(made: "Plan") -> str:
+    several = made.evaluations != made.steps
+    return f"{made.steps} steps" + (f" of {made.evaluations} evaluations" if several else "")
+
+
 def _short(made: "Plan", chosen: "Trial") -> str:
     """How many steps are computed, and what the others take."""
     if made.computed is None:
         return f"How many steps {made.short} computes is known when they run; the times are those of all of them."
     others = "" if chosen.skipped_seconds is None else f", of {chosen.skipped_seconds:.3f} s each"
-    return f"{made.short}: {made.computed} of {made.steps} steps are computed, the others reuse{others}."
+    return f"{made.short}: {made.computed} of {made.evaluations} steps are computed, the others reuse{others}."
 
 
 def _row(made: "Plan", trial: "Trial") -> str:
@@ -124,8 +134,8 @@ def _row(made: "Plan", trial: "Trial") -> str:
 
     video = None
     if trial.step_seconds is not None and trial.other_seconds is not None:
-        computed = made.steps if made.computed is None else made.computed
-        steps = computed * trial.step_seconds + (made.steps - computed) * (trial.skipped_seconds or 0)
+        computed = made.evaluations if made.computed is None else made.computed
+        steps = computed * trial.step_seconds + (made.evaluations - computed) * (trial.skipped_seconds or 0)
         video = (steps + trial.other_seconds) / made.videos
     fits = "-" if made.memory is None else "yes" if trial.fits else "no"
     return (

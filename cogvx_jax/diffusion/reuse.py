@@ -42,7 +42,7 @@ class Facts:
     """What a schedule may depend on."""
 
     timesteps: np.ndarray  # (N,) of the steps that are executed
-    steps: int  # of the full run, whose tail is executed in video to video
+    steps: int  # evaluations of the full run, whose tail is executed in video to video
     model: str
     calibration: Calibration | None = None
     embeddings: Callable[[np.ndarray], np.ndarray] | None = None  # timesteps (N,) -> time embeddings (N, width)

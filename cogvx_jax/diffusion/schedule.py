@@ -47,10 +47,7 @@ def timesteps(cfg: ScheduleConfig, num_inference_steps: int) -> np.ndarray:
     Raises: ValueError outside 1..cfg.steps. Warns where the run does not end at the clean latents.
     Source: diffusers 0.42.1, CogVideoXDDIMScheduler.set_timesteps.
     """
-    n = num_inference_steps
-    if not 1 <= n <= cfg.steps:
-        raise ValueError(f"num_inference_steps must be in 1..{cfg.steps}, got {n}")
-    kept = np.round(np.arange(cfg.steps, 0, -cfg.steps / n)).astype(np.int64) - 1
+    n, kept = num_inference_steps, _trailing(cfg, num_inference_steps)
     if len(kept) != n or previous(cfg, kept[-1], n) >= 0:
         exact = exact_steps(cfg.steps)
         nearest = max(e for e in exact if e < n), min(e for e in exact if e > n)
@@ -62,12 +59,27 @@ def timesteps(cfg: ScheduleConfig, num_inference_steps: int) -> np.ndarray:
     return kept
 
 
+def visited(cfg: ScheduleConfig, num_inference_steps: int) -> np.ndarray:
+    """The same without the quirk: (num_inference_steps,) int64, all of them timesteps of the schedule.
+
+    Raises: ValueError outside 1..cfg.steps.
+    """
+    kept = _trailing(cfg, num_inference_steps)
+    return kept[kept >= 0]
+
+
 def previous(cfg: ScheduleConfig, t, num_inference_steps: int):
     """The timestep that a step from `t` leads to; negative is the clean latents.
 
     Not the next of `timesteps`: the reference subtracts an integer step, so the two agree only for `EXACT_STEPS`.
     """
     return t - cfg.steps // num_inference_steps
+
+
+def _trailing(cfg: ScheduleConfig, n: int) -> np.ndarray:
+    if not 1 <= n <= cfg.steps:
+        raise ValueError(f"num_inference_steps must be in 1..{cfg.steps}, got {n}")
+    return np.round(np.arange(cfg.steps, 0, -cfg.steps / n)).astype(np.int64) - 1
 
 
 def exact_steps(steps: int) -> tuple[int, ...]:

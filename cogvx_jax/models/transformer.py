@@ -17,6 +17,7 @@ from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.models.kept import Around, Stack
+from cogvx_jax.models.per_block import PerBlock, enhancement
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import (
     patchify,
@@ -45,7 +46,14 @@ class Transformer(nn.Module):
     cfg: TransformerConfig
     compute: Compute = Compute()
 
-    def __call__(self, latents: jax.Array, text: jax.Array, t: jax.Array, ofs: jax.Array | float = OFS) -> jax.Array:
+    def __call__(
+        self,
+        latents: jax.Array,
+        text: jax.Array,
+        t: jax.Array,
+        ofs: jax.Array | float = OFS,
+        per_block: PerBlock | None = None,
+    ) -> jax.Array:
         """Predicts v.
 
         Args:
@@ -53,10 +61,11 @@ class Transformer(nn.Module):
           text: (B, L, text_dim), the text encoder's output; no mask, padding counts.
           t: (B,) training timesteps, 0..999.
           ofs: only used by models with `ofs_dim`.
+          per_block: what the blocks do beside their own; None is nothing.
         Returns: (B, T, h, w, out_channels) of `compute.dtype`.
         Raises: ValueError where the shapes cannot be this model's.
         """
-        return self._predict(latents, text, t, ofs, None)[0]
+        return self._predict(latents, text, t, ofs, None, per_block)[0]
 
     def around_blocks(
         self, latents: jax.Array, text: jax.Array, t: jax.Array, around: Around, ofs: jax.Array | float = OFS
@@ -69,7 +78,7 @@ class Transformer(nn.Module):
         """
         return self._predict(latents, text, t, ofs, around)
 
-    def _predict(self, latents, text, t, ofs, around) -> tuple[jax.Array, Any]:
+    def _predict(self, latents, text, t, ofs, around, per_block=None) -> tuple[jax.Array, Any]:
         cfg = self.cfg
         check_shapes(cfg, latents.shape, text.shape)
         batch, frames, height, width = latents.shape[:4]
@@ -81,7 +90,8 @@ class Transformer(nn.Module):
         else:
             rope = joint_rope(cfg, length, grid)
         t = jnp.broadcast_to(t, (batch,))
-        y, kept = self._tokens(patchify(latents, cfg), text, t, ofs, table, rope, around=around)
+        more = dict(around=around, per_block=per_block, frames=grid[0])
+        y, kept = self._tokens(patchify(latents, cfg), text, t, ofs, table, rope, **more)
         return unpatchify(y, cfg, (frames, height, width)), kept
 
     def packed(
@@ -126,11 +136,14 @@ class Transformer(nn.Module):
         return self._tokens(patches, text, t, OFS, table, rope, segments)[0][:, :tokens]
 
     @nn.compact
-    def _tokens(self, patches, text, t, ofs, table, rope, clips=None, around=None) -> tuple[jax.Array, Any]:
+    def _tokens(
+        self, patches, text, t, ofs, table, rope, clips=None, *, around=None, per_block=None, frames=1
+    ) -> tuple[jax.Array, Any]:
         """Patches (B, N, features) to patches, with text (B, L, text_dim), and what `around` gave.
 
         `clips` None: a row is one clip, t is (B,); table is (S, D) or None, rope (S, K) twice or None.
         `clips` (B, S): t is (B, C), table has B in front, rope B and 1.
+        `frames` are the temporal tokens of a clip, which `per_block` may need.
         """
         cfg, compute, length = self.cfg, self.compute, text.shape[1]
         dense = functools.partial(Dense, dtype=compute.dtype)
@@ -154,23 +167,23 @@ class Transformer(nn.Module):
 
         def run(x):
             if (compute.streamed or compute.rows_apart) and clips is None and not self.is_initializing():
-                block = Block(cfg, compute, length, tokens, parent=None)
+                block = Block(cfg, compute, length, tokens, frames, parent=None)
                 stack = self.variables["params"]["blocks"]
-                return run_blocks(block, stack, x, time, rope, None, apart=compute.rows_apart)
+                return run_blocks(block, stack, x, time, rope, None, per_block=per_block, apart=compute.rows_apart)
             blocks = nn.scan(
                 rematerialized(Block, compute.remat),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            return blocks(cfg, compute, length, tokens, name="blocks")(x, time, rope, clips)[0]
+            return blocks(cfg, compute, length, tokens, frames, name="blocks")(x, time, rope, clips, per_block)[0]
 
         if around is None:
             x, kept = run(x), None
         else:
-            block, stack = Block(cfg, compute, length, tokens, parent=None), self.variables["params"]["blocks"]
+            block, stack = Block(cfg, compute, length, tokens, frames, parent=None), self.variables["params"]["blocks"]
             x, kept = around(Stack(run, block, stack, (time, rope, clips), tokens), x)
 
         video = LayerNorm(cfg.norm_eps, name="norm_final")(x[:, length:tokens])
@@ -185,7 +198,8 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Attention and MLP over the joint sequence, each gated; (B, S, D) -> (B, S, D).
 
-    `tokens` is S without the padding of `pad_tokens`. `clips` (B, S), in packed rows: the clip each token is of.
+    `tokens` is S without the padding of `pad_tokens`, `frames` the temporal tokens of a clip. `clips` (B, S), in packed
+    rows: the clip each token is of. `per_block` is this block's entry.
     `pick` where `x` is some of the rows: see `nn.stacked`; `time` is of all of them.
     With `keep` the attention's output (B, S, D), before its gate, comes beside; `attention` stands for it.
     """
@@ -194,6 +208,7 @@ class Block(nn.Module):
     compute: Compute
     text_length: int
     tokens: int
+    frames: int = 1
 
     @nn.compact
     def __call__(
@@ -202,18 +217,23 @@ class Block(nn.Module):
         time: jax.Array,
         rope,
         clips: jax.Array | None,
+        per_block: PerBlock | None = None,
         pick: Pick | None = None,
         *,
         keep: bool = False,
         attention: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None]:
         cfg, compute, x = self.cfg, self.compute, block_input(x)
-        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm1")(x, time, clips, pick)
+        start, length = x, self.text_length
+        y, gate = ExpertNorm(cfg, compute, length, name="norm1")(x, time, clips, pick)
         if attention is None:
-            attention = Attention(cfg, compute, self.tokens, name="attention")(y, rope, clips)
+            attend = Attention(cfg, compute, self.tokens, length, self.frames, name="attention")
+            attention = attend(y, rope, clips, per_block)
         x = x + gate * attention
-        y, gate = ExpertNorm(cfg, compute, self.text_length, name="norm2")(x, time, clips, pick)
+        y, gate = ExpertNorm(cfg, compute, length, name="norm2")(x, time, clips, pick)
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
+        if per_block is not None and per_block.skip is not None:
+            x = jnp.where(per_block.skip > 0, start, x)
         return constrain(x, "batch", "seq", None), attention if keep else None
 
 
@@ -248,15 +268,20 @@ class Attention(nn.Module):
     """Self-attention with normed queries and keys; (B, S, D). `rope`: cosines and sines (S, K), or None.
 
     Only the first `tokens` are attended to; values at the others do not matter. With `clips` (B, S)
-    tokens attend to those of their own clip, and `rope` is (B, 1, S, K).
+    tokens attend to those of their own clip, and `rope` is (B, 1, S, K). `text_length` and `frames` are of a clip, for
+    `per_block`.
     """
 
     cfg: TransformerConfig
     compute: Compute
     tokens: int
+    text_length: int = 0
+    frames: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array, rope, clips: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, rope, clips: jax.Array | None = None, per_block: PerBlock | None = None
+    ) -> jax.Array:
         cfg, compute = self.cfg, self.compute
         taken = features(x, compute)  # once, for all three
 
@@ -272,8 +297,16 @@ class Attention(nn.Module):
         how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
         y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
+        if per_block is not None and per_block.values is not None:
+            y = jnp.where(per_block.values > 0, v, y)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
-        return product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(features(y, compute)))
+        y = product(Dense(cfg.width, ("heads", "embed"), compute.dtype, name="out")(features(y, compute)))
+        if per_block is None or per_block.enhance is None:
+            return y
+        video = slice(self.text_length, self.tokens)
+        factor = enhancement(q[:, :, video], k[:, :, video], per_block.enhance, self.frames)
+        is_text = (jnp.arange(y.shape[1]) < self.text_length)[None, :, None]
+        return jnp.where(is_text, y, y * factor[:, None, None].astype(y.dtype))
 
 
 class FeedForward(nn.Module):

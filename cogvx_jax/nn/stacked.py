@@ -27,7 +27,9 @@ def waits_on_host(path: str) -> bool:
     return path.startswith("blocks/") and path.endswith("/kernel")
 
 
-def run_blocks(block: nn.Module, params: Any, x: jax.Array, *inputs: Any, apart: bool = False) -> jax.Array:
+def run_blocks(
+    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, per_block: Any = None, apart: bool = False
+) -> jax.Array:
     """`x` through all layers of a stack, as `nn.scan` of the block would take it.
 
     Args:
@@ -36,20 +38,23 @@ def run_blocks(block: nn.Module, params: Any, x: jax.Array, *inputs: Any, apart:
       params: stacked, the leading axis counts layers; kernels may lie in the host's memory.
       x: (B, S, D).
       inputs: the same for all layers.
+      per_block: a tree of arrays whose leading axis counts layers, of which the block gets its entry after `inputs`.
       apart: a row after the other on each device.
     """
     layers = jax.tree.leaves(params)[0].shape[0]
 
-    def through(x: jax.Array, layer: Any) -> jax.Array:
+    def through(x: jax.Array, layer: Any, i: jax.Array) -> jax.Array:
+        own = jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, keepdims=False), per_block)
+
         def one(x: jax.Array, **rows: Any) -> jax.Array:
-            return block.apply({"params": layer}, x, *inputs, **rows)[0]
+            return block.apply({"params": layer}, x, *inputs, own, **rows)[0]
 
         return row_after_row(one, x) if apart else one(x)
 
     def step(carry, i):
         x, here = carry
         ahead = fetch(params, jnp.minimum(i + 1, layers - 1))
-        return (through(x, here), ahead), None
+        return (through(x, here, i), ahead), None
 
     (x, _), _ = jax.lax.scan(step, (x, fetch(params, jnp.int32(0))), jnp.arange(layers, dtype=jnp.int32))
     return x

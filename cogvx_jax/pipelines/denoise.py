@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from cogvx_jax.diffusion import samplers
+from cogvx_jax.diffusion import combining, samplers
+from cogvx_jax.diffusion.guiders import Guider, kind_of
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
 from cogvx_jax.models.kept import Kept
@@ -18,7 +19,7 @@ from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.shortcuts import Steps, in_one
-from cogvx_jax.pipelines.step_programs import loop_program, step_program
+from cogvx_jax.pipelines.step_programs import at, loop_program, step_program
 from cogvx_jax.sharding import replicate
 
 
@@ -28,8 +29,9 @@ def denoise(
     text: jax.Array,
     negative: jax.Array | None,
     sampler: samplers.Sampler,
-    weights: np.ndarray,
+    weights: Any,
     *,
+    guider: Guider | None = None,
     condition: jax.Array | None = None,
     noise: NoiseSource,
     progress: bool = True,
@@ -41,26 +43,27 @@ def denoise(
     Args:
       latents: (B, T, h, w, 16) float32 to start from.
       text, negative: states (B, L, text_dim); no negative, no guidance.
-      weights: (N,) guidance weight of each step.
+      weights: of guidance in each step, of `guiders.lay_out`.
+      guider: that combines both branches; None is plain guidance.
       condition: (B, T, h, w, 16) image latents, concatenated on the channels.
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
       watch: called after each step with what it kept.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
-    guided, made = negative is not None, None
-    step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact))
+    guided, kind, made = negative is not None, kind_of(guider), None
+    step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact, kind))
     if short is not None:
-        made = Steps(model, short, latents.shape, guided=guided)
-    state, states = _begin(model, latents, text, negative)
-    rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
+        made = Steps(model, short, latents.shape, guided=guided, guider=kind)
+    state, states = _begin(model, latents, text, negative, sampler, guider)
+    rows = sampler.table.astype(np.float32)
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
     count, finite = len(sampler.timesteps), []
     for i in tqdm(range(count), disable=not progress, unit="step", desc="sampling"):
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
-        inputs = params, state, states, condition, t, rows[i], weights[i], drawn
+        inputs = params, state, states, condition, t, rows[i], at(weights, i), drawn
         state = step(*inputs) if made is None else made(i, *inputs)
         if watch is not None and made is not None:
             watch(made.kept)
@@ -81,8 +84,9 @@ def denoise_in_one(
     text: jax.Array,
     negative: jax.Array | None,
     sampler: samplers.Sampler,
-    weights: np.ndarray,
+    weights: Any,
     *,
+    guider: Guider | None = None,
     condition: jax.Array | None = None,
     noise: NoiseSource,
     short: Schedule | None = None,
@@ -94,19 +98,19 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
-    guided = negative is not None
-    state, states = _begin(model, latents, text, negative)
-    rows, weights = sampler.table.astype(np.float32), weights.astype(np.float32)
+    guided, kind = negative is not None, kind_of(guider)
+    state, states = _begin(model, latents, text, negative, sampler, guider)
+    rows = sampler.table.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
     params, inputs = model.params["transformer"], (states, condition, steps, rows, weights, draw)
     if short is None:
-        loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh))
+        loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh, kind))
         x = loop(params, state, *inputs).latents
     else:
-        loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided)
+        loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *inputs, *which)
         x = ended.latents
         _check_computed(short, int(kept.computed))
@@ -123,10 +127,18 @@ def _check_computed(short: Schedule | None, count: int) -> None:
         )
 
 
-def _begin(model: Model, latents: jax.Array, text: jax.Array, negative: jax.Array | None):
+def _begin(
+    model: Model,
+    latents: jax.Array,
+    text: jax.Array,
+    negative: jax.Array | None,
+    sampler: samplers.Sampler,
+    guider: Guider | None,
+):
     """What sampling starts from, and the states of all rows: those of the negatives come first."""
     # Its own copy, since the state is donated to the steps.
-    state = jax.tree.map(lambda x: replicate(x, model.mesh), init(jnp.array(latents)))
+    state = init(jnp.array(latents), sampler.history)._replace(guider=combining.start(guider, latents.shape))
+    state = jax.tree.map(lambda x: replicate(x, model.mesh), state)
     return state, text if negative is None else jnp.concatenate([negative, text])
 
 

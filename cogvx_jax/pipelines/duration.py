@@ -14,7 +14,7 @@ from cogvx_jax.chips import chip_of
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.pipelines.options import Sampling
-from cogvx_jax.pipelines.request import Request, Settings, check_sampling, shorter_clips
+from cogvx_jax.pipelines.request import Request, Settings, check_sampling, row_evaluations, shorter_clips
 
 LONG = 3600.0  # seconds
 SHARE = 0.4  # of a chip's published peak: what video models reach with good kernels; a CPU's rate is measured
@@ -47,9 +47,7 @@ def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
     """Operations of all denoising steps; of a video that is redrawn, of those that are taken."""
     tokens = sequence_tokens(spec.transformer, settings.shape[:3])
     strength = settings.strength if isinstance(settings, Request) and settings.task == "v2v" else 1.0
-    return int(settings.steps * strength) * transformer_flops(
-        spec.transformer, tokens, batch=videos * (1 + settings.guided)
-    )
+    return row_evaluations(spec, settings, strength) * transformer_flops(spec.transformer, tokens, batch=videos)
 
 
 def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings | None:
@@ -63,7 +61,12 @@ def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings
     frames = [settings.frames, *shorter_clips(spec, settings.frames)]
     for steps, count, size in itertools.product(fewer, frames, sizes):
         asked = Sampling(
-            size=size, frames=count, steps=steps, guidance_scale=settings.guidance, sampler=settings.sampler
+            size=size,
+            frames=count,
+            steps=steps,
+            guidance_scale=settings.guidance,
+            sampler=settings.sampler,
+            guider=settings.guider,
         )
         try:
             ways.append(check_sampling(spec, asked))

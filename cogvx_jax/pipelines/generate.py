@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.data.video import Video, to_model_pixels
-from cogvx_jax.diffusion import guidance, objective, samplers, schedule
+from cogvx_jax.diffusion import guidance, guiders, objective, samplers, schedule
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.duration import warn_of_hours
@@ -115,11 +115,14 @@ def sample(
     condition = _condition(model, request, noise)
     x = _start(model, request, noise, plan)
     weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
+    layers, branches = model.spec.transformer.layers, 1 + request.guided
+    numbers = guiders.lay_out(request.guider, weights, layers=layers, enhance=request.enhance, branches=branches)
     short = short_schedule(model, request, plan)
     if short is None and watch is not None:
         short = every_step(len(plan.timesteps))
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
-    return loop(model, x, words, negative, plan, weights, condition=condition, noise=noise, short=short)
+    given: dict[str, Any] = dict(guider=request.guider, condition=condition, noise=noise, short=short)
+    return loop(model, x, words, negative, plan, numbers, **given)
 
 
 def fitting(model: Model, request: Request) -> Model:

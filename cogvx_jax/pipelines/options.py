@@ -19,6 +19,7 @@ import tyro
 
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
+from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
 
@@ -70,12 +71,15 @@ class Sampling:
       frames: how many the video has, 8N+1, for 1.5 models 16N+1.
       steps: sampling steps.
       guidance_scale: weight of the prompt; at most 1 turns guidance off and halves the work.
-      sampler: how steps are taken; dpm is stochastic.
+      sampler: how steps are taken; dpm and euler-ancestral are stochastic, heun evaluates the model twice a step.
       reuse: make some steps of what others computed, which is faster and lossy: every:2, teacache:0.2, magcache:0.06,
         first-block:0.1, pab:2, or steps:x.xx.x. The numbers are a rate, a threshold or a period.
       guidance: compute the branch without the prompt in some steps only, which is lossy: interval:0.2-0.8 in that part
         of the noise levels, or delta:2 in every second step.
       calibration: a file of `cogvx calibrate` for reuse by magcache or teacache; None is the one in the model's folder.
+      guider: how the predictions with and without the prompt are combined: cfg:rescale=0.7, zero-star, apg:eta=0.5,
+        stg:layers=11, slg or pag; docs/tasks.md says what each takes.
+      enhance: weight of Enhance-A-Video, which strengthens what frames take from each other; 1 is a beginning.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
@@ -87,6 +91,8 @@ class Sampling:
     reuse: Annotated[Any, _word("METHOD[:NUMBER]"), NONE] = None
     guidance: Annotated[Any, _word("WAY:NUMBER"), NONE] = None
     calibration: Annotated[Any, _word("PATH")] = None
+    guider: Annotated[Any, _word(f"{'|'.join(GUIDERS)}[:KEY=NUMBER,...]"), NONE] = None
+    enhance: Annotated[float | None, NONE] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -330,6 +336,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "reuse": _parsed(Reuse, parse_reuse, "every:2"),
     "guidance": _parsed(Way, parse_guidance, "delta:2"),
     "calibration": _optional_path,
+    "guider": _parsed(Guider, parse_guider, "apg:eta=0.5"),
+    "enhance": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
     "negative_prompt": _texts,
     "image": _source,
     "video": _source,

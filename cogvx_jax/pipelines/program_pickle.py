@@ -14,6 +14,7 @@ from jax.experimental import serialize_executable
 
 # All that pickles of jax 0.10 and 0.12 name, of programs on one device, on meshes and for TPUs that are not here.
 TREES = {
+    ("cogvx_jax.diffusion.guiders", "Numbers"),
     ("cogvx_jax.diffusion.update", "SamplerState"),
     ("cogvx_jax.models.kept", "Kept"),
     ("cogvx_jax.pipelines.noise", "SeededNoise"),

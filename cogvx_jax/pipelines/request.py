@@ -12,6 +12,7 @@ from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.video import read_image, read_video
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
+from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
@@ -20,7 +21,7 @@ Task = Literal["t2v", "i2v", "v2v"]
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
-LATER = ("reuse", "way", "calibration")  # fields that older digests do not know
+LATER = ("reuse", "way", "calibration", "guider", "enhance")  # fields that older digests do not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Settings:
     reuse: Reuse | None = None  # of sampling steps
     way: Way | None = None  # of guidance, where not all steps are guided in full
     calibration: Any = None  # a path; None: that of the model's folder
+    guider: Guider | None = None  # None: guidance as usual
+    enhance: float | None = None  # weight of Enhance-A-Video
 
     @property
     def guided(self) -> bool:
@@ -79,6 +82,8 @@ class Request(Settings):
             reuse=self.reuse,
             guidance=self.way,
             calibration=self.calibration,
+            guider=self.guider,
+            enhance=self.enhance,
         )
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         if (self.task == "i2v") != (spec.kind == "i2v") or vars(check_sampling(spec, asked, self.task)) != own:
@@ -123,7 +128,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         video = video[: settings.frames]
     if task == "v2v" and int(settings.steps * asked.strength) < 1:
         raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
-    _check_shortcuts(settings, kept_steps(settings, asked.strength))
+    _check_shortcuts(settings, evaluations(spec, settings, asked.strength))
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -185,9 +190,12 @@ def check_sampling(
         reuse=asked.reuse,
         way=asked.guidance,
         calibration=asked.calibration,
+        guider=asked.guider,
+        enhance=asked.enhance,
     )
+    _check_guider(spec, settings)
     if task != "v2v":  # of which a part of the steps is taken
-        _check_shortcuts(settings, steps)
+        _check_shortcuts(settings, evaluations(spec, settings))
     return settings
 
 
@@ -196,8 +204,38 @@ def kept_steps(settings: Settings, strength: float) -> int:
     return min(int(settings.steps * strength), settings.steps) if settings.task == "v2v" else settings.steps
 
 
-def _check_shortcuts(settings: Settings, steps: int) -> None:
-    """Raises: ValueError for reuse or a way of guidance that so many steps, or no guidance, cannot have."""
+def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
+    """Evaluations of the model that the steps which are taken need; both branches of guidance are one."""
+    start = settings.steps - kept_steps(settings, strength)
+    return samplers.SAMPLERS[settings.sampler].evaluations(spec.schedule, settings.steps, start)
+
+
+def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
+    """The same counted a branch, with what a guider evaluates beside both."""
+    count = evaluations(spec, settings, strength)
+    third = 0 if settings.guider is None else int(settings.guider.active(count).sum())
+    return count * (1 + settings.guided) + third
+
+
+def _check_guider(spec: ModelSpec, settings: Settings) -> None:
+    """Raises: ValueError for a guider or an enhancement that the model or the other options cannot have."""
+    guider, asked = settings.guider, []
+    if guider is not None:
+        if not settings.guided:
+            raise ValueError(f"guider {guider.kind} needs a guidance scale above 1, got {settings.guidance:g}")
+        guider.check_layers(spec.transformer.layers)
+        asked += [f"guider {guider.kind}"] if guider.third else []
+    asked += [] if settings.enhance is None else ["enhance"]
+    other = settings.reuse or settings.way
+    if asked and other is not None:
+        words = "reuse" if settings.reuse else "guidance"
+        raise ValueError(
+            f"{asked[0]} changes blocks in every evaluation, and {words} {other} leaves some out; give one"
+        )
+
+
+def _check_shortcuts(settings: Settings, count: int) -> None:
+    """Raises: ValueError for reuse or a way of guidance that so many evaluations, or no guidance, cannot have."""
     reuse, way = settings.reuse, settings.way
     if reuse is not None and way is not None:
         raise ValueError(f"give either reuse {reuse} or guidance {way}: what one keeps, the other does not compute")
@@ -205,7 +243,7 @@ def _check_shortcuts(settings: Settings, steps: int) -> None:
         raise ValueError(f"guidance {way} needs a guidance scale above 1, got {settings.guidance:g}")
     for one in (reuse, way):
         if one is not None:
-            one.check_steps(steps)
+            one.check_steps(count)
 
 
 def check_videos(count: int) -> None:

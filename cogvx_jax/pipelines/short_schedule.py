@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.diffusion.guidance_ways import WAYS, Way, guided_steps
-from cogvx_jax.diffusion.reuse import METHODS, Facts, Reuse, Schedule, schedule
+from cogvx_jax.diffusion.reuse import METHODS, Facts, Schedule, schedule
 from cogvx_jax.diffusion.samplers import SAMPLERS, Sampler
 from cogvx_jax.models.transformer import Transformer, time_embeddings
 from cogvx_jax.pipelines.calibration import find_calibration
 from cogvx_jax.pipelines.memory_modes import MemoryMode
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.pipelines.request import Request, Settings
+from cogvx_jax.pipelines.request import Request, Settings, evaluations
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.sharding import everywhere, format_mesh
 
@@ -34,7 +34,7 @@ def check_short(model: Model, request: Request) -> None:
         wanted = wanted_of(request)
         model.programs.check_mode("" if wanted is None else wanted.mode, asked_of(request))
     check_asked(request, model.spec.name, model.folder, model.mesh, exact=model.exact)
-    check_reuse_in(model.memory, request.reuse)
+    check_in_mode(model.memory, request)
 
 
 def check_asked(
@@ -45,6 +45,10 @@ def check_asked(
     Args:
       model: the name of its spec; `folder` is where it lies.
     """
+    if exact and request.enhance is not None:
+        raise ValueError(
+            "exact results are of each branch alone, and enhance is a mean over both; leave one of them out"
+        )
     if wanted_of(request) is None:
         return
     if exact:
@@ -54,8 +58,14 @@ def check_asked(
         find_calibration(request.reuse, model, folder, request.calibration)
 
 
-def check_reuse_in(mode: MemoryMode, reuse: Reuse | None) -> None:
+def check_in_mode(mode: MemoryMode, settings: Settings) -> None:
     """Raises ValueError where a method looks into the blocks, and a memory mode runs them in parts."""
+    reuse = settings.reuse
+    if settings.enhance is not None and mode.compute.get("rows_apart"):
+        raise ValueError(
+            f"enhance is a mean over both branches of guidance, which memory mode {mode.name} computes one after the "
+            "other; use memory mode turns"
+        )
     if reuse is not None and reuse.kind != "added" and mode.compute:
         raise ValueError(
             f"reuse {reuse} looks into the blocks, which memory mode {mode.name} runs in parts; use another method, "
@@ -93,14 +103,14 @@ def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
 def computed_count(settings: Settings, spec: ModelSpec) -> int | None:
     """Of a full run, the steps that are computed; None where that depends on weights or on what is measured."""
     if wanted_of(settings) is None:
-        return settings.steps
+        return evaluations(spec, settings)
     timesteps = SAMPLERS[settings.sampler](spec.schedule, settings.steps).timesteps
     if settings.way is not None:
         return int(guided_steps(settings.way, timesteps, spec.schedule.steps).computed.sum())
     reuse = settings.reuse
     if reuse is None or METHODS[reuse.method].measures:
         return None
-    return int(schedule(reuse, Facts(timesteps=timesteps, steps=settings.steps, model=spec.name)).computed.sum())
+    return int(schedule(reuse, Facts(timesteps=timesteps, steps=len(timesteps), model=spec.name)).computed.sum())
 
 
 def every_step(count: int) -> Schedule:
@@ -119,7 +129,7 @@ def short_schedule(model: Model, request: Request, sampler: Sampler) -> Schedule
     elif request.reuse is not None:
         facts = Facts(
             timesteps=sampler.timesteps,
-            steps=request.steps,
+            steps=SAMPLERS[request.sampler].evaluations(model.spec.schedule, request.steps, 0),
             model=model.spec.name,
             calibration=find_calibration(request.reuse, model.spec.name, model.folder, request.calibration),
             embeddings=functools.partial(embeddings, model),

@@ -15,7 +15,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax import axes, sharding
 from cogvx_jax.configs import TransformerConfig
-from cogvx_jax.diffusion import guidance
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models import kept as keeping
@@ -23,12 +22,12 @@ from cogvx_jax.models.flops import sequence_tokens
 from cogvx_jax.models.kept import Around, Kept
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.pipelines.step_programs import drawn_inside
+from cogvx_jax.pipelines.step_programs import at, combined, drawn_inside
 from cogvx_jax.sharding import activate, everywhere
 
 # (params, state, kept, text, condition, t, row, weight, noise, control) -> (state, kept)
 Step = Callable[..., tuple[SamplerState, Kept]]
-Maker = Callable[[Transformer, bool, Mesh | None], Step]  # of (transformer, guided, mesh)
+Maker = Callable[[Transformer, bool, Mesh | None, str], Step]  # of (transformer, guided, mesh, guider)
 
 
 class Kind(NamedTuple):
@@ -65,13 +64,13 @@ class Wanted(NamedTuple):
 class Steps:
     """Makes the steps of one run: called with a step's number and the arguments of `step_programs.step_program`."""
 
-    def __init__(self, model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool):
+    def __init__(self, model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool, guider: str):
         wanted, place = Wanted(schedule.kind, schedule.order), _place(model, schedule, videos, guided)
         inputs = model.transformer, guided, model.mesh
         self._schedule, self.kept = schedule, zeros(place)
         names = wanted.names()
-        self._computed = model.compiled(names[0], computed_program(wanted, *inputs, where(place)))
-        self._skipped = model.compiled(names[1], skipped_program(wanted, *inputs)) if names[1:] else None
+        self._computed = model.compiled(names[0], computed_program(wanted, *inputs, where(place), guider))
+        self._skipped = model.compiled(names[1], skipped_program(wanted, *inputs, guider)) if names[1:] else None
 
     def __call__(self, i: int, params: Any, state: SamplerState, *inputs: Any) -> SamplerState:
         control = self._schedule.control[i]
@@ -86,18 +85,22 @@ class Steps:
         return int(self.kept.computed)
 
 
-def in_one(model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool) -> tuple[Any, tuple[Any, ...]]:
+def in_one(
+    model: Model, schedule: Schedule, videos: tuple[int, ...], *, guided: bool, guider: str
+) -> tuple[Any, tuple[Any, ...]]:
     """All steps as one program, (params, state, kept, ...), and its arguments beside those of `loop_program`."""
     wanted, place = Wanted(schedule.kind, schedule.order), _place(model, schedule, videos, guided)
-    program = all_steps_program(wanted, model.transformer, guided, model.mesh, where(place))
+    program = all_steps_program(wanted, model.transformer, guided, model.mesh, where(place), guider)
     loop = model.compiled(wanted.names(one_program=True)[0], program)
     return loop, (zeros(place), schedule.computed, schedule.control)
 
 
 @functools.lru_cache
-def computed_program(wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None, kept: Kept):
+def computed_program(
+    wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None, kept: Kept, guider: str = "cfg"
+):
     """One step that keeps, jitted; what it takes of state and kept is donated. `kept` says where it lies."""
-    one = KINDS[wanted.kind].computed(transformer, guided, mesh)
+    one = KINDS[wanted.kind].computed(transformer, guided, mesh, guider)
 
     def computed(params, state, kept, text, condition, t, row, weight, noise, control):
         return one(params, state, kept, text, condition, t, row, weight, noise, control)
@@ -107,11 +110,11 @@ def computed_program(wanted: Wanted, transformer: Transformer, guided: bool, mes
 
 
 @functools.lru_cache
-def skipped_program(wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None):
+def skipped_program(wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None, guider: str = "cfg"):
     """One step that uses what was kept, and leaves it: -> state, which is donated."""
     make = KINDS[wanted.kind].skipped
     assert make is not None, f"{wanted.kind} has no such program"
-    one = make(transformer, guided, mesh)
+    one = make(transformer, guided, mesh, guider)
 
     def skipped(params, state, kept, text, condition, t, row, weight, noise, control):
         return one(params, state, kept, text, condition, t, row, weight, noise, control)[0]
@@ -120,16 +123,18 @@ def skipped_program(wanted: Wanted, transformer: Transformer, guided: bool, mesh
 
 
 @functools.lru_cache
-def all_steps_program(wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None, kept: Kept):
+def all_steps_program(
+    wanted: Wanted, transformer: Transformer, guided: bool, mesh: Mesh | None, kept: Kept, guider: str = "cfg"
+):
     """All steps, jitted: as `loop_program`, with what is kept, which steps are computed (N,) and `control` (N, n)."""
-    kind, inputs = KINDS[wanted.kind], (transformer, guided, mesh)
+    kind, inputs = KINDS[wanted.kind], (transformer, guided, mesh, guider)
     full, less = kind.computed(*inputs), None if kind.skipped is None else kind.skipped(*inputs)
 
     def all_steps(params, state, kept_parts, text, condition, timesteps, rows, weights, noise, computed, control):
         def body(i, carry):
             state, now = carry
             drawn = drawn_inside(noise, i, state, mesh)
-            rest = text, condition, timesteps[i], rows[i], weights[i], drawn, control[i]
+            rest = text, condition, timesteps[i], rows[i], at(weights, i), drawn, control[i]
             if less is None:
                 made = full(params, state, now, *rest)
             else:
@@ -195,7 +200,7 @@ def _place(model: Model, schedule: Schedule, videos: tuple[int, ...], guided: bo
 def _around(make: Callable[[Kept, jax.Array], Around], *, keeps: bool) -> Maker:
     """The maker of a step whose blocks are in the hands of a function of `models.kept`."""
 
-    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None) -> Step:
+    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None, guider: str) -> Step:
         def one(params, state, kept, text, condition, t, row, weight, noise, control):
             x = _input(state, condition, 1 + guided)
             t = jnp.full((x.shape[0],), t)
@@ -203,7 +208,7 @@ def _around(make: Callable[[Kept, jax.Array], Around], *, keeps: bool) -> Maker:
                 v, now = transformer.apply({"params": params}, x, text, t, make(kept, control), method="around_blocks")
             v = v.astype(jnp.float32)
             if guided:
-                v = guidance.guide(*jnp.split(v, 2), weight)
+                v, state = combined(guider, v, weight, state)
             return update(state, v, row, noise), now if keeps else kept
 
         return one
@@ -214,26 +219,28 @@ def _around(make: Callable[[Kept, jax.Array], Around], *, keeps: bool) -> Maker:
 def _both_branches(keep: Callable[[jax.Array, jax.Array, Kept], Kept]) -> Maker:
     """The maker of a step that is guided in full; `keep` (unconditional, conditional, kept)."""
 
-    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None) -> Step:
+    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None, guider: str) -> Step:
         def one(params, state, kept, text, condition, t, row, weight, noise, control):
             v = _predict(transformer, mesh, params, _input(state, condition, 2), text, t)
-            unconditional, conditional = jnp.split(v, 2)
-            kept = keep(unconditional, conditional, kept)
-            return update(state, guidance.guide(unconditional, conditional, weight), row, noise), kept
+            kept = keep(*jnp.split(v, 2), kept)
+            v, state = combined(guider, v, weight, state)
+            return update(state, v, row, noise), kept
 
         return one
 
     return maker
 
 
-def _one_branch(guide: Callable[[jax.Array, Kept, jax.Array], jax.Array]) -> Maker:
-    """The maker of a step of the prompt's branch alone; `guide` (conditional, kept, weight) -> prediction."""
+def _one_branch(stands_for: Callable[[jax.Array, Kept], jax.Array] | None) -> Maker:
+    """The maker of a step of the prompt's branch alone; `stands_for` (conditional, kept) -> unconditional, or none."""
 
-    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None) -> Step:
+    def maker(transformer: Transformer, guided: bool, mesh: Mesh | None, guider: str) -> Step:
         def one(params, state, kept, text, condition, t, row, weight, noise, control):
             text = jnp.split(text, 2)[1]
             v = _predict(transformer, mesh, params, _input(state, condition, 1), text, t)
-            return update(state, guide(v, kept, weight), row, noise), kept
+            if stands_for is not None:
+                v, state = combined(guider, jnp.concatenate([stands_for(v, kept), v]), weight, state)
+            return update(state, v, row, noise), kept
 
         return one
 
@@ -259,12 +266,8 @@ def _keep_count(unconditional: jax.Array, conditional: jax.Array, kept: Kept) ->
     return Kept(kept.parts, kept.computed + 1)
 
 
-def _guide_by_difference(conditional: jax.Array, kept: Kept, weight: jax.Array) -> jax.Array:
-    return guidance.guide(conditional + kept.parts, conditional, weight)
-
-
-def _not_guided(conditional: jax.Array, kept: Kept, weight: jax.Array) -> jax.Array:
-    return conditional
+def _by_difference(conditional: jax.Array, kept: Kept) -> jax.Array:
+    return conditional + kept.parts
 
 
 def _of_tokens(wanted: Wanted, cfg: TransformerConfig, dtype: str, videos, guided: bool, mesh: Mesh | None):
@@ -296,12 +299,12 @@ KINDS: Mapping[str, Kind] = {
     ),
     "delta": Kind(
         computed=_both_branches(_keep_difference),
-        skipped=_one_branch(_guide_by_difference),
+        skipped=_one_branch(_by_difference),
         kept=_of_latents,
     ),
     "interval": Kind(
         computed=_both_branches(_keep_count),
-        skipped=_one_branch(_not_guided),
+        skipped=_one_branch(None),
         kept=lambda *_: None,
     ),
 }

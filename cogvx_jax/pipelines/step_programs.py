@@ -1,22 +1,30 @@
 """The compiled programs of sampling: one step, or all of them in one."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogvx_jax.diffusion import guidance
+from cogvx_jax.diffusion.combining import combine
+from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
+from cogvx_jax.models.per_block import PerBlock
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.sharding import activate, everywhere
 
 
 @functools.lru_cache
-def step_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False):
-    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated."""
-    one = _update(transformer, guided, mesh, exact)
+def step_program(
+    transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False, guider: str = "cfg"
+):
+    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated.
+
+    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`.
+    """
+    one = _update(transformer, guided, mesh, exact, guider)
 
     def step(params, state, text, condition, t, row, weight, noise):
         return one(params, state, text, condition, t, row, weight, noise)
@@ -25,20 +33,25 @@ def step_program(transformer: Transformer, guided: bool, mesh: Mesh | None = Non
 
 
 @functools.lru_cache
-def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None):
+def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, guider: str = "cfg"):
     """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise."""
-    one = _update(transformer, guided, mesh)
+    one = _update(transformer, guided, mesh, guider=guider)
 
     def loop(params, state, text, condition, timesteps, rows, weights, noise):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            state = one(params, state, text, condition, timesteps[i], rows[i], weights[i], drawn)
+            state = one(params, state, text, condition, timesteps[i], rows[i], at(weights, i), drawn)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
 
         return jax.lax.fori_loop(0, len(timesteps), body, state)
 
     return jax.jit(loop, donate_argnums=1, out_shardings=everywhere(mesh))
+
+
+def at(tree: Any, i: Any) -> Any:
+    """The entries of one step, of arrays that have an axis of steps in front."""
+    return jax.tree.map(lambda x: x[i], tree)
 
 
 def drawn_inside(noise, i: jax.Array, state: SamplerState, mesh: Mesh | None) -> jax.Array | None:
@@ -49,15 +62,23 @@ def drawn_inside(noise, i: jax.Array, state: SamplerState, mesh: Mesh | None) ->
     return drawn if mesh is None else jax.lax.with_sharding_constraint(drawn, everywhere(mesh))
 
 
-def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False):
+def combined(guider: str, prediction: jax.Array, numbers: Any, state: SamplerState, perturbed: Any = None):
+    """One prediction of both branches', (2 B, ...), the unconditional first; and the state with what is carried."""
+    unconditional, conditional = jnp.split(prediction, 2)
+    v, carry = combine(guider, unconditional, conditional, numbers, perturbed=perturbed, carry=state.guider)
+    return v, state._replace(guider=carry)
+
+
+def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False, guider: str = "cfg"):
     """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
 
-    def predict(params, x, text, t):
-        return transformer.apply({"params": params}, x, text, t).astype(jnp.float32)
+    def predict(weights, x, text, t):
+        params, per_block = weights
+        return transformer.apply({"params": params}, x, text, t, per_block=per_block).astype(jnp.float32)
 
-    def predict_on_mesh(params, x, text, t):
+    def predict_on_mesh(weights, x, text, t):
         with activate(mesh):
-            return predict(params, x, text, t)
+            return predict(weights, x, text, t)
 
     velocity = row_by_row(predict, mesh) if exact else predict_on_mesh
 
@@ -65,11 +86,33 @@ def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bo
         x = state.latents
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
+        alone, third = x, _of_third(weight)
         if guided:  # both branches in one batch: [negative, positive]
             x = jnp.concatenate([x, x])
-        prediction = velocity(params, x, text, jnp.full((x.shape[0],), t))
+        prediction = velocity((params, _of_both(weight)), x, text, jnp.full((x.shape[0],), t))
         if guided:
-            prediction = guidance.guide(*jnp.split(prediction, 2), weight)
+            perturbed = None
+            if third is not None:
+                rows = alone.shape[0]
+                inputs = (params, third), alone, text[rows:], jnp.full((rows,), t)
+                active = weight.own["scale"] != 0
+                perturbed = jax.lax.cond(active, lambda: velocity(*inputs), lambda: prediction[rows:])
+            prediction, state = combined(guider, prediction, weight, state, perturbed)
         return update(state, prediction, row, noise)
 
     return one
+
+
+def _of_both(numbers: Any) -> PerBlock | None:
+    """What the blocks do beside their own in the evaluation of the branches."""
+    if not isinstance(numbers, Numbers) or numbers.enhance is None:
+        return None
+    return PerBlock(enhance=numbers.enhance)
+
+
+def _of_third(numbers: Any) -> PerBlock | None:
+    """The same in a third evaluation, of the prompt alone; None where there is none."""
+    if not isinstance(numbers, Numbers) or (numbers.skip is None and numbers.values is None):
+        return None
+    enhance = None if numbers.enhance is None else numbers.enhance[:, 1:]
+    return PerBlock(skip=numbers.skip, values=numbers.values, enhance=enhance)

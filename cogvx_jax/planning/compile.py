@@ -24,8 +24,8 @@ from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mo
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
-from cogvx_jax.pipelines.request import check_sampling, check_videos
-from cogvx_jax.pipelines.short_schedule import asked_of, check_mesh, wanted_of
+from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations
+from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.planning.plan import plan
@@ -65,8 +65,8 @@ def compile_programs(
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
       from_video: also what video to video needs.
       report: gets a line before each compilation.
-      height, width, num_frames, guidance_scale, sampler: as for `generate`.
-      reuse, guidance: as for `generate`; of one kind and order any numbers run the same programs.
+      height, width, num_frames, guidance_scale, sampler, enhance: as for `generate`.
+      reuse, guidance, guider: as for `generate`; of one kind and order any numbers run the same programs.
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
     """
@@ -95,6 +95,7 @@ def compile_programs(
     compute = bounded(where, spec, dataclasses.replace(compute, quantize=None if how is None else how.name))
     made_of = check_sampling(spec, asked_for)
     check_mesh(made_of.way, mesh)
+    check_in_mode(mode, made_of)
     wanted = programs.VideoPrograms(
         spec=spec,
         compute=compute,
@@ -103,7 +104,9 @@ def compile_programs(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
-        steps=made_of.steps if one_program else None,
+        guider=made_of.guider,
+        enhance=made_of.enhance,
+        steps=evaluations(spec, made_of) if one_program else None,
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
         tiling=mode.tiling,
         short=wanted_of(made_of),
@@ -114,7 +117,9 @@ def compile_programs(
         "videos": videos,
         "guided": wanted.guided,
         "sampler": made_of.sampler,
-        "steps in one program": wanted.steps,
+        "guider": None if made_of.guider is None else str(made_of.guider),
+        "enhance": made_of.enhance,
+        "evaluations in one program": wanted.steps,
         "from video": from_video,
         "memory": mode.name,
         "steps": asked_of(made_of),

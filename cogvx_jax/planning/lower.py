@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
-from cogvx_jax.diffusion.samplers import COLUMNS, SAMPLERS
+from cogvx_jax.diffusion.guiders import Guider, kind_of, lay_out
+from cogvx_jax.diffusion.samplers import SAMPLERS, Method, columns
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
@@ -39,7 +40,9 @@ class VideoPrograms:
     padding: int = 0  # latent frames that are dropped before decoding
     guided: bool = True
     sampler: str | None = None  # None: the model's own
-    steps: int | None = None  # in one program; None is one step a program
+    guider: Guider | None = None  # any numbers of its kind run the same programs
+    enhance: float | None = None
+    steps: int | None = None  # evaluations in one program; None is one a program
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
     tiling: bool = False  # the VAE runs in tiles
     short: Wanted | None = None  # steps that are made of what others computed
@@ -67,10 +70,10 @@ class VideoPrograms:
             own = {"step": f"computed-{self.short.mode}", "skipped": f"skipped-{self.short.mode}"}
             yield lower_short(self, own.get(name, name))
         elif name == "step":
-            yield lower_step(spec, compute, mesh, shape, guided=self.guided, sampler=self.sampler)
+            yield lower_step(spec, compute, mesh, shape, **self._asked)
         elif name == "loop":
             assert self.steps is not None
-            yield lower_loop(spec, compute, mesh, shape, self.steps, guided=self.guided, sampler=self.sampler)
+            yield lower_loop(spec, compute, mesh, shape, self.steps, **self._asked)
         elif name == "decode":
             for height, width in self._sizes():
                 part = (*shape[:2], height, width, shape[4])
@@ -79,6 +82,10 @@ class VideoPrograms:
             scale, frames = spec.vae.spatial_compression, 1 if self.source is None else self.source[1]
             for height, width in self._sizes():
                 yield from lower_encode(spec, compute, mesh, (1, frames, height * scale, width * scale, 3))
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return dict(guided=self.guided, sampler=self.sampler, guider=self.guider, enhance=self.enhance)
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Heights and widths in latents that the VAE runs on, the largest first."""
@@ -108,12 +115,15 @@ def lower_step(
     *,
     guided: bool,
     sampler: str | None = None,
+    guider: Guider | None = None,
+    enhance: float | None = None,
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    step, drawn = step_programs.step_program(transformer, guided, mesh), _everywhere(shape, "float32", mesh)
-    arguments = _denoising(spec, compute, mesh, shape, (), guided=guided)
-    return step.lower(*arguments, drawn if _draws(spec, sampler) else None)
+    step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider))
+    method, drawn = _method(spec, sampler), _everywhere(shape, "float32", mesh)
+    arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided, guider=guider, enhance=enhance)
+    return step.lower(*arguments, drawn if method.stochastic else None)
 
 
 def lower_loop(
@@ -125,11 +135,14 @@ def lower_loop(
     *,
     guided: bool,
     sampler: str | None = None,
+    guider: Guider | None = None,
+    enhance: float | None = None,
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
-    loop = step_programs.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
-    arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
-    return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
+    transformer = Transformer(spec.transformer, compute.of("transformer"))
+    loop, method = step_programs.loop_program(transformer, guided, mesh, kind_of(guider)), _method(spec, sampler)
+    arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided, guider=guider, enhance=enhance)
+    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
@@ -140,16 +153,18 @@ def lower_short(video: VideoPrograms, name: str) -> Any:
     asked = short, Transformer(spec.transformer, own), video.guided, mesh
     kept = shortcuts.abstract_kept(short, spec.transformer, own.dtype, shape, guided=video.guided, mesh=mesh)
     each = () if video.steps is None else (video.steps,)
-    params, state, *inputs = _denoising(spec, video.compute, mesh, shape, each, guided=video.guided)
+    method, kind = _method(spec, video.sampler), kind_of(video.guider)
+    guiding: dict[str, Any] = dict(guided=video.guided, guider=video.guider)
+    params, state, *inputs = _denoising(spec, video.compute, mesh, shape, each, method, **guiding)
     control = _everywhere((*each, short.order + 1), "float32", mesh)
-    draws = _draws(spec, video.sampler)
     if video.steps is not None:
-        noise = SeededNoise.abstract() if draws else None
-        loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept))
+        noise = SeededNoise.abstract() if method.stochastic else None
+        loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept), kind)
         return loop.lower(params, state, kept, *inputs, noise, _everywhere(each, "bool", mesh), control)
-    drawn = _everywhere(shape, "float32", mesh) if draws else None
+    drawn = _everywhere(shape, "float32", mesh) if method.stochastic else None
     skips = name.startswith("skipped-")
-    step = shortcuts.skipped_program(*asked) if skips else shortcuts.computed_program(*asked, shortcuts.where(kept))
+    where = shortcuts.where(kept)
+    step = shortcuts.skipped_program(*asked, kind) if skips else shortcuts.computed_program(*asked, where, kind)
     return step.lower(params, state, kept, *inputs, drawn, control)
 
 
@@ -159,8 +174,11 @@ def _denoising(
     mesh: Mesh | None,
     shape: tuple[int, ...],
     steps: tuple[int, ...],
+    method: Method,
     *,
     guided: bool,
+    guider: Guider | None = None,
+    enhance: float | None = None,
 ):
     """Arguments of step and loop, without the noise; `steps` is the leading axis of those that differ a step."""
 
@@ -168,19 +186,21 @@ def _denoising(
         return _everywhere(shape, dtype, mesh)
 
     cfg = spec.transformer
+    numbers = lay_out(guider, np.zeros(max((1, *steps))), layers=cfg.layers, enhance=enhance, branches=1 + guided)
+    carry = array(shape) if guider is not None and guider.carries else None
     return (
         abstract_weights(spec, compute, "transformer", mesh),
-        SamplerState(array(shape), array(shape)),
+        SamplerState(array(shape), (array(shape),) * method.history, carry),
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         array(shape) if spec.kind == "i2v" else None,
         array(steps, "int32"),
-        array((*steps, COLUMNS)),
-        array(steps),
+        array((*steps, columns(method.history))),
+        jax.tree.map(lambda x: array((*steps, *x.shape[1:])), numbers),
     )
 
 
-def _draws(spec: ModelSpec, sampler: str | None) -> bool:
-    return SAMPLERS[sampler or spec.defaults.sampler].stochastic
+def _method(spec: ModelSpec, sampler: str | None) -> Method:
+    return SAMPLERS[sampler or spec.defaults.sampler]
 
 
 def lower_encode(spec: ModelSpec, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> Iterator[Any]:

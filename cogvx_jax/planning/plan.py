@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from cogvx_jax import cache, sharding
 from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.tiling import Tiling
@@ -34,13 +35,16 @@ from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_sp
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
+    Settings,
     check_sampling,
     check_videos,
+    evaluations,
     latent_frames,
     padded_latent_frames,
+    row_evaluations,
     shorter_clips,
 )
-from cogvx_jax.pipelines.short_schedule import asked_of, computed_count, wanted_of
+from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, computed_count, wanted_of
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
 from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
@@ -96,11 +100,15 @@ class Plan:
     frames: int
     videos: int
     steps: int
+    evaluations: int  # of the transformer, both branches of guidance together: more than steps with some samplers
     flops: int  # of the transformer, all steps
+    guider: str = ""  # such as "slg:layers=11,..."
+    enhance: float | None = None
+    thirds: int = 0  # evaluations that the guider needs beside both branches
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
-    computed: int | None = None  # steps that are computed; None where that is known only when they run
+    computed: int | None = None  # evaluations that are computed; None where that is known only when they run
 
     @property
     def chosen(self) -> Trial | None:
@@ -159,12 +167,13 @@ def plan(
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
       report: gets a line before each compilation, which may take minutes.
-      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance: as for `generate`.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance: as for
+        `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
-    modes = MODES if memory in (None, AUTO) else (find_mode(memory),)
     spec = load_spec(source)
     made_of = check_sampling(spec, Sampling.of(sampling, options))
+    modes = _modes(memory, made_of)
     check_videos(videos)
     target = _target(topology, mesh, device_gb)
     wanted = _Question(
@@ -175,8 +184,11 @@ def plan(
         padding=made_of.padding,
         guided=made_of.guided,
         sampler=made_of.sampler,
+        guider=made_of.guider,
+        enhance=made_of.enhance,
         short=wanted_of(made_of),
     )
+    count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
         "model": spec.name,
         "topology": target.name,
@@ -188,7 +200,11 @@ def plan(
         "frames": made_of.frames,
         "videos": videos,
         "steps": made_of.steps,
-        "flops": made_of.steps * _flops(wanted),
+        "evaluations": count,
+        "flops": rows * _flops(wanted),
+        "guider": "" if made_of.guider is None else str(made_of.guider),
+        "enhance": made_of.enhance,
+        "thirds": rows - count * (1 + made_of.guided),
     }
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
@@ -213,6 +229,19 @@ def plan(
         write_whole(kept, made.json().encode())
         cache.trim(kept.parent, cache.MAX_PLANS)
     return made
+
+
+def _modes(memory: str | MemoryMode | None, settings: Settings) -> tuple[MemoryMode, ...]:
+    """The mode that is named, or all that can make such a video. Raises: ValueError where the named one cannot."""
+    if memory not in (None, AUTO):
+        check_in_mode(find_mode(memory), settings)
+        return (find_mode(memory),)
+    found = []
+    for mode in MODES:
+        with contextlib.suppress(ValueError):
+            check_in_mode(mode, settings)
+            found.append(mode)
+    return tuple(found)
 
 
 def auto_mesh(source: str, **asked: Any) -> Mesh | None:
@@ -321,6 +350,8 @@ class _Question:
     padding: int
     guided: bool
     sampler: str
+    guider: Guider | None = None
+    enhance: float | None = None
     short: Wanted | None = None
     mode: MemoryMode = RESIDENT
 
@@ -350,9 +381,9 @@ def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
 
 
 def _flops(wanted: _Question) -> int:
-    """Of one step, over all devices."""
+    """Of one evaluation of one branch, over all videos and devices."""
     cfg, shape = wanted.spec.transformer, wanted.shape
-    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0] * (1 + wanted.guided))
+    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0])
 
 
 class _Costs:
@@ -454,6 +485,8 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         padding=wanted.padding,
         guided=wanted.guided,
         sampler=wanted.sampler,
+        guider=wanted.guider,
+        enhance=wanted.enhance,
         short=wanted.short,
     )
     return video.lower(name)

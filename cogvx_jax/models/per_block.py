@@ -1,0 +1,45 @@
+"""What the blocks of one evaluation do beside their own: one extension point of the scanned blocks, see `Transformer`.
+
+Every field has a leading axis that counts layers, which the scan takes apart; the block gets its entry. A field that is
+None leaves nothing in the compiled program. What else works on single blocks becomes a field: states that are added to
+the video tokens after each block, say, would be (layers, B, N, D).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class PerBlock(NamedTuple):
+    """Of all layers, or inside a block its own entry."""
+
+    skip: Any = None  # (layers,) float32: 1 leaves the block out, for text and video
+    values: Any = None  # (layers,) float32: 1 has attention give each token its own value
+    enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
+
+
+def enhancement(q: jax.Array, k: jax.Array, weight: jax.Array, frames: int) -> jax.Array:
+    """The factor of a block's video attention by Enhance-A-Video, (B,) float32, at least 1.
+
+    It is m (T + weight), where m is the mean attention that a position's frame pays to its other frames: over all
+    positions, heads and pairs of frames, and over the branches of a video's guidance. With one frame it is 1.
+
+    Args:
+      q, k: (B, A, N, K) of the video tokens, after norm and rotation; branch after branch on the first axis.
+      weight: (branches,) float32.
+      frames: T, temporal tokens.
+    Source: Luo et al. 2025, arXiv:2502.07508, whose mean is over all rows of a batch; for one video it is the same.
+    """
+    rows, heads, tokens, width = q.shape
+    branches = weight.shape[0]
+    if frames == 1:
+        return jnp.ones(rows, jnp.float32)
+    q, k = (x.reshape(rows, heads, frames, tokens // frames, width) for x in (q, k))
+    scores = jnp.einsum("batpk,baspk->bapts", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    attention = jax.nn.softmax(scores, axis=-1)
+    own = jnp.trace(attention, axis1=-2, axis2=-1).mean(axis=(1, 2)) / frames  # (B,), of a frame to itself
+    others = (1 - own) / (frames - 1)  # rows of attention sum to 1
+    mean = others.reshape(branches, -1).mean(axis=0)
+    factor = mean[None] * (frames + weight[:, None])
+    return jnp.maximum(factor, 1).reshape(rows)
