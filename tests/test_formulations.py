@@ -47,13 +47,23 @@ def value_and_gradients(function):
 # --- convolutions ---
 
 
-@pytest.mark.parametrize("shape, features", [((1, 5, 7, 6, 3), 4), ((2, 3, 1, 4, 8), 2)])
-def test_causal_conv(shape, features):
-    x, kernel = normal(0, *shape), normal(1, 3, 3, 3, shape[-1], features) / 8
-    run = value_and_gradients(causal_conv)
-    plain, other = (under(Formulations(causal_conv=c), run, x, kernel) for c in ("conv3d", "conv2d"))
-    assert plain[0].shape == (shape[0], shape[1] - 2, *shape[2:4], features)
-    assert_close(other, plain, atol=3e-5)
+@pytest.mark.parametrize(
+    "shape, features, edges",
+    [((1, 3, 7, 6, 3), 4, False), ((2, 1, 1, 4, 8), 2, False), ((2, 4, 3, 4, 2), 2, False), ((1, 2, 5, 3, 2), 2, True)],
+)
+def test_causal_conv(shape, features, edges):
+    before, x, kernel = normal(0, shape[0], 2, *shape[2:]), normal(1, *shape), normal(2, 3, 3, 3, shape[-1], features)
+
+    def joined(*inputs):
+        y, last = causal_conv(*inputs, edges=edges)
+        return jnp.concatenate([jnp.ravel(y), jnp.ravel(last)])
+
+    run = value_and_gradients(joined)
+    choices = ("conv3d", "conv2d", "by_frame")
+    plain, *others = (under(Formulations(causal_conv=c), run, before, x, kernel / 8) for c in choices)
+    assert plain[0].size == shape[0] * (shape[1] * (shape[2] - 2 * edges) * shape[3] * features + 2 * x[0, 0].size)
+    for other in others:
+        assert_close(other, plain, atol=3e-5)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +188,11 @@ def test_rope_as_a_product_is_exact(dtype):
 
 
 def test_by_size(monkeypatch):
-    x, kernel = normal(0, 1, 3, 4, 6, 4), normal(2, 3, 3, 3, 4, 2)
+    before, x, kernel = normal(0, 1, 2, 4, 6, 4), normal(1, 1, 1, 4, 6, 4), normal(2, 3, 3, 3, 4, 2)
 
     def program(choice):
         with using(Formulations(causal_conv=choice)):
-            return str(jax.make_jaxpr(lambda: causal_conv(x, kernel))())
+            return str(jax.make_jaxpr(lambda: causal_conv(before, x, kernel))())
 
     assert program("conv3d") != program("conv2d")
     monkeypatch.setattr("cogvx_jax.nn.conv.TPU_CONV3D_PIXELS", 24)
@@ -197,7 +207,7 @@ def test_every_choice_is_tested_here():
     del choices["token_multiple"]  # no formulation, but how much padding a mesh adds: test_mesh.py
     del choices["attention"]  # a table that test_flash.py goes through
     assert choices == {
-        "causal_conv": {"conv3d", "conv2d", "by_size"},
+        "causal_conv": {"conv3d", "conv2d", "by_size", "by_frame"},
         "upsample_conv": {"repeat", "phase", "dilated"},
         "spatial_norm": {"full", "latent"},
         "rope": {"pairs", "product"},

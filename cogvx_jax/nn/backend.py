@@ -20,7 +20,7 @@ class Formulations:
     """One choice per operation; `nn.attention`, `nn.conv` and `nn.remat` explain the names."""
 
     attention: str = "chunked"  # of `nn.attention.BACKENDS`
-    causal_conv: Literal["conv3d", "conv2d", "by_size"] = "conv3d"
+    causal_conv: Literal["conv3d", "conv2d", "by_size", "by_frame"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
@@ -31,7 +31,7 @@ class Formulations:
 PLAIN = Formulations(attention="plain")  # the definitions, for reference
 BY_PLATFORM = {
     "cpu": Formulations(
-        attention="by_head", causal_conv="conv2d", upsample_conv="phase", spatial_norm="latent", remat="products"
+        attention="by_head", causal_conv="by_frame", upsample_conv="phase", spatial_norm="latent", remat="products"
     ),
     "tpu": Formulations(
         attention="pallas",

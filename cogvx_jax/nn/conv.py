@@ -4,6 +4,7 @@ Shapes: B batch, F frames, H W pixels, C channels. Kernels are (t, h, w, in, out
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,8 @@ class CausalConv(nn.Module):
         )
         x = x.astype(self.dtype)
         before = jnp.repeat(x[:, :1], 2, axis=1) if cache is None else cache.astype(self.dtype)
-        x = jnp.concatenate([before, x], axis=1)
-        y = _plus_bias(self, causal_conv(x, kernel.astype(self.dtype), edges=self.edges))
-        return constrain(y, "batch", "frames", "height", "width", None), x[:, -2:]
+        y, last = causal_conv(before, x, kernel.astype(self.dtype), edges=self.edges)
+        return constrain(_plus_bias(self, y), "batch", "frames", "height", "width", None), last
 
 
 class FrameConv(nn.Module):
@@ -92,22 +92,76 @@ class Pointwise(nn.Module):
         return _plus_bias(self, x.astype(self.dtype) @ kernel.astype(self.dtype))
 
 
-def causal_conv(x: jax.Array, kernel: jax.Array, *, edges: bool = False) -> jax.Array:
-    """(B, F + 2, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), zeros around each frame.
+def causal_conv(
+    before: jax.Array, x: jax.Array, kernel: jax.Array, *, edges: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """(B, 2, H, W, Ci), (B, F, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), and the last two frames seen.
 
-    With `edges` none above and below: (B, F, H - 2, W, C).
+    Zeros lie around each frame; with `edges` none above and below: (B, F, H - 2, W, C).
     """
     rows = (0, 0) if edges else (1, 1)
     choice = formulations().causal_conv
+    if choice == "by_frame":
+        return _by_frame(before, x, kernel, rows)
     if choice == "by_size":
         choice = "conv3d" if x.shape[2] * x.shape[3] <= TPU_CONV3D_PIXELS else "conv2d"
-    if choice == "conv3d":
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1, 1), ((0, 0), rows, (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-        )
+    x = jnp.concatenate([before, x], axis=1)
+    return (_conv3d if choice == "conv3d" else _by_tap)(x, kernel, rows), x[:, -2:]
+
+
+def _conv3d(x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> jax.Array:
+    """(B, F + 2, H, W, Ci) -> (B, F, H, W, C), with `rows` of zeros above and below each frame."""
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1, 1), ((0, 0), rows, (1, 1)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _by_tap(x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> jax.Array:
+    """As `_conv3d`: a 2-D convolution of all frames for each of the three taps in time."""
     frames = x.shape[1] - 2
     taps = (per_frame(x[:, t : t + frames], kernel[t], padding=(1, 1), rows=rows) for t in range(3))
     return functools.reduce(jnp.add, taps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _by_frame(
+    before: jax.Array, x: jax.Array, kernel: jax.Array, rows: tuple[int, int]
+) -> tuple[jax.Array, jax.Array]:
+    """`causal_conv`, a frame of the result at a time: the frames that it is made of stay in a CPU's cache.
+
+    A result of the shape of `x` takes its place, frame by frame: else XLA holds room for the results of many layers
+    from the beginning. Gradients are those of `_by_tap`: a loop would keep every frame of `x` three times for them.
+    """
+    size = x.shape[2] + sum(rows) - 2, x.shape[3], kernel.shape[-1]
+    shape = (*x.shape[:2], *size)
+
+    def step(f: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, y, first, second = state
+        third = lax.dynamic_slice_in_dim(x, f, 1, axis=1)
+        frame = _by_tap(jnp.concatenate([first, second, third], axis=1), kernel, rows)
+        if y is None:
+            return lax.dynamic_update_slice_in_dim(x, frame, f, axis=1), y, second, third
+        return x, lax.dynamic_update_slice_in_dim(y, frame, f, axis=1), second, third
+
+    y = None if shape == x.shape else lax.empty(shape, x.dtype)
+    x, y, *last = lax.fori_loop(0, x.shape[1], step, (x, y, before[:, :1], before[:, 1:]))
+    return x if y is None else y, jnp.concatenate(last, axis=1)
+
+
+def _by_frame_forward(before, x, kernel, rows):
+    return _by_frame(before, x, kernel, rows), (before, x, kernel)
+
+
+def _by_frame_backward(rows, kept, gradients):
+    def by_tap(before, x, kernel):
+        x = jnp.concatenate([before, x], axis=1)
+        return _by_tap(x, kernel, rows), x[:, -2:]
+
+    _, pull = jax.vjp(by_tap, *kept)
+    return pull(gradients)
+
+
+_by_frame.defvjp(_by_frame_forward, _by_frame_backward)
 
 
 def per_frame(
