@@ -15,7 +15,7 @@ from cogvx_jax.convert.sources import Place, Source, find_layout, is_file, open_
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.given import NOTHING, Given
-from cogvx_jax.storage import open_files, parent_and_name
+from cogvx_jax.storage import check_place, open_files, parent_and_name
 
 Facts = dict[str, str | list[str]]
 KINDS: Mapping[Kind, str] = {
@@ -35,11 +35,10 @@ def inspect(place: Place, given: Given = NOTHING) -> Facts:
       given: as for a model, where the files do not tell it.
     Raises: FileNotFoundError; ValueError, one sentence, for what is damaged or of no known kind.
     """
+    check_place(place)
     parent, name = parent_and_name(place)
     if open_files(place).is_folder():
         return _folder(place, given)
-    if not open_files(parent).exists(name):
-        raise FileNotFoundError(f"there is no file or folder {place}")
     tensors = open_tensors(place)
     facts: Facts = {"file": str(place), "format": find_reader(open_files(parent), name).name}
     facts |= _numbers(tensors)

@@ -12,9 +12,9 @@ from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
 from cogvx_jax.convert.sat_folder import find_states, has_states
-from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating
 from cogvx_jax.json_files import parse_json, quoted, read_json
-from cogvx_jax.storage import LocalFiles, kind_of
+from cogvx_jax.storage import LocalFiles, check_place, kind_of
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps PEFT's settings, as JSON
 PEFT_FILE = "adapter_model.safetensors"
@@ -156,6 +156,8 @@ class LoRAFile:
             return None
         if isinstance(entry := self.tensors[key], Unreadable):
             raise ValueError(f"{key} cannot be read: {entry.problem}")
+        if not is_floating(entry.dtype):
+            raise ValueError(f"{key} is {entry.dtype}, not floating-point")
         return tuple(entry.shape)
 
     def _tensor_alpha(self, module: str) -> float | None:
@@ -199,6 +201,12 @@ def open_lora(source: str | Path, alpha: float | None = None) -> LoRAFile:
 
 def find_file(source: Path) -> Path:
     """The LoRA's file that a path stands for. Raises: FileNotFoundError."""
+    kind = kind_of(source)
+    if kind == "nothing":
+        raise FileNotFoundError(f"there is no LoRA {str(source)!r}")
+    if kind not in ("a file", "a folder"):
+        raise FileNotFoundError(f"{str(source)!r} is {kind}, not a LoRA")
+    check_place(source)
     if source.is_dir():
         if has_states(source):
             return Path(find_states(source))
@@ -206,11 +214,6 @@ def find_file(source: Path) -> Path:
         if not found:
             raise FileNotFoundError(f"{source} holds no LoRA: no {' and no '.join(FILES[:2])}")
         return found[0]
-    if not source.is_file():
-        kind = kind_of(source)
-        raise FileNotFoundError(
-            f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
-        )
     return source
 
 

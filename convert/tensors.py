@@ -10,9 +10,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from cogvx_jax.storage import Files, Span
+
+# Beside those of numpy.
+FLOATS = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether weights may be of it: floating-point, not integers, truth values or complex numbers."""
+    return dtype.kind == "f" or dtype in FLOATS
 
 
 class Entry(Protocol):
@@ -167,6 +176,19 @@ class Unreadable:
 
     def rows(self, start: int, stop: int) -> "Unreadable":
         return self
+
+
+class Renamed(dict[str, Entry]):
+    """Entries under new names. Where two tensors would get the same name, it is `Unreadable`, which names both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._theirs: dict[str, str] = {}
+
+    def add(self, name: str, entry: Entry, theirs: str) -> None:
+        """Adds an entry that its file calls `theirs`."""
+        first = self._theirs.setdefault(name, theirs)
+        self[name] = entry if first == theirs else Unreadable(f"it is stored twice, as {first} and as {theirs}")
 
 
 class Tensors(collections.abc.Mapping[str, Entry]):

@@ -38,7 +38,7 @@ from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Component, Turns
 from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, weight_bytes
 from cogvx_jax.quantization import Quantization, find_quantization
-from cogvx_jax.storage import kind_of
+from cogvx_jax.storage import check_place, kind_of
 
 FILE_ENDINGS = (*SUFFIXES, ".json")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
@@ -367,6 +367,8 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
         return name.rstrip("/")
     kind = kind_of(Path(name))
     is_preset = kind != "a folder" and name in presets.PRESETS
+    if kind in ("a file", "a folder") and not is_preset:
+        check_place(name)
     if kind != "nothing" and not is_preset and find_layout(Path(name)) is not None:
         return Path(name)
     if kind == "a folder":
