@@ -11,7 +11,14 @@ from pathlib import Path
 
 from cogvx_jax.configs import DTYPES, ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, is_configuration, parse_documents
+from cogvx_jax.convert.config import (
+    DOCUMENTS,
+    GENERATION,
+    check_class,
+    documents_of,
+    is_configuration,
+    parse_documents,
+)
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.taehv import is_taehv, with_taehv
@@ -163,6 +170,7 @@ class LooseParts:
         folder = place if open_files(place).is_folder() else parent
         for where, file in ((parent, f"{Path(name).stem}.json"), (folder, "config.json")):
             found = self._read((where,), file)
+            check_class(found, below(where, file))
             if is_configuration(found, document):
                 return found
         return {}

@@ -272,7 +272,14 @@ def test_a_configuration_beside_a_file_is_read(saved, bare):
     given = Given(vae=str(bare / "vae" / "3d-vae.pt"), groups=2, scaling_factor=0.7)
     spec = open_source(file, given).spec()
     assert spec.transformer == read_spec(published).transformer
-    (file.parent / "config.json").write_text('{"model_type": "something else"}')
+    for name in ("config.json", f"{file.stem}.json"):  # of another model
+        for text in ('{"model_type": "umt5"}', '{"_class_name": "ConsisIDTransformer3DModel"}'):
+            (file.parent / name).write_text(text)
+            kind = text.split('"')[3]
+            with pytest.raises(ValueError, match=f"{name} says that the weights beside it are '{kind}', which is not"):
+                open_source(file, given).spec()
+    file.with_suffix(".json").unlink()
+    shutil.copy(published / "vae" / "config.json", file.parent)  # of another part
     with pytest.raises(ValueError, match="give position"):
         open_source(file, given).spec()
     shutil.copy(published / "transformer" / "config.json", file.with_suffix(".json"))
