@@ -185,4 +185,4 @@ def _other(kind: int) -> Block:
         rows = np.ascontiguousarray(packed).reshape(-1, size)
         return decode(rows, known).reshape(*packed.shape[:-1], weights).astype(np.float32)
 
-    return Block(weights=weights, bytes=size, decode=blocks)
+    return Block(name=known.name, weights=weights, bytes=size, decode=blocks)

@@ -142,12 +142,14 @@ class Computed:
     """An entry that is made of others when it is read, such as numbers times their scale.
 
     make: gets what the parts hold, in order, and gives the array of `shape` and `dtype`.
+    stored: how its numbers are stored, for people; "" is by their type.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     parts: tuple[Entry, ...]
     make: Callable[..., np.ndarray]
+    stored: str = ""
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -176,6 +178,13 @@ class Unreadable:
 
     def rows(self, start: int, stop: int) -> "Unreadable":
         return self
+
+
+def stored_as(entry: Entry) -> str:
+    """The type of an entry's numbers in its file, for people."""
+    if isinstance(entry, Unreadable):
+        return "unreadable"
+    return entry.stored if isinstance(entry, Computed) and entry.stored else str(entry.dtype)
 
 
 class Renamed(dict[str, Entry]):

@@ -29,7 +29,7 @@ from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines import model as models
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.saved_latents import read_latents
-from cogvx_jax.pipelines.stored_programs import MANIFEST, _manifest
+from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.pipelines.tokenizer import load_tokenizer
 from cogvx_jax.storage import check_place
 
@@ -312,7 +312,7 @@ def victims(small, lpips_file, tmp_path_factory):
         "lora": (top / "lora/adapter_model.safetensors", lambda: read_lora(top / "lora", spec)),
         "adapter_config": (bare / "adapter_config.json", lambda: read_lora(bare, spec)),
         "lpips": (Path(shutil.copy(lpips_file, top)), lambda: read_lpips(top / lpips_file.name)),
-        "programs": (top / "programs" / MANIFEST, lambda: _manifest(top / "programs")),
+        "programs": (top / "programs" / MANIFEST, lambda: read_manifest(top / "programs")),
     }
 
 
