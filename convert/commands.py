@@ -1,6 +1,7 @@
 """Commands to type, as `cogvx inspect` shows them: whole, quoted for a shell, and of the very file that is meant."""
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,8 +77,11 @@ def given_words(given: Given) -> list[str]:
     return words
 
 
-def new_name(place: Place, ending: str) -> str:
-    """A name in the working folder, made of a place's own, that nothing has yet."""
+def new_name(place: Place, ending: str, folder: str = "") -> str:
+    """A name in the working folder, or one in it, made of a place's own, that nothing has yet."""
     stem = Path(str(place).rstrip("/")).absolute().name.partition(".")[0] or "new"
-    names = (f"{stem}{number}{ending}" for number in ("", *(f"-{i}" for i in range(2, 1000))))
-    return path_word(next(name for name in names if not Path(name).exists()))
+    name, number = f"{folder}{stem}{ending}", 1
+    while os.path.lexists(name):
+        number += 1
+        name = f"{folder}{stem}-{number}{ending}"
+    return path_word(name)

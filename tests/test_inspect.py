@@ -10,17 +10,19 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from gguf_file import gguf_bytes
+from gguf_file import gguf_bytes, plain
 from packings import bitsandbytes, blocks, nf4, q4_0, q8_0, quanto, save, t5_of_llama_cpp, torchao
 from PIL import Image
 from small_files import STATES, fine_tuned_file, read_all, with_lora
 
+import cogvx_jax as cx
 from cogvx_jax.cli import generate as generates
 from cogvx_jax.cli.main import VERBS
-from cogvx_jax.convert import write_lora, write_quantized
+from cogvx_jax.convert import commands, write_lora, write_quantized
 from cogvx_jax.convert.checkpoint import published_tensors
-from cogvx_jax.convert.commands import WORDS
+from cogvx_jax.convert.commands import WORDS, lora_word, model_word, published_word
 from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import open_source
@@ -28,6 +30,7 @@ from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
+from cogvx_jax.pipelines.model import TINY
 from cogvx_jax.pipelines.saved_latents import SavedLatents, save_latents
 from cogvx_jax.quantization import find_quantization
 from cogvx_jax.sharding import params_digest
@@ -35,7 +38,6 @@ from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.step import State
 
-LORAS = Path(__file__).parent / "data" / "lora_formats"
 PACKED = "transformer_blocks.0.ff.net.2"
 LATENTS = "a video.mp4.latents.safetensors"
 

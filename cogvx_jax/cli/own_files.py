@@ -66,7 +66,7 @@ def _tell_cache(asked: Asked) -> Facts:
     cache, folder = open_cache(storage_path(asked.place)), path_word(asked.place)
     shape = cache.shape
     model = "tiny" if cache.model == "tiny" else published_word(cache.model) or "MODEL"
-    train = ["--data", folder, "--model", model, "--out", f"runs/{new_name(asked.place, '')}"]
+    train = ["--data", folder, "--model", model, "--out", new_name(asked.place, "", "runs/")]
     return {
         "format": "clips of `cogvx encode`",
         "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {shape.frames} frames at {shape.fps:g} fps",
