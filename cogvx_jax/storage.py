@@ -112,7 +112,7 @@ def kind_of(path: Path) -> str:
     except OSError as error:
         if error.errno == errno.ELOOP:
             return "a link that leads back to itself"
-        return f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else NOTHING
+        return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else NOTHING
 
 
 def check_place(place: str | os.PathLike) -> None:
@@ -261,10 +261,10 @@ class LocalFiles:
         self._maps: dict[str, mmap.mmap] = {}
 
     def is_folder(self) -> bool:
-        return self.folder.is_dir()
+        return os.path.isdir(self.folder)  # as `Path.is_dir`, but False of what may not be looked at, in every Python
 
     def exists(self, file: str) -> bool:
-        return (self.folder / file).is_file()
+        return os.path.isfile(self.folder / file)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())

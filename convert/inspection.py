@@ -97,10 +97,11 @@ class FileKind:
     tell: Callable[[Asked], Facts]
 
 
-def inspect(asked: Asked | Place, kinds: "Sequence[FileKind] | None" = None) -> Facts:
+def inspect(asked: Asked | Place, kinds: Sequence[FileKind] | None = None) -> Facts:
     """What `cogvx inspect` prints, by name; "use" says how to use it, a command each.
 
     Args:
+      asked: a path or URL, maybe with what is said of it.
       kinds: the first that fits counts; None is `WEIGHTS`.
     Raises: FileNotFoundError; ValueError, one sentence, for what is damaged or of no known kind.
     """
@@ -136,8 +137,9 @@ def _part_of(asked: Asked, kinds: Sequence[FileKind]) -> Facts | None:
     """Of what lies in a folder of a known kind, such as a model's scheduler; None where that is not so."""
     for above in _above(asked.place):
         for kind in kinds:
-            if kind.fits(asked.at(above)):
-                return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
+            with contextlib.suppress(ValueError, OSError):  # of a damaged one, or of folders that are no user's own
+                if kind.fits(asked.at(above)):
+                    return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
     return None
 
 
@@ -242,12 +244,12 @@ def _lora_beside(source: Source, held: Sequence[str]) -> LoRAFile | None:
 def _lacking(source: Source, held: Sequence[str]) -> list[str]:
     """The options that give what a model's files lack."""
     words = [word for part, pair in OTHERS.items() if part not in held for word in pair]
-    if source_tokenizer(source) is None:
+    if _tokenizer_of(source) is None:
         words += ["--tokenizer", "TOKENIZER"]
     return words
 
 
-def source_tokenizer(source: Source) -> Place | None:
+def _tokenizer_of(source: Source) -> Place | None:
     """The folder of a model's tokenizer, where it is there."""
     try:
         place = source.tokenizer
@@ -259,21 +261,16 @@ def source_tokenizer(source: Source) -> Place | None:
 def _conversions(
     source: Source, asked: Asked, spec: ModelSpec, held: Sequence[str], plain: bool, is_stored: bool
 ) -> list[str]:
-    """The commands that write a model in the published layout, or compare it with its digests."""
-    if is_stored or is_orbax(asked.place):
-        verify = [command("verify", asked.model or model_word(asked.place))]
-        if is_stored:
-            return verify
-    else:
-        verify = []
+    """The commands that write a model in the published layout, and that compare it with its digests."""
+    has_digests = is_stored or is_orbax(asked.place)
+    verify = [command("verify", asked.model or model_word(asked.place))] if has_digests else []
     is_packed = any(True for raw in _raw(source, held).values() for _ in packed_layers(raw))
-    if plain and not is_packed and set(held) == set(COMPONENTS) or spec.vae.taehv or not held:
+    has_tokenizer = _tokenizer_of(source) is not None
+    parts = [part for part in held if part != "text_encoder" or has_tokenizer]  # which is written with it
+    if is_stored or spec.vae.taehv or not parts or plain and not is_packed:
         return verify
     words = ["--dtype", "bfloat16"] if is_packed else []
-    if set(held) != set(COMPONENTS) or source_tokenizer(source) is None:
-        parts = [part for part in held if part != "text_encoder" or source_tokenizer(source) is not None]
-        if not parts:
-            return verify
+    if set(parts) != set(COMPONENTS):
         words += [word for part in parts for word in ("--parts", part)]
     name, given = new_name(asked.place, "-diffusers"), given_words(asked.given)
     return [command("convert", asked.as_model()[1], name, "--to", "diffusers", *words, *given), *verify]
@@ -316,17 +313,16 @@ def _tell_tags(asked: Asked) -> Facts:
 # LoRAs.
 
 
-def _is_lora_folder(asked: Asked) -> bool:
-    if not asked.is_folder:
+def _is_lora_of_sat(asked: Asked) -> bool:
+    """Whether it is what SAT saves of a LoRA alone, without the model that it was trained on."""
+    if not asked.is_folder or not has_states(asked.place):
         return False
-    if any(open_files(asked.place).exists(name) for name in FILES):
-        return True
-    return has_states(asked.place) and _is_lora_of_sat(open_tensors(find_states(asked.place)))
-
-
-def _is_lora_of_sat(tensors: Tensors) -> bool:
-    """Whether SAT's weights are those of a LoRA alone, without the model that it was trained on."""
+    tensors = open_tensors(find_states(asked.place))
     return any(".matrix_A." in name for name in tensors) and not components(unpacked(tensors))
+
+
+def _is_lora_folder(asked: Asked) -> bool:
+    return asked.is_folder and any(open_files(asked.place).exists(name) for name in FILES)
 
 
 def _tell_lora_folder(asked: Asked) -> Facts:
@@ -334,7 +330,7 @@ def _tell_lora_folder(asked: Asked) -> Facts:
 
 
 def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
-    """Of a LoRA; of a file that is none either, the names of its tensors."""
+    """Of a LoRA, of a file's tensors, or of a folder. Raises: ValueError with their names for tensors that are none."""
     place = asked.place
     try:
         found = LoRAFile(Path(place), tensors) if tensors is not None else open_lora(place)
@@ -406,11 +402,8 @@ def _tell_weights(asked: Asked) -> Facts:
     parent, name = parent_and_name(asked.place)
     tensors = open_tensors(asked.place)
     facts: Facts = {"format": find_reader(open_files(parent), name).name}
-    return (
-        facts
-        | _numbers({"": tensors})
-        | (_parts(asked, tensors) if components(unpacked(tensors)) else _lora(asked, tensors))
-    )
+    facts |= _numbers({"": tensors})
+    return facts | (_parts(asked, tensors) if components(unpacked(tensors)) else _lora(asked, tensors))
 
 
 def _parts(asked: Asked, tensors: Tensors) -> Facts:
@@ -503,8 +496,9 @@ def _words(component: str) -> str:
 
 WEIGHTS = (  # the first that fits counts
     FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags),
-    FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
+    FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
     FileKind(name="a model", fits=_is_model, tell=_tell_model),
+    FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
     FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),
     FileKind(name="a tokenizer", fits=_is_tokenizer, tell=_tell_tokenizer),
     FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights),

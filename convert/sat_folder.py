@@ -22,7 +22,7 @@ SPLIT = re.compile(r"mp_rank_(?!00)\d+_model_states\.pt")
 STAGE_3 = re.compile(r"(z3_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+)_model_states\.pt")
 SHARD = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,5})_mp_rank_00_optim_states\.pt")
 MAX_TAG = 200  # bytes of the file `latest`
-MAX_SHOWN = 10  # of many tags
+MAX_TAGS, MAX_SHOWN = 200, 10  # names that are looked into, each of which is a request to a bucket; tags in a message
 LATER = "convert it on the machine that trained, with DeepSpeed's zero_to_fp32.py"
 
 
@@ -35,7 +35,8 @@ def has_states(place: str | Path) -> bool:
 def find_tags(place: str | Path) -> list[str]:
     """The folders in a folder that hold SAT's weights; each was saved under its name, a tag."""
     files = open_files(place)
-    return [name for name in files.names() if files.exists(f"{name}/{STATES}")] if files.is_folder() else []
+    names = files.names()[:MAX_TAGS] if files.is_folder() else []
+    return [name for name in names if files.exists(f"{name}/{STATES}")]
 
 
 def find_states(place: str | Path) -> str | Path:

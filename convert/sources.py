@@ -157,7 +157,7 @@ def is_transformer_folder(place: Place) -> bool:
         return False
     try:
         found = parse_json(open_files(place).bytes("config.json", MAX_BYTES))
-    except (ValueError, FileNotFoundError):
+    except (ValueError, OSError):
         return False
     document = next(document for document in DOCUMENTS if document.part == "transformer")
     return found.get("_class_name") in document.classes

@@ -513,6 +513,18 @@ def test_a_vae_or_t5_of_another_place_fits_a_published_folder(saved):
     assert jax.tree.all(jax.tree.map(np.array_equal, other.params, model.params))
 
 
+def test_another_vae_is_taken_with_orbax_checkpoints_too(saved, tmp_path):
+    published, sat = saved("5b")
+    write_model(open_source(published), tmp_path / "orbax", "orbax")
+    other = write_small(tmp_path / "other", small_spec("5b"), seed=7)
+    loaded = cx.load(tmp_path / "orbax", vae=other / "vae", components=("vae",)).params["vae"]
+    assert_identical(*({"x": np.asarray(p["decoder"]["conv_in"]["kernel"])} for p in (loaded, whole_vae(other))))
+
+
+def whole_vae(folder):
+    return load_params(folder, read_spec(folder), "vae")
+
+
 # Writing.
 
 

@@ -10,7 +10,7 @@ from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import quoted
 from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
-from cogvx_jax.storage import BUCKETS, StoragePath, open_files, parent_and_name, storage_path
+from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
 from cogvx_jax.train.clips.cache import is_cache, open_cache
 
 
@@ -79,7 +79,7 @@ def _tell_cache(asked: Asked) -> Facts:
 
 
 def _is_programs(asked: Asked) -> bool:
-    return asked.is_folder and open_files(asked.place).exists(MANIFEST)
+    return isinstance(asked.place, Path) and (asked.place / MANIFEST).is_file()  # they run from this machine alone
 
 
 def _tell_programs(asked: Asked) -> Facts:
@@ -112,11 +112,10 @@ def _tell_programs(asked: Asked) -> Facts:
 
 
 def _is_latents(asked: Asked) -> bool:
-    parent, name = parent_and_name(asked.place)
-    if asked.is_folder or not name.endswith(".safetensors"):
+    if not isinstance(asked.place, Path) or asked.is_folder or asked.place.suffix != ".safetensors":
         return False
     with contextlib.suppress(ValueError):
-        return read_header(open_files(parent), name).metadata.get("format") == FORMAT
+        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format") == FORMAT
     return False
 
 
