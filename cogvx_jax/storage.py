@@ -1,6 +1,7 @@
 """Folders and files on a disk or in a bucket: paths to write to, and the files of a model to read ranges of."""
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -83,29 +84,55 @@ def read_file(path: StoragePath, limit: int = SMALL_FILE) -> bytes:
 def file_size(path: StoragePath) -> int:
     """Bytes. Raises: FileNotFoundError; ValueError for a folder or a FIFO."""
     if isinstance(path, Path):
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{kind_of(path)}, not a file")
-        return found.st_size
+        if (kind := kind_of(path)) not in ("a file", NOTHING):
+            raise ValueError(f"{kind}, not a file")
+        return path.stat().st_size
     if path.is_dir():
         raise ValueError("a folder, not a file")
     return path.stat().length
 
 
+NOTHING = "nothing"
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
 def kind_of(path: Path) -> str:
-    """In words: "a file", "a folder", "a FIFO", "a socket", "a device"; "nothing" where it is not there."""
-    kinds = {
-        stat.S_IFREG: "a file",
-        stat.S_IFDIR: "a folder",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
+    """In words: a value of `KINDS`, `NOTHING` where it is not there, or what keeps it from being looked at."""
     try:
-        return kinds[stat.S_IFMT(path.stat().st_mode)]
-    except OSError:
-        return "nothing"
+        return KINDS[stat.S_IFMT(path.stat().st_mode)]
+    except PermissionError:
+        return "in a folder that this user may not look into"
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself"
+        return f"a link to {os.readlink(path)}, which is not there" if os.path.islink(path) else NOTHING
+
+
+def check_place(place: str | os.PathLike) -> None:
+    """Raises, before anything is read, where a place is neither a file nor a folder that can be read.
+
+    A URL is left to those who read it. What is read is asked this first, so that no reader says "no such file" of a
+    FIFO, a device, a link that leads nowhere or a folder of another user.
+
+    Raises: FileNotFoundError where there is nothing; PermissionError; ValueError for another kind of place.
+    """
+    name = os.fspath(place)
+    if "://" in name:
+        return
+    kind = kind_of(Path(name))
+    if kind == NOTHING:
+        raise FileNotFoundError(f"there is no file or folder {name}")
+    if kind not in ("a file", "a folder"):
+        raise ValueError(f"{name} is {kind}, not a file or folder that can be read")
+    if not os.access(name, os.R_OK | (os.X_OK if kind == "a folder" else 0)):
+        raise PermissionError(f"{name} is {kind} that this user may not read")
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -238,10 +265,10 @@ class LocalFiles:
         self._maps: dict[str, mmap.mmap] = {}
 
     def is_folder(self) -> bool:
-        return self.folder.is_dir()
+        return os.path.isdir(self.folder)  # as `Path.is_dir`, but False of what may not be looked at, in every Python
 
     def exists(self, file: str) -> bool:
-        return (self.folder / file).is_file()
+        return os.path.isfile(self.folder / file)
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())

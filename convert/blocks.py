@@ -16,11 +16,13 @@ from cogvx_jax.convert.tensors import Computed, Entry
 class Block:
     """A type.
 
+    name: ggml's.
     weights: how many a block holds.
     bytes: that it takes.
     decode: uint8 (..., blocks, bytes) to float32 (..., blocks, weights).
     """
 
+    name: str
     weights: int
     bytes: int
     decode: Callable[[np.ndarray], np.ndarray]
@@ -42,8 +44,8 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 BLOCKS = {
-    "Q4_0": Block(weights=32, bytes=18, decode=_q4_0),
-    "Q8_0": Block(weights=32, bytes=34, decode=_q8_0),
+    "Q4_0": Block(name="Q4_0", weights=32, bytes=18, decode=_q4_0),
+    "Q8_0": Block(name="Q8_0", weights=32, bytes=34, decode=_q8_0),
 }
 
 
@@ -53,7 +55,7 @@ def decoded(packed: Entry, block: Block) -> Computed:
     if not outer or packed.dtype != np.uint8 or count % block.bytes:
         raise ValueError(f"it is {packed.dtype} {packed.shape}, not bytes in rows of whole blocks of {block.bytes}")
     shape = (*outer, count // block.bytes * block.weights)
-    return Computed(shape, np.dtype(np.float32), (packed,), functools.partial(_decode, block))
+    return Computed(shape, np.dtype(np.float32), (packed,), functools.partial(_decode, block), f"{block.name} blocks")
 
 
 def _decode(block: Block, packed: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def published_tensors(
 def open_parameters(source: Source, spec: ModelSpec, component: str) -> "ParameterSource":
     """A component's parameters, whatever the source; see `load_params`."""
     how = read_quantization(source)
-    if not is_orbax(source.place):
+    if not is_orbax(source.place) or f"given {component}" in source.places():
         return Published(source.tensors(component), spec, component, how)
     parameters = abstract(spec, component, how)
     arrays = OrbaxArrays(source.place, component, {path: parameter.shape for path, parameter in parameters.items()})

@@ -165,6 +165,7 @@ DOCUMENTS = (
     ),
 )
 
+MODEL_TYPES = [document.fixed["model_type"] for document in DOCUMENTS if "model_type" in document.fixed]
 # rotary positions, learned table, patches in time -> ours
 POSITION_FLAGS = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings", "patch_size_t")
 POSITIONS: dict[tuple[bool, ...], Position] = {
@@ -233,6 +234,21 @@ def is_configuration(found: Json, document: Document) -> bool:
         return found.get("_class_name") in document.classes or kind == document.fixed.get("model_type", ())
     flags = set(POSITION_FLAGS) if document.part == "transformer" else set()
     return bool(found) and found.keys() <= {*document.fields, *document.fixed, *document.unread, *flags}
+
+
+def check_class(found: Json, place: str | Path) -> None:
+    """Raises ValueError where settings are, by their own words, those of no part of CogVideoX.
+
+    Args:
+      place: of the file of settings, which lies beside weights that would be read without it.
+    """
+    known = [*(name for document in DOCUMENTS for name in document.classes), *MODEL_TYPES]
+    kind = found.get("_class_name", found.get("model_type"))
+    if kind is not None and kind not in known:
+        raise ValueError(
+            f"{place} says that the weights beside it are {quoted(kind)}, which is not supported, only "
+            f"{', '.join(known)} are; if it is of other files, move it"
+        )
 
 
 def write_configs(spec: ModelSpec, folder: str | Path) -> None:

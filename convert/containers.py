@@ -16,7 +16,7 @@ from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
 from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
 from cogvx_jax.json_files import POINTER, parse_json, quoted
-from cogvx_jax.storage import Files, open_files, parent_and_name
+from cogvx_jax.storage import Files, check_place, open_files, parent_and_name
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 # What a component's folder may hold, or the same with ".index.json" after it; the first that is there is read.
@@ -75,6 +75,7 @@ def open_tensors(place: str | Path) -> Tensors:
     Raises: FileNotFoundError; ValueError, one sentence with the file's name, for one that is damaged or of no known
       kind; ConversionError listing every missing, truncated or corrupt file of a folder.
     """
+    check_place(place)
     if open_files(place).is_folder():
         return Checkpoint(place)
     parent, name = parent_and_name(place)

@@ -15,7 +15,7 @@ from cogvx_jax.convert.sat import WHOLE, read_sat
 from cogvx_jax.convert.sat_folder import STATES, read_masters
 from cogvx_jax.convert.tables import check_component
 from cogvx_jax.convert.taehv import is_taehv
-from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.convert.tensors import Renamed, Tensors
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.storage import parent_and_name
 
@@ -43,11 +43,14 @@ def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tenso
         return None
     prefix = found.removesuffix(mark)
     # What is of no component at all is kept: it is spare.
-    names = [name for name in tensors if name.startswith(prefix) or not name.startswith(WHOLE)]
-    own = {name.removeprefix(prefix): tensors[name] for name in names}
-    if component == "text_encoder":  # of files that hold all of T5, the encoder
-        own = {name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))}
-    return tensors.of(own)
+    own = Renamed()
+    for name in tensors:
+        if name.startswith(prefix) or not name.startswith(WHOLE):
+            own.add(name.removeprefix(prefix), tensors[name], name)
+    if component != "text_encoder":
+        return tensors.of(own)
+    # Of files that hold all of T5, the encoder.
+    return tensors.of({name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))})
 
 
 DIALECTS = (

@@ -47,7 +47,10 @@ def read_gguf(files: Files, name: str) -> Tensors:
     header = _Header(files.read((name, 0, min(size, MAX_HEADER))).tobytes() if size else b"", size)
     if header.take(4) != MAGIC:
         raise ValueError("truncated, or no GGUF file")
-    if (version := header.number("I")) not in VERSIONS:
+    version = header.number("I")
+    if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
+        raise ValueError("its numbers are big-endian, which are not read; `gguf-convert-endian FILE little` turns them")
+    if version not in VERSIONS:
         raise ValueError(f"its version of GGUF is {version}, where {' and '.join(map(str, VERSIONS))} are read")
     tensors, settings = header.number("Q"), header.number("Q")
     header.check(tensors + settings)
@@ -182,4 +185,4 @@ def _other(kind: int) -> Block:
         rows = np.ascontiguousarray(packed).reshape(-1, size)
         return decode(rows, known).reshape(*packed.shape[:-1], weights).astype(np.float32)
 
-    return Block(weights=weights, bytes=size, decode=blocks)
+    return Block(name=known.name, weights=weights, bytes=size, decode=blocks)

@@ -5,7 +5,7 @@ Source: llama.cpp, `gguf-py/gguf/tensor_mapping.py`.
 
 import re
 
-from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.convert.tensors import Renamed, Tensors
 
 MARK = "enc.blk.0.attn_q.weight"
 FIRST, SECOND = "encoder.block.{i}.layer.0", "encoder.block.{i}.layer.1"
@@ -28,8 +28,11 @@ DECODER = ("dec.", "output.")  # of files that hold all of T5
 
 def read_t5(tensors: Tensors) -> Tensors:
     """T5's encoder by its published names; a tensor of no known name keeps its own, which makes it spare."""
-    own = {name: tensors[name] for name in tensors if not name.startswith(DECODER)}
-    return tensors.of({_published(name): entry for name, entry in own.items()})
+    own = Renamed()
+    for name in tensors:
+        if not name.startswith(DECODER):
+            own.add(_published(name), tensors[name], name)
+    return tensors.of(own)
 
 
 def _published(name: str) -> str:

@@ -12,9 +12,9 @@ from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
 from cogvx_jax.convert.sat_folder import find_states, has_states
-from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating
 from cogvx_jax.json_files import parse_json, quoted, read_json_of
-from cogvx_jax.storage import below, kind_of, open_files, parent_and_name
+from cogvx_jax.storage import below, check_place, kind_of, open_files, parent_and_name
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps PEFT's settings, as JSON
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -157,6 +157,8 @@ class LoRAFile:
             return None
         if isinstance(entry := self.tensors[key], Unreadable):
             raise ValueError(f"{key} cannot be read: {entry.problem}")
+        if not is_floating(entry.dtype):
+            raise ValueError(f"{key} is {entry.dtype}, not floating-point")
         return tuple(entry.shape)
 
     def _tensor_alpha(self, module: str) -> float | None:
@@ -203,6 +205,7 @@ def find_file(source: Place) -> Place:
     """The LoRA's file that a path or URL stands for. Raises: FileNotFoundError."""
     files = open_files(source)
     if files.is_folder():
+        check_place(source)
         if has_states(source):
             return find_states(source)
         found = [below(source, name) for name in FILES if files.exists(name)]
@@ -215,6 +218,7 @@ def find_file(source: Place) -> Place:
         raise FileNotFoundError(
             f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
         )
+    check_place(source)
     return source
 
 

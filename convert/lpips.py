@@ -16,8 +16,9 @@ from cogvx_jax.convert.checkpoint import compare
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.convert.tables import CONV2D, Change, Row, resolve
+from cogvx_jax.convert.tensors import is_floating
 from cogvx_jax.metrics.lpips import DEPTHS, DEVIATION, LPIPS, MEAN
-from cogvx_jax.storage import LocalFiles
+from cogvx_jax.storage import NOTHING, LocalFiles, check_place, kind_of
 
 HEAD = Change("head", lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None])  # (1, C, 1, 1) -> (C,)
 COLOURS = {"scaling_layer.shift": MEAN, "scaling_layer.scale": DEVIATION}  # constants of the graph
@@ -46,8 +47,9 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
       spare or misshapen tensor.
     """
     path = Path(path)
-    if not path.is_file():
+    if kind_of(path) == NOTHING:
         raise FileNotFoundError(f"there is no file {path}; it is written by the command in cogvx_jax/convert/lpips.py")
+    check_place(path)
     files = LocalFiles(path.parent)
     try:
         found = read_header(files, path.name)
@@ -68,6 +70,7 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
     flat = traverse_util.flatten_dict(shapes, sep="/")
     parameters = resolve(TABLE, {name: leaf.shape for name, leaf in flat.items()})
     problems = compare(parameters, {key: stored for key, stored in found.items() if key not in COLOURS}, {})
+    problems += [f"of another type: {key} is {found[key].dtype}" for key in found if not is_floating(found[key].dtype)]
     for key, constant in COLOURS.items():
         if key in found and not np.allclose(read(key).reshape(-1), constant, rtol=0, atol=1e-6):
             problems.append(f"{key} is {read(key).reshape(-1)}, not {constant}")

@@ -14,6 +14,7 @@ from flax import traverse_util
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import write_configs
+from cogvx_jax.convert.finite import check_finite
 from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
 from cogvx_jax.convert.orbax_writes import orbax_writes
 from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
@@ -72,12 +73,15 @@ def model_to_write(source: Place | Source, target: str | Path, *, last: str) -> 
 def write_arrays(partial: Path, read: Callable[[str], Mapping[str, Any]], target: str | Path) -> None:
     """Writes each component's parameters, of `read(component)`, one after the other, and the digests of all arrays.
 
-    Raises: OSError, which names `target`.
+    Raises: OSError, which names `target`; ValueError for numbers that are not finite.
     """
     listed: dict[str, Any] = {}
     for component in COMPONENTS:
-        params = read(component)
+        with np.errstate(over="ignore"):  # of a narrower type, which is found below
+            params = read(component)
         flat = traverse_util.flatten_dict(params, sep="/")
+        for path, array in flat.items():
+            check_finite(f"{component}/{path}", array)
         listed |= {f"{component}/{path}": _describe(array) for path, array in flat.items()}
         split = {path: _blocks(array) for path, array in flat.items()}
         with (

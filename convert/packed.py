@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from cogvx_jax.convert.blocks import BLOCKS, decoded
-from cogvx_jax.convert.tensors import Computed, Entry, Tensors, Unreadable
+from cogvx_jax.convert.tensors import Computed, Entry, Renamed, Tensors, Unreadable
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import Files
 
@@ -232,13 +232,15 @@ def unpacked(tensors: Tensors) -> Tensors:
     No numbers are read but what nf4 says of a tensor's shape. A weight that cannot be read is `Unreadable`.
     """
     layers = list(packed_layers(tensors))
-    found = {name: tensors[name] for name in tensors if not _is_marker(name)}
     tensors.prefetch([layer + NF4 for layer, packing in layers if packing.mark == NF4])
+    parts = {layer + end for layer, packing in layers for end in (*packing.parts, *packing.may, *packing.unread)}
+    found = Renamed()
+    for name in tensors:
+        if name not in parts and not _is_marker(name):
+            found.add(name, _widened(tensors[name]), name)
     for layer, packing in layers:
-        for end in (*packing.parts, *packing.may, *packing.unread):
-            found.pop(layer + end, None)
-        found[f"{layer}.weight"] = _weight(tensors, layer, packing)
-    return tensors.of({name: _widened(entry) for name, entry in found.items()})
+        found.add(f"{layer}.weight", _weight(tensors, layer, packing), layer + packing.mark)
+    return tensors.of(found)
 
 
 def _is_marker(name: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.sources import Place, Source
 from cogvx_jax.convert.tables import TRANSPOSE, Change, Parameter, Row
-from cogvx_jax.convert.tensors import Entry, Unreadable
+from cogvx_jax.convert.tensors import Entry, Unreadable, is_floating
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.quantization import SCALE, Quantization, find_quantization
@@ -123,7 +123,7 @@ def wrong_types(parameters: list[Parameter], abstract: Mapping[str, Abstract], f
             if (
                 kind is None
                 or isinstance(found[key], Unreadable)
-                or (str(kind) == wanted if wanted else kind.kind not in "iu")
+                or (str(kind) == wanted if wanted else is_floating(kind))
             ):
                 continue
             problems.append(f"of another type: {key} is {kind}, not {wanted or 'floating-point'}")
@@ -131,11 +131,10 @@ def wrong_types(parameters: list[Parameter], abstract: Mapping[str, Abstract], f
 
 
 def check_types(abstract: Mapping[str, Abstract], found: Mapping[str, np.dtype], place: str | Path) -> None:
-    """Raises ConversionError where an array has integers and its parameter none, or the other way round."""
+    """Raises ConversionError where an array is not of its parameter's integers, or not floating-point as that is."""
     problems = []
     for path, parameter in abstract.items():
-        is_integer = found[path].kind in "iu" or str(found[path]) in STORED
-        if str(found[path]) != parameter.dtype if parameter.dtype in STORED else is_integer:
+        if str(found[path]) != parameter.dtype if parameter.dtype in STORED else not is_floating(found[path]):
             problems.append(f"of another type: {path} is {found[path]}, not {parameter.dtype or 'floating-point'}")
     if problems:
         raise ConversionError(f"{place} does not hold the arrays it should", problems)

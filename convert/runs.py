@@ -133,6 +133,15 @@ def read_exported(run: StoragePath, like: Any, best: bool) -> Any:
     raise ValueError(f"{run} has no checkpoint {which}")
 
 
+def newest_update(run: StoragePath) -> int:
+    """Updates done at a run's newest checkpoint; 0 where there is none. Nothing is written."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return 0
+    with _open(folder) as manager:
+        return manager.latest_step() or 0
+
+
 def transformer_shapes(spec: ModelSpec) -> Any:
     """The transformer's parameters as shapes in float32, which is what they are trained in."""
     shapes = {path: jax.ShapeDtypeStruct(s, "float32") for path, s in expected_shapes(spec, "transformer").items()}

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from cogvx_jax import git_lfs
+from cogvx_jax.convert.finite import check_finite
 from cogvx_jax.convert.tensors import Stored, Tensors
 from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
@@ -27,7 +28,17 @@ DTYPES = {
     "F8_E5M2": ml_dtypes.float8_e5m2,
 }
 INTEGERS = {"I8": np.int8, "U8": np.uint8}  # of quantised models
-READABLE = DTYPES | INTEGERS
+# What no weight is of, and a file may hold beside weights; whoever wants such a tensor refuses it by its name.
+OTHERS = {
+    "BOOL": np.bool_,
+    "I16": np.int16,
+    "U16": np.uint16,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I64": np.int64,
+    "U64": np.uint64,
+}
+READABLE = DTYPES | INTEGERS | OTHERS
 TYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 WRITTEN = TYPES | {np.dtype(dtype): name for name, dtype in INTEGERS.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
@@ -105,11 +116,19 @@ class Tensor:
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def array(self) -> np.ndarray:
+        """Its numbers, to be written. Raises: ValueError where some are not finite."""
+        with np.errstate(over="ignore"):  # of a narrower type, which is found below
+            array = np.ascontiguousarray(self.make())
+        return check_finite(self.key, array)
+
 
 def write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a file tensor by tensor; equal ones make files that are equal to the byte.
 
     The library would want all tensors at once, and writes metadata in any order.
+
+    Raises: ValueError for numbers that are not finite.
     """
     tensors = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.key))  # each is aligned to its type
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -122,7 +141,7 @@ def write_file(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for t in tensors:
-            file.write(t.make().reshape(-1).view(np.uint8).data)
+            file.write(t.array().reshape(-1).view(np.uint8).data)
 
 
 def _metadata(found: Any) -> dict[str, str]:

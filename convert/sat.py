@@ -15,7 +15,7 @@ import numpy as np
 
 from cogvx_jax.convert.bounds import MAX_LEVELS
 from cogvx_jax.convert.safetensors import Tensor
-from cogvx_jax.convert.tensors import Computed, Entry, Joined, Tensors, Unreadable
+from cogvx_jax.convert.tensors import Computed, Entry, Joined, Renamed, Tensors, Unreadable
 
 PREFIXES = {"transformer": "model.diffusion_model.", "vae": "first_stage_model."}
 TEXT_ENCODER = "conditioner.embedders.0.transformer."
@@ -111,12 +111,11 @@ def read_sat(tensors: Tensors, component: str, alpha: float | None = None) -> Te
     prefix = find_prefix(tensors, component)
     if prefix is None:
         return None
-    found = {
-        name.removeprefix(prefix): tensors[name]
-        for name in tensors
-        if name.startswith(prefix) or not name.startswith(WHOLE)
-    }
-    found = {name: entry for name, entry in found.items() if not IDLE[component].fullmatch(name)}
+    found = Renamed()
+    for name in tensors:
+        own = name.removeprefix(prefix)
+        if (name.startswith(prefix) or not name.startswith(WHOLE)) and not IDLE[component].fullmatch(own):
+            found.add(own, tensors[name], name)
     if component == "vae":
         return tensors.of(_published(found, vae_rows(_levels(found))))
     merged = _published(_merged(found, DEFAULT_ALPHA if alpha is None else alpha), TRANSFORMER)
@@ -191,14 +190,14 @@ def _whole(row: SatRow, name: str, parts: Mapping[str, Tensor | None]) -> Tensor
 def _published(found: Mapping[str, Entry], rows: Sequence[SatRow]) -> dict[str, Entry]:
     """SAT's tensors under their published names; those of no row keep theirs."""
     patterns = [(row, _pattern(row.theirs)) for row in rows]
-    entries: dict[str, Entry] = {}
+    entries = Renamed()
     for name, entry in found.items():
         row, match = next(((row, m) for row, pattern in patterns if (m := pattern.fullmatch(name))), (None, None))
         if row is None or match is None or not _divides(entry, row.chunks):
-            entries[name] = entry
+            entries.add(name, entry, name)
             continue
         for published, places in row.published.items():
-            entries[published.format(**match.groupdict())] = _chunks(entry, row.chunks, places)
+            entries.add(published.format(**match.groupdict()), _chunks(entry, row.chunks, places), name)
     return entries
 
 
@@ -232,12 +231,12 @@ ADAPTED = re.compile(r"(?P<layer>.+)\.(?:original\.(?P<own>weight|bias)|matrix_(
 def _merged(found: Mapping[str, Entry], alpha: float) -> dict[str, Entry]:
     """The tensors with each LoRA added to its layer, whose name is then that of a layer without one."""
     adapters: dict[str, dict[tuple[int, str], Entry]] = {}
-    merged: dict[str, Entry] = {}
+    merged = Renamed()
     for name, entry in found.items():
         if (adapted := ADAPTED.fullmatch(name)) and adapted["side"]:
             adapters.setdefault(adapted["layer"], {})[int(adapted["place"]), adapted["side"]] = entry
         else:
-            merged[name] = entry
+            merged.add(name, entry, name)
     for layer, sides in adapters.items():
         original = merged.pop(f"{layer}.original.weight", None)
         places = sorted({place for place, _ in sides})
@@ -250,9 +249,9 @@ def _merged(found: Mapping[str, Entry], alpha: float) -> dict[str, Entry]:
             _added(original.rows(place * rows, (place + 1) * rows), sides[place, "A"], sides[place, "B"], alpha)
             for place in places
         ]
-        merged[f"{layer}.weight"] = Joined.of(parts)
+        merged.add(f"{layer}.weight", Joined.of(parts), f"{layer}.original.weight")
         if (bias := merged.pop(f"{layer}.original.bias", None)) is not None:
-            merged[f"{layer}.bias"] = bias
+            merged.add(f"{layer}.bias", bias, f"{layer}.original.bias")
     return merged
 
 

@@ -22,13 +22,21 @@ SPLIT = re.compile(r"mp_rank_(?!00)\d+_model_states\.pt")
 STAGE_3 = re.compile(r"(z3_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+)_model_states\.pt")
 SHARD = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,5})_mp_rank_00_optim_states\.pt")
 MAX_TAG = 200  # bytes of the file `latest`
+MAX_TAGS, MAX_SHOWN = 200, 10  # names that are looked into, each of which is a request to a bucket; tags in a message
 LATER = "convert it on the machine that trained, with DeepSpeed's zero_to_fp32.py"
 
 
 def has_states(place: str | Path) -> bool:
     """Whether a folder is one that SAT or DeepSpeed saves to, or of one tag in it."""
     files = open_files(place)
-    return files.exists(LATEST) or files.exists(STATES)
+    return files.exists(LATEST) or files.exists(STATES) or bool(find_tags(place))
+
+
+def find_tags(place: str | Path) -> list[str]:
+    """The folders in a folder that hold SAT's weights; each was saved under its name, a tag."""
+    files = open_files(place)
+    names = files.names()[:MAX_TAGS] if files.is_folder() else []
+    return [name for name in names if files.exists(f"{name}/{STATES}")]
 
 
 def find_states(place: str | Path) -> str | Path:
@@ -47,20 +55,31 @@ def find_states(place: str | Path) -> str | Path:
     names = files.names() if files.is_folder() else []
     if any(STAGE_3.fullmatch(name) for name in names):
         raise ValueError(f"{place} was saved by ZeRO's third stage, which is not read; {LATER}")
+    tags = find_tags(place)
     if not files.exists(LATEST):
+        if len(tags) == 1:
+            return find_states(below(place, tags[0]))
+        if tags:
+            raise FileNotFoundError(
+                f"{place} has the tags {_listed(tags)} and no {LATEST}, which says the tag to use; give the folder of "
+                f"one, such as {below(place, tags[-1])}"
+            )
         raise FileNotFoundError(
             f"{place} has neither {LATEST} nor {STATES}; there is {', '.join(names[:5]) or 'nothing'}"
         )
     tag = _tag(files)
     if not open_files(below(place, tag)).is_folder():
-        tags = [name for name in names if open_files(below(place, name)).is_folder()]
         raise FileNotFoundError(
             f"{below(place, LATEST)} names {quoted(tag)}, which is not there; give one of the folders in {place}: "
-            f"{', '.join(tags[:5]) or 'there is none'}"
+            f"{_listed(tags) or 'there is none'}"
         )
     if open_files(below(place, tag)).exists(LATEST):
         raise ValueError(f"{below(place, tag)} has a {LATEST} of its own, where SAT has the weights")
     return find_states(below(place, tag))
+
+
+def _listed(tags: list[str]) -> str:
+    return ", ".join([*tags[:MAX_SHOWN], *(["..."] if len(tags) > MAX_SHOWN else [])])
 
 
 def _tag(files: Files) -> str:

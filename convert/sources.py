@@ -25,6 +25,7 @@ from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.convert.told import settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.json_files import MAX_BYTES, parse_json
 from cogvx_jax.storage import below, open_files, parent_and_name
 
 
@@ -123,7 +124,7 @@ def is_file(place: Place) -> bool:
 
 
 def open_file(place: Place, given: Given) -> Source:
-    """One file of weights, of a transformer at least."""
+    """One file of weights, or a folder of them, of a transformer at least."""
     return LooseParts(place, {"transformer": place}, given)
 
 
@@ -167,6 +168,18 @@ def open_sat_folder(place: Place, given: Given) -> Source:
     return LooseParts(place, found, given, configs=(top,), searched=tuple(component for component, _ in SAT_PARTS))
 
 
+def is_transformer_folder(place: Place) -> bool:
+    """Whether it is a folder of a published transformer that lies in no model's folder."""
+    if not has_weights(place) or open_files(parent_and_name(place)[0]).exists("model_index.json"):
+        return False
+    try:
+        found = parse_json(open_files(place).bytes("config.json", MAX_BYTES))
+    except (ValueError, OSError):
+        return False
+    document = next(document for document in DOCUMENTS if document.part == "transformer")
+    return found.get("_class_name") in document.classes
+
+
 # Where other parts lie, in a folder of SAT's or the one above it; the last one found counts.
 SAT_PARTS = (
     ("vae", "3d-vae.pt"),
@@ -205,6 +218,7 @@ LAYOUTS = (  # the first that fits counts
     PUBLISHED,
     Layout(name="a file for each part", fits=is_single_folder, open=open_single_folder),
     Layout(name="SAT's", fits=is_sat_folder, open=open_sat_folder),
+    Layout(name="a transformer's folder", fits=is_transformer_folder, open=open_file),
     Layout(name="one file", fits=is_file, open=open_file),
 )
 

@@ -10,9 +10,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from cogvx_jax.storage import Files, Span
+
+# Beside those of numpy.
+FLOATS = [np.dtype(kind) for kind in (ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)]
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether weights may be of it: floating-point, not integers, truth values or complex numbers."""
+    return dtype.kind == "f" or dtype in FLOATS
 
 
 class Entry(Protocol):
@@ -133,12 +142,14 @@ class Computed:
     """An entry that is made of others when it is read, such as numbers times their scale.
 
     make: gets what the parts hold, in order, and gives the array of `shape` and `dtype`.
+    stored: how its numbers are stored, for people; "" is by their type.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     parts: tuple[Entry, ...]
     make: Callable[..., np.ndarray]
+    stored: str = ""
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -167,6 +178,26 @@ class Unreadable:
 
     def rows(self, start: int, stop: int) -> "Unreadable":
         return self
+
+
+def stored_as(entry: Entry) -> str:
+    """The type of an entry's numbers in its file, for people."""
+    if isinstance(entry, Unreadable):
+        return "unreadable"
+    return entry.stored if isinstance(entry, Computed) and entry.stored else str(entry.dtype)
+
+
+class Renamed(dict[str, Entry]):
+    """Entries under new names. Where two tensors would get the same name, it is `Unreadable`, which names both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._theirs: dict[str, str] = {}
+
+    def add(self, name: str, entry: Entry, theirs: str) -> None:
+        """Adds an entry that its file calls `theirs`."""
+        first = self._theirs.setdefault(name, theirs)
+        self[name] = entry if first == theirs else Unreadable(f"it is stored twice, as {first} and as {theirs}")
 
 
 class Tensors(collections.abc.Mapping[str, Entry]):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from cogvx_jax.convert.config import DOCUMENTS, is_configuration
+from cogvx_jax.convert.config import DOCUMENTS, check_class, is_configuration
 from cogvx_jax.json_files import Json, read_json_of
 from cogvx_jax.storage import below, open_files, parent_and_name
 
@@ -24,12 +24,14 @@ def settings_beside(place: Place, part: str) -> tuple[Json, Place]:
 
     Args:
       part: field of ModelSpec. Of x.safetensors it may be in x.json, or in config.json.
+    Raises: ValueError for settings of another model, by their own words.
     """
     parent, name = parent_and_name(place)
     document = next(document for document in DOCUMENTS if document.part == part)
     folder = place if open_files(place).is_folder() else parent
     for where, file in ((parent, f"{Path(name).stem}.json"), (folder, "config.json")):
         found, path = read_settings((where,), file)
+        check_class(found, path)
         if is_configuration(found, document):
             return found, path
     return {}, ""

@@ -71,7 +71,11 @@ class TorchArchive:
 
     def entries(self, found: Any) -> dict[str, Entry]:
         """The tensors below what was loaded, by their names, those of a dict in a dict joined by dots."""
-        views = dict(_tensors(found))
+        views: dict[str, View | Foreign] = {}
+        for name, view in _tensors(found):
+            if name in views:  # a dict in a dict, and a name with a dot in it
+                raise ValueError(f"it holds {name} twice")
+            views[name] = view
         keys = {view.storage.key for view in views.values() if isinstance(view, View)}
         self._files.prefetch([self._header(f"{self._prefix}data/{key}") for key in keys])
         starts = {key: self._start(f"{self._prefix}data/{key}") for key in keys}

@@ -25,7 +25,7 @@ KINDS = {DTYPES[name]: storage for storage, name in STORAGES.items()}  # dtype -
 def write_torch(path: Path, tensors: Sequence[Tensor], wrapper: str) -> None:
     """Writes {wrapper: {key: tensor}}.
 
-    Raises: ValueError for a tensor of a type that torch has no storage for.
+    Raises: ValueError for a tensor of a type that torch has no storage for, or with numbers that are not finite.
     """
     for tensor in tensors:
         if tensor.dtype not in KINDS:
@@ -37,8 +37,7 @@ def write_torch(path: Path, tensors: Sequence[Tensor], wrapper: str) -> None:
         for name, text in ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little")):
             _add(archive, f"{prefix}/{name}", text)
         for number, tensor in enumerate(tensors):
-            array = np.ascontiguousarray(tensor.make())
-            _add(archive, f"{prefix}/data/{number}", array.reshape(-1).view(np.uint8).data)
+            _add(archive, f"{prefix}/data/{number}", tensor.array().reshape(-1).view(np.uint8).data)
         _add(archive, f"{prefix}/version", b"3\n")
 
 

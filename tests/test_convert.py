@@ -506,6 +506,16 @@ def test_t5_may_hold_its_embedding_twice(copy):
     assert failure(folder, spec, "text_encoder") == [f"misshapen: {alias} is (3, 24), not (32, 24)"]
 
 
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "int64"])
+def test_weights_are_floating_point(copy, dtype):
+    spec, folder = copy
+    key = "decoder.conv_in.conv.bias"
+    rewrite(folder / "vae", lambda t: t.update({key: np.ones(12, dtype)}))
+    assert failure(folder, spec, "vae") == [f"of another type: {key} is {dtype}, not floating-point"]
+    rewrite(folder / "vae", lambda t: t.update({key: np.ones(12), "n": np.ones(2, dtype)}))
+    assert failure(folder, spec, "vae") == ["spare: n (2,)"]
+
+
 def test_damaged_files_are_listed_together(copy):
     spec, folder = copy
     shards = sorted((folder / "transformer").glob("*.safetensors"))
@@ -538,9 +548,10 @@ def test_headers_that_lie(copy):
     (path.parent / f"{path.name}.index.json").unlink()
     store({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a F32 (5,) does not take 16 bytes"]
-    store({"a": {"dtype": "I32", "shape": [4], "data_offsets": [0, 16]}})
+    store({"a": {"dtype": "F4", "shape": [32], "data_offsets": [0, 16]}})
     assert failure(folder, spec) == [
-        f"{path.name}: a is of type I32, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I8, U8"
+        f"{path.name}: a is of type F4, not one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, "
+        "I8, U8, BOOL, I16, U16, I32, U32, I64, U64"
     ]
     store({"a": {"dtype": "F32", "shape": [4]}})
     assert failure(folder, spec) == [f"{path.name}: corrupt header: a has the data_offsets None"]

@@ -1,19 +1,13 @@
-"""Kinds of models are told by more than their channels; and `cogvx inspect`, which tells what a file is."""
+"""Kinds of models are told by more than their channels."""
 
 import dataclasses
 import json
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
-from gguf_file import gguf_bytes, plain
-from packings import blocks, q8_0, save
 from small_files import small_spec, write_small
 
 import cogvx_jax as cx
-from cogvx_jax.cli.main import VERBS
 from cogvx_jax.convert import ConversionError
 from cogvx_jax.convert.config import documents_of, parse_documents, write_configs
 from cogvx_jax.convert.infer import infer_transformer
@@ -25,7 +19,6 @@ from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.presets import PRESETS
 
-LORAS = Path(__file__).parent / "data" / "lora_formats"
 # Shape of the patches' weight, what else a file has -> kind and published model that the rest is taken from.
 TABLE = [
     ((1920, 16, 2, 2), (), "t2v", "2b"),
@@ -88,7 +81,7 @@ def test_fun_models_load_and_say_what_they_lack(other, tmp_path):
             check_request(model.spec, "a panda", Options.from_keywords(**options))
     write_model(open_source(folder), tmp_path / "single", "single")
     assert read_spec(tmp_path / "single") == read_spec(folder)
-    assert inspect(folder)["use"].startswith("it loads, and generate cannot run its kind yet")
+    assert inspect(folder)["mind"] == "it loads, and generate cannot run its kind yet"
 
 
 @pytest.mark.parametrize(
@@ -126,62 +119,3 @@ def test_other_channels_are_refused(tmp_path):
         ConversionError, match=r"in_channels 7 .* only 4 \(text\), 8 \(text and image, or control\) and 9"
     ):
         read_spec(tmp_path)
-
-
-# What a file is.
-
-
-def said(capsys, *words):
-    args = ["inspect", *map(str, words)]
-    tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=args)
-    return capsys.readouterr().out
-
-
-def test_what_files_are(tmp_path, capsys):
-    folder = write_small(tmp_path / "model", small_spec("5b-i2v"))
-    out = said(capsys, folder)
-    assert "a model in the published layout" in out and "image to video" in out
-    assert f"cogvx generate PROMPT --model {folder} --image IMAGE" in out
-    transformer = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    facts = json.loads(said(capsys, transformer, "--json"))
-    assert facts["format"] == "safetensors" and facts["holds"] == "the transformer (published names)"
-    assert facts["kind"] == "image to video" and "1 layers, 3 heads of 16, 8 channels in and 4 out" in facts["sizes"]
-    assert facts["use"].endswith("--vae VAE --text-encoder T5 --tokenizer FOLDER --image IMAGE")
-    vae = said(capsys, folder / "vae" / "diffusion_pytorch_model.safetensors")
-    assert "the vae (published names)" in vae and "--vae " in vae and "taken for" not in vae
-    write_model(open_source(folder), tmp_path / "sat", "sat")
-    assert "a model in SAT's layout" in said(capsys, tmp_path / "sat")
-    facts = inspect(tmp_path / "sat" / "transformer" / "1" / "mp_rank_00_model_states.pt")
-    assert facts["format"] == "torch" and facts["holds"] == "the transformer (SAT names)"
-
-
-def test_what_quantised_files_and_loras_are(tmp_path, capsys):
-    packed, _ = blocks(np.ones((4, 64), np.float32), "Q8_0", q8_0)
-    names = {f"transformer_blocks.0.attn1.to_q{end}": part for end, part in packed.items()}
-    out = said(capsys, save(tmp_path / "x.safetensors", names))
-    assert "1 weights as Q8_0 blocks" in out and "does not tell the sizes of the transformer" in out
-    (tmp_path / "t5.gguf").write_bytes(gguf_bytes({"enc.blk.0.attn_q.weight": plain(np.ones((4, 4), np.float32))}))
-    out = said(capsys, tmp_path / "t5.gguf")
-    assert "GGUF" in out and "the text encoder (llama.cpp names)" in out and f"--text-encoder {tmp_path}/t5.gguf" in out
-    out = said(capsys, LORAS / "kohya.safetensors")
-    assert "a LoRA" in out and "kohya" in out and f"--lora {LORAS}/kohya.safetensors" in out
-    (tmp_path / "lora").mkdir()
-    shutil.copy(LORAS / "peft_default.safetensors", tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    assert f"--lora {tmp_path}/lora" in said(capsys, tmp_path / "lora")
-
-
-def test_what_is_nothing_is_a_sentence(tmp_path):
-    for path, words in (
-        (
-            save(tmp_path / "x.safetensors", {"a.b": np.ones(3, np.float32)}),
-            "nothing that is known here; its tensors are called a.b",
-        ),
-        (tmp_path / "no.safetensors", "there is no file or folder"),
-        (tmp_path, "is a folder of no known kind; there is x.safetensors"),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=words) as raised:
-            inspect(path)
-        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
-    (tmp_path / "x.bin").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="x.bin cannot be read"):
-        inspect(tmp_path / "x.bin")

@@ -202,6 +202,18 @@ BAD = {
     "blocks of nothing": (nf4_with({"blocksize": 0}), "its blocksize is 0"),
     "an offset that is none": (nf4_with({"nested_offset": "x"}), "its nested_offset is 'x'"),
     "no JSON": (nf4_with({}) | {NF4: np.zeros(9, np.uint8)}, "JSON"),
+    "packed and plain": (
+        {".weight": np.ones((4, 32), np.float16), ".Q8_0_qweight": np.zeros((4, 34), np.uint8)},
+        r"it is stored twice, as a\.weight and as a\.Q8_0_qweight",
+    ),
+    "packed in two ways": (
+        {".Q4_0_qweight": np.zeros((4, 18), np.uint8), ".Q8_0_qweight": np.zeros((4, 34), np.uint8)},
+        r"it is stored twice, as a\.Q4_0_qweight and as a\.Q8_0_qweight",
+    ),
+    "with two scales": (
+        fp8_scaled(np.ones((4, 32), np.float32))[0] | {".weight_scale": np.ones((), np.float32)},
+        r"it is stored twice, as a\.scale_weight and as a\.weight_scale",
+    ),
     "no parts": (nf4_with({"nested_blocksize": 256}), "it has 0 of two tensors for quantised scales"),
 }
 
@@ -214,6 +226,33 @@ def test_what_does_not_fit_is_named(tmp_path, case):
     with pytest.raises(ValueError, match=words) as raised:
         tensors.read("a.weight")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "component, mark, first, second",
+    [
+        ("vae", "x.encoder.down_blocks.0.resnets.0.conv1.conv.weight", "x.decoder.a", "decoder.a"),
+        ("text_encoder", "enc.blk.0.attn_q.weight", "token_embd.weight", "shared.weight"),
+        (
+            "transformer",
+            "model.diffusion_model.transformer.layers.0.attention.query_key_value.weight",
+            "model.diffusion_model.time_embed.0.bias",
+            "time_embed.0.bias",
+        ),
+        (
+            "transformer",
+            "transformer.layers.0.attention.query_key_value.weight",
+            "time_embed.0.bias",
+            "time_embedding.linear_1.bias",
+        ),
+    ],
+)
+def test_two_tensors_of_one_name_are_both_named(tmp_path, component, mark, first, second):
+    arrays = {mark: np.ones((3, 4), np.float32), first: np.ones(4, np.float32), second: np.zeros(4, np.float32)}
+    found = open_component(save(tmp_path / "x.safetensors", arrays), component)
+    said = [entry.problem for entry in found.values() if isinstance(entry, Unreadable)]
+    either = [f"it is stored twice, as {a} and as {b}" for a, b in ((first, second), (second, first))]
+    assert len(said) == 1 and said[0] in either
 
 
 def test_a_model_with_such_a_weight_is_refused_before_it_is_read(arrays, published, tmp_path):
@@ -286,6 +325,7 @@ HUGE = struct.pack("<Q", 10**12)
     [
         (b"GGUF" + struct.pack("<I", 3) + HUGE + HUGE, "truncated or corrupt: of 2000000000000 bytes at 24"),
         (b"GGUF" + struct.pack("<I", 9) + bytes(16), "its version of GGUF is 9, where 2 and 3 are read"),
+        (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "its numbers are big-endian, which are not read"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + HUGE, "truncated or corrupt"),
         (gguf_bytes({}, [setting("x", 9, struct.pack("<IQ", 6, 10**12))]), "truncated or corrupt: of 4000000000000"),
         (gguf_bytes({}, [setting("x", 9, struct.pack("<IQ", 8, 10**12))]), "truncated or corrupt: of 8000000000000"),

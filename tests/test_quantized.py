@@ -14,11 +14,12 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
 from cogvx_jax.configs import Compute
-from cogvx_jax.convert import ConversionError, export, write_orbax, write_quantized
+from cogvx_jax.convert import ConversionError, write_orbax, write_quantized
 from cogvx_jax.convert.quantized_layout import PACKED
 from cogvx_jax.models.abstract import abstract_params, quantized
 from cogvx_jax.models.lora import LoRA, merge, stack
@@ -239,13 +240,30 @@ def test_programs_of_a_quantised_model_are_its_own():
     assert not int8.quantizes_tokens and dataclasses.replace(int8, quantize="w8a8").quantizes_tokens
 
 
+def damaged(folder, target, key):
+    """A copy of a model with one infinite number in a tensor of its transformer."""
+    file = shutil.copytree(folder, target) / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors[key].reshape(-1)[-1] = np.inf
+    save_file(tensors, file)
+    return target
+
+
 def test_a_kernel_with_numbers_that_are_not_finite_is_refused(small, tmp_path):
-    folder, model = small("5b")
-    params = jax.tree.map(np.array, model.params)
-    params["transformer"]["blocks"]["mlp"]["down"]["kernel"][0, 3, 4] = np.inf
-    export(tmp_path / "bad", model.spec, params, model.tokenizer)
+    bad = damaged(small("5b")[0], tmp_path / "bad", "transformer_blocks.0.ff.net.2.weight")
     with pytest.raises(ValueError, match="not finite in blocks/mlp/down/kernel of block 0, and cannot be quantised"):
-        cx.load(tmp_path / "bad", quantize="int8")
+        cx.load(bad, quantize="int8")
+    with pytest.raises(ValueError, match="holds numbers that are not finite in transformer/blocks/mlp/down/kernel of"):
+        write_quantized(bad, tmp_path / "new", find_quantization("int8"))
+
+
+@pytest.mark.parametrize("layout, name", [("safetensors", ""), ("orbax", "transformer/blocks/mlp/down/bias")])
+def test_what_is_not_quantised_is_finite_too(small, tmp_path, layout, name):
+    key = "transformer_blocks.0.ff.net.2.bias"
+    bad = damaged(small("5b")[0], tmp_path / "bad", key)
+    with pytest.raises(ValueError, match=f"^{name or key} holds numbers that are not finite"):
+        write_quantized(bad, tmp_path / "new", find_quantization("int8"), layout=layout)
+    assert not (tmp_path / "new").exists()
 
 
 def test_groups_that_do_not_divide_are_refused_before_anything_is_read(small):

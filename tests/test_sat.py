@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.numpy import save_file
 from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, write_small
 from torch_file import save
 
@@ -271,7 +272,14 @@ def test_a_configuration_beside_a_file_is_read(saved, bare):
     given = Given(vae=str(bare / "vae" / "3d-vae.pt"), groups=2, scaling_factor=0.7)
     spec = open_source(file, given).spec()
     assert spec.transformer == read_spec(published).transformer
-    (file.parent / "config.json").write_text('{"model_type": "something else"}')
+    for name in ("config.json", f"{file.stem}.json"):  # of another model
+        for text in ('{"model_type": "umt5"}', '{"_class_name": "ConsisIDTransformer3DModel"}'):
+            (file.parent / name).write_text(text)
+            kind = text.split('"')[3]
+            with pytest.raises(ValueError, match=f"{name} says that the weights beside it are '{kind}', which is not"):
+                open_source(file, given).spec()
+    file.with_suffix(".json").unlink()
+    shutil.copy(published / "vae" / "config.json", file.parent)  # of another part
     with pytest.raises(ValueError, match="give position"):
         open_source(file, given).spec()
     shutil.copy(published / "transformer" / "config.json", file.with_suffix(".json"))
@@ -311,6 +319,13 @@ def test_tags_and_what_is_missing(saved, bare):
         (folder / "latest").write_text(text, encoding="latin-1")
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             open_source(bare, given).spec()
+    (folder / "latest").unlink()
+    for place in (bare, folder):
+        with pytest.raises(FileNotFoundError, match=r"the tags 1, 1-ema and no latest, .* give .* such as .*/1-ema$"):
+            open_source(resolve(place), given).spec()
+    (folder / "1").rename(bare / "kept")
+    assert open_source(folder, given).places()["transformer"] == folder / "1-ema" / STATES  # the only one
+    (bare / "kept").rename(folder / "1")
     (folder / "latest").write_text("1")
     (folder / "1" / "mp_rank_01_model_states.pt").touch()
     with pytest.raises(ValueError, match="is split over 2 model-parallel ranks, which are not read; merge them"):
@@ -498,6 +513,18 @@ def test_a_vae_or_t5_of_another_place_fits_a_published_folder(saved):
     assert jax.tree.all(jax.tree.map(np.array_equal, other.params, model.params))
 
 
+def test_another_vae_is_taken_with_orbax_checkpoints_too(saved, tmp_path):
+    published, sat = saved("5b")
+    write_model(open_source(published), tmp_path / "orbax", "orbax")
+    other = write_small(tmp_path / "other", small_spec("5b"), seed=7)
+    loaded = cx.load(tmp_path / "orbax", vae=other / "vae", components=("vae",)).params["vae"]
+    assert_identical(*({"x": np.asarray(p["decoder"]["conv_in"]["kernel"])} for p in (loaded, whole_vae(other))))
+
+
+def whole_vae(folder):
+    return load_params(folder, read_spec(folder), "vae")
+
+
 # Writing.
 
 
@@ -524,6 +551,27 @@ def test_half_written_models_do_not_appear(saved, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_model(open_source(published), tmp_path / "new", "sat")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layout, name", [("diffusers", "{}"), ("single", "{}"), ("sat", "SAT"), ("orbax", "ours")])
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e38])
+def test_weights_that_are_not_finite_are_not_written(saved, tmp_path, layout, name, bad):
+    """Nor are those that a narrower type cannot hold."""
+    published, _ = saved("5b")
+    folder = shutil.copytree(published, tmp_path / "model")
+    key = "transformer_blocks.0.ff.net.2.weight"
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    arrays = read_all(open_tensors(file))
+    arrays[key][-1, -1] = bad
+    save_file(arrays, file)
+    names = {"SAT": "model.diffusion_model.transformer.layers.0.mlp.dense_4h_to_h.weight"}
+    names |= {"ours": "transformer/blocks/mlp/down/kernel"}
+    words = f"^{names.get(name, key)} holds numbers that are not finite: .*; nothing was written$"
+    dtype = "float16" if np.isfinite(bad) else None
+    with pytest.raises(ValueError, match=words) as raised:
+        write_model(open_source(folder), tmp_path / "out", layout, dtype)
+    assert ("too large for float16" in str(raised.value)) == (dtype is not None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dtype_is_of_all_but_the_vae(saved, tmp_path):

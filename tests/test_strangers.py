@@ -7,6 +7,7 @@ import random
 import re
 import resource
 import shutil
+import socket
 import time
 import traceback
 from pathlib import Path
@@ -17,7 +18,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import cogvx_jax as cx
-from cogvx_jax.convert import ConversionError, read_lora, read_lpips, read_spec, write_lora
+from cogvx_jax.convert import ConversionError, open_lora, read_lora, read_lpips, read_spec, write_lora
+from cogvx_jax.convert.dialects import open_component
+from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.orbax import read_digests
 from cogvx_jax.convert.orbax_export import write_orbax
 from cogvx_jax.json_files import POINTER
@@ -25,10 +28,78 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines import model as models
 from cogvx_jax.pipelines.model import resolve
-from cogvx_jax.pipelines.stored_programs import MANIFEST, _manifest
+from cogvx_jax.pipelines.saved_latents import read_latents
+from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.pipelines.tokenizer import load_tokenizer
+from cogvx_jax.storage import check_place
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+# What is no file or folder that can be read.
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Name -> a place, and what it is called."""
+    folder = tmp_path_factory.mktemp("places")
+    os.mkfifo(folder / "fifo")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(folder / "socket"))
+    (folder / "loop").symlink_to("other loop")
+    (folder / "other loop").symlink_to("loop")
+    (folder / "gone").symlink_to("nowhere")
+    return {
+        folder / "fifo": "is a FIFO",
+        folder / "socket": "is a socket",
+        Path("/dev/null"): "is a device",
+        folder / "loop": "is a link that leads back to itself",
+        folder / "gone": "is a link to nowhere, which is not there",
+    }
+
+
+READERS = {
+    "inspect": inspect,
+    "convert": resolve,
+    "load": cx.load,
+    "a VAE": lambda place: open_component(place, "vae"),
+    "lora info": open_lora,
+    "decode": read_latents,
+    "lpips": read_lpips,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_places_that_cannot_be_read_are_called_what_they_are(places, reader):
+    """None is opened: a FIFO would wait for ever."""
+    for place, words in places.items():
+        with pytest.raises((ValueError, OSError), match=f"{place}'? {words}") as raised:
+            READERS[reader](place)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_a_user_may_not_read_is_called_so(tmp_path, reader, monkeypatch):
+    """Root may read everything: the answers are another user's."""
+    (tmp_path / "x.safetensors").touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for place, kind in ((tmp_path, "a folder"), (tmp_path / "x.safetensors", "a file")):
+        if (reader, kind) != ("lpips", "a folder"):
+            with pytest.raises(PermissionError, match=f"{place} is {kind} that this user may not read"):
+                READERS[reader](place)
+
+
+def test_a_folder_that_a_user_may_not_look_into(tmp_path, monkeypatch):
+    stat = Path.stat
+
+    def refused(self, **options):
+        if self.parent == tmp_path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(ValueError, match="x is in a folder that this user may not look into, not a file or folder"):
+        check_place(tmp_path / "x")
 
 
 # What is no model.
@@ -241,7 +312,7 @@ def victims(small, lpips_file, tmp_path_factory):
         "lora": (top / "lora/adapter_model.safetensors", lambda: read_lora(top / "lora", spec)),
         "adapter_config": (bare / "adapter_config.json", lambda: read_lora(bare, spec)),
         "lpips": (Path(shutil.copy(lpips_file, top)), lambda: read_lpips(top / lpips_file.name)),
-        "programs": (top / "programs" / MANIFEST, lambda: _manifest(top / "programs")),
+        "programs": (top / "programs" / MANIFEST, lambda: read_manifest(top / "programs")),
     }
 
 

@@ -106,10 +106,8 @@ def test_it_is_said_and_can_be_scaled(model, file, capsys):
         assert source.spec().vae.taehv and source.spec().vae.scaling_factor == 0.7
     assert "vae: the tiny one of taehv; latents are divided by 0.7" in source.inferred()
     facts = inspect(file)
-    assert (
-        facts["holds"] == "the vae (taehv names)"
-        and facts["use"] == f"cogvx generate PROMPT --model MODEL --vae {file}"
-    )
+    assert facts["holds"] == "the vae (taehv names)"
+    assert facts["use"] == [f"cogvx generate 'a panda' --model MODEL --vae {file}"]
 
 
 def test_what_does_not_fit_and_what_cannot_hold_it(model, file, tmp_path):

@@ -245,6 +245,12 @@ def test_tensors_that_cannot_be_are_a_sentence(tmp_path, value, words):
     assert str(path) in str(raised.value) and len(str(raised.value)) < 400 and "\n" not in str(raised.value)
 
 
+def test_two_tensors_of_one_name_are_refused(tmp_path):
+    save(tmp_path / "x.pt", {"a": {"b": np.ones(3, np.float32)}, "a.b": np.zeros(3, np.float32)})
+    with pytest.raises(ValueError, match=r"x.pt cannot be read: it holds a\.b twice"):
+        open_tensors(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize(
     "opcodes",
     [

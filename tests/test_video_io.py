@@ -268,10 +268,10 @@ def test_too_large_a_picture_is_called_that(tmp_path, monkeypatch):
 def test_read_errors(tmp_path, read):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read(tmp_path / "missing.mp4")
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(ValueError, match="is a folder, not a file"):
         read(tmp_path)
     os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(ValueError, match="pipe.mp4' is not a file"):
+    with pytest.raises(ValueError, match="pipe.mp4' is a FIFO, not a file"):
         read(tmp_path / "pipe.mp4")
     (tmp_path / "lfs.mp4").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n")
     with pytest.raises(ValueError, match="lfs.mp4' is a git-lfs pointer.*`git lfs pull`"):

@@ -1,5 +1,6 @@
 """`cogvx inspect`: what a file is, and how to use it."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,23 @@ def inspect(
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
-    """Prints what a file of weights is, whoever made it: its format, naming, quantisation, model, and how to use it.
+    """Prints what a file or folder is, whoever made it: format, naming, quantisation, model, and commands that use it.
 
     Args:
-      file: a file or folder of weights, of a model, a part of one or a LoRA.
+      file: a file or folder of weights, of a model, a part of one or a LoRA; or what a verb of this program wrote, such
+        as a run. "tiny" is the model that ships with this program, where nothing here has that name.
       as_json: print JSON.
     """
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
+    from cogvx_jax.cli.own_files import OWN
+    from cogvx_jax.convert.inspection import WEIGHTS, Asked
     from cogvx_jax.convert.inspection import inspect as inspect_place
+    from cogvx_jax.pipelines.model import load_spec, resolve
 
-    print_facts(inspect_place(file if "://" in file else Path(file), given.checked()), as_json)
+    ships = file == "tiny" and not os.path.lexists(file)
+    place = resolve(file) if ships else file if "://" in file else Path(file)
+    models = {"tiny": load_spec("tiny")}
+    asked = Asked(place=place, model="tiny" if ships else None, given=given.checked(), models=models)
+    print_facts(inspect_place(asked, (*OWN, *WEIGHTS)), as_json)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cogvx_jax.data.tars import File, Member, read_chunks
 from cogvx_jax.git_lfs import START, refuse_pointer
+from cogvx_jax.storage import NOTHING, kind_of
 
 
 def existing(source: str | os.PathLike | Member) -> File:
@@ -14,9 +15,9 @@ def existing(source: str | os.PathLike | Member) -> File:
     """
     file = source if isinstance(source, Member) else Path(source)
     if isinstance(file, Path):
-        if not file.exists():
+        if (kind := kind_of(file)) == NOTHING:
             raise FileNotFoundError(f"there is no file {str(source)!r}; check the path")
-        if not file.is_file():
-            raise ValueError(f"{str(source)!r} is not a file; give the path of one")
+        if kind != "a file":
+            raise ValueError(f"{str(source)!r} is {kind}, not a file; give the path of one")
     refuse_pointer(next(read_chunks(file, len(START)), b""), source)
     return file

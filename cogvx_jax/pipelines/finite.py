@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from cogvx_jax.convert.finite import is_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.weights import on_host
 
@@ -37,7 +38,7 @@ def find_not_finite(params: Any) -> str | None:
     """The first parameter that holds NaN or infinity, and how many of them; of stacked blocks, which one does."""
     for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
         leaf = np.asarray(leaf) if on_host(leaf) else leaf  # a device might have no room for it
-        if np.isfinite(leaf).all() if isinstance(leaf, np.ndarray) else all_finite(leaf):
+        if is_finite(leaf) if isinstance(leaf, np.ndarray) else all_finite(leaf):
             continue
         bad = ~jnp.isfinite(leaf)
         layer = ""

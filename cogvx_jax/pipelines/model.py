@@ -38,7 +38,7 @@ from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Component, Turns
 from cogvx_jax.pipelines.weights import COMPONENTS, check_streams, weight_bytes
 from cogvx_jax.quantization import Quantization, find_quantization
-from cogvx_jax.storage import kind_of
+from cogvx_jax.storage import check_place, kind_of
 
 FILE_ENDINGS = (*SUFFIXES, ".json")
 MARKS = {  # a file of a folder that is no model's -> what the folder is
@@ -424,6 +424,8 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
             raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")
         return name.rstrip("/")
     kind = kind_of(Path(name))
+    if kind in ("a file", "a folder"):
+        check_place(name)
     if kind != "nothing" and find_layout(Path(name)) is not None:
         return Path(name)
     if kind == "a folder":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cogvx_jax.json_files import parse_json
-from cogvx_jax.storage import write_whole
+from cogvx_jax.storage import check_place, write_whole
 from cogvx_jax.temporaries import check_local, hidden_folder
 
 FORMAT = "cogvx latents 1"  # changes when an older program could not read the file
@@ -76,8 +76,9 @@ def read_latents(path: str | os.PathLike) -> SavedLatents:
     from safetensors import SafetensorError, safe_open
 
     check_local(path, "a file of latents")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}" if not Path(path).exists() else f"{path} is not a file")
+    check_place(path)
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder; give the file of latents that `cogvx generate` kept")
     try:
         with safe_open(path, "np") as file:
             about = file.metadata() or {}

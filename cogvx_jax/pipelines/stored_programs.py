@@ -187,7 +187,7 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
     """
     check_local(folder, "a folder of programs")
     folder = Path(folder)
-    manifest = _manifest(folder)
+    manifest = read_manifest(folder)
     devices = list(mesh.devices.flat) if mesh is not None else jax.devices()[:1]
     here, theirs = conditions(spec, compute, mesh, devices), manifest["made_for"]
     names = [*here, *(name for name in theirs if name not in here)]
@@ -213,7 +213,7 @@ def read_programs(folder: str | os.PathLike, spec: ModelSpec, compute: Compute, 
     return StoredPrograms(folder, spec, compute, loaded, manifest["decode"])
 
 
-def _manifest(folder: Path) -> Json:
+def read_manifest(folder: Path) -> Json:
     """What `programs.json` says, its form checked; nobody else may write to the folder."""
     file = folder / MANIFEST
     if not file.is_file():

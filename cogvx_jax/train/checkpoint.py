@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from cogvx_jax.convert.orbax_writes import threads_hushed
+from cogvx_jax.convert.runs import newest_update as newest_update  # the trainers take it from here
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.step import State
 
@@ -94,17 +95,6 @@ class Checkpoints:
             text = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             reason = FULL if FULL in text else text[:300]
             raise OSError(f"cannot write {self._folder}: {reason}; the checkpoints before are whole") from None
-
-
-def newest_update(run: StoragePath) -> int:
-    """Updates done at a run's newest checkpoint; 0 where there is none."""
-    if not (run / "checkpoints").is_dir():
-        return 0
-    checkpoints = Checkpoints(run / "checkpoints")
-    try:
-        return checkpoints.latest() or 0
-    finally:
-        checkpoints.close()
 
 
 def _restore(like: Any, **options: Any) -> ocp.args.PyTreeRestore:

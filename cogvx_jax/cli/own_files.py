@@ -1,0 +1,142 @@
+"""What the verbs themselves write, for `cogvx inspect`: a row of `OWN` for each kind of file or folder."""
+
+import contextlib
+from pathlib import Path
+
+from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
+from cogvx_jax.convert.inspection import Asked, Facts, FileKind
+from cogvx_jax.convert.runs import is_lora, is_run, is_vae_run, newest_update, read_run
+from cogvx_jax.convert.safetensors import read_header
+from cogvx_jax.json_files import quoted
+from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
+from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
+from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
+from cogvx_jax.train.clips.cache import is_cache, open_cache
+
+
+def _folder(asked: Asked) -> StoragePath | None:
+    """A folder as those who write runs and caches have it; None for a file, or the URL of what is not written to."""
+    scheme, is_url, _ = str(asked.place).partition("://")
+    if is_url and scheme not in BUCKETS:
+        return None
+    return storage_path(asked.place) if asked.is_folder else None
+
+
+# Runs.
+
+
+def _is_run(asked: Asked) -> bool:
+    return (folder := _folder(asked)) is not None and is_run(folder)
+
+
+def _tell_run(asked: Asked) -> Facts:
+    folder = storage_path(asked.place)
+    said, verb = read_run(folder, ("source", "name")), "train-vae" if is_vae_run(folder) else "train"
+    kind = "the VAE" if verb == "train-vae" else "a LoRA" if is_lora(folder) else "the transformer"
+    facts: Facts = {"format": f"a run of `cogvx {verb}`", "holds": f"{kind} of {said['name']}"}
+    updates = newest_update(folder)
+    facts["updates"] = str(updates)
+    run, config = path_word(asked.place), str(folder / "run.json")
+    if not updates:
+        facts["mind"] = "it has no checkpoint yet"
+        return facts | {"use": [command(verb, "--config", path_word(config), "--out", run)]}
+    if kind != "a LoRA":
+        return facts | {"use": [command("export", run, "--out", new_name(asked.place, "-model"))]}
+    made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), "--lora", run)
+    return facts | {"use": [made, command("export", run, "--out", new_name(asked.place, ".safetensors"))]}
+
+
+def _source_word(source: str) -> str:
+    """What a run or latents were made from, where a model is asked for; MODEL where that is gone."""
+    if source.lower() in MODELS or "://" in source:
+        return source
+    if Path(source).exists():
+        return model_word(source)
+    return "MODEL" if source.startswith(("/", ".")) or source.count("/") != 1 else source
+
+
+# Encoded clips.
+
+
+def _is_cache(asked: Asked) -> bool:
+    return (folder := _folder(asked)) is not None and is_cache(folder)
+
+
+def _tell_cache(asked: Asked) -> Facts:
+    cache, folder = open_cache(storage_path(asked.place)), path_word(asked.place)
+    shape = cache.shape
+    model = "tiny" if cache.model == "tiny" else published_word(cache.model) or "MODEL"
+    train = ["--data", folder, "--model", model, "--out", new_name(asked.place, "", "runs/")]
+    return {
+        "format": "clips of `cogvx encode`",
+        "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {shape.frames} frames at {shape.fps:g} fps",
+        "model": f"encoded by {cache.model}",
+        "use": [command("train", *train), command("verify", folder)],
+    }
+
+
+# Compiled programs.
+
+
+def _is_programs(asked: Asked) -> bool:
+    return isinstance(asked.place, Path) and (asked.place / MANIFEST).is_file()  # they run from this machine alone
+
+
+def _tell_programs(asked: Asked) -> Facts:
+    manifest = read_manifest(Path(asked.place))
+    made_for, request = manifest["made_for"], manifest.get("request")
+    request = request if isinstance(request, dict) else {}
+    name, _, how = made_for.get("model", "").partition(" in ")
+    model = "tiny" if name == "tiny" else published_word(name) or "MODEL"
+    words = ["--model", model, "--programs", path_word(asked.place), "--dtype", how.partition(",")[0]]
+    size, frames = request.get("size"), request.get("frames")
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in (*size, frames)):
+        words += ["--size", f"{size[0]}x{size[1]}", "--frames", str(frames)]
+    for option, value, usual in (
+        ("--mesh", made_for.get("mesh"), "one device"),
+        ("--quantize", made_for.get("quantization"), "none"),
+        ("--memory", request.get("memory"), "resident"),
+    ):
+        words += [option, value] if isinstance(value, str) and value != usual else []
+    if type(steps := request.get("steps in one program")) is int:
+        words += ["--one-program", "--steps", str(steps)]
+    return {
+        "format": "programs of `cogvx compile`; they are code: use those only that you trust",
+        "programs": ", ".join(dict.fromkeys(entry["name"] for entry in manifest["programs"])),
+        "made for": [f"{key}: {quoted(value)}" for key, value in made_for.items() if len(value) < 100],
+        "use": [command("generate", PROMPT, *words)],
+    }
+
+
+# Sampled latents.
+
+
+def _is_latents(asked: Asked) -> bool:
+    if not isinstance(asked.place, Path) or asked.is_folder or asked.place.suffix != ".safetensors":
+        return False
+    with contextlib.suppress(ValueError):
+        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format") == FORMAT
+    return False
+
+
+def _tell_latents(asked: Asked) -> Facts:
+    saved = read_latents(Path(asked.place))
+    _, frames, height, width, channels = saved.latents.shape
+    use = ["decode", path_word(asked.place), "--out", new_name(asked.place, ".mp4")]
+    if (model := _source_word(saved.model)) == "MODEL":
+        use += ["--model", model]
+    return {
+        "format": "latents that `cogvx generate` kept, for `cogvx decode`",
+        "latents": f"{frames - saved.padding} frames of {height}x{width}, {channels} channels, {saved.fps:g} fps",
+        "model": saved.model,
+        "prompt": saved.prompt,
+        "use": [command(*use)],
+    }
+
+
+OWN = (  # the first that fits counts
+    FileKind(name="a run", fits=_is_run, tell=_tell_run),
+    FileKind(name="encoded clips", fits=_is_cache, tell=_tell_cache),
+    FileKind(name="compiled programs", fits=_is_programs, tell=_tell_programs),
+    FileKind(name="sampled latents", fits=_is_latents, tell=_tell_latents),
+)
