@@ -1,7 +1,7 @@
 """`cogvx distill`: teaches a model, by a LoRA, to make its videos in a few steps without guidance."""
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,6 +27,9 @@ class DistillOptions(TrainOptions):
     @property
     def trained(self) -> RunConfig:
         return dataclasses.replace(self.run, lora=self.lora, parts=(), distill=self.distill)
+
+    def sampled(self, spec: Any) -> Any:
+        return spec.distilled(self.distill.result(spec))
 
     def use(self) -> str:
         from cogvx_jax.pipelines.model import load_spec

@@ -95,6 +95,10 @@ class TrainOptions:
             raise ValueError(f"{self.data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
         return Path(self.data)
 
+    def sampled(self, spec: Any) -> Any:
+        """The spec whose steps, sampler and guidance scale are those of the videos on the way."""
+        return spec
+
     def use(self) -> str:
         """How to use what was trained, for people."""
         if self.trained.lora is None:
@@ -278,7 +282,7 @@ def _videos(options: TrainOptions, shape: Any) -> list[Any]:
 
     if options.prompts is None:
         return []
-    spec, requests = load_spec(options.model), []
+    spec, requests = options.sampled(load_spec(options.model)), []
     shape = shape or clip_shape(spec, options.size, options.frames)
     own = Options(size=(shape.height, shape.width), frames=shape.frames)
     for job in read_jobs(None, options.prompts, Path("video.mp4"), own):

@@ -89,6 +89,14 @@ def make_grid(spec: ModelSpec, distill: Distillation) -> Grid | None:
     return grid(spec.schedule, distill.teacher_steps, distill.phases)
 
 
+def more_evaluations(spec: ModelSpec, distill: Distillation) -> int:
+    """Rows that the transformer computes for a clip, beside the student's that is learnt from."""
+    points, rows = make_grid(spec, distill), 1 if distill.completed(spec).teacher_guidance == 1 else 2
+    if points is None:
+        return rows
+    return rows * points.phase if METHODS[distill.method].from_starts else rows + 1
+
+
 def make_teacher(predict: Predict, base: Any, text: jax.Array, empty: jax.Array, weight: float) -> Velocity:
     """The teacher's guided velocity, of which nothing is trained; weight 1 needs no unconditional row."""
 

@@ -22,7 +22,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import training_flops
+from cogvx_jax.models.flops import training_flops, transformer_flops
 from cogvx_jax.pipelines.model import Model, check_trainable
 from cogvx_jax.pipelines.request import Request, check_kind
 from cogvx_jax.sharding import replicate
@@ -39,7 +39,7 @@ from cogvx_jax.train.placement import Placement, check_batch
 from cogvx_jax.train.progress import Span, Watch, say
 from cogvx_jax.train.step import State
 from cogvx_jax.train.transformer import parts
-from cogvx_jax.train.transformer.distillation import complete, make_distilled_loss
+from cogvx_jax.train.transformer.distillation import complete, make_distilled_loss, more_evaluations
 from cogvx_jax.train.transformer.objective import make_partial_loss
 from cogvx_jax.train.transformer.packed_objective import make_partial_packed_loss
 from cogvx_jax.train.transformer.record import describe
@@ -273,6 +273,9 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
     for share in shares:
         tokens = spec.transformer.text_length + clip_tokens(spec, share.cache)
         total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
+        if config.distill is not None:
+            rows = clips * more_evaluations(spec, config.distill)
+            total += share.weight * transformer_flops(spec.transformer, tokens, batch=rows)
     return total // sum(share.weight for share in shares)
 
 
