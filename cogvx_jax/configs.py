@@ -127,6 +127,30 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     sampler: str = "ddim"  # of `diffusion.samplers.SAMPLERS`
+    # how it was made a model of few steps, by `cogvx distill`; those above are what it is for. "": it was not
+    distilled: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """What a LoRA of few steps is for: how its makers' samples are taken. Raises: ValueError for numbers that can't be.
+
+    A file of it says so in its metadata, as JSON under `DISTILLED`.
+    """
+
+    method: str  # of `train.transformer.settings.METHODS`
+    steps: int
+    sampler: str  # of `diffusion.samplers.SAMPLERS`
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"its steps must be at least 1, got {self.steps}")
+        if not self.method or not math.isfinite(self.guidance_scale):
+            raise ValueError("it needs a method, and a finite guidance scale")
+
+    def __str__(self) -> str:
+        return f"{self.steps} steps of {self.sampler} at guidance scale {self.guidance_scale:g}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +210,19 @@ class ModelSpec:
     schedule: ScheduleConfig = ScheduleConfig()
     defaults: GenerationDefaults = GenerationDefaults()
     trained_dtype: str = "float16"
+
+    def distilled(self, how: Distilled | None) -> "ModelSpec":
+        """The same model with steps, sampler and guidance of a LoRA that makes it one of few steps; None has none."""
+        if how is None:
+            return self
+        defaults = dataclasses.replace(
+            self.defaults,
+            distilled=how.method,
+            num_inference_steps=how.steps,
+            sampler=how.sampler,
+            guidance_scale=how.guidance_scale,
+        )
+        return dataclasses.replace(self, defaults=defaults)
 
     @property
     def kind(self) -> Kind:

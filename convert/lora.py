@@ -79,6 +79,7 @@ def _lora(file: LoRAFile, spec: ModelSpec) -> LoRA:
         alpha=first * rank,
         differences=_differences(file, parameters(spec)),
         told=file.told(),
+        distilled=file.distilled,
     )
 
 

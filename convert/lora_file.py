@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from cogvx_jax.configs import Distilled
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating
+from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.json_files import parse_json, quoted, read_json_of
 from cogvx_jax.storage import below, check_place, kind_of, open_files, parent_and_name
 
 METADATA = "lora_adapter_metadata"  # under which diffusers keeps PEFT's settings, as JSON
+DISTILLED = "cogvx_jax.distilled"  # under which a LoRA of few steps says how it is sampled from, as JSON
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 Place = str | Path
 NOT_LINEAR = {*MODULES} - {*LINEAR}
@@ -57,11 +60,13 @@ class LoRAFile:
     differences: by the name of a published tensor.
     ignored: names of tensors of a text encoder.
     said: PEFT's settings, and `metadata` all that the file says beside its tensors, as texts.
+    distilled: how a LoRA of few steps is sampled from; None of another.
     Raises: ValueError, which does not name the file, for one that holds no LoRA, or one that is damaged.
     """
 
     def __init__(self, path: Place, tensors: Tensors, alpha: float | None = None):
         self.path, self.tensors, self.metadata = path, tensors, tensors.metadata
+        self.distilled = parse_distilled(tensors.metadata.get(DISTILLED))
         self.format, found, self.ignored = find_format(tensors)
         self._keys: dict[tuple[str, Part], str] = {}
         for key, name in found.items():
@@ -122,6 +127,8 @@ class LoRAFile:
             parts.append(counted(len(self.differences), "whole difference"))
         if self.ignored:
             parts.append(f"{counted(len(self.ignored), 'tensor')} of a text encoder ignored")
+        if self.distilled is not None:
+            parts.append(f"for {self.distilled}")
         return ", ".join(parts)
 
     def ranks_text(self) -> str:
@@ -220,6 +227,24 @@ def find_file(source: Place) -> Place:
         )
     check_place(source)
     return source
+
+
+def parse_distilled(text: str | None) -> Distilled | None:
+    """What the metadata of a LoRA of few steps says. Raises: ValueError, a clause, for what is damaged."""
+    if text is None:
+        return None
+    kinds = {field.name: field.type for field in dataclasses.fields(Distilled)}
+    try:
+        said = parse_json(text)
+        if said.keys() != kinds.keys():
+            raise ValueError(f"not of the keys {', '.join(kinds)}")
+        if wrong := next((name for name, kind in kinds.items() if type(said[name]) is not kind), None):
+            raise ValueError(f"{wrong} {quoted(said[wrong])}")
+        if said["sampler"] not in SAMPLERS:
+            raise ValueError(f"sampler {quoted(said['sampler'])}, which is not one of {', '.join(SAMPLERS)}")
+        return Distilled(**said)
+    except ValueError as error:
+        raise ValueError(f"its {DISTILLED} is {error}") from None
 
 
 def _settings(path: Place, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:

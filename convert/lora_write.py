@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert.lora_file import METADATA, LoRAFile, Module
+from cogvx_jax.configs import Distilled, ModelSpec
+from cogvx_jax.convert.lora_file import DISTILLED, METADATA, LoRAFile, Module
 from cogvx_jax.convert.lora_formats import LINEAR, SAT_LAYERS, WRITTEN, Format, Part, numbered
 from cogvx_jax.convert.lora_models import parameters
 from cogvx_jax.convert.safetensors import Tensor, write_file
@@ -19,7 +19,7 @@ from cogvx_jax.convert.sat_folder import LATEST, STATES
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.targets import SAT_TAG
 from cogvx_jax.convert.torch_writer import write_torch
-from cogvx_jax.models.lora import LoRA
+from cogvx_jax.models.lora import LoRA, first_distilled
 from cogvx_jax.temporaries import check_local, temporary_beside, written_place
 
 Arrays = Mapping[Part, Tensor]  # of a module, each named by its part
@@ -57,7 +57,7 @@ def write_lora(path: str | Path, lora: LoRA, spec: ModelSpec, to: str = "peft", 
     Raises: FileExistsError for a path that is taken; ValueError for adapters of another model, and for what the
       dialect cannot hold.
     """
-    _write(path, to, dtype, lambda: of_lora(lora, spec))
+    _write(path, to, dtype, lambda: of_lora(lora, spec), lora.distilled)
 
 
 def convert_lora(path: str | Path, file: LoRAFile, to: str = "peft", dtype: str | None = None) -> None:
@@ -67,7 +67,7 @@ def convert_lora(path: str | Path, file: LoRAFile, to: str = "peft", dtype: str 
       to, dtype: as for `write_lora`; a dtype of None is each tensor's own.
     Raises: as `write_lora`.
     """
-    _write(path, to, dtype, lambda: of_file(file))
+    _write(path, to, dtype, lambda: of_file(file), file.distilled)
 
 
 def merge_loras(
@@ -75,15 +75,24 @@ def merge_loras(
 ) -> None:
     """Writes several LoRA files, each times its weight, as one: the ranks of a module are laid side by side.
 
+    It is one of few steps where any is whose weight is positive.
+
     Raises: as `write_lora`; ValueError where shapes of a module differ.
     """
-    _write(path, to, dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]))
+    distilled = first_distilled([(file.distilled, weight) for file, weight in files])
+    _write(path, to, dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]), distilled)
 
 
-def _write(path: str | Path, to: str, dtype: str | None, updates: Callable[[], Sequence[Update]]) -> None:
+def _write(
+    path: str | Path, to: str, dtype: str | None, updates: Callable[[], Sequence[Update]], distilled: Distilled | None
+) -> None:
     """Writes updates in a dialect; they are asked for when all else is checked."""
     path, row = check_target(path, to)
+    if distilled is not None and to == "sat":
+        raise ValueError(f"SAT's files have no place for what it is for, {distilled}; write it as peft")
     tensors, metadata = WRITERS[to](row, updates())
+    if distilled is not None:
+        metadata[DISTILLED] = json.dumps(dataclasses.asdict(distilled))
     tensors = [_cast(tensor, tensor.dtype if tensor.key.endswith(".alpha") else dtype) for tensor in tensors]
     with temporary_beside(path) as partial:
         if to == "sat":

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.finite import check_finite
@@ -47,23 +47,27 @@ def write_orbax(source: Place | Source, target: Place, dtype: str | None = None)
 
 
 @contextlib.contextmanager
-def model_to_write(source: Place | Source, target: str | Path, *, last: str) -> Iterator[tuple[ModelSpec, Path]]:
+def model_to_write(
+    source: Place | Source, target: str | Path, *, last: str, distilled: Distilled | None = None
+) -> Iterator[tuple[ModelSpec, Path]]:
     """The spec of `source`, and a folder to write its weights to, which has its configurations and its tokenizer.
 
     The folder gets the name `target` when the block ends well; or its files go below that URL, `last` after all others.
+    With a LoRA that is added to it, the model is for what that is `distilled` for.
+
     Raises: FileExistsError if `target` holds something.
     """
     if isinstance(target, str) and "://" in target:
         place = RemoteFiles(target)
         place.check_empty()
         with temporary_folder() as folder:
-            with model_to_write(source, folder / place.name, last=last) as made:
+            with model_to_write(source, folder / place.name, last=last, distilled=distilled) as made:
                 yield made
             place.upload(folder / place.name, last=last)
         return
     check_new(target)
     opened = open_source(source)
-    spec = opened.spec()
+    spec = opened.spec().distilled(distilled)
     with new_folder(target) as partial:
         write_configs(spec, partial)
         copy_tokenizer(opened.tokenizer, partial / "tokenizer")

@@ -50,7 +50,8 @@ def write_quantized(
     """
     if (stored := read_quantization(source)) is not None:
         raise ValueError(f"{open_source(source).place} is quantised already, to {stored.name}; give the original")
-    with model_to_write(source, target, last=DIGESTS if layout == "orbax" else MARK) as (spec, partial):
+    last, distilled = DIGESTS if layout == "orbax" else MARK, None if lora is None else lora.distilled
+    with model_to_write(source, target, last=last, distilled=distilled) as (spec, partial):
         check_groups(spec, how)
 
         def read(component: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
-from cogvx_jax.configs import LoRAConfig, ModelSpec
+from cogvx_jax.configs import Distilled, LoRAConfig, ModelSpec
 from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.models import lora as loras
@@ -100,10 +100,11 @@ def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -
         raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
     try:
         lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
+        distilled = Distilled(**said["distilled"]) if "distilled" in said else None
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{folder / 'run.json'} is damaged: its lora, {error}") from None
     adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
-    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank)
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank, distilled=distilled)
 
 
 def check_trained_from(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:

@@ -43,7 +43,7 @@ def test_the_commands_run(tmp_path):
         arguments = [sys.executable, "-m", "cogvx_jax.cli", *words[at + 1 :]]
         if arguments[3] == "generate":
             arguments.append("--no-progress")
-        if arguments[3] in ("train", "train-vae") and "--stages" not in arguments:  # the same, but short
+        if arguments[3] in ("train", "distill", "train-vae") and "--stages" not in arguments:  # the same, but short
             arguments += ["--steps", "1", "--frames", "9", "--size", "32x32"]
         variables = dict(word.split("=") for word in words[:at])
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=os.environ | variables)

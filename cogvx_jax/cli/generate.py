@@ -103,10 +103,12 @@ def generate(
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if quantize is None else find_quantization(quantize)
     from cogvx_jax.data.video import check_writable
+    from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
+    from cogvx_jax.pipelines.request import few_steps_note
     from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
@@ -120,6 +122,7 @@ def generate(
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         if adapter.told:
             report(f"{path}: {adapter.told}, weight {weight:g}")
+    spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:
         asked = {"dtype": dtype, "exact": exact} | _lossy(memory) | ({} if how is None else {"quantize": how.name})
@@ -143,7 +146,9 @@ def generate(
     if first_process():
         warn_of_hours(spec, [request for _, request, _ in work], devices)
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
-        for note in dict.fromkeys([*notes, *(lossy_note(one.request) for one in work)]):  # once each
+        for one in work:
+            notes += [lossy_note(one.request), few_steps_note(one.request, spec)]
+        for note in dict.fromkeys(notes):  # once each
             if note is not None:
                 report(note)
     first = None if how is None else stack_loras(adapters)  # to a quantised model's kernels nothing can be added later

@@ -51,12 +51,13 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         counts[component] = sum(math.prod(shape) for shape in expected_shapes(spec, component).values())
     latent = (padded_latent_frames(spec, own.num_frames), own.height // 8, own.width // 8, cfg.out_channels)
     tokens = math.prod(latent[:3]) // (cfg.patch**2 * (cfg.patch_t or 1))
+    few = f", distilled ({own.distilled})" if own.distilled else ""
     half = counts["transformer"] * 2 + counts["text_encoder"] * 2 + counts["vae"] * 4
     return {
         "model": spec.name,
         "kind": KINDS[spec.kind],
         "native size": f"{own.height}x{own.width}, {own.num_frames} frames at {own.fps} fps",
-        "sampling": f"{own.num_inference_steps} steps, {own.sampler}, guidance {own.guidance_scale:g}",
+        "sampling": f"{own.num_inference_steps} steps, {own.sampler}, guidance {own.guidance_scale:g}{few}",
         "latents": "x".join(map(str, latent)),
         "tokens": f"{tokens:,} video + {cfg.text_length} text",
         "transformer": f"{cfg.layers} layers, {cfg.heads} heads of {cfg.head_dim}, width {cfg.width}, {cfg.position}",

@@ -14,6 +14,7 @@ from cogvx_jax.cli.calibrate import calibrate
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
+from cogvx_jax.cli.distill import distill
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
@@ -49,6 +50,7 @@ VERBS = {
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
     "train": Verb(train, GOES_ON),
     "train-vae": Verb(train_vae, GOES_ON),
+    "distill": Verb(distill, GOES_ON),
     "export": Verb(export, "nothing was written"),
 }
 

@@ -28,7 +28,7 @@ NAMES: dict[type, dict[str, str | None]] = {
     },
     Objective: dict.fromkeys(("image_noise_mean", "image_noise_spread", "image_scale")),
     StageSettings: {"pack": None},
-    RunConfig: {"lora": None, "parts": None},
+    RunConfig: {"lora": None, "parts": None, "distill": None},
     VAEObjective: {"lpips": "lpips_weight"},
     VAEStageSettings: {"height": None, "width": None},
 }
@@ -108,10 +108,11 @@ def _relaxed(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         return value
     of: Any = type(value)
-    if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(of)) and value == of():
-        return _look_alike(of)()
     open_fields = {name for name, flag in _names(of).items() if flag is None}
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(of)}
+    if all(field.default is not dataclasses.MISSING for field in dataclasses.fields(of)):
+        plain = of()
+        fields |= {f.name: f.default for f in dataclasses.fields(of) if fields[f.name] == getattr(plain, f.name)}
     return _look_alike(of)(**{name: x if name in open_fields else _relaxed(x) for name, x in fields.items()})
 
 

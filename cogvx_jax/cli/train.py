@@ -95,6 +95,16 @@ class TrainOptions:
             raise ValueError(f"{self.data} holds no clips of `cogvx encode`; videos themselves must lie on a disk")
         return Path(self.data)
 
+    def sampled(self, spec: Any) -> Any:
+        """The spec whose steps, sampler and guidance scale are those of the videos on the way."""
+        return spec
+
+    def use(self) -> str:
+        """How to use what was trained, for people."""
+        if self.trained.lora is None:
+            return f"`cogvx export {self.out} --out FOLDER` makes a model of it"
+        return f"`cogvx generate --lora {self.out}` uses it"
+
     def read_stages(self) -> tuple[Stage, ...]:
         if self.stages is not None:
             return read_stages(self.stages, self.stage)
@@ -116,9 +126,16 @@ def _stage_of(data: tuple[tuple[StoragePath, int], ...], settings: StageSettings
 
 
 def recorded(config: str) -> TrainOptions:
-    """The options that the run.json of a run stands for, in which nothing is written yet.
+    """The options that the run.json of a run stands for, in which nothing is written yet; as `recorded_options`."""
+    run, own = recorded_options(config, "train")
+    return TrainOptions(**own | {"run": run})
 
-    Raises: FileNotFoundError; ValueError for a file that is no such record, or that says not where its clips lie.
+
+def recorded_options(config: str, verb: str) -> tuple[RunConfig, dict[str, Any]]:
+    """What the run.json of a run says: its settings, and the other options of `verb`, in which nothing is written yet.
+
+    Raises: FileNotFoundError; ValueError for a file that is no record of that verb, or that says not where its clips
+      lie.
     """
     from cogvx_jax.convert.runs import KEYS, read_record
 
@@ -132,12 +149,15 @@ def recorded(config: str) -> TrainOptions:
         pace = Pace(**read_fields(Pace, said.get("command", {})))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{config} cannot be repeated: {error}") from None
+    made_by = "train" if run.distill is None else "distill"
+    if verb != made_by:
+        raise ValueError(f"{config} is of a run of `cogvx {made_by}`; repeat it with that")
     if run.lora is None:
         own |= {"train": "full"} if run.parts == EVERYTHING else {"parts": run.parts}
     else:
         own["lora"] = run.lora
     own |= {"model": str(said["source"]), "stage": part_of(stages[-1], StageSettings), "recorded": stages}
-    return TrainOptions(**own | {"config": config, "out": "", "run": run, "pace": pace})
+    return run, own | {"config": config, "out": "", "pace": pace}
 
 
 def _recorded_stage(said: Mapping[str, Any]) -> Stage:
@@ -153,12 +173,18 @@ def train(options: TrainOptions) -> None:
 
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
     """
-    from cogvx_jax.pipelines.model import absolute_source, check_trainable, load_quantization
+    run_training(options)
+
+
+def run_training(options: TrainOptions) -> None:
+    """What `train` and `distill` do."""
+    from cogvx_jax.pipelines.model import absolute_source, check_trainable, load_quantization, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.run_folder import ends
     from cogvx_jax.train.transformer import run
+    from cogvx_jax.train.transformer.distillation import complete
 
     folder = storage_path(options.out)
     if options.pace.tensorboard:
@@ -167,6 +193,7 @@ def train(options: TrainOptions) -> None:
         initialize(preemptible=True)
     check_trainable(options.model, load_quantization(options.model))
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
+    complete(load_spec(options.model), options.trained, stages)
     caches = _check_data(options, stages, devices)
     _check_folder(folder)
     shape = caches[-len(stages[-1].data)].shape if caches else None
@@ -177,7 +204,7 @@ def train(options: TrainOptions) -> None:
     source = absolute_source(options.model)
     run.train(loaded, stages, options.trained, folder, source=source, videos=videos, release=True, **about)
     if first_process():
-        print(f"{options.out}: {reached(before, ends(stages)[-1])}; {_use(options)}")
+        print(f"{options.out}: {reached(before, ends(stages)[-1])}; {options.use()}")
 
 
 def reached(before: int, steps: int) -> str:
@@ -185,12 +212,6 @@ def reached(before: int, steps: int) -> str:
     if before < steps:
         return f"trained to update {steps}"
     return f"is at update {before} already, {steps} were asked for, and nothing was trained"
-
-
-def _use(options: TrainOptions) -> str:
-    if options.trained.lora is None:
-        return f"`cogvx export {options.out} --out FOLDER` makes a model of it"
-    return f"`cogvx generate --lora {options.out}` uses it"
 
 
 def _command(options: TrainOptions) -> dict[str, Any]:
@@ -257,7 +278,7 @@ def _videos(options: TrainOptions, shape: Any) -> list[Any]:
 
     if options.prompts is None:
         return []
-    spec, requests = load_spec(options.model), []
+    spec, requests = options.sampled(load_spec(options.model)), []
     shape = shape or clip_shape(spec, options.size, options.frames)
     own = Options(size=(shape.height, shape.width), frames=shape.frames)
     for job in read_jobs(None, options.prompts, Path("video.mp4"), own):

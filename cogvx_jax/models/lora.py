@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from cogvx_jax.configs import LoRAConfig
+from cogvx_jax.configs import Distilled, LoRAConfig
 
 Adapters = dict[str, dict[str, jax.Array]]  # path of a kernel -> {"a": ..., "b": ...}, float32
 
@@ -38,6 +38,7 @@ class LoRA:
     """Trained or loaded adapters; `rank` is the highest of them, and alpha / rank the factor of a @ b.
 
     told: of one out of a file, how it was read, for people.
+    distilled: of one that makes a model of few steps, how it is sampled from.
     """
 
     adapters: Adapters
@@ -45,6 +46,7 @@ class LoRA:
     alpha: float
     differences: tuple[Difference, ...] = ()
     told: str = ""
+    distilled: Distilled | None = None
 
     @property
     def scale(self) -> float:
@@ -114,7 +116,13 @@ def stack(loras: Sequence[LoRA], weights: Sequence[float] | None = None) -> LoRA
         for lora, weight in zip(loras, weights, strict=True)
         for one in lora.differences
     )
-    return LoRA(adapters=adapters, rank=rank, alpha=float(rank), differences=differences)
+    distilled = first_distilled([(lora.distilled, weight) for lora, weight in zip(loras, weights, strict=True)])
+    return LoRA(adapters=adapters, rank=rank, alpha=float(rank), differences=differences, distilled=distilled)
+
+
+def first_distilled(found: Sequence[tuple[Distilled | None, float]]) -> Distilled | None:
+    """What a sum of LoRAs with these weights is for: the first of few steps that is not taken away decides."""
+    return next((distilled for distilled, weight in found if distilled is not None and weight > 0), None)
 
 
 @jax.jit

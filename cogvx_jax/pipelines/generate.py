@@ -21,7 +21,7 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
-from cogvx_jax.pipelines.request import Request, check_request, kept_steps
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
@@ -140,8 +140,9 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
     request = check_request(model.spec, prompt, Options.from_keywords(**options))
     if progress and options.get("seed") == RANDOM:
         print(f"seed {request.seed}")
-    if progress and (note := lossy_note(request)) is not None:
-        print(note)
+    for note in (lossy_note(request), few_steps_note(request, model.spec)):
+        if progress and note is not None:
+            print(note)
     return request
 
 

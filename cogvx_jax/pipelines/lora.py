@@ -18,10 +18,11 @@ from cogvx_jax.convert.sources import open_source
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models import lora as loras
-from cogvx_jax.models.lora import LoRA
+from cogvx_jax.models.lora import LoRA, first_distilled
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import (
     NORMS,
+    TINY,
     Model,
     bounded,
     check_model,
@@ -36,6 +37,9 @@ from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import COMPONENTS
 
+# By name, of the package itself: "tiny-fast", of `scripts/distill_tiny.py`, makes videos of tiny in 4 unguided steps.
+SHIPPED = {"tiny-fast": TINY / "fast.safetensors"}
+
 
 def load_lora(
     model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0, *, alpha: float | None = None
@@ -43,7 +47,8 @@ def load_lora(
     """A model with a LoRA added to its transformer; the given one stays as it is.
 
     Adapters add up: load another onto the result. Compiled programs do not depend on them, so going
-    from one to the next compiles nothing.
+    from one to the next compiles nothing. With one of `cogvx distill`, the model's own steps, sampler and guidance
+    scale become those that it is for.
 
     Args:
       source: a file of PEFT, kohya, VideoX-Fun, ComfyUI, diffusers, DiffSynth or SAT, a folder as diffusers or PEFT
@@ -79,7 +84,8 @@ def load_lora(
         else:
             component = turns.component("transformer")
             compute = bounded(component.files, model.spec, compute, component.added)
-    return dataclasses.replace(model, params=params, compute=compute)
+    spec = model.spec.distilled(first_distilled([(lora.distilled, weight)]))
+    return dataclasses.replace(model, spec=spec, params=params, compute=compute)
 
 
 def load_merged(
@@ -137,11 +143,12 @@ def _check_weight(lora: LoRA, weight: float) -> None:
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:
-    """The LoRA that a path stands for, checked against `spec`; see `load_lora`."""
+    """The LoRA that a path, or the name of one of `SHIPPED`, stands for, checked against `spec`; see `load_lora`."""
     check_spec(spec)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(name, str):
         raise ValueError(f"a LoRA is a path, a URL or a `LoRA`, got {quoted(source)}")
+    name = str(SHIPPED.get(name, name))
     if (run := find_run(name)) is not None:
         if alpha is not None:
             raise ValueError(f"{name} is a run, which has its alpha; alpha is for a file")

@@ -182,7 +182,7 @@ def load(
         if "transformer" in params:
             compute = with_logit_bound(compute, spec, params["transformer"])
     return Model(
-        spec=spec,
+        spec=spec.distilled(None if lora is None else lora.distilled),
         params=params,
         tokenizer=tokenizer,
         compute=compute,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.video import read_image, read_video
 from cogvx_jax.diffusion import samplers
@@ -197,6 +197,22 @@ def check_sampling(
     if task != "v2v":  # of which a part of the steps is taken
         _check_shortcuts(settings, evaluations(spec, settings))
     return settings
+
+
+def few_steps_note(request: Request, spec: ModelSpec) -> str | None:
+    """A sentence where a model of few steps is asked for others than it is for; else None."""
+    own = spec.defaults
+    if not own.distilled:
+        return None
+    wanted = Distilled(
+        method=own.distilled,
+        steps=own.num_inference_steps,
+        sampler=own.sampler,
+        guidance_scale=own.guidance_scale,
+    )
+    weight = request.guidance if request.guided else wanted.guidance_scale
+    asked = dataclasses.replace(wanted, steps=request.steps, sampler=request.sampler, guidance_scale=weight)
+    return None if asked == wanted else f"{spec.name} was distilled for {wanted}, not for {asked}: expect worse videos"
 
 
 def kept_steps(settings: Settings, strength: float) -> int:

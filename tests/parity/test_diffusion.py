@@ -130,6 +130,28 @@ def test_runs_match_general_classes(name, shift, n, start, monkeypatch):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 50])
+@pytest.mark.parametrize("shift", [3.0, 1.0])
+def test_lcm_matches_diffusers(shift, n):
+    """Given our alphas_bar; theirs have neither the shift nor pure noise at the start in the order we have them."""
+    latents = np.random.default_rng(n).standard_normal(SHAPE, np.float32)
+    scheduler = diffusers.LCMScheduler(prediction_type="v_prediction", clip_sample=False)
+    scheduler.alphas_cumprod = torch.from_numpy(schedule.alphas_bar(ScheduleConfig(snr_shift=shift)))
+    scheduler.set_timesteps(n)
+    theirs_rng, ours_rng = (torch.Generator().manual_seed(n) for _ in range(2))
+    x, theirs = torch.from_numpy(latents), []
+    for t in scheduler.timesteps:
+        x, x0 = scheduler.step(model(x, int(t), torch.tanh), t, x, generator=theirs_rng, return_dict=False)
+        x = x.to(torch.float32)
+        theirs.append((x.numpy(), x0.numpy()))
+    ours = run("lcm", shift, n, 0, latents, ours_rng)
+    assert len(ours) == len(theirs)
+    for got, want in zip(ours, theirs, strict=True):
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    assert torch.equal(theirs_rng.get_state(), ours_rng.get_state())  # as many draws
+
+
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("shift", [3.0, 1.0])
 def test_schedule_matches_diffusers(name, shift):

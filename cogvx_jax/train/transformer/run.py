@@ -22,7 +22,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import training_flops
+from cogvx_jax.models.flops import training_flops, transformer_flops
 from cogvx_jax.pipelines.model import Model, check_trainable
 from cogvx_jax.pipelines.request import Request, check_kind
 from cogvx_jax.sharding import replicate
@@ -39,6 +39,7 @@ from cogvx_jax.train.placement import Placement, check_batch
 from cogvx_jax.train.progress import Span, Watch, say
 from cogvx_jax.train.step import State
 from cogvx_jax.train.transformer import parts
+from cogvx_jax.train.transformer.distillation import complete, make_distilled_loss, more_evaluations
 from cogvx_jax.train.transformer.objective import make_partial_loss
 from cogvx_jax.train.transformer.packed_objective import make_partial_packed_loss
 from cogvx_jax.train.transformer.record import describe
@@ -87,6 +88,7 @@ def train(
     """
     check_trainable(model.spec.name, model.compute.quantize)
     check_kind(model.spec)
+    config = complete(model.spec, config, stages)
     stages = tuple(dataclasses.replace(s, learning_rate=s.learning_rate or config.learning_rate) for s in stages)
     for stage in stages:
         check_batch(model.mesh, stage.batch_size, stage.accumulate)
@@ -99,6 +101,8 @@ def train(
     facts = describe(model, config, stages, shares, source) | {
         "command": {**dataclasses.asdict(pace), **(command or {})}
     }
+    if config.distill is not None:
+        facts["distilled"] = dataclasses.asdict(config.distill.result(model.spec))
     run_folder.check_same(folder, facts, _modern)
     with run_folder.used(folder):
         done = newest_update(folder)
@@ -171,8 +175,10 @@ def _run_stage(
     stage, end = stages[number], run_folder.ends(stages)[number]
     first, mesh = end - stage.steps, run.placement.mesh
     about: dict[str, float] = {"stage": number + 1}
-    make = make_partial_loss
-    if fed.packing is not None:
+    make: Any = make_partial_loss
+    if run.config.distill is not None:
+        make = functools.partial(make_distilled_loss, distill=run.config.distill)
+    elif fed.packing is not None:
         make, about["packed"] = make_partial_packed_loss, round(fed.packing.used, 4)
         say(f"{folder.name} stage {number + 1}: {fed.packing}")
 
@@ -198,7 +204,7 @@ def _run_stage(
         run.start,
         Input(batches=functools.partial(_read, fed, first, rows.numbers), rows=rows, fixed=fixed),
         Update(
-            loss=run.placement.loss(make(run.spec, run.compute, run.config.objective, run.whole)),
+            loss=run.placement.loss(make(run.spec, run.compute, run.config.objective, whole=run.whole)),
             tx=make_optimizer(run.config, stage, first),
             decay=run.config.average,
             accumulate=stage.accumulate,
@@ -267,6 +273,9 @@ def _flops(spec: ModelSpec, shares: Sequence[Share], clips: int, config: RunConf
     for share in shares:
         tokens = spec.transformer.text_length + clip_tokens(spec, share.cache)
         total += share.weight * training_flops(spec.transformer, tokens, paths, batch=clips, rank=rank)
+        if config.distill is not None:
+            rows = clips * more_evaluations(spec, config.distill)
+            total += share.weight * transformer_flops(spec.transformer, tokens, batch=rows)
     return total // sum(share.weight for share in shares)
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
-from cogvx_jax.configs import LoRAConfig
+from cogvx_jax.configs import Distilled, LoRAConfig, ModelSpec
+from cogvx_jax.diffusion.schedule import exact_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,83 @@ class Objective:
         for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+
+
+class DistillationMethod(NamedTuple):
+    """A row of the table."""
+
+    phases: Callable[[int], int] | None  # student's steps -> phases of the teacher's path; None: no jumps are learnt
+    sampler: str | None  # that the student is for; None is the model's own
+    from_starts: bool = False  # of phases alone; else jumps are learnt from all points
+
+
+METHODS: Mapping[str, DistillationMethod] = {
+    "progressive": DistillationMethod(lambda steps: steps, "ddim", from_starts=True),
+    "phased": DistillationMethod(lambda steps: steps, "ddim"),
+    "consistency": DistillationMethod(lambda steps: 1, "lcm"),
+    "guidance": DistillationMethod(None, None),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """What a LoRA learns of its own base, so that fewer evaluations do. Steps are sampling steps, not updates.
+
+    Raises: ValueError for numbers that cannot be.
+    """
+
+    # "phased" jumps to the next of the student's steps from anywhere between two, for the sampler ddim; "progressive"
+    # does so from the student's steps alone and is shown the whole way there, which costs as many more evaluations;
+    # "consistency" jumps to the clean latents (LCM), for lcm; "guidance" learns the guided prediction, for steps as
+    # before
+    method: Literal["phased", "progressive", "consistency", "guidance"] = "phased"
+    student_steps: int = 4  # sampling steps that the LoRA is for; of "guidance", the model's own
+    # sampling steps of the path that jumps are learnt of; None is the model's own, or the nearest count that fits
+    teacher_steps: int | None = None
+    # guidance scale of the teacher, which the LoRA has built in; None is the model's own
+    teacher_guidance: float | None = None
+    loss: Literal["huber", "squared"] = "huber"  # of the difference
+
+    def __post_init__(self):
+        for name, known in (("method", tuple(METHODS)), ("loss", ("huber", "squared"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        if self.student_steps < 2:
+            raise ValueError(f"student_steps must be at least 2, got {self.student_steps}")
+        if self.teacher_steps is not None and self.teacher_steps <= self.student_steps:
+            raise ValueError(
+                f"teacher_steps must be above the {self.student_steps} of the student, got {self.teacher_steps}"
+            )
+        if self.teacher_guidance is not None and not 1 <= self.teacher_guidance < math.inf:
+            raise ValueError(f"teacher_guidance must be a number of at least 1, got {self.teacher_guidance}")
+
+    @property
+    def phases(self) -> int | None:
+        """Of the teacher's path; None where no jumps are learnt."""
+        phases = METHODS[self.method].phases
+        return None if phases is None else phases(self.student_steps)
+
+    def result(self, spec: ModelSpec) -> Distilled:
+        """What the LoRA is for. Raises: ValueError as `completed`."""
+        steps, own = self.completed(spec).student_steps, spec.defaults.sampler
+        return Distilled(method=self.method, steps=steps, sampler=METHODS[self.method].sampler or own)
+
+    def completed(self, spec: ModelSpec) -> "Distillation":
+        """The same with all that is None as it is for a model.
+
+        Raises: ValueError where its own guidance, of 1 or less, leaves nothing to learn.
+        """
+        own = spec.defaults
+        weight = max(1.0, own.guidance_scale) if self.teacher_guidance is None else self.teacher_guidance
+        if self.method == "guidance" and weight <= 1:
+            raise ValueError(f"without guidance there is none to learn; give a teacher_guidance above {weight:g}")
+        if self.phases is None:
+            return dataclasses.replace(self, teacher_guidance=weight, student_steps=own.num_inference_steps)
+        fitting = [n for n in exact_steps(spec.schedule.steps) if n >= 2 * self.student_steps and n % self.phases == 0]
+        if not fitting:
+            raise ValueError(f"no number of teacher's steps fits {self.student_steps} of the student; take 4")
+        nearest = min(fitting, key=lambda n: abs(n - own.num_inference_steps))
+        return dataclasses.replace(self, teacher_guidance=weight, teacher_steps=self.teacher_steps or nearest)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +169,7 @@ class RunConfig:
     lora: LoRAConfig | None = LoRAConfig()  # None trains parameters themselves, those of `parts`
     parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
     objective: Objective = Objective()  # What is random about the loss
+    distill: Distillation | None = None  # what is learnt of the base itself; None learns from the clips
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps far less than adamw
     weight_decay: float = 1e-4  # of the optimizer
     # what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is rounded at random,
@@ -106,6 +186,8 @@ class RunConfig:
             raise ValueError("a run trains either a LoRA or parts of the model")
         if self.lora is not None and self.trained_dtype != "float32":
             raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
+        if self.distill is not None and self.lora is None:
+            raise ValueError("distillation trains a LoRA: its teacher is the model without it")
         if self.weight_decay < 0 or not 0 <= self.average < 1:
             raise ValueError("weight decay must be at least 0, the average's decay in 0..1")
 
