@@ -24,6 +24,12 @@ KINDS: Mapping[Kind, str] = {
     "control": "control video to video",
     "inpaint": "video or images and a mask to video",
 }
+INPUTS: Mapping[Kind, str] = {  # what `generate` needs beside the prompt
+    "t2v": "",
+    "i2v": "--image IMAGE",
+    "control": "--control VIDEO",
+    "inpaint": "--video VIDEO --mask MASK",
+}
 OTHERS = {"vae": "--vae VAE", "text_encoder": "--text-encoder T5 --tokenizer FOLDER"}  # of a model, where to give them
 
 
@@ -104,9 +110,7 @@ def _model(source: Source, place: Place, held: list[str]) -> Facts:
         facts["taken for granted"] = inferred
     more = " ".join(flags for part, flags in OTHERS.items() if part not in held)
     command = " ".join(filter(None, ["cogvx generate PROMPT --model", str(place), more]))
-    if spec.kind in ("control", "inpaint"):
-        return facts | {"use": f"it loads, and generate cannot run its kind yet; cogvx convert {place} OUT writes it"}
-    return facts | {"use": f"{command} --image IMAGE" if spec.kind == "i2v" else command}
+    return facts | {"use": " ".join(filter(None, [command, INPUTS[spec.kind]]))}
 
 
 def _sizes(spec: ModelSpec) -> str:

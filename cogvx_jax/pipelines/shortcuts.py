@@ -22,6 +22,7 @@ from cogvx_jax.models import kept as keeping
 from cogvx_jax.models.flops import sequence_tokens
 from cogvx_jax.models.kept import Around, Kept
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.conditions import condition_at, put_known
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.step_programs import drawn_inside
 from cogvx_jax.sharding import activate, everywhere
@@ -125,11 +126,13 @@ def all_steps_program(wanted: Wanted, transformer: Transformer, guided: bool, me
     kind, inputs = KINDS[wanted.kind], (transformer, guided, mesh)
     full, less = kind.computed(*inputs), None if kind.skipped is None else kind.skipped(*inputs)
 
-    def all_steps(params, state, kept_parts, text, condition, timesteps, rows, weights, noise, computed, control):
+    def all_steps(
+        params, state, kept_parts, text, condition, timesteps, rows, weights, noise, known, computed, control
+    ):
         def body(i, carry):
             state, now = carry
             drawn = drawn_inside(noise, i, state, mesh)
-            rest = text, condition, timesteps[i], rows[i], weights[i], drawn, control[i]
+            rest = text, condition_at(condition, i), timesteps[i], rows[i], weights[i], drawn, control[i]
             if less is None:
                 made = full(params, state, now, *rest)
             else:
@@ -140,6 +143,7 @@ def all_steps_program(wanted: Wanted, transformer: Transformer, guided: bool, me
                     state,
                     now,
                 )
+            made = put_known(known, made[0], i), made[1]
             if mesh is None:
                 return made
             return jax.lax.with_sharding_constraint(made, (everywhere(mesh), kept))

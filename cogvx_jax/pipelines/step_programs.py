@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion import guidance
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.conditions import condition_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.sharding import activate, everywhere
 
@@ -26,13 +27,18 @@ def step_program(transformer: Transformer, guided: bool, mesh: Mesh | None = Non
 
 @functools.lru_cache
 def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None):
-    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise."""
+    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise.
+
+    `condition` is a `Condition`, and `known` what the steps must leave alone; None where there is none.
+    """
     one = _update(transformer, guided, mesh)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            state = one(params, state, text, condition, timesteps[i], rows[i], weights[i], drawn)
+            channels = condition_at(condition, i)
+            state = one(params, state, text, channels, timesteps[i], rows[i], weights[i], drawn)
+            state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
 

@@ -23,6 +23,7 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
+from cogvx_jax.pipelines.conditions import Condition
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.weights import abstract_weights
@@ -129,7 +130,7 @@ def lower_loop(
     """All denoising steps as one program, which draws its noise itself."""
     loop = step_programs.loop_program(Transformer(spec.transformer, compute.of("transformer")), guided, mesh)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), guided=guided)
-    return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None)
+    return loop.lower(*arguments, SeededNoise.abstract() if _draws(spec, sampler) else None, None)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
@@ -146,7 +147,7 @@ def lower_short(video: VideoPrograms, name: str) -> Any:
     if video.steps is not None:
         noise = SeededNoise.abstract() if draws else None
         loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept))
-        return loop.lower(params, state, kept, *inputs, noise, _everywhere(each, "bool", mesh), control)
+        return loop.lower(params, state, kept, *inputs, noise, None, _everywhere(each, "bool", mesh), control)
     drawn = _everywhere(shape, "float32", mesh) if draws else None
     skips = name.startswith("skipped-")
     step = shortcuts.skipped_program(*asked) if skips else shortcuts.computed_program(*asked, shortcuts.where(kept))
@@ -162,17 +163,20 @@ def _denoising(
     *,
     guided: bool,
 ):
-    """Arguments of step and loop, without the noise; `steps` is the leading axis of those that differ a step."""
+    """Arguments of step and loop, up to the weights; `steps` is the leading axis of those that differ a step."""
 
     def array(shape, dtype="float32"):
         return _everywhere(shape, dtype, mesh)
 
-    cfg = spec.transformer
+    cfg, condition = spec.transformer, None
+    if extra := cfg.in_channels - cfg.out_channels:
+        channels = array((*shape[:-1], extra))
+        condition = Condition(channels) if steps else channels
     return (
         abstract_weights(spec, compute, "transformer", mesh),
         SamplerState(array(shape), array(shape)),
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
-        array(shape) if spec.kind == "i2v" else None,
+        condition,
         array(steps, "int32"),
         array((*steps, COLUMNS)),
         array(steps),
