@@ -191,4 +191,6 @@ def _drawn(model: Model) -> Inputs | None:
     if cfg.conditions_on_image:
         image = image_condition(model, clip[:, :1], latents.shape, noise)
         noisy = jnp.concatenate([noisy, jnp.repeat(image, len(TIMES), axis=0)], axis=-1)
+    elif cfg.condition_channels:  # nothing known, nothing to follow
+        noisy = jnp.pad(noisy, [(0, 0)] * 4 + [(0, cfg.condition_channels)])
     return Inputs(noisy, jnp.repeat(text, len(TIMES), axis=0))

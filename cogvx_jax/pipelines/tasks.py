@@ -81,7 +81,7 @@ def inpaint(model: Model, request: Request, noise: NoiseSource, sampler: sampler
     redrawn = request.video is not None and request.strength < 1
     start = _redrawn(model, request, noise, sampler)[0] if redrawn else _noise(model, request, noise)
     clip = _known_clip(request, model.spec.vae.temporal_compression)
-    shape, extra = request.batch_shape, model.spec.transformer.in_channels - model.spec.transformer.out_channels
+    shape, extra = request.batch_shape, model.spec.transformer.condition_channels
     if clip is None:
         return SamplingInputs(start, Condition(replicate(np.zeros((*shape[:-1], extra), np.float32), model.mesh)))
     pixels, made = clip

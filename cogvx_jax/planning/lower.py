@@ -169,8 +169,8 @@ def _denoising(
         return _everywhere(shape, dtype, mesh)
 
     cfg, condition = spec.transformer, None
-    if extra := cfg.in_channels - cfg.out_channels:
-        channels = array((*shape[:-1], extra))
+    if cfg.condition_channels:
+        channels = array((*shape[:-1], cfg.condition_channels))
         condition = Condition(channels) if steps else channels
     return (
         abstract_weights(spec, compute, "transformer", mesh),
