@@ -130,7 +130,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | None = None) -> Request:
-    """Completes and checks what is asked of a model, and reads its image or video, once.
+    """Completes and checks what is asked of a model, and reads its pictures and videos, once.
 
     Of several processes, all must call it together where the seed is to be drawn.
 

@@ -149,9 +149,11 @@ def _known_clip(request: Request, per_latent: int) -> tuple[np.ndarray, np.ndarr
             pixels[:, frames] = _pictures(still, request, videos)[:, None]
             made[frames] = False
         return pixels, made
-    if request.video is None or request.mask is None or request.mask.all():
+    if request.video is None or request.mask is None:
         return None
     made = _resized_mask(request.mask, request)
+    if made.all():
+        return None
     pixels = to_model_pixels(request.video, height, width)
     return np.where(made[..., None], np.float32(BLACK), pixels)[None], made
 
