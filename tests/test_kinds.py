@@ -24,6 +24,7 @@ from cogvx_jax.convert.tensors import Stored
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.train.transformer.run import check_kind
 
 LORAS = Path(__file__).parent / "data" / "lora_formats"
 # Shape of the patches' weight, what else a file has -> kind and published model that the rest is taken from.
@@ -86,6 +87,8 @@ def test_fun_models_load_and_say_what_they_take(other, tmp_path):
     words = {"control": "makes videos from a control video; give control", "inpaint": "takes no control video"}[kind]
     with pytest.raises(ValueError, match=f"^Fun-{kind} .*{words}"):
         check_request(model.spec, "a panda", Options.from_keywords(**wrong))
+    with pytest.raises(ValueError, match=f"^Fun-{kind} is of the kind {kind}, which cannot be trained here"):
+        check_kind(model.spec)
     write_model(open_source(folder), tmp_path / "single", "single")
     assert read_spec(tmp_path / "single") == read_spec(folder)
     flags = {"control": "--control VIDEO", "inpaint": "--video VIDEO --mask MASK"}[kind]

@@ -192,6 +192,9 @@ def test_videos_that_would_replace_each_other_are_refused(lines, tmp_path):
     assert "line 1: pictures/y.mp4 lies in the folder that line 2 writes" in err(*folder[::-1])
     chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y", "video": "a.mp4"}
     assert "line 2: line 1 writes a.mp4; make that video in a run before this one" in err(*chain)
+    for source in ({"mask": "a.mp4"}, {"keyframes": {"8": "a.mp4"}}):
+        chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y"} | source
+        assert "line 2: line 1 writes a.mp4" in err(*chain)
     # Of one line it is what the user asks for: the input is read before it is replaced.
     assert len(lines({"prompt": "x", "out": "a.mp4", "video": "a.mp4"}, {"prompt": "y", "out": "a.gif"})) == 2
 

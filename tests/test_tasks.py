@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from small_files import small_spec, weights, write_small
 
 import cogvx_jax as cx
+from cogvx_jax.cli.inputs import Inputs
 from cogvx_jax.configs import Compute, TransformerConfig, VAEConfig
 from cogvx_jax.diffusion import guidance
 from cogvx_jax.diffusion.update import SamplerState, update
@@ -257,6 +258,18 @@ def test_a_latent_is_made_where_any_of_its_pixels_is():
     assert np.argwhere(grown)[[0, -1]].tolist() == [[6, 0, 7], [6, 8, 15]] and grown.sum() == 9 * 9
 
 
+def test_inputs_of_many_requests_are_held_once():
+    held, spec = Inputs(), spec_of("inpaint")
+    asked = [dict(video=CLIP, mask=LEFT), dict(image=PICTURES[0], last_image=PICTURES[0].copy())]
+    for options in asked:
+        request = check_request(spec, "x", Options.from_keywords(**options))
+        again = held.hold(request)
+        assert again.digest() == request.digest()
+        if again.stills is not None:
+            assert again.stills[0].pictures[0] is again.stills[1].pictures[0]
+    assert len(held._held) == 3
+
+
 # What is refused before any work.
 
 REFUSED = [
@@ -267,6 +280,9 @@ REFUSED = [
     ),
     ("5b", dict(keyframes={0: PICTURES[0]}), "small-5b is text-to-video and takes no keyframes"),
     ("5b", dict(control=CLIP), "takes no control video; use a control model, such as CogVideoX-Fun's Control or Pose"),
+    ("5b", dict(video=CLIP, mask_dilation=8), "mask_dilation needs mask=..., which is not given; leave it out"),
+    ("inpaint", dict(control_end=0.5), "control_end needs control=..., which is not given"),
+    ("5b", dict(video=CLIP, image_noise=0.1), "image_noise needs image=..., which is not given"),
     ("5b", dict(mask=LEFT), "a mask needs the video that it is of"),
     (
         "5b-i2v",
@@ -291,15 +307,18 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("kind, options, said", REFUSED)
-def test_what_cannot_be_is_refused_before_any_work(kind, options, said):
+def spec_of(kind):
     spec = small_spec("5b-i2v" if kind == "5b-i2v" else "5b")
     channels = {"5b": 4, "5b-i2v": 8, "control": 8, "inpaint": 9}[kind]
     cfg = dataclasses.replace(spec.transformer, in_channels=channels, control=kind == "control")
     own = dataclasses.replace(spec.defaults, height=32, width=48, num_frames=9)
-    spec = dataclasses.replace(spec, name=f"small-{kind}", transformer=cfg, defaults=own)
+    return dataclasses.replace(spec, name=f"small-{kind}", transformer=cfg, defaults=own)
+
+
+@pytest.mark.parametrize("kind, options, said", REFUSED)
+def test_what_cannot_be_is_refused_before_any_work(kind, options, said):
     with pytest.raises(ValueError, match=said):
-        check_request(spec, "x", Options.from_keywords(**options))
+        check_request(spec_of(kind), "x", Options.from_keywords(**options))
 
 
 def test_plain_steps_are_what_they_were_before_there_were_tasks():

@@ -75,7 +75,7 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
         raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
     for name, inputs in OF.items():
         if getattr(asked, name) != getattr(Options, name) and not set(inputs) & set(given):
-            raise ValueError(f"{name} is for {NAMES[inputs[0]]}, which is not given; leave it out")
+            raise ValueError(f"{name} needs {inputs[0]}=..., which is not given; leave it out")
     if takes.needs and not set(takes.needs) & set(given):
         raise ValueError(f"{spec.name} {takes.words}; give {takes.needs[0]}=..., or use a text-to-video model")
     if spec.kind != "t2v":
