@@ -36,14 +36,14 @@ class Known(NamedTuple):
     kept: jax.Array  # (1, T, h, w, 1) float32, 1 or 0
     clean: jax.Array  # (B, T, h, w, C) float32
     noise: jax.Array  # (B, T, h, w, C) float32
-    levels: np.ndarray  # (N,) float32, alphas_bar after each step; 1 after the last
+    levels: np.ndarray  # (N,) float32, alphas_bar that the next step is told; 1 after the last
 
     def put_into(self, state: SamplerState, step) -> SamplerState:
         """The state after a step, whose number may be traced, with the known latents put back."""
         level = jnp.asarray(self.levels)[step]
         known = objective.add_noise(self.clean, self.noise, jnp.broadcast_to(level, self.clean.shape[:1]))
         kept = jnp.broadcast_to(self.kept, known.shape) > 0
-        return SamplerState(jnp.where(kept, known, state.latents).astype(state.latents.dtype), state.x0)
+        return state._replace(latents=jnp.where(kept, known, state.latents).astype(state.latents.dtype))
 
 
 class SamplingInputs(NamedTuple):

@@ -20,7 +20,7 @@ from cogvx_jax.pipelines.inputs import Still, Task
 from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_latents
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
-from cogvx_jax.pipelines.request import Request, kept_steps, latent_frames, shown_steps
+from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps
 from cogvx_jax.sharding import replicate
 
 BLACK = -1.0  # what a model of masks sees where it must make something
@@ -64,8 +64,7 @@ def from_masked_video(model: Model, request: Request, noise: NoiseSource, sample
     latents, clean, drawn = _redrawn(model, request, noise, sampler)
     made = latent_mask(_resized_mask(request.mask, request), _latent_shape(model, request))
     kept = np.concatenate([np.repeat(~made[:1], request.padding, axis=0), ~made])[None, ..., None]
-    after = schedule.previous(model.spec.schedule, sampler.timesteps, request.steps)
-    levels = np.where(after >= 0, schedule.alphas_bar(model.spec.schedule)[np.maximum(after, 0)], 1.0)
+    levels = np.append(schedule.alphas_bar(model.spec.schedule)[sampler.timesteps[1:]], 1.0)
     known = Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, levels.astype(np.float32))
     return SamplingInputs(latents, known=known)
 
@@ -105,7 +104,7 @@ def control(model: Model, request: Request, noise: NoiseSource, sampler: sampler
     latents = clip_modes(model, clip, request.shape[0], tiling=request.tiling) * request.control_strength
     shown = None
     if request.control_steps is not None:
-        shown = shown_steps(request.control_steps, kept_steps(request, request.strength)).astype(np.float32)
+        shown = shown_steps(request.control_steps, len(sampler.timesteps)).astype(np.float32)
     return SamplingInputs(start, Condition(_for_all(latents, request.batch_shape), shown))
 
 
