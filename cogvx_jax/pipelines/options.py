@@ -146,7 +146,8 @@ class Options(Sampling):
       video: what to start from, for text-to-video and inpainting models.
       mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
       mask_dilation: pixels by which the white of the mask grows first, which hides seams.
-      strength: how much of the video is redrawn, above 0 and at most 1; None is 0.8, with an inpainting model's mask 1.
+      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
+        given.
       control: a video to follow, such as depth, edges or poses, for control models.
       control_strength: factor of what a control model sees of it.
       control_start: first part of the steps that sees the control video, 0 to 1.
@@ -168,7 +169,7 @@ class Options(Sampling):
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
-    strength: float | None = None
+    strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
     control: Annotated[Any, _word("PATH")] = None
     control_strength: float = 1.0
     control_start: float = 0.0
