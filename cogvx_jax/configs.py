@@ -59,6 +59,16 @@ class TransformerConfig:
         """Whether channels of a mask and of a masked video come after the noise."""
         return self.in_channels == 2 * self.out_channels + 1
 
+    @property
+    def condition_channels(self) -> int:
+        """How many channels come after those of the noise."""
+        return self.in_channels - self.out_channels
+
+    @property
+    def resizes_positions(self) -> bool:
+        """Whether sincos positions of other sizes are the native ones resized, as CogVideoX-Fun trains its models."""
+        return self.position == "sincos" and (self.control or self.inpaints)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:

@@ -377,15 +377,7 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
     if preset is not None:
         name, trained, defaults = preset.name, preset.trained_dtype, preset.defaults
     else:
-        cfg, scale = spec.transformer, spec.vae.spatial_compression
-        name, trained = spec.name, "float32"
-        defaults = GenerationDefaults(
-            height=cfg.sample_height * scale,
-            width=cfg.sample_width * scale,
-            num_frames=cfg.sample_frames,
-            fps=8 if cfg.patch_t is None else 16,
-            sampler="ddim" if cfg.position == "sincos" else "dpm",
-        )
+        name, trained, defaults = spec.name, "float32", _own_defaults(spec)
     values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained, "kind": spec.kind}
     hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
     hints |= {"name": str, "trained_dtype": DType, "sampler": typing.Literal[tuple(SAMPLERS)], "kind": Kind}
@@ -402,6 +394,22 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
         problems.append(f"{GENERATION}: kind {quoted(found['kind'])} does not fit a transformer for {spec.kind}")
     name, trained = values.pop("name"), values.pop("trained_dtype")
     return dataclasses.replace(spec, name=name, trained_dtype=trained, defaults=GenerationDefaults(**values))
+
+
+def _own_defaults(spec: ModelSpec) -> GenerationDefaults:
+    """Of a model that is no published one; CogVideoX-Fun's are trained at 8 frames a second and sampled by DDIM."""
+    cfg, scale, fun = spec.transformer, spec.vae.spatial_compression, spec.kind in ("control", "inpaint")
+    size, unit = (cfg.sample_height, cfg.sample_width), 8 * (cfg.patch_t or 1)
+    of_15 = PRESETS["1.5-5b"]
+    if size == (of_15.transformer.sample_height, of_15.transformer.sample_width):  # the bounds of any size, not one
+        size = of_15.defaults.height // scale, of_15.defaults.width // scale
+    return GenerationDefaults(
+        height=size[0] * scale,
+        width=size[1] * scale,
+        num_frames=(cfg.sample_frames - 1) // unit * unit + 1 if fun else cfg.sample_frames,
+        fps=8 if cfg.patch_t is None or fun else 16,
+        sampler="ddim" if cfg.position == "sincos" or fun else "dpm",
+    )
 
 
 def _like(spec: ModelSpec, name: Any) -> ModelSpec | None:

@@ -48,9 +48,11 @@ KINDS: Mapping[Kind, str] = {
     "control": "control video to video",
     "inpaint": "video or images and a mask to video",
 }
-INPUTS: Mapping[Kind, tuple[str, ...]] = {  # what `generate` needs beside the prompt, of the kinds that it can make
+INPUTS: Mapping[Kind, tuple[str, ...]] = {  # what `generate` needs beside the prompt
     "t2v": (),
     "i2v": ("--image", "IMAGE"),
+    "control": ("--control", "VIDEO"),
+    "inpaint": ("--video", "VIDEO", "--mask", "MASK"),
 }
 OTHERS = {"vae": ("--vae", "VAE"), "text_encoder": ("--text-encoder", "T5")}  # parts that another place may give
 UP = 3  # folders above a file of which it may be a part
@@ -220,10 +222,8 @@ def _model(source: Source, asked: Asked, held: Sequence[str], plain: bool) -> Fa
     if inferred:
         facts["taken for granted"] = inferred
     use = []
-    if spec.kind in INPUTS and "transformer" in held:
+    if "transformer" in held:
         use.append(command("generate", PROMPT, *asked.as_model(), *_lacking(source, held), *INPUTS[spec.kind]))
-    elif "transformer" in held:
-        facts["mind"] = "it loads, and generate cannot run its kind yet"
     use += _conversions(source, asked, spec, held, plain, stored is not None)
     if (lora := _lora_beside(source, held)) is not None:
         facts["a LoRA of SAT's"] = f"{lora.told()}; it is merged where the model is opened"

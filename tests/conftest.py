@@ -123,6 +123,10 @@ KINDS = {
     "5b-i2v": dict(position="rope+learned", in_channels=8),
     "1.5-5b": dict(position="rope_slice", patch_t=2),
     "1.5-5b-i2v": dict(position="rope_slice", patch_t=2, in_channels=8, ofs_dim=16),
+    "control": dict(position="rope", in_channels=8, control=True),
+    "inpaint": dict(position="rope", in_channels=9),
+    "1.5-control": dict(position="rope_slice", patch_t=2, in_channels=8, control=True),
+    "1.5-inpaint": dict(position="rope_slice", patch_t=2, in_channels=9),
 }
 
 

@@ -110,3 +110,15 @@ def deepspeed(folder, arrays, ranks, groups, *, dtype=np.float16, stage=2, prefi
         state["single_partition_of_fp32_groups" if stage < 3 else "fp32_flat_groups"] = parts
         shard = f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         save(folder / shard, {"optimizer_state_dict": state, "ds_config": {}})
+
+
+def weights(shapes, seed):
+    """The numbers of the recorded checkpoints, drawn from the names; see golden/sat.md and fun.md."""
+    rng, out = np.random.default_rng(seed), {}
+    for key in sorted(shapes):
+        z = rng.standard_normal(shapes[key], dtype=np.float32)
+        if z.ndim > 1:
+            out[key] = z / np.float32(np.sqrt(np.prod(z.shape[1:])))
+        else:
+            out[key] = np.float32(key.endswith("weight")) + np.float32(0.1) * z
+    return out

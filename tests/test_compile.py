@@ -79,12 +79,21 @@ def test_a_fresh_process_compiles_only_what_is_not_there(small, programs, tmp_pa
 @pytest.mark.full
 @pytest.mark.parametrize(
     "kind, sizes, one_program",
-    [("1.5-5b-i2v", dict(cfg=2, context=2), True), ("2b", dict(data=2, sp=4), False), ("5b-i2v", {}, False)],
+    [
+        ("1.5-5b-i2v", dict(cfg=2, context=2), True),
+        ("2b", dict(data=2, sp=4), False),
+        ("5b-i2v", {}, False),
+        ("control", dict(cfg=2), True),
+        ("inpaint", {}, False),
+    ],
 )
 def test_every_program_of_a_video_is_there(small, tmp_path, kind, sizes, one_program):
     folder, _ = small(kind)
     mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]) if sizes else None
-    videos, image = sizes.get("data", 1), np.full((32, 48, 3), 90, np.uint8) if kind.endswith("i2v") else None
+    videos, clip = sizes.get("data", 1), np.full((9, 32, 48, 3), 90, np.uint8)
+    image = {"image": clip[0]}
+    inputs = {"5b-i2v": [image], "1.5-5b-i2v": [image], "control": [{"control": clip}], "inpaint": [{}, image]}
+    inputs = inputs.get(kind, [{}, {"video": clip}])
     options = dict(num_inference_steps=3, sampler="dpm")
     cx.compile_programs(
         folder,
@@ -92,18 +101,18 @@ def test_every_program_of_a_video_is_there(small, tmp_path, kind, sizes, one_pro
         mesh=mesh,
         videos=videos,
         one_program=one_program,
-        from_video=image is None,
+        from_video=kind == "2b",
         **options,
     )
     options |= dict(one_program=one_program, progress=False)
-    for video in [None] if image is not None else [None, np.full((9, 32, 48, 3), 90, np.uint8)]:
-        options |= dict(image=image, video=video, strength=1.0)
+    for given in inputs:
+        own = options | given | dict(strength=1.0)
         made = []
         for kept in (None, tmp_path / "programs"):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 model = cx.load(folder, mesh=mesh, programs=kept)
-                made.append(cx.generate(model, ["a red circle"] * videos, **options).frames)
+                made.append(cx.generate(model, ["a red circle"] * videos, **own).frames)
         np.testing.assert_array_equal(*made)
 
 

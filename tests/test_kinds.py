@@ -18,6 +18,7 @@ from cogvx_jax.convert.tensors import Stored
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.presets import PRESETS
+from cogvx_jax.train.transformer.run import check_kind
 
 # Shape of the patches' weight, what else a file has -> kind and published model that the rest is taken from.
 TABLE = [
@@ -67,7 +68,7 @@ def other(request, tmp_path_factory):
     return write_small(tmp_path_factory.mktemp("fun") / "model", fun(kind, channels, base)), kind
 
 
-def test_fun_models_load_and_say_what_they_lack(other, tmp_path):
+def test_fun_models_load_and_say_what_they_take(other, tmp_path):
     folder, kind = other
     model = cx.load(folder, components=("transformer",))
     assert model.spec.kind == kind and f", {kind}, " in repr(model)
@@ -75,13 +76,16 @@ def test_fun_models_load_and_say_what_they_lack(other, tmp_path):
         cx.load(folder / "transformer" / "diffusion_pytorch_model.safetensors", components=("transformer",)).spec.kind
         == kind
     )
-    words = {"control": "needs a control video", "inpaint": "needs a video or images, and a mask"}[kind]
-    for options in ({}, {"image": np.zeros((32, 48, 3), np.uint8)}, {"video": np.zeros((9, 32, 48, 3), np.uint8)}):
-        with pytest.raises(ValueError, match=f"^Fun-{kind} is of the kind {kind}: beside the prompt it {words}"):
-            check_request(model.spec, "a panda", Options.from_keywords(**options))
+    wrong = {"control": {}, "inpaint": {"control": np.zeros((9, 32, 48, 3), np.uint8)}}[kind]
+    words = {"control": "makes videos from a control video; give control", "inpaint": "takes no control video"}[kind]
+    with pytest.raises(ValueError, match=f"^Fun-{kind} .*{words}"):
+        check_request(model.spec, "a panda", Options.from_keywords(**wrong))
+    with pytest.raises(ValueError, match=f"^Fun-{kind} is of the kind {kind}, which cannot be trained here"):
+        check_kind(model.spec)
     write_model(open_source(folder), tmp_path / "single", "single")
     assert read_spec(tmp_path / "single") == read_spec(folder)
-    assert inspect(folder)["mind"] == "it loads, and generate cannot run its kind yet"
+    flags = {"control": "--control VIDEO", "inpaint": "--video VIDEO --mask MASK"}[kind]
+    assert inspect(folder)["use"][0] == f"cogvx generate 'a panda' --model {folder} {flags}"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,9 @@ def test_the_pipelines_class_tells_the_kind(tmp_path, name, kind):
     write_configs(fun("control", 8), tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
     (tmp_path / "generation.json").unlink()
-    assert read_spec(tmp_path).kind == kind
+    found = read_spec(tmp_path)
+    assert found.kind == kind
+    assert found.defaults.sampler == ("ddim" if kind == "control" else "dpm")  # CogVideoX-Fun's own
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CogVideoXPipeline"}))
     with pytest.raises(ConversionError, match="'CogVideoXPipeline' does not fit a transformer for i2v"):
         read_spec(tmp_path)

@@ -16,7 +16,8 @@ from cogvx_jax.pipelines.latents import decode_batch, decode_frames, encode_batc
 from cogvx_jax.pipelines.memory import in_strips
 from cogvx_jax.sharding import activate, parse_mesh
 
-KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")
+KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "control", "1.5-inpaint", "repaint")
+MODELS = {"repaint": "5b"}  # of kinds of tasks that other models have
 MESHES = (  # one of each axis, then all of them in pairs that meet in an array; 3 heads divide by none
     dict(data=2),
     dict(fsdp=2),
@@ -32,6 +33,14 @@ MESHES = (  # one of each axis, then all of them in pairs that meet in an array;
     dict(fsdp=2, context=2, tensor=2),
 )
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
+CLIP = np.stack([np.roll(IMAGE, 2 * i, axis=1) for i in range(17)])
+INPUTS = {  # of a kind, beside the prompt
+    "5b-i2v": dict(image=IMAGE),
+    "1.5-5b-i2v": dict(image=IMAGE, last_image=IMAGE[::-1]),
+    "control": dict(control=CLIP, control_end=0.5, num_frames=9),
+    "1.5-inpaint": dict(video=CLIP, mask=CLIP[..., 0] > 99, strength=0.5),
+    "repaint": dict(video=CLIP[:9], mask=CLIP[:9, ..., 0] > 99, strength=0.5),
+}
 
 
 def mesh_of(sizes):
@@ -45,10 +54,10 @@ def name(sizes):
 @functools.cache
 def _latents(folder, kind, mesh, prompts=1):
     model = cx.load(folder, mesh=mesh)
-    image = IMAGE if kind.endswith("i2v") else None
-    prompt = ["a red circle", "a blue star"][:prompts]
+    prompt, inputs = ["a red circle", "a blue star"][:prompts], INPUTS.get(kind, {})
+    steps = 4 if "strength" in inputs else 2
     return cx.generate(
-        model, prompt, image=image, num_inference_steps=2, sampler="dpm", output="latents", progress=False
+        model, prompt, num_inference_steps=steps, sampler="dpm", output="latents", progress=False, **inputs
     )
 
 
@@ -66,7 +75,7 @@ def everywhere():
 
 @pytest.mark.parametrize("kind, sizes", list(everywhere()))
 def test_latents_are_the_same_on_every_mesh(small, kind, sizes):
-    folder, _ = small(kind)
+    folder, _ = small(MODELS.get(kind, kind))
     close(_latents(folder, kind, mesh_of(sizes)), _latents(folder, kind, None))
 
 

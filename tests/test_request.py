@@ -36,6 +36,21 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("image", True, "image must be a path"),
     ("video", {}, "video must be a path"),
     ("video", "a\0.mp4", "video holds a NUL"),
+    ("last_image", 5, "last_image must be a path, got 5"),
+    ("keyframes", 5, "keyframes must be frames and their pictures, such as 24=b.png,48=c.png, got 5"),
+    ("keyframes", {}, "keyframes must be frames and their pictures"),
+    ("keyframes", ["a.png"], "keyframes must be text, got a list"),
+    ("keyframes", {"a": "b.png"}, "keyframes must be frames and their pictures, .* got {'a': 'b.png'}"),
+    ("keyframes", {"8": 5}, "the picture of keyframe 8 must be a path, got 5"),
+    ("keyframes", "8=", "the picture of keyframe 8 must be a path, got ''"),
+    ("keyframes", "8=a.png,08=b.png", "keyframes have two pictures for frame 8; give one"),
+    ("mask", 5, "mask must be a path, got 5"),
+    ("mask_dilation", 0.5, "mask_dilation must be a whole number, got 0.5"),
+    ("mask_dilation", -1, "mask_dilation must be from 0 to 1024 pixels, got -1"),
+    ("control", True, "control must be a path"),
+    ("control_strength", -1, "control_strength must be from 0 to 100, got -1"),
+    ("control_end", 1.5, "control_end must be from 0 to 1, got 1.5"),
+    ("image_noise", 9, "image_noise must be from 0 to 2, got 9"),
     ("strength", "0.5", "strength must be a number, got '0.5'"),
     ("strength", 0, "strength must be above 0 and at most 1, got 0"),
     ("strength", True, "strength must be a number"),
@@ -62,7 +77,7 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("tiling", 1, "tiling must be true or false, got 1"),
     ("fps", "8", "fps must be a number, got '8'"),
     ("fps", 0, "fps must be positive and at most 100000, got 0"),
-    ("colour", 1, "colour; a line has a prompt and any of calibration, fps, frames, guidance, guidance_scale"),
+    ("colour", 1, "colour; a line has a prompt and any of calibration, control, control_end, control_start, "),
     ("latents", [1], "latents; a line has"),
 ]
 
@@ -84,7 +99,7 @@ def lines(tmp_path):
 def test_a_wrong_field_of_a_line_is_named_with_file_and_line(lines, field, value, said):
     with pytest.raises(ValueError, match=rf"prompts.txt, line 2: {said}") as refused:
         lines("a red circle", {"prompt": "x"} | {field: value})
-    assert len(str(refused.value)) < 400
+    assert len(str(refused.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,15 @@ def test_all_fields_of_a_line_are_read(lines):
         "negative_prompt": "a circle",
         "video": "in.mp4",
         "image": None,
+        "last_image": "last.png",
+        "keyframes": {"8": "b.png"},
+        "image_noise": 0.1,
+        "mask": "mask.png",
+        "mask_dilation": 8,
+        "control": "pose.mp4",
+        "control_strength": 0.5,
+        "control_start": 0.25,
+        "control_end": 0.75,
         "strength": 1,
         "size": "32x48",
         "frames": 9,
@@ -132,7 +156,8 @@ def test_all_fields_of_a_line_are_read(lines):
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
     assert (str(own.options.reuse), str(own.options.guidance)) == (line["reuse"], line["guidance"])
-    others = set(OPTIONS) - {"size", "reuse", "guidance"}
+    assert own.options.keyframes == {8: "b.png"}
+    others = set(OPTIONS) - {"size", "reuse", "guidance", "keyframes"}
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 
@@ -167,6 +192,9 @@ def test_videos_that_would_replace_each_other_are_refused(lines, tmp_path):
     assert "line 1: pictures/y.mp4 lies in the folder that line 2 writes" in err(*folder[::-1])
     chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y", "video": "a.mp4"}
     assert "line 2: line 1 writes a.mp4; make that video in a run before this one" in err(*chain)
+    for source in ({"mask": "a.mp4"}, {"keyframes": {"8": "a.mp4"}}):
+        chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y"} | source
+        assert "line 2: line 1 writes a.mp4" in err(*chain)
     # Of one line it is what the user asks for: the input is read before it is replaced.
     assert len(lines({"prompt": "x", "out": "a.mp4", "video": "a.mp4"}, {"prompt": "y", "out": "a.gif"})) == 2
 
@@ -185,7 +213,7 @@ def test_every_option_has_a_check_and_a_flag():
 
 def test_help_shows_the_options():
     shown = inspect.signature(cx.generate).parameters
-    assert [shown[name].default for name in ("height", "num_frames", "strength", "seed")] == [None, None, 0.8, 0]
+    assert [shown[name].default for name in ("height", "num_frames", "strength", "seed")] == [None, None, None, 0]
     assert "options" not in shown and "size" not in shown
 
 

@@ -292,7 +292,10 @@ def test_ratios_are_those_of_what_blocks_add(small):
         (["calibrate", "--steps", "5"], "a calibration needs at least 10 steps, got 5"),
         (["calibrate", "--reuse", "every:2"], "a calibration needs full runs, every step computed"),
         (["calibrate", "--guider", "apg"], "a calibration is of the model's own steps: no guider, and no enhance"),
-        (["calibrate", "5b-i2v"], "makes videos from images; give --prompts-file, with an image in each line"),
+        (
+            ["calibrate", "5b-i2v"],
+            "makes videos from an image; give --prompts-file, with image or last_image or keyframes in",
+        ),
         (["generate", "x", "--reuse", "teapot"], "unknown reuse 'teapot'"),
         (["generate", "x", "--reuse", "magcache", "--calibration", "none.json"], "there is no ./none.json"),
         (["generate", "x", "--reuse", "every:2", "--exact"], "leave out reuse every:2, or exact"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save_file
-from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, write_small
+from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec, weights, write_small
 from torch_file import save
 
 import cogvx_jax as cx
@@ -37,18 +37,6 @@ from cogvx_jax.presets import PRESETS
 GOLDEN = Path(__file__).parent / "golden"
 NATIVE = dict(sample_height=8, sample_width=12, sample_frames=9, text_length=8)
 KINDS = ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"]
-
-
-def weights(shapes, seed):
-    """The numbers of the recorded checkpoints, drawn from the names; see golden/sat.md."""
-    rng, out = np.random.default_rng(seed), {}
-    for key in sorted(shapes):
-        z = rng.standard_normal(shapes[key], dtype=np.float32)
-        if z.ndim > 1:
-            out[key] = z / np.float32(np.sqrt(np.prod(z.shape[1:])))
-        else:
-            out[key] = np.float32(key.endswith("weight")) + np.float32(0.1) * z
-    return out
 
 
 def assert_identical(a, b):

@@ -31,8 +31,8 @@ def calibrate(
     Args:
       model: as for `generate`.
       out: the file to write in place of the model's own; give it to `generate` as --calibration.
-      prompts_file: as for `generate`; image-to-video models need one, with an image in each line. None is a few prompts
-        of this package.
+      prompts_file: as for `generate`; models that need an image or a control video need one, with it in each line. None
+        is a few prompts of this package.
       dtype: to compute in.
       mesh: as for `generate`, but for auto; None is one device.
     """
@@ -42,14 +42,17 @@ def calibrate(
     jobs = None if prompts_file is None else read_jobs(None, prompts_file, Path("out.mp4"), options)
     from cogvx_jax.pipelines import calibrate as calibrating
     from cogvx_jax.pipelines.calibration import calibration_path, write_calibration
+    from cogvx_jax.pipelines.inputs import KINDS
     from cogvx_jax.pipelines.model import load, load_spec, resolve
     from cogvx_jax.pipelines.request import check_request
     from cogvx_jax.sharding import first_process, parse_mesh
     from cogvx_jax.storage import check_folder_writable
 
     began, spec = time.monotonic(), load_spec(model)
-    if jobs is None and spec.kind == "i2v":
-        raise ValueError(f"{spec.name} makes videos from images; give --prompts-file, with an image in each line")
+    takes = KINDS[spec.kind]
+    if jobs is None and takes.needs:
+        lines = f"with {' or '.join(takes.needs)} in each line"
+        raise ValueError(f"{spec.name} {takes.words}; give --prompts-file, {lines}")
     devices = None if mesh is None else parse_mesh(mesh)
     file = calibration_path(resolve(model)) if out is None else out
     check_folder_writable(file.parent)

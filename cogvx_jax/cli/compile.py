@@ -42,7 +42,7 @@ def compile_(
         (pip install libtpu). None is the devices that are here.
       one_program: all --steps as one program, for `generate --one-program`; without, any number of steps runs the
         same programs.
-      from_video: also what `generate --video` needs.
+      from_video: also what `generate --video` needs; control and inpainting models have it anyway.
     """
     sampling = video.checked()
     check_memory(memory)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ IN_MEMORY = 2**30  # bytes; further inputs wait in files without a name, which e
 
 
 class Inputs:
-    """Takes over the images and videos of requests."""
+    """Takes over the pictures, videos and masks of requests."""
 
     def __init__(self, in_memory: int = IN_MEMORY):
         self._room = in_memory
@@ -20,13 +21,17 @@ class Inputs:
 
     def hold(self, request: Request) -> Request:
         """The same request with pixels that are shared with earlier ones, or lie in a file. Raises: OSError."""
-        images = None if request.images is None else tuple(map(self._hold, request.images))
-        video = None if request.video is None else self._hold(request.video)
-        return dataclasses.replace(request, images=images, video=video)
+        clips: dict[str, Any] = {name: getattr(request, name) for name in ("video", "mask", "control")}
+        held: dict[str, Any] = {name: self._hold(clip) for name, clip in clips.items() if clip is not None}
+        if request.stills is not None:
+            held["stills"] = tuple(
+                still._replace(pictures=tuple(map(self._hold, still.pictures))) for still in request.stills
+            )
+        return dataclasses.replace(request, **held)
 
     def _hold(self, pixels: np.ndarray) -> np.ndarray:
         pixels = np.ascontiguousarray(pixels)
-        key = pixels.shape, hashlib.sha256(pixels.data).digest()
+        key = pixels.shape, pixels.dtype.str, hashlib.sha256(pixels.data).digest()
         if key not in self._held:
             self._held[key] = pixels if pixels.nbytes <= self._room else _in_a_file(pixels)
             self._room -= self._held[key].nbytes if self._held[key] is pixels else 0

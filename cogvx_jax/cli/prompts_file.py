@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
-from cogvx_jax.pipelines.options import PYTHON_ONLY, Options, check_path
+from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path
 from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
@@ -87,10 +87,16 @@ def _job(text: str, target: Path, options: Options, line: str) -> Job:
     prompt, out = own.pop("prompt"), own.pop("out", str(target))
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be text, got {json.dumps(prompt)[:60]}")
-    for name in ("negative_prompt", "image", "video"):  # a line is one video, so no list
+    for name in ("negative_prompt", *INPUTS):  # a line is one video, so no list
         if isinstance(own.get(name), list):
             raise ValueError(f"{name} must be text, got a list")
     return Job(prompt=prompt, out=Path(check_path("out", out)), options=dataclasses.replace(options, **own), line=line)
+
+
+def _sources(options: Options) -> list[Any]:
+    """The files that a video is made of."""
+    given = [getattr(options, name) for name in INPUTS]
+    return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
 
 
 def check_targets(jobs: Sequence[Job]) -> None:
@@ -106,7 +112,7 @@ def check_targets(jobs: Sequence[Job]) -> None:
         for folder in map(str, Path(os.path.realpath(job.out)).parents):
             if folder in targets:
                 raise ValueError(f"{job.line}: {job.out} lies in the folder that {targets[folder].place} writes")
-        for source in (job.options.image, job.options.video):
+        for source in _sources(job.options):
             writer = targets.get(os.path.realpath(source)) if isinstance(source, str | os.PathLike) else None
             if writer is not None and writer is not job:
                 raise ValueError(

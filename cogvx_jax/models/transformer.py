@@ -403,7 +403,7 @@ def check_shapes(cfg: TransformerConfig, latents: tuple[int, ...], text: tuple[i
 
 def check_packs(cfg: TransformerConfig) -> None:
     """Raises ValueError where clips of this model cannot share a row."""
-    if cfg.conditions_on_image or cfg.position == "rope+learned":
+    if cfg.condition_channels or cfg.position == "rope+learned":
         raise ValueError("frame pack is for text-to-video models; train this one on batches of one shape, without it")
 
 

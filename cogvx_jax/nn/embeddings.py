@@ -11,6 +11,7 @@ from einops import rearrange
 
 from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.nn.backend import formulations
+from cogvx_jax.nn.resize import resize_linear
 
 
 def sinusoid(t: jax.Array, dim: int) -> jax.Array:
@@ -25,11 +26,19 @@ def sincos_table(cfg: TransformerConfig, frames: int, rows: int, columns: int) -
 
     The first quarter of D is time; of the rest the first half is the column, the second the row.
     """
+    if cfg.resizes_positions:
+        native = cfg.sample_height // cfg.patch, cfg.sample_width // cfg.patch
+        table = _sincos_grid(cfg, frames, *native)
+        return resize_linear(table, {1: rows, 2: columns}).reshape(-1, cfg.width).astype(np.float32)
+    return _sincos_grid(cfg, frames, rows, columns).reshape(-1, cfg.width).astype(np.float32)
+
+
+def _sincos_grid(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> np.ndarray:
+    """(T, rows, columns, D) float64."""
     time, row, column = (_sincos(p, n) for p, n in zip(_axes(cfg, frames, rows, columns), _parts(cfg), strict=True))
     shape = (frames, rows, columns)
     parts = (time[:, None, None], column[None, None], row[None, :, None])
-    table = np.concatenate([np.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)
-    return table.reshape(-1, cfg.width).astype(np.float32)
+    return np.concatenate([np.broadcast_to(p, (*shape, p.shape[-1])) for p in parts], axis=-1)
 
 
 def rope_tables(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -97,7 +97,7 @@ def _compare(now: jax.Array, before: jax.Array, tokens: int) -> tuple[jax.Array,
 def check_requests(requests: Sequence[Request]) -> None:
     """Raises ValueError for requests that `calibrate` does not take."""
     for request in requests:
-        if request.task == "v2v" or request.reuse is not None or request.way is not None:
+        if request.strength < 1 or request.reuse is not None or request.way is not None:
             raise ValueError("a calibration needs full runs, every step computed: no video, reuse or way of guidance")
         if request.guider is not None or request.enhance is not None:
             raise ValueError("a calibration is of the model's own steps: no guider, and no enhance")

@@ -15,6 +15,7 @@ from cogvx_jax.diffusion.guiders import Guider, kind_of
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
 from cogvx_jax.models.kept import Kept
+from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, known_program
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
@@ -25,14 +26,13 @@ from cogvx_jax.sharding import replicate
 
 def denoise(
     model: Model,
-    latents: jax.Array,
+    inputs: SamplingInputs,
     text: jax.Array,
     negative: jax.Array | None,
     sampler: samplers.Sampler,
     weights: Any,
     *,
     guider: Guider | None = None,
-    condition: jax.Array | None = None,
     noise: NoiseSource,
     progress: bool = True,
     short: Schedule | None = None,
@@ -41,17 +41,17 @@ def denoise(
     """The sampling loop: one compiled step, called once per timestep.
 
     Args:
-      latents: (B, T, h, w, 16) float32 to start from.
+      inputs: of a task of `pipelines.tasks`: where to start, channels beside the noise, what to leave alone.
       text, negative: states (B, L, text_dim); no negative, no guidance.
       weights: of guidance in each step, of `guiders.lay_out`.
       guider: that combines both branches; None is plain guidance.
-      condition: (B, T, h, w, 16) image latents, concatenated on the channels.
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
       watch: called after each step with what it kept.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
     guided, kind, made = negative is not None, kind_of(guider), None
+    latents, condition, known = inputs
     step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact, kind))
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided, guider=kind)
@@ -63,8 +63,10 @@ def denoise(
     for i in tqdm(range(count), disable=not progress, unit="step", desc="sampling"):
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
-        inputs = params, state, states, condition, t, rows[i], at(weights, i), drawn
-        state = step(*inputs) if made is None else made(i, *inputs)
+        arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
+        state = step(*arguments) if made is None else made(i, *arguments)
+        if known is not None:
+            state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
             watch(made.kept)
         finite.append(all_finite(state.latents))
@@ -80,14 +82,13 @@ def denoise(
 
 def denoise_in_one(
     model: Model,
-    latents: jax.Array,
+    inputs: SamplingInputs,
     text: jax.Array,
     negative: jax.Array | None,
     sampler: samplers.Sampler,
     weights: Any,
     *,
     guider: Guider | None = None,
-    condition: jax.Array | None = None,
     noise: NoiseSource,
     short: Schedule | None = None,
 ) -> jax.Array:
@@ -98,20 +99,20 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
-    guided, kind = negative is not None, kind_of(guider)
+    guided, kind, (latents, condition, known) = negative is not None, kind_of(guider), inputs
     state, states = _begin(model, latents, text, negative, sampler, guider)
     rows = sampler.table.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
-    params, inputs = model.params["transformer"], (states, condition, steps, rows, weights, draw)
+    params, arguments = model.params["transformer"], (states, condition, steps, rows, weights, draw, known)
     if short is None:
         loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh, kind))
-        x = loop(params, state, *inputs).latents
+        x = loop(params, state, *arguments).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
-        ended, kept = loop(params, state, kept, *inputs, *which)
+        ended, kept = loop(params, state, kept, *arguments, *which)
         x = ended.latents
         _check_computed(short, int(kept.computed))
     if not all_finite(x):

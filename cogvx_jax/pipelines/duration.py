@@ -46,7 +46,7 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
 def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
     """Operations of all denoising steps; of a video that is redrawn, of those that are taken."""
     tokens = sequence_tokens(spec.transformer, settings.shape[:3])
-    strength = settings.strength if isinstance(settings, Request) and settings.task == "v2v" else 1.0
+    strength = settings.strength if isinstance(settings, Request) else 1.0
     return row_evaluations(spec, settings, strength) * transformer_flops(spec.transformer, tokens, batch=videos)
 
 

@@ -10,19 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogvx_jax.data.video import Video, to_model_pixels
-from cogvx_jax.diffusion import guidance, guiders, objective, samplers, schedule
+from cogvx_jax.data.video import Video
+from cogvx_jax.diffusion import guidance, guiders, samplers
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
-from cogvx_jax.pipelines.latents import decode_frames, image_condition, video_latents
+from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
+from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
@@ -112,8 +113,7 @@ def sample(
     if text is not None:
         words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
     plan = sampler_of(model, request)
-    condition = _condition(model, request, noise)
-    x = _start(model, request, noise, plan)
+    inputs = sampling_inputs(model, request, noise, plan)
     weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
     layers, branches = model.spec.transformer.layers, 1 + request.guided
     numbers = guiders.lay_out(request.guider, weights, layers=layers, enhance=request.enhance, branches=branches)
@@ -121,8 +121,8 @@ def sample(
     if short is None and watch is not None:
         short = every_step(len(plan.timesteps))
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
-    given: dict[str, Any] = dict(guider=request.guider, condition=condition, noise=noise, short=short)
-    return loop(model, x, words, negative, plan, numbers, **given)
+    given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
+    return loop(model, inputs, words, negative, plan, numbers, **given)
 
 
 def fitting(model: Model, request: Request) -> Model:
@@ -156,30 +156,6 @@ def encode_texts(model: Model, request: Request) -> TextStates:
     both = encode_prompts(model, [*request.negative, *request.prompts])
     negative, text = jnp.split(both, 2)
     return text, negative
-
-
-def _condition(model: Model, request: Request, noise: NoiseSource) -> jax.Array | None:
-    """Latents of the images, one for all videos or one each; None without."""
-    if request.images is None:
-        return None
-    shape = request.batch_shape
-    pixels = np.stack([to_model_pixels(image, request.height, request.width) for image in request.images])
-    pixels = np.broadcast_to(pixels, (shape[0], *pixels.shape[1:]))
-    return image_condition(model, pixels, shape, noise, request.image_scale, tiling=request.tiling)
-
-
-def _start(model: Model, request: Request, noise: NoiseSource, plan: samplers.Sampler) -> jax.Array:
-    """The latents that sampling starts from: noise, or the video's with noise added."""
-    shape, start = request.batch_shape, None
-    if request.video is not None:  # the reference draws its noise first
-        clip = to_model_pixels(request.video, request.height, request.width)
-        clips = np.broadcast_to(clip, (shape[0], *clip.shape))
-        start = video_latents(model, clips, shape[1], noise, tiling=request.tiling)
-    x = replicate(noise.latents(shape) if request.latents is None else request.latents, model.mesh)
-    if start is None:
-        return x
-    level = schedule.alphas_bar(model.spec.schedule)[plan.timesteps[0]]
-    return objective.add_noise(start, x, jnp.full((shape[0],), level, jnp.float32))
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

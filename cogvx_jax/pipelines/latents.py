@@ -1,7 +1,7 @@
 """Images and videos to model latents, and sampled latents back to pixels, a video at a time."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,12 @@ from cogvx_jax.sharding import activate, everywhere, replicate, spec
 
 
 def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tiling: bool = False) -> jax.Array:
-    """Posterior samples of clips (B, F, H, W, 3) in [-1, 1]: (B, T, h, w, 16), not scaled.
+    """Posterior samples of clips (B, F, H, W, 3) in [-1, 1]: (B, T, h, w, 16), not scaled; as `encode_moments`."""
+    return _drawn(model, encode_moments(model, pixels, tiling=tiling), noise)
+
+
+def encode_moments(model: Model, pixels: np.ndarray, *, tiling: bool = False) -> jax.Array:
+    """The posteriors of clips (B, F, H, W, 3) in [-1, 1]: mean and log variance, (B, T, h, w, 32), not scaled.
 
     One clip is encoded at a time, so memory does not grow with the batch. `tiling` encodes it in
     tiles, which is lossy; see `models.tiling`.
@@ -35,8 +40,17 @@ def encode_pixels(model: Model, pixels: np.ndarray, noise: NoiseSource, *, tilin
     moments = jnp.concatenate(each)
     if not all_finite(moments):
         raise NotFiniteError.of(model, "vae", "encoding the image or video")
+    return moments
+
+
+def _drawn(model: Model, moments: jax.Array, noise: NoiseSource) -> jax.Array:
     drawn = noise.posterior((*moments.shape[:-1], model.spec.vae.latent_channels))
     return vaes.sample(moments, replicate(drawn, model.mesh))
+
+
+def clip_modes(model: Model, pixels: np.ndarray, frames: int, *, tiling: bool = False) -> jax.Array:
+    """As `video_latents`, the most likely latents in place of drawn ones."""
+    return _lengthened(vaes.mode(encode_moments(model, pixels, tiling=tiling)) * model.spec.vae.scaling_factor, frames)
 
 
 def image_condition(
@@ -46,20 +60,31 @@ def image_condition(
     noise: NoiseSource,
     scale: float | None = None,
     *,
+    places: Sequence[int] = (0,),
     tiling: bool = False,
 ) -> jax.Array:
-    """What an image-to-video model sees beside the noisy latents: the image's latents, then zeros.
+    """What an image-to-video model sees beside the noisy latents: the images' latents at their places, else zeros.
 
     Args:
-      images: (B, H, W, 3) in [-1, 1].
-      shape: of the sampled latents (B, T, h, w, 16). The image stands at latent frame 0, which for
-        1.5 is the padding frame: so was it trained.
+      images: (B, K, H, W, 3) in [-1, 1], each encoded as a clip of its own.
+      shape: of the sampled latents (B, T, h, w, 16).
       scale: of the image latents; None is `image_scale` of the model.
-      tiling: as for `encode_pixels`.
+      places: latent frame of each image. The first image's is 0, which for 1.5 is the padding frame: so was it trained.
+      tiling: as for `encode_moments`.
     """
     scale = image_scale(model.spec) if scale is None else scale
-    first = encode_pixels(model, images[:, None], noise, tiling=tiling) * scale
-    return jnp.pad(first, ((0, 0), (0, shape[1] - 1), (0, 0), (0, 0), (0, 0)))
+    stills = images.reshape(-1, 1, *images.shape[2:])
+    moments = encode_moments(model, stills, tiling=tiling)
+    latents = _drawn(model, moments.reshape(*images.shape[:2], *moments.shape[2:]), noise) * scale
+    condition = jnp.pad(latents[:, :1], _beside(places[0], shape[1]))
+    for i, place in enumerate(places[1:], 1):
+        condition = condition + jnp.pad(latents[:, i : i + 1], _beside(place, shape[1]))
+    return condition
+
+
+def _beside(place: int, frames: int) -> tuple[tuple[int, int], ...]:
+    """Padding that puts one frame of (B, 1, h, w, C) among so many."""
+    return ((0, 0), (place, frames - 1 - place), (0, 0), (0, 0), (0, 0))
 
 
 def image_scale(spec: ModelSpec) -> float:
@@ -78,7 +103,10 @@ def video_latents(
 
     Where patches of two frames need one more, the first is repeated at the front, as in training.
     """
-    latents = encode_pixels(model, pixels, noise, tiling=tiling) * model.spec.vae.scaling_factor
+    return _lengthened(encode_pixels(model, pixels, noise, tiling=tiling) * model.spec.vae.scaling_factor, frames)
+
+
+def _lengthened(latents: jax.Array, frames: int) -> jax.Array:
     extra = frames - latents.shape[1]
     return jnp.concatenate([jnp.repeat(latents[:, :1], extra, axis=1), latents], axis=1)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cogvx_jax.sharding import of_first_process
 
-LATENTS, POSTERIOR, STEPS = range(3)  # what the noise is for; each has a stream of its own
+LATENTS, POSTERIOR, STEPS, PIXELS = range(4)  # what the noise is for; each has a stream of its own
 
 
 class NoiseSource(Protocol):
@@ -24,6 +24,9 @@ class NoiseSource(Protocol):
 
     def step(self, index: int, shape: tuple[int, ...]) -> jax.Array:
         """The noise a stochastic sampler adds at its step `index`."""
+
+    def pixels(self, shape: tuple[int, ...]) -> jax.Array:
+        """The noise that is laid over pictures before they are encoded; of `image_noise` alone."""
 
 
 class SeededNoise:
@@ -49,6 +52,9 @@ class SeededNoise:
 
     def step(self, index, shape):
         return self._draw(shape, STEPS, index)
+
+    def pixels(self, shape):
+        return self._draw(shape, PIXELS, 0)
 
     def _draw(self, shape, stream, index):
         videos = self._first + jnp.arange(shape[0])

@@ -27,6 +27,9 @@ MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range eve
 MAX_IMAGE_SCALE = 1000.0
 MAX_SEED = 2**63  # of which jax takes the lower 32 bits
 MAX_STRIPS = 1024
+MAX_IMAGE_NOISE = 2.0  # from black to white
+MAX_CONTROL = 100.0
+MAX_DILATION = 1024  # pixels
 RANDOM = "random"
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
 
@@ -136,15 +139,25 @@ class Sampling:
 class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
 
-    In Python `image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt, `video` (F, H, W, 3)
-    uint8, and `negative_prompt` a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
-    authors' own code.
+    In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`
+    and `control` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool. `negative_prompt` may be
+    a list of one per prompt, or None for zeros in place of the encoded prompt, as in the authors' own code.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
-      image: the first frame, for image-to-video models; it is stretched to the video's size.
-      video: what to start from, for video-to-video.
-      strength: how much of the video is redrawn, above 0 and at most 1.
+      image: the first frame, for image-to-video and inpainting models; it is stretched to the video's size.
+      last_image: the last frame, for the same models.
+      keyframes: pictures at frames of the clip, for the same models: 24=b.png,48=c.png; a mapping in Python and JSON.
+      image_noise: deviation of noise on such pictures, in pixels of -1 to 1; more of it makes more motion.
+      video: what to start from, for text-to-video and inpainting models.
+      mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
+      mask_dilation: pixels by which the white of the mask grows first, which hides seams.
+      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
+        given.
+      control: a video to follow, such as depth, edges or poses, for control models.
+      control_strength: factor of what a control model sees of it.
+      control_start: first part of the steps that sees the control video, 0 to 1.
+      control_end: last part of the steps that sees it.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
       seed: the same seed gives the same video; "random" draws one and prints it.
       strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
@@ -156,8 +169,17 @@ class Options(Sampling):
 
     negative_prompt: Annotated[Any, _word("STR")] = ""
     image: Annotated[Any, _word("PATH")] = None
+    last_image: Annotated[Any, _word("PATH")] = None
+    keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
+    image_noise: float = 0.0
     video: Annotated[Any, _word("PATH")] = None
-    strength: float = 0.8
+    mask: Annotated[Any, _word("PATH")] = None
+    mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
+    strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
+    control: Annotated[Any, _word("PATH")] = None
+    control_strength: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
     use_dynamic_cfg: bool = False
     seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
     strips: Annotated[
@@ -169,6 +191,8 @@ class Options(Sampling):
     latents: Annotated[Any, tyro.conf.SuppressFixed] = None
 
 
+PICTURES = ("image", "last_image", "keyframes")
+INPUTS = (*PICTURES, "video", "mask", "control")  # options whose files are read
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
 
 
@@ -229,9 +253,10 @@ def _number(low: float, high: float, *, optional: bool = True) -> Callable[[str,
     return check
 
 
-def _strength(name: str, value: Any) -> float:
-    number = _number(-math.inf, math.inf, optional=False)(name, value)
-    assert number is not None
+def _strength(name: str, value: Any) -> float | None:
+    number = _number(-math.inf, math.inf)(name, value)
+    if number is None:
+        return None
     if not 0 < number <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {_shown(value)}")
     return float(number)
@@ -252,6 +277,13 @@ def _parsed(kind: type, parse: Callable[[str], Any], example: str) -> Callable[[
 
 def _optional_path(name: str, value: Any) -> Any:
     return None if value is None else check_path(name, value)
+
+
+def _dilation(name: str, value: Any) -> int:
+    number = _whole(name, value)
+    if number is None or not 0 <= number <= MAX_DILATION:
+        raise ValueError(f"{name} must be from 0 to {MAX_DILATION} pixels, got {_shown(number)}")
+    return number
 
 
 def _yes_or_no(name: str, value: Any) -> bool:
@@ -289,6 +321,32 @@ def _source(name: str, value: Any) -> Any:
         if one is not value or one is not None:
             _path_or_pixels(name, one)
     return value
+
+
+def _keyframes(name: str, value: Any) -> dict[int, Any] | None:
+    """Pictures by frame, of a mapping or of text such as "24=b.png,48=c.png"."""
+    if value is None:
+        return None
+    wrong = ValueError(f"{name} must be frames and their pictures, such as 24=b.png,48=c.png, got {_shown(value)}")
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, str):
+        pairs = [(frame, path) for frame, _, path in (part.partition("=") for part in value.split(","))]
+    elif isinstance(value, Mapping):
+        pairs = list(value.items())
+    if not pairs:
+        raise wrong
+    found: dict[int, Any] = {}
+    for frame, picture in pairs:
+        number = _read_whole(frame) if isinstance(frame, str) else frame
+        if number is None or isinstance(number, str):
+            raise wrong
+        whole = _whole(f"a frame of {name}", number)
+        assert whole is not None
+        _path_or_pixels(f"the picture of keyframe {whole}", picture)
+        if whole in found:
+            raise ValueError(f"{name} have two pictures for frame {whole}; give one")
+        found[whole] = picture
+    return found
 
 
 def _path_or_pixels(name: str, value: Any) -> None:
@@ -340,8 +398,17 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "enhance": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
     "negative_prompt": _texts,
     "image": _source,
+    "last_image": _source,
+    "keyframes": _keyframes,
+    "image_noise": _number(0, MAX_IMAGE_NOISE, optional=False),
     "video": _source,
+    "mask": _source,
+    "mask_dilation": _dilation,
     "strength": _strength,
+    "control": _source,
+    "control_strength": _number(0, MAX_CONTROL, optional=False),
+    "control_start": _number(0, 1, optional=False),
+    "control_end": _number(0, 1, optional=False),
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,
     "strips": check_strips,

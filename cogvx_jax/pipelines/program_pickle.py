@@ -17,6 +17,7 @@ TREES = {
     ("cogvx_jax.diffusion.guiders", "Numbers"),
     ("cogvx_jax.diffusion.update", "SamplerState"),
     ("cogvx_jax.models.kept", "Kept"),
+    ("cogvx_jax.pipelines.conditions", "Condition"),
     ("cogvx_jax.pipelines.noise", "SeededNoise"),
     ("jax._src.tree_util", "default_registry"),
     ("jax._src.tree_util", "tracing_registry"),

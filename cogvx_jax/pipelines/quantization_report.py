@@ -201,6 +201,8 @@ def _drawn(model: Model) -> Inputs | None:
     drawn = jax.random.normal(jax.random.key(0), latents.shape)
     noisy = jnp.sqrt(signal) * latents + jnp.sqrt(1 - signal) * drawn
     if cfg.conditions_on_image:
-        image = image_condition(model, clip[:, 0], latents.shape, noise)
+        image = image_condition(model, clip[:, :1], latents.shape, noise)
         noisy = jnp.concatenate([noisy, jnp.repeat(image, len(TIMES), axis=0)], axis=-1)
+    elif cfg.condition_channels:  # nothing known, nothing to follow
+        noisy = jnp.pad(noisy, [(0, 0)] * 4 + [(0, cfg.condition_channels)])
     return Inputs(noisy, jnp.repeat(text, len(TIMES), axis=0))

@@ -3,21 +3,33 @@
 import dataclasses
 import fractions
 import hashlib
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.data.rates import frame_rate
-from cogvx_jax.data.video import read_image, read_video
+from cogvx_jax.data.video import read_video
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
+from cogvx_jax.pipelines.inputs import (
+    KINDS,
+    REDRAWS,
+    Still,
+    Task,
+    fill_clip,
+    find_strength,
+    find_task,
+    own_task,
+    read_mask,
+    read_stills,
+)
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 
-Task = Literal["t2v", "i2v", "v2v"]
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
@@ -56,14 +68,20 @@ class Request(Settings):
     prompts: tuple[str, ...]  # B of them
     negative: tuple[str, ...] | None  # None: zeros in place of the empty prompt's states
     dynamic: bool
-    strength: float
+    strength: float  # of the steps, the part that is taken: below 1 only where a video is started from
     seed: int
     strips: int | None  # None: as many as the memory makes necessary
     tiling: bool
     fps: fractions.Fraction
-    images: tuple[np.ndarray, ...] | None = None  # (H, W, 3) uint8 each; one, or B of them
-    video: np.ndarray | None = None  # (F, H, W, 3) uint8, the frames that are used
+    stills: tuple[Still, ...] | None = None  # pictures at frames, the first one first
+    image_noise: float | None = None  # deviation; None: none
     image_scale: float | None = None
+    video: np.ndarray | None = None  # (F, H, W, 3) uint8, the frames that are used
+    mask: np.ndarray | None = None  # (F, H, W) bool, the pixels of the video that are made; None: all
+    mask_dilation: int | None = None  # pixels; None: none
+    control: np.ndarray | None = None  # (F, H, W, 3) uint8
+    control_strength: float = 1.0
+    control_steps: tuple[float, float] | None = None  # first and last part of the steps that see it; None: all
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
 
     @property
@@ -86,7 +104,7 @@ class Request(Settings):
             enhance=self.enhance,
         )
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        if (self.task == "i2v") != (spec.kind == "i2v") or vars(check_sampling(spec, asked, self.task)) != own:
+        if self.task not in KINDS[spec.kind].tasks or vars(check_sampling(spec, asked, self.task)) != own:
             raise ValueError(
                 f"the request was checked for {self.model}, whose videos are not like those of {spec.name}"
             )
@@ -98,7 +116,7 @@ class Request(Settings):
             value = getattr(self, field.name) if seed or field.name != "seed" else None
             if value is None and field.name in LATER:
                 continue
-            for part in value if field.name == "images" and value is not None else [value]:
+            for part in _parts(value):
                 if isinstance(part, np.ndarray):
                     found.update(repr((field.name, part.shape)).encode())
                     found.update(np.ascontiguousarray(part).data)
@@ -107,8 +125,17 @@ class Request(Settings):
         return found.hexdigest()
 
 
+def _parts(value: Any) -> Iterator[Any]:
+    """What tuples hold, however deep."""
+    if not isinstance(value, tuple):
+        yield value
+        return
+    for one in value:
+        yield from _parts(one)
+
+
 def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | None = None) -> Request:
-    """Completes and checks what is asked of a model, and reads its image or video, once.
+    """Completes and checks what is asked of a model, and reads its pictures and videos, once.
 
     Of several processes, all must call it together where the seed is to be drawn.
 
@@ -118,31 +145,39 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
-    task = _task(spec, asked)
+    task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
     settings = check_sampling(spec, asked, task)
-    video, fps = None, None
-    if asked.video is not None:
-        video, fps = read_video(asked.video, settings.frames)
-        settings = check_sampling(spec, asked, task, len(video))
-        video = video[: settings.frames]
-    if task == "v2v" and int(settings.steps * asked.strength) < 1:
-        raise ValueError(f"strength {asked.strength} of {settings.steps} steps leaves none to take; raise either")
-    _check_shortcuts(settings, evaluations(spec, settings, asked.strength))
+    strength = find_strength(task, asked)
+    _check_steps(spec, settings, strength, asked)
+    clip, mask, fps = None, None, None
+    source = asked.video if asked.control is None else asked.control
+    if source is not None:
+        most = settings.frames
+        clip, fps = read_video(source, most)
+        settings = check_sampling(spec, asked, task, len(clip))
+        mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
+        clip = fill_clip(clip, settings.frames)
     request = Request(
         **vars(settings),
         model=spec.name,
         prompts=prompts,
         negative=negative,
         dynamic=asked.use_dynamic_cfg,
-        strength=asked.strength,
+        strength=strength,
         seed=random_seed() if asked.seed == RANDOM else int(asked.seed),
         strips=asked.strips,
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
-        images=None if task != "i2v" else _read_images(asked.image, len(prompts)),
-        video=video,
+        stills=read_stills(asked, len(prompts), settings.frames, spec.vae.temporal_compression) or None,
+        image_noise=asked.image_noise or None,
         image_scale=asked.image_scale,
+        video=clip if asked.control is None else None,
+        mask=mask,
+        mask_dilation=asked.mask_dilation or None,
+        control=None if asked.control is None else clip,
+        control_strength=asked.control_strength,
+        control_steps=_control_steps(asked),
         latents=asked.latents,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
@@ -160,13 +195,12 @@ def check_sampling(
       available: frames of the input video; of one that has more than are wanted, as many as are.
     Raises: ValueError, one sentence.
     """
-    check_kind(spec)
-    own = spec.defaults
-    task = task or _own_task(spec)
+    own, whole = spec.defaults, task not in REDRAWS  # of the others, a part of the steps may be taken
+    task = task or own_task(spec)
     height, width = asked.size
     frames = own.num_frames if asked.frames is None else asked.frames
     if available is not None:
-        frames = _video_frames(spec, available, asked.frames)
+        frames = _video_frames(spec, task, available, asked.frames)
     height, width = own.height if height is None else height, own.width if width is None else width
     _check_size(spec, height, width)
     _check_frames(spec, frames, task)
@@ -194,7 +228,7 @@ def check_sampling(
         enhance=asked.enhance,
     )
     _check_guider(spec, settings)
-    if task != "v2v":  # of which a part of the steps is taken
+    if whole:
         _check_shortcuts(settings, evaluations(spec, settings))
     return settings
 
@@ -216,8 +250,32 @@ def few_steps_note(request: Request, spec: ModelSpec) -> str | None:
 
 
 def kept_steps(settings: Settings, strength: float) -> int:
-    """Steps that are taken: a video keeps the last part of them."""
-    return min(int(settings.steps * strength), settings.steps) if settings.task == "v2v" else settings.steps
+    """Steps that are taken: where a video is started from, the last part of them."""
+    return min(int(settings.steps * strength), settings.steps)
+
+
+def _check_steps(spec: ModelSpec, settings: Settings, strength: float, asked: Options) -> None:
+    """Raises: ValueError where no step is taken, or none sees a control video."""
+    if kept_steps(settings, strength) < 1:
+        raise ValueError(f"strength {strength} of {settings.steps} steps leaves none to take; raise either")
+    count = evaluations(spec, settings, strength)
+    _check_shortcuts(settings, count)
+    start, end = asked.control_start, asked.control_end
+    if asked.control is not None and not shown_steps((start, end), count).any():
+        raise ValueError(
+            f"no step sees the control video from {start:g} to {end:g} of {count} evaluations; raise control_end"
+        )
+
+
+def shown_steps(part: tuple[float, float], count: int) -> np.ndarray:
+    """Which of `count` evaluations lie in a part of them, its ends included: (N,) bool."""
+    places = np.arange(count) / count
+    return (part[0] <= places) & (places <= part[1])
+
+
+def _control_steps(asked: Options) -> tuple[float, float] | None:
+    part = asked.control_start, asked.control_end
+    return None if asked.control is None or part == (0, 1) else part
 
 
 def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
@@ -291,40 +349,6 @@ def shorter_clips(spec: ModelSpec, frames: int) -> list[int]:
     return [n for n in dict.fromkeys(some) if 1 < n < frames]
 
 
-UNREAD = {  # kind of a model that loads but does not run -> what is missing
-    "control": "a control video, such as its depth or poses",
-    "inpaint": "a video or images, and a mask of what to make",
-}
-
-
-def check_kind(spec: ModelSpec) -> None:
-    """Raises ValueError for a model whose input cannot be given yet."""
-    if spec.kind in UNREAD:
-        raise ValueError(
-            f"{spec.name} is of the kind {spec.kind}: beside the prompt it needs {UNREAD[spec.kind]}, which cannot be "
-            "given yet; use a text-to-video or an I2V model"
-        )
-
-
-def _own_task(spec: ModelSpec) -> Task:
-    return "i2v" if spec.kind == "i2v" else "t2v"
-
-
-def _task(spec: ModelSpec, asked: Options) -> Task:
-    check_kind(spec)
-    if asked.image is not None and asked.video is not None:
-        raise ValueError("give an image or a video, not both")
-    if spec.kind == "i2v":
-        if asked.video is not None:
-            raise ValueError(f"{spec.name} makes videos from an image, not from a video; use a text-to-video model")
-        if asked.image is None:
-            raise ValueError(f"{spec.name} makes videos from an image; give image=..., or use a text-to-video model")
-        return "i2v"
-    if asked.image is not None:
-        raise ValueError(f"{spec.name} is text-to-video and takes no image; use one of the I2V models")
-    return "t2v" if asked.video is None else "v2v"
-
-
 def _negatives(negative: str | tuple[str, ...] | None, count: int) -> tuple[str, ...] | None:
     if negative is None:
         return None
@@ -332,14 +356,6 @@ def _negatives(negative: str | tuple[str, ...] | None, count: int) -> tuple[str,
     if len(negatives) != count:
         raise ValueError(f"{len(negatives)} negative prompts for {count} prompts; give one, or one each")
     return negatives
-
-
-def _read_images(image: Any, count: int) -> tuple[np.ndarray, ...]:
-    """One image for all prompts, or one each."""
-    several = image if isinstance(image, list | tuple) else [image]
-    if len(several) not in (1, count):
-        raise ValueError(f"{len(several)} images for {count} prompts; give one, or one each")
-    return tuple(read_image(one) for one in several)
 
 
 def _check_size(spec: ModelSpec, height: int, width: int) -> None:
@@ -357,9 +373,11 @@ def _check_size(spec: ModelSpec, height: int, width: int) -> None:
 
 def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
     unit = frame_unit(spec)
-    # The reference takes videos only where no padding is needed; we take those, too.
+    # The reference takes clips only where no padding is needed; we take those, too.
     patch = spec.transformer.patch_t or 1
-    whole = task == "v2v" and patch > 1 and latent_frames(spec, frames) % patch == 0
+    whole = task not in ("t2v", "i2v") and patch > 1 and latent_frames(spec, frames) % patch == 0
+    if task in ("repaint", "inpaint"):  # masks have a first frame of its own
+        whole = whole and frames % spec.vae.temporal_compression == 1
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1
         raise ValueError(
@@ -374,12 +392,12 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
         )
 
 
-def _video_frames(spec: ModelSpec, count: int, wanted: int | None) -> int:
-    """How many frames of an input video are used: those asked for, or as many as are legal."""
+def _video_frames(spec: ModelSpec, task: Task, count: int, wanted: int | None) -> int:
+    """How many frames of an input video are used: those asked for, or as many as are legal. Control is filled up."""
     if wanted is None:
         unit = frame_unit(spec)
         return min((count - 1) // unit * unit + 1, spec.defaults.num_frames)
-    if wanted > count:
+    if wanted > count and task != "control":
         raise ValueError(f"num_frames is {wanted} but the video has only {count} frames")
     return wanted
 

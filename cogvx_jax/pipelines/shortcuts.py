@@ -21,6 +21,7 @@ from cogvx_jax.models import kept as keeping
 from cogvx_jax.models.flops import sequence_tokens
 from cogvx_jax.models.kept import Around, Kept
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.conditions import condition_at, put_known
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.step_programs import at, combined, drawn_inside
 from cogvx_jax.sharding import activate, everywhere
@@ -130,11 +131,13 @@ def all_steps_program(
     kind, inputs = KINDS[wanted.kind], (transformer, guided, mesh, guider)
     full, less = kind.computed(*inputs), None if kind.skipped is None else kind.skipped(*inputs)
 
-    def all_steps(params, state, kept_parts, text, condition, timesteps, rows, weights, noise, computed, control):
+    def all_steps(
+        params, state, kept_parts, text, condition, timesteps, rows, weights, noise, known, computed, control
+    ):
         def body(i, carry):
             state, now = carry
             drawn = drawn_inside(noise, i, state, mesh)
-            rest = text, condition, timesteps[i], rows[i], at(weights, i), drawn, control[i]
+            rest = text, condition_at(condition, i), timesteps[i], rows[i], at(weights, i), drawn, control[i]
             if less is None:
                 made = full(params, state, now, *rest)
             else:
@@ -145,6 +148,7 @@ def all_steps_program(
                     state,
                     now,
                 )
+            made = put_known(known, made[0], i), made[1]
             if mesh is None:
                 return made
             return jax.lax.with_sharding_constraint(made, (everywhere(mesh), kept))

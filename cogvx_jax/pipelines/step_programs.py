@@ -12,6 +12,7 @@ from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.per_block import PerBlock
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.conditions import condition_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.sharding import activate, everywhere
 
@@ -34,13 +35,18 @@ def step_program(
 
 @functools.lru_cache
 def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, guider: str = "cfg"):
-    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise."""
+    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise.
+
+    `condition` is a `Condition`, and `known` what the steps must leave alone; None where there is none.
+    """
     one = _update(transformer, guided, mesh, guider=guider)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            state = one(params, state, text, condition, timesteps[i], rows[i], at(weights, i), drawn)
+            channels = condition_at(condition, i)
+            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn)
+            state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
 

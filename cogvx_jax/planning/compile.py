@@ -20,6 +20,7 @@ from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
+from cogvx_jax.pipelines.inputs import CLIPS
 from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
@@ -63,7 +64,7 @@ def compile_programs(
       videos: made at a time.
       dtype, quantize: as for `load`.
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
-      from_video: also what video to video needs.
+      from_video: also what video to video needs; control and inpainting models have it anyway.
       report: gets a line before each compilation.
       height, width, num_frames, guidance_scale, sampler, enhance: as for `generate`.
       reuse, guidance, guider: as for `generate`; of one kind and order any numbers run the same programs.
@@ -96,6 +97,7 @@ def compile_programs(
     made_of = check_sampling(spec, asked_for)
     check_mesh(made_of.way, mesh)
     check_in_mode(mode, made_of)
+    clips = from_video or spec.kind in CLIPS
     wanted = programs.VideoPrograms(
         spec=spec,
         compute=compute,
@@ -107,7 +109,7 @@ def compile_programs(
         guider=made_of.guider,
         enhance=made_of.enhance,
         steps=evaluations(spec, made_of) if one_program else None,
-        source=(videos, made_of.frames, made_of.height, made_of.width, 3) if from_video else None,
+        source=(videos, made_of.frames, made_of.height, made_of.width, 3) if clips else None,
         tiling=mode.tiling,
         short=wanted_of(made_of),
     )

@@ -24,6 +24,7 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
+from cogvx_jax.pipelines.conditions import Condition
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.weights import abstract_weights
@@ -142,7 +143,7 @@ def lower_loop(
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     loop, method = step_programs.loop_program(transformer, guided, mesh, kind_of(guider)), _method(spec, sampler)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided, guider=guider, enhance=enhance)
-    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None)
+    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None, None)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
@@ -160,7 +161,7 @@ def lower_short(video: VideoPrograms, name: str) -> Any:
     if video.steps is not None:
         noise = SeededNoise.abstract() if method.stochastic else None
         loop = shortcuts.all_steps_program(*asked, shortcuts.where(kept), kind)
-        return loop.lower(params, state, kept, *inputs, noise, _everywhere(each, "bool", mesh), control)
+        return loop.lower(params, state, kept, *inputs, noise, None, _everywhere(each, "bool", mesh), control)
     drawn = _everywhere(shape, "float32", mesh) if method.stochastic else None
     skips = name.startswith("skipped-")
     where = shortcuts.where(kept)
@@ -180,19 +181,22 @@ def _denoising(
     guider: Guider | None = None,
     enhance: float | None = None,
 ):
-    """Arguments of step and loop, without the noise; `steps` is the leading axis of those that differ a step."""
+    """Arguments of step and loop, up to the weights; `steps` is the leading axis of those that differ a step."""
 
     def array(shape, dtype="float32"):
         return _everywhere(shape, dtype, mesh)
 
-    cfg = spec.transformer
+    cfg, condition = spec.transformer, None
     numbers = lay_out(guider, np.zeros(max((1, *steps))), layers=cfg.layers, enhance=enhance, branches=1 + guided)
     carry = array(shape) if guider is not None and guider.carries else None
+    if cfg.condition_channels:
+        channels = array((*shape[:-1], cfg.condition_channels))
+        condition = Condition(channels) if steps else channels
     return (
         abstract_weights(spec, compute, "transformer", mesh),
         SamplerState(array(shape), (array(shape),) * method.history, carry),
         array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
-        array(shape) if spec.kind == "i2v" else None,
+        condition,
         array(steps, "int32"),
         array((*steps, columns(method.history))),
         jax.tree.map(lambda x: array((*steps, *x.shape[1:])), numbers),

@@ -22,6 +22,7 @@ import transformers
 from diffusers.models.autoencoders import vae as diffusers_vae
 from diffusers.pipelines.cogvideo import (
     pipeline_cogvideox,
+    pipeline_cogvideox_fun_control,
     pipeline_cogvideox_image2video,
     pipeline_cogvideox_video2video,
 )
@@ -44,12 +45,18 @@ KINDS = {
     "1.5": SLICE,
     "1.5-i2v": SLICE | dict(in_channels=16, ofs_embed_dim=20),
 }
+CONTROL = {  # CogVideoX-Fun's; nothing is recorded of them
+    "2b-control": dict(in_channels=16),
+    "5b-control": dict(use_rotary_positional_embeddings=True, in_channels=16),
+    "1.5-control": SLICE | dict(in_channels=16),
+}
 CLASSES = {"ddim": diffusers.CogVideoXDDIMScheduler, "dpm": diffusers.CogVideoXDPMScheduler}
 
 
 def build(kind: str, folder: Path) -> diffusers.DiffusionPipeline:
     """The reference's pipeline of a kind with random weights, saved to `folder`."""
-    torch.manual_seed(list(KINDS).index(kind))
+    kinds = KINDS | CONTROL
+    torch.manual_seed(list(kinds).index(kind))
     build_tokenizer(folder / "tokenizer", TEXT_LENGTH)
     tokenizer = transformers.T5Tokenizer.from_pretrained(folder / "tokenizer")
     text_encoder = transformers.T5EncoderModel(
@@ -73,7 +80,7 @@ def build(kind: str, folder: Path) -> diffusers.DiffusionPipeline:
         norm_num_groups=2,
         sample_height=64,
         sample_width=96,
-        scaling_factor=1.15258426 if kind == "2b" else 0.7,
+        scaling_factor=1.15258426 if kind.startswith("2b") else 0.7,
         invert_scale_latents=kind.startswith("1.5"),
     )
     sizes = dict(
@@ -89,18 +96,19 @@ def build(kind: str, folder: Path) -> diffusers.DiffusionPipeline:
         sample_width=12,
         sample_frames=9,
     )
-    transformer = diffusers.CogVideoXTransformer3DModel(**(sizes | KINDS[kind]))
+    transformer = diffusers.CogVideoXTransformer3DModel(**(sizes | kinds[kind]))
     scheduler = diffusers.CogVideoXDDIMScheduler(
         prediction_type="v_prediction",
         timestep_spacing="trailing",
         rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
-        snr_shift_scale=3.0 if kind == "2b" else 1.0,
+        snr_shift_scale=3.0 if kind.startswith("2b") else 1.0,
     )
     for module in (text_encoder, vae, transformer):
         randomise(module)
-    make = diffusers.CogVideoXImageToVideoPipeline if kind.endswith("i2v") else diffusers.CogVideoXPipeline
+    makers = {"i2v": diffusers.CogVideoXImageToVideoPipeline, "control": diffusers.CogVideoXFunControlPipeline}
+    make = makers.get(kind.rpartition("-")[2], diffusers.CogVideoXPipeline)
     pipe = make(tokenizer, text_encoder.eval(), vae.eval(), transformer.eval(), scheduler)
     pipe.save_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -170,6 +178,7 @@ def recorded_noise():
     noise = RecordedNoise()
     purposes = {
         pipeline_cogvideox: "latents",
+        pipeline_cogvideox_fun_control: "latents",
         pipeline_cogvideox_image2video: "latents",
         pipeline_cogvideox_video2video: "latents",
         diffusers_vae: "posterior",

@@ -173,6 +173,31 @@ def test_video_to_video(models, kind, sampler, frames, made, size, steps, streng
     assert video.shape == (1, made, *size, 3)
 
 
+@pytest.mark.parametrize(
+    "kind, frames, made, size, steps, dynamic",
+    [
+        ("2b-control", 9, 9, NATIVE, 4, False),  # at other sizes ours resizes the positions, as CogVideoX-Fun does
+        ("5b-control", 17, 17, TALL, 5, True),
+        ("1.5-control", 13, 16, SMALL, 4, False),  # 4 latent frames, as the reference takes no padding
+    ],
+)
+def test_control(models, kind, frames, made, size, steps, dynamic):
+    first, last = (np.asarray(picture(i, 70, 90), np.float32) for i in (4, 5))
+    clip = np.stack([first + (last - first) * x for x in np.linspace(0, 1, frames)]).astype(np.uint8)
+    video = compare(
+        *models(kind),
+        PROMPTS[0],
+        size,
+        sampler="ddim",
+        theirs=dict(control_video=[PIL.Image.fromarray(frame) for frame in clip]),
+        ours=dict(control=clip, num_frames=frames),
+        num_inference_steps=steps,
+        guidance_scale=6.0,
+        use_dynamic_cfg=dynamic,
+    )
+    assert video.shape == (1, made, *size, 3)
+
+
 @pytest.mark.skipif(not (TINY / "model_index.json").exists(), reason="the tiny model is not in this tree")
 def test_tiny_is_the_same_in_diffusers():
     pipe, model = diffusers.CogVideoXPipeline.from_pretrained(TINY), cogvx_jax.load("tiny", dtype="float32")

@@ -24,7 +24,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import training_flops, transformer_flops
 from cogvx_jax.pipelines.model import Model, check_trainable
-from cogvx_jax.pipelines.request import Request, check_kind
+from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
@@ -118,6 +118,14 @@ def train(
                 _run_stage(run, stages, number, shares[number], feeds[number], fixed, folder, pace, videos)
         state = _run_stage(run, stages, len(stages) - 1, shares[-1], feeds[-1], fixed, folder, pace, videos)
         return with_trained(model, config.lora, state.exported)
+
+
+def check_kind(spec: ModelSpec) -> None:
+    """Raises ValueError for a kind of model whose condition no batch of clips holds."""
+    if spec.kind not in ("t2v", "i2v"):
+        raise ValueError(
+            f"{spec.name} is of the kind {spec.kind}, which cannot be trained here; use a text-to-video or an I2V model"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

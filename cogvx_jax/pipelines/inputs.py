@@ -1,0 +1,181 @@
+"""What a video is made of beside its prompt: which task that is, and its pictures and clips, read and checked.
+
+A row of KINDS says what a kind of model takes. What the tasks compute is in `pipelines.tasks`.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from cogvx_jax.configs import Kind, ModelSpec
+from cogvx_jax.data.pictures import read_image
+from cogvx_jax.data.video import read_video
+from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options
+
+# v2v redraws a clip, repaint a part of it; the others are those of the kinds of models.
+Task = Literal["t2v", "i2v", "v2v", "repaint", "inpaint", "control"]
+WHITE = 128  # from this grey on, a mask's pixel is to be made
+
+
+class Takes(NamedTuple):
+    """What a kind of model makes videos of."""
+
+    words: str  # "NAME ... "
+    inputs: tuple[str, ...]  # options
+    tasks: tuple[Task, ...]  # the first is its own, without a clip to start from
+    needs: tuple[str, ...] = ()  # one of these
+
+
+KINDS: Mapping[Kind, Takes] = {
+    "t2v": Takes("is text-to-video", ("video", "mask"), ("t2v", "v2v", "repaint")),
+    "i2v": Takes("makes videos from an image", PICTURES, ("i2v",), needs=PICTURES),
+    "inpaint": Takes("is for inpainting", (*PICTURES, "video", "mask"), ("inpaint",)),
+    "control": Takes("makes videos from a control video", ("control",), ("control",), needs=("control",)),
+}
+USE = {  # option -> the models that take it
+    **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as CogVideoX-Fun's InP"),
+    **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
+    "control": "a control model, such as CogVideoX-Fun's Control or Pose",
+}
+OF = {  # option -> the inputs that it is for, one of which must be there
+    "image_noise": (*PICTURES, "mask"),
+    "mask_dilation": ("mask",),
+    **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
+}
+NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video"}
+REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "inpaint")  # those that may start from a clip, and then take fewer steps
+CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
+
+
+class Still(NamedTuple):
+    """A picture at a frame: one for all videos, or B of them, (H, W, 3) uint8 each."""
+
+    frame: int
+    pictures: tuple[np.ndarray, ...]
+    whole: bool = False  # it stands for all frames of its latent
+
+
+def own_task(spec: ModelSpec) -> Task:
+    return KINDS[spec.kind].tasks[0]
+
+
+def find_task(spec: ModelSpec, asked: Options) -> Task:
+    """What is asked of a model. Raises: ValueError for what it does not take, or lacks."""
+    given, takes = [name for name in INPUTS if getattr(asked, name) is not None], KINDS[spec.kind]
+    if "video" in given and set(PICTURES) & set(given):
+        raise ValueError("give an image or a video, not both")
+    for name in given:
+        if name not in takes.inputs:
+            raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
+    if "mask" in given and "video" not in given:
+        raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
+    for name, inputs in OF.items():
+        if getattr(asked, name) != getattr(Options, name) and not set(inputs) & set(given):
+            raise ValueError(f"{name} needs {inputs[0]}=..., which is not given; leave it out")
+    if takes.needs and not set(takes.needs) & set(given):
+        raise ValueError(f"{spec.name} {takes.words}; give {takes.needs[0]}=..., or use a text-to-video model")
+    if spec.kind != "t2v":
+        return own_task(spec)
+    return "repaint" if "mask" in given else "v2v" if "video" in given else "t2v"
+
+
+def find_strength(task: Task, asked: Options) -> float:
+    """How much of a clip is redrawn: 1 where none is started from."""
+    if asked.video is None:
+        return 1.0
+    own = 1.0 if task == "inpaint" and asked.mask is not None else 0.8
+    return own if asked.strength is None else asked.strength
+
+
+def read_stills(asked: Options, count: int, frames: int, per_latent: int) -> tuple[Still, ...]:
+    """The pictures of a clip in the order of its frames, of `count` prompts.
+
+    Args:
+      per_latent: pixel frames of a latent, but for the first.
+    Raises: ValueError for pictures outside the clip, or two of one latent; OSError.
+    Warns of a keyframe between latents.
+    """
+    last, stills = frames - 1, []
+    for frame, image in (asked.keyframes or {}).items():
+        if not 0 <= frame <= last:
+            raise ValueError(f"keyframe {frame} is outside the clip, whose frames are 0 to {last}")
+        place = -(-frame // per_latent) * per_latent
+        if place != frame:
+            warnings.warn(
+                f"keyframe {frame} lies between latents, which stand for {per_latent} frames: it is put at frames "
+                f"{place - per_latent + 1} to {place}",
+                stacklevel=4,
+            )
+        stills.append(Still(place, _read_images(image, 1), whole=True))
+    for frame, image in ((0, asked.image), (last, asked.last_image)):
+        if image is not None:
+            stills.append(Still(frame, _read_images(image, count)))
+    stills.sort(key=lambda still: still.frame)
+    for one, other in zip(stills[:-1], stills[1:], strict=True):
+        if -(-one.frame // per_latent) == -(-other.frame // per_latent):
+            raise ValueError(f"there are two pictures for frame {other.frame}; give one")
+    return tuple(stills)
+
+
+def _read_images(image: Any, count: int) -> tuple[np.ndarray, ...]:
+    """One image for all prompts, or one each."""
+    several = image if isinstance(image, list | tuple) else [image]
+    if len(several) not in (1, count):
+        raise ValueError(f"{len(several)} images for {count} prompts; give one, or one each")
+    return tuple(read_image(one) for one in several)
+
+
+def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
+    """Which pixels of a clip (F, H, W, 3) are to be made: (F, H, W) bool, white ones.
+
+    Args:
+      source: of as many frames, or of one, which is for all.
+      most: frames that the clip was read up to.
+    Raises: ValueError for a mask of another size or length; OSError.
+    """
+    grey = _grey_frames(source, most)
+    frames, (height, width) = len(clip), clip.shape[1:3]
+    if grey.shape[1:] != (height, width) or len(grey) not in (1, frames):
+        raise ValueError(
+            f"the mask is {_frames(len(grey), most)} of {grey.shape[1]}x{grey.shape[2]}, the video "
+            f"{_frames(frames, most)} of {height}x{width}; give a mask of the video's size and length, or one picture"
+        )
+    return np.broadcast_to(grey >= WHITE, (frames, height, width))
+
+
+def _grey_frames(source: Any, most: int) -> np.ndarray:
+    """(F, H, W) numbers of 0 to 255 of a video, a picture, or arrays of either."""
+    if isinstance(source, str | os.PathLike):
+        frames = read_video(source, most)[0]
+    elif isinstance(source, PIL.Image.Image):
+        frames = read_image(source)[None]
+    else:
+        frames = np.asarray(source)
+        frames = np.where(frames, np.uint8(255), np.uint8(0)) if frames.dtype == bool else frames
+        if frames.ndim == 2 or frames.ndim == 3 and frames.shape[-1] in (1, 3, 4):
+            frames = read_image(frames)[None]
+        elif frames.ndim == 3:
+            frames = np.broadcast_to(frames[..., None], (*frames.shape, 3))
+        frames = read_video(frames, most)[0]
+    return frames.mean(-1, dtype=np.float32)
+
+
+def _frames(count: int, most: int) -> str:
+    if count == 1:
+        return "1 frame"
+    return f"{count} frames or more" if count == most else f"{count} frames"
+
+
+def fill_clip(clip: np.ndarray, frames: int) -> np.ndarray:
+    """A clip (F, H, W, 3) of so many frames: one that is too short runs forth and back. Warns of that."""
+    if len(clip) >= frames:
+        return clip[:frames]
+    warnings.warn(
+        f"the control video has {len(clip)} of {frames} frames; it runs forth and back to fill them", stacklevel=4
+    )
+    there_and_back = np.concatenate([clip, clip[::-1]])
+    return there_and_back[np.arange(frames) % len(there_and_back)]

@@ -1,0 +1,67 @@
+"""Every command and Python block of docs/tasks.md, with small random models of the same names."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+from small_files import small_spec, write_small
+
+from cogvx_jax.cli.main import VERBS
+from cogvx_jax.data.video import VideoWriter, read_video
+
+PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+COMMANDS = re.findall(r"`(cogvx generate [^`]+)`", PAGE)
+PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a small file for each name of the page."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, kind, changes in (
+        ("CogVideoX-5b-I2V", "5b-i2v", {}),
+        ("CogVideoX-Fun-V1.1-5b-InP", "5b", dict(in_channels=9)),
+        ("CogVideoX-Fun-V1.1-5b-Control", "5b", dict(in_channels=8, control=True)),
+    ):
+        spec = small_spec(kind)
+        transformer = dataclasses.replace(spec.transformer, **changes)
+        defaults = dataclasses.replace(spec.defaults, height=32, width=48, num_frames=9, num_inference_steps=2)
+        write_small(folder / name, dataclasses.replace(spec, transformer=transformer, defaults=defaults))
+    rng = np.random.default_rng(0)
+    mask = np.zeros((9, 32, 48, 3), np.uint8)
+    mask[:, :, :24] = 255
+    for name, frames in (("in", rng.integers(0, 256, mask.shape, np.uint8)), ("mask", mask), ("pose", 255 - mask)):
+        with VideoWriter(folder / f"{name}.mp4", 8) as writer:
+            writer.write(frames)
+    Image.fromarray(mask[0]).save(folder / "mask.png")
+    for name in ("first", "middle", "last"):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+def run(command):
+    words = [*shlex.split(command)[1:], "--no-progress"]
+    if "--model" not in words:  # tiny
+        words += ["--steps", "4", "--frames", "9", "--size", "32x48"]
+    tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=words)
+
+
+@pytest.mark.full  # videos are compiled
+def test_the_commands_run(files, monkeypatch):
+    monkeypatch.chdir(files)
+    assert len(COMMANDS) >= 10
+    for command in COMMANDS:
+        run(command)
+        out = files / shlex.split(command)[shlex.split(command).index("--out") + 1]
+        assert read_video(out)[0].shape == (9, 32, 48, 3), command
+
+
+@pytest.mark.full  # the tiny model at its own size
+def test_the_python_runs():
+    for code in PYTHON:
+        exec(compile(code, "docs/tasks.md", "exec"), {})
