@@ -19,6 +19,8 @@ WORDS = {
     "T5": "T5-XXL, a file or a folder",
     "TOKENIZER": "the folder with T5's tokenizer.json or spiece.model",
     "IMAGE": "an image, the first frame",
+    "VIDEO": "a video",
+    "MASK": "a video or an image, white where the video is made anew",
 }
 # Names that mean a published model, wherever a model is asked for, whatever lies in the working folder.
 MODELS = {"tiny", *PRESETS, *map(str.lower, HUB.values())}

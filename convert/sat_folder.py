@@ -62,7 +62,7 @@ def find_states(place: str | Path) -> str | Path:
         if tags:
             raise FileNotFoundError(
                 f"{place} has the tags {_listed(tags)} and no {LATEST}, which says the tag to use; give the folder of "
-                f"one, such as {below(place, tags[-1])}"
+                f"one, such as {below(place, tags[0])}"
             )
         raise FileNotFoundError(
             f"{place} has neither {LATEST} nor {STATES}; there is {', '.join(names[:5]) or 'nothing'}"

@@ -452,6 +452,15 @@ def test_export_leaves_nothing_behind_when_it_fails(exported, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"] and not list((tmp_path / "model").iterdir())
 
 
+def test_export_writes_nothing_that_is_not_finite(exported, tmp_path):
+    spec = exported[0]
+    params = {c: random_params(spec, c) for c in COMPONENTS}
+    params["transformer"]["blocks"]["mlp"]["up"]["bias"][1, 3] = np.nan
+    with pytest.raises(ValueError, match=r"^transformer_blocks\.1\.ff\.net\.0\.proj\.bias holds numbers that are not"):
+        export(tmp_path / "model", spec, params)
+    assert not list(tmp_path.iterdir())
+
+
 # Folders that are not right.
 
 

@@ -309,7 +309,7 @@ def test_tags_and_what_is_missing(saved, bare):
             open_source(bare, given).spec()
     (folder / "latest").unlink()
     for place in (bare, folder):
-        with pytest.raises(FileNotFoundError, match=r"the tags 1, 1-ema and no latest, .* give .* such as .*/1-ema$"):
+        with pytest.raises(FileNotFoundError, match=r"the tags 1, 1-ema and no latest, .* give .* such as .*/1$"):
             open_source(resolve(place), given).spec()
     (folder / "1").rename(bare / "kept")
     assert open_source(folder, given).places()["transformer"] == folder / "1-ema" / STATES  # the only one

@@ -41,7 +41,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
     import math
 
     from cogvx_jax.convert import expected_shapes
-    from cogvx_jax.convert.inspection import KINDS
+    from cogvx_jax.convert.inspected_models import KINDS
     from cogvx_jax.pipelines.request import padded_latent_frames
 
     own, cfg = spec.defaults, spec.transformer

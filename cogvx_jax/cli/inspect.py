@@ -29,7 +29,7 @@ def inspect(
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
     from cogvx_jax.cli.own_files import OWN
-    from cogvx_jax.convert.inspection import WEIGHTS, Asked
+    from cogvx_jax.convert.file_kinds import Asked
     from cogvx_jax.convert.inspection import inspect as inspect_place
     from cogvx_jax.pipelines.model import load_spec, resolve
 
@@ -37,4 +37,4 @@ def inspect(
     place = resolve(file) if ships else file if "://" in file else Path(file)
     models = {"tiny": load_spec("tiny")}
     asked = Asked(place=place, model="tiny" if ships else None, given=given.checked(), models=models)
-    print_facts(inspect_place(asked, (*OWN, *WEIGHTS)), as_json)
+    print_facts(inspect_place(asked, OWN), as_json)

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
-from cogvx_jax.convert.inspection import Asked, Facts, FileKind
+from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
 from cogvx_jax.convert.runs import is_lora, is_run, is_vae_run, newest_update, read_run
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import quoted
