@@ -62,7 +62,7 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("tiling", 1, "tiling must be true or false, got 1"),
     ("fps", "8", "fps must be a number, got '8'"),
     ("fps", 0, "fps must be positive and at most 100000, got 0"),
-    ("colour", 1, "colour; a line has a prompt and any of calibration, fps, frames, guidance, guidance_scale"),
+    ("colour", 1, "colour; a line has a prompt and any of calibration, enhance, fps, frames, guidance, guidance_scale"),
     ("latents", [1], "latents; a line has"),
 ]
 
@@ -124,6 +124,8 @@ def test_all_fields_of_a_line_are_read(lines):
         "reuse": "taylor:2,1",
         "guidance": "interval:0.2-0.8",
         "calibration": "own.json",
+        "guider": "apg:rescale=0,eta=0.5,limit=2,momentum=0",
+        "enhance": 1.5,
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -131,8 +133,9 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
-    assert (str(own.options.reuse), str(own.options.guidance)) == (line["reuse"], line["guidance"])
-    others = set(OPTIONS) - {"size", "reuse", "guidance"}
+    values = {"reuse", "guidance", "guider"}
+    assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
+    others = set(OPTIONS) - {"size", *values}
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 
