@@ -148,6 +148,8 @@ def test_all_fields_of_a_line_are_read(lines):
         "reuse": "taylor:2,1",
         "guidance": "interval:0.2-0.8",
         "calibration": "own.json",
+        "guider": "apg:rescale=0,eta=0.5,limit=2,momentum=0",
+        "enhance": 1.5,
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -155,9 +157,10 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
-    assert (str(own.options.reuse), str(own.options.guidance)) == (line["reuse"], line["guidance"])
+    values = {"reuse", "guidance", "guider"}
+    assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
-    others = set(OPTIONS) - {"size", "reuse", "guidance", "keyframes"}
+    others = set(OPTIONS) - {"size", "keyframes", *values}
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 
