@@ -143,9 +143,9 @@ class GenerationDefaults:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """What a LoRA of few steps is for: how its makers' samples are taken. Raises: ValueError for numbers that can't be.
+    """How a model is sampled from with a LoRA of few steps, which says so in its run or its file's metadata.
 
-    A file of it says so in its metadata, as JSON under `DISTILLED`.
+    Raises: ValueError for numbers that cannot be.
     """
 
     method: str  # of `train.transformer.settings.METHODS`
@@ -154,10 +154,12 @@ class Distilled:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"its steps must be at least 1, got {self.steps}")
-        if not self.method or not math.isfinite(self.guidance_scale):
-            raise ValueError("it needs a method, and a finite guidance scale")
+        if not 1 <= self.steps <= 1000:
+            raise ValueError(f"its steps must be 1 to 1000, got {self.steps}")
+        if not 0 <= self.guidance_scale <= 1000:
+            raise ValueError(f"its guidance scale must be 0 to 1000, got {self.guidance_scale:g}")
+        if not 1 <= len(self.method) <= 40:
+            raise ValueError(f"its method must be a word, got {self.method[:40]!r}")
 
     def __str__(self) -> str:
         return f"{self.steps} steps of {self.sampler} at guidance scale {self.guidance_scale:g}"

@@ -42,6 +42,8 @@ def describe(file: LoRAFile) -> dict[str, str | list[str]]:
     facts: dict[str, str | list[str]] = {"file": str(file.path), "dialect": file.format.name}
     if file.modules:
         facts |= {"rank": file.ranks_text(), "alpha": file.alphas_text(), "scale": file.scales_text()}
+    if file.distilled is not None:
+        facts["for"] = f"{file.distilled} ({file.distilled.method})"
     facts["modules"] = _layers(file)
     if file.differences:
         facts["differences"] = f"{len(file.differences)} whole ones, such as of {next(iter(file.differences))}"

@@ -205,11 +205,13 @@ def flags(cache, out, steps):
     return ["--data", cache.folder, "--out", out, "--steps", steps, *FLAGS]
 
 
-FLAGS = ["--lora-rank", "2", "--batch-size", "2", "--log-every", "1", "--student-steps", "2", "--teacher-guidance", "3"]
+FLAGS = ["--lora-rank", "2", "--batch-size", "2", "--log-every", "1"]
+FLAGS += ["--student-steps", "2", "--teacher-guidance", "3"]
 
 
 def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, monkeypatch, capsys):
@@ -339,7 +341,7 @@ def test_a_file_says_what_it_is_for(small, tmp_path, monkeypatch, capsys):
         ("{", "its cogvx_jax.distilled is"),
         ('{"steps": 4}', "not of the keys method, steps, sampler, guidance_scale"),
         ('{"method": "x", "steps": true, "sampler": "lcm", "guidance_scale": 1.0}', "steps True"),
-        ('{"method": "x", "steps": 0, "sampler": "lcm", "guidance_scale": 1.0}', "steps must be at least 1, got 0"),
+        ('{"method": "x", "steps": 0, "sampler": "lcm", "guidance_scale": 1.0}', "steps must be 1 to 1000, got 0"),
         ('{"method": "x", "steps": 4, "sampler": "y", "guidance_scale": 1.0}', "sampler 'y', which is not one of ddim"),
     ],
 )
@@ -373,11 +375,15 @@ def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_ca
     def train(out, steps, mesh=None, **distill):
         there = model if mesh is None else cx.load(folder, mesh=cx.make_mesh(**mesh, devices=jax.devices()[:4]))
         stages = (Stage(data=((clips.folder, 1),), steps=steps, batch_size=4, learning_rate=1e-2, warmup=0),)
-        config = RunConfig(lora=LoRAConfig(rank=2), distill=Distillation(teacher_guidance=3.0, **distill))
+        distilled = Distillation(teacher_guidance=3.0, **distill)
+        config = RunConfig(lora=LoRAConfig(rank=2), distill=distilled, validation=2)
         runs.train(there, stages, config, tmp_path / out, source=str(folder), pace=Pace(log_every=1))
         return losses(tmp_path / out)
 
     for method in ("progressive", "phased", "consistency", "guidance"):
         alone = train(f"{method}-alone", 3, method=method)
+        log = (tmp_path / f"{method}-alone" / "log.jsonl").read_text().splitlines()
+        (validated,) = [row for row in map(json.loads, log) if "validation" in row]
+        assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
         train(f"{method}-mesh", 2, dict(data=2, fsdp=2), method=method)
         np.testing.assert_allclose(train(f"{method}-mesh", 3, dict(fsdp=2, tensor=2), method=method), alone, rtol=1e-4)

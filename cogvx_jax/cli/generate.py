@@ -74,7 +74,8 @@ def generate(
       model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
         makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
-        add up. `cogvx lora info` tells what a file is.
+        add up. `cogvx lora info` tells what a file is. One of `cogvx distill` brings its steps, sampler and guidance
+        scale, where none are given; "tiny-fast" is such a one for tiny.
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
         are; cogvx-made.jsonl beside them says which those are.
@@ -120,8 +121,9 @@ def generate(
         check_takes_lora(model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
-        if adapter.told:
-            report(f"{path}: {adapter.told}, weight {weight:g}")
+        told = adapter.told or (f"a run, for {adapter.distilled}" if adapter.distilled else "")
+        if told:
+            report(f"{path}: {told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
     work = _check(spec, jobs)  # all of them, before the first is begun
     if prompts_file is not None:

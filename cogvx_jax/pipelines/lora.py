@@ -12,6 +12,7 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_lora
+from cogvx_jax.convert.lora_file import shipped
 from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.runs import find_run, read_run_lora
 from cogvx_jax.convert.sources import open_source
@@ -22,7 +23,6 @@ from cogvx_jax.models.lora import LoRA, first_distilled
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import (
     NORMS,
-    TINY,
     Model,
     bounded,
     check_model,
@@ -37,9 +37,6 @@ from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import COMPONENTS
 
-# By name, of the package itself: "tiny-fast", of `scripts/distill_tiny.py`, makes videos of tiny in 4 unguided steps.
-SHIPPED = {"tiny-fast": TINY / "fast.safetensors"}
-
 
 def load_lora(
     model: Model, source: str | os.PathLike | LoRA, weight: float = 1.0, *, alpha: float | None = None
@@ -52,7 +49,8 @@ def load_lora(
 
     Args:
       source: a file of PEFT, kohya, VideoX-Fun, ComfyUI, diffusers, DiffSynth or SAT, a folder as diffusers or PEFT
-        writes it, a run folder of `cogvx train`, the URL of any of them, or a `LoRA`.
+        writes it, a run folder of `cogvx train` or `distill`, the URL of any of them, "tiny-fast", which ships with the
+        package, or a `LoRA`.
       weight: what to multiply it by; 1 is as it was trained.
       alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
         diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
@@ -84,7 +82,8 @@ def load_lora(
         else:
             component = turns.component("transformer")
             compute = bounded(component.files, model.spec, compute, component.added)
-    spec = model.spec.distilled(first_distilled([(lora.distilled, weight)]))
+    few = None if model.spec.defaults.distilled else first_distilled([(lora.distilled, weight)])  # the first decides
+    spec = model.spec.distilled(few)
     return dataclasses.replace(model, spec=spec, params=params, compute=compute)
 
 
@@ -143,12 +142,12 @@ def _check_weight(lora: LoRA, weight: float) -> None:
 
 
 def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = None) -> LoRA:
-    """The LoRA that a path, or the name of one of `SHIPPED`, stands for, checked against `spec`; see `load_lora`."""
+    """The LoRA that a path, or the name of a shipped one, stands for, checked against `spec`; see `load_lora`."""
     check_spec(spec)
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(name, str):
         raise ValueError(f"a LoRA is a path, a URL or a `LoRA`, got {quoted(source)}")
-    name = str(SHIPPED.get(name, name))
+    name = os.fspath(shipped(name))
     if (run := find_run(name)) is not None:
         if alpha is not None:
             raise ValueError(f"{name} is a run, which has its alpha; alpha is for a file")

@@ -46,6 +46,14 @@ def make_distilled_loss(
 
     Raises: ValueError for a grid of steps that cannot be, see `diffusion.distillation.grid`.
     """
+    draw, errors = make_distilled_errors(spec, compute, options, distill, whole)
+    return Loss(draw, lambda part, rows, batch: jnp.mean(errors(part, rows, batch)))
+
+
+def make_distilled_errors(
+    spec: ModelSpec, compute: Compute, options: Objective, distill: Distillation, whole: Callable[[Any, Any], Any]
+) -> tuple[Callable[..., Rows], Callable[[Any, Rows, Any], jax.Array]]:
+    """`draw(batch, key)` and `errors(adapters, rows, batch)`, the loss (B,) of each clip that was drawn."""
     points, weight = make_grid(spec, distill), distill.completed(spec).teacher_guidance
     assert weight is not None
     draw, error = _make_draw(spec, compute, options, distill, points), ERRORS[distill.method]
@@ -54,16 +62,16 @@ def make_distilled_loss(
     def predict(params: Any, x: jax.Array, text: jax.Array, t: jax.Array) -> jax.Array:
         return cast(jax.Array, transformer.apply({"params": params}, x, text, t)).astype(jnp.float32)
 
-    def mean(part: Any, rows: Rows, batch: Mapping[str, Any]) -> jax.Array:
+    def errors(part: Any, rows: Rows, batch: Mapping[str, Any]) -> jax.Array:
         text, student = rows["text"], whole(batch["base"], part)
         networks = Networks(
             learn=lambda x, t: predict(student, x, text, t),
             fixed=lambda x, t: predict(jax.lax.stop_gradient(student), x, text, t),
             teach=make_teacher(predict, batch["base"], text, _empty(batch, text, options), weight),
         )
-        return jnp.mean(distance(error(networks, rows, points)))
+        return distance(error(networks, rows, points))
 
-    return Loss(draw, mean)
+    return draw, errors
 
 
 def complete(spec: ModelSpec, config: RunConfig, stages: Sequence[Stage]) -> RunConfig:

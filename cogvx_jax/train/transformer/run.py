@@ -46,7 +46,7 @@ from cogvx_jax.train.transformer.record import describe
 from cogvx_jax.train.transformer.settings import RunConfig
 from cogvx_jax.train.transformer.stages import Stage
 from cogvx_jax.train.transformer.trained import with_trained
-from cogvx_jax.train.transformer.validation import make_validate
+from cogvx_jax.train.transformer.validation import Measure, distilled_measure, make_validate, plain_measure
 from cogvx_jax.train.transformer.videos import write_videos
 
 
@@ -149,6 +149,13 @@ class _Run:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, self._dtype, sharding=x.sharding), self.given)
         return Start(make=self._make, shapes=shapes)
 
+    @property
+    def measure(self) -> Measure:
+        """What is measured of clips that are held out."""
+        if self.config.distill is None:
+            return plain_measure(self.spec, self.compute, self.whole)
+        return distilled_measure(self.spec, self.compute, self.config.objective, self.config.distill, self.whole)
+
     def let_go(self) -> None:
         if self.release:
             jax.tree.map(lambda x: x.delete(), self.given)
@@ -201,9 +208,7 @@ def _run_stage(
         flops=_flops(run.spec, shares, fed.clips, run.config, run.start.shapes),
         rate=make_rate(run.config, stage, first),
         about=about,
-        validate=make_validate(run.spec, run.compute, held_out, fixed, run.whole, stage.batch_size, mesh)
-        if held_out
-        else None,
+        validate=make_validate(run.spec, run.measure, held_out, fixed, stage.batch_size, mesh) if held_out else None,
         show=show if videos.wanted else None,
         show_every=videos.every,
     )
