@@ -60,9 +60,10 @@ def test_a_lora_of_sat_that_is_merged_is_told(files, run, tmp_path):
     told = "transformer: a LoRA beside its weights is merged into them: SAT, 4 modules, rank 4, alpha"
     said = run("convert", files / "lora", tmp_path / "one", "--to", "diffusers")
     assert f"cogvx: {files / 'lora'}: {told} 1 (not in the file; 1, the trainer's default), scale 0.25\n" in said
-    for flag, name in (("--sat-lora-alpha", "two"), ("--lora-alpha", "three")):  # the second is its old name
-        said = run("convert", files / "lora", tmp_path / name, "--to", "diffusers", flag, 2)
+    for flags, name in ((["--sat-lora-alpha", 2], "two"), (["--lora_alpha=2"], "three")):  # the second is its old name
+        said = run("convert", files / "lora", tmp_path / name, "--to", "diffusers", *flags)
         assert f"{told} 2 (given), scale 0.5" in said
+        assert ("is called --sat-lora-alpha now; it is not of --lora" in said) == (name == "three")
     base, one, two, three = (
         open_source(place).tensors("transformer").read("transformer_blocks.0.attn1.to_q.weight").astype(np.float32)
         for place in (files / "published", *(tmp_path / name for name in ("one", "two", "three")))
@@ -92,7 +93,7 @@ def test_of_a_damaged_lora_every_problem_is_listed(files, tmp_path, damage):
     "options, words",
     [
         (["--masters"], "masters is for a folder that DeepSpeed saved, with mp_rank_00_model_states.pt in it, and"),
-        (["--lora-alpha", "1"], "sat_lora_alpha is for a file of SAT's with a LoRA beside its weights, and"),
+        (["--sat-lora-alpha", "1"], "sat_lora_alpha is for a file of SAT's with a LoRA beside its weights, and"),
         (["--tokenizer", "nowhere"], "nowhere is not there; a tokenizer is a folder with tokenizer.json or spiece"),
         (["--tokenizer", "vae"], "vae has neither tokenizer.json nor spiece.model, of which a tokenizer is read"),
         (["--tokenizer", "model_index.json"], "model_index.json is a file; a tokenizer is a folder with tokenizer"),

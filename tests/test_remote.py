@@ -80,7 +80,7 @@ def test_what_is_not_there_is_one_sentence(uploaded, bucket):
     with pytest.raises(ValueError, match="cannot read nonsense://bucket/model: "):
         cx.load("nonsense://bucket/model")
     bucket.rm("/bucket/models/five/tokenizer", recursive=True)
-    with pytest.raises(FileNotFoundError, match="five/tokenizer has neither tokenizer.json nor spiece.model"):
+    with pytest.raises(FileNotFoundError, match="five/tokenizer is not there; a tokenizer is a folder"):
         cx.load(uploaded)
 
 

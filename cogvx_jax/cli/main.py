@@ -55,6 +55,10 @@ VERBS = {
 }
 
 
+# Flags that were called otherwise before, by verb; their help shows the new names alone.
+OLD_FLAGS = dict.fromkeys(("generate", "decode", "info", "inspect", "convert"), {"--lora-alpha": "--sat-lora-alpha"})
+
+
 def main() -> None:
     """Runs the command line; see `ends` for its exit statuses."""
     _prepare()
@@ -66,8 +70,23 @@ def main() -> None:
             print(f"cogvx_jax {__version__}")
             return
         tyro.extras.subcommand_cli_from_dict(
-            {name: verb.run for name, verb in VERBS.items()}, prog="cogvx", description="CogVideoX in JAX and Flax."
+            {name: verb.run for name, verb in VERBS.items()},
+            prog="cogvx",
+            description="CogVideoX in JAX and Flax.",
+            args=_renamed(sys.argv[1:]),
         )
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """The arguments with the new names of flags; an old one is warned of."""
+    now, renamed = OLD_FLAGS.get(arguments[0] if arguments else "", {}), []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        new = now.get(flag.replace("_", "-"))
+        if new is not None:
+            warnings.warn(f"{flag} is called {new} now; it is not of --lora, but of the model itself", stacklevel=1)
+        renamed.append(argument if new is None else f"{new}{equals}{value}")
+    return renamed
 
 
 def _prepare() -> None:

@@ -1,6 +1,5 @@
 """What several verbs share: kinds of options, and how their text is read."""
 
-import dataclasses
 import json
 import math
 import sys
@@ -42,10 +41,7 @@ class VideoFlags(Options):
         return Options(**vars(self))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class GivenFlags(Given):
-    sat_lora_alpha: Annotated[float | None, tyro.conf.arg(aliases=("--lora-alpha",))] = None  # its name before
-
     def __post_init__(self):
         pass
 
