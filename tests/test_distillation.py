@@ -22,6 +22,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request, few_steps_note
+from cogvx_jax.scripts.eval_tiny import judge_videos
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer import distillation
@@ -261,6 +262,13 @@ def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, m
         video = cx.generate(fast, "a star", output="latents", progress=False)
         asked = dict(num_inference_steps=2, guidance_scale=1, sampler="ddim")
         np.testing.assert_array_equal(video, cx.generate(fast, "a star", output="latents", progress=False, **asked))
+    capsys.readouterr()
+    to = ["--out", tmp_path / "v.mp4", "--no-progress"]
+    run("generate", "a star", "--model", folder, "--lora", whole, "--steps", "3", *to, monkeypatch=monkeypatch)
+    said = capsys.readouterr().err
+    assert f"{whole}: a run, for 2 steps of ddim at guidance scale 1, weight 1" in said
+    assert "was distilled for 2 steps of ddim at guidance scale 1, not for 3 steps of ddim at guidance scale 1" in said
+    assert (tmp_path / "v.mp4").exists()
 
 
 def refused(*arguments, monkeypatch, capsys):
@@ -363,6 +371,19 @@ def test_other_settings_than_it_is_for_are_noted(small):
     assert few_steps_note(check_request(spec, "x", options), spec) is None  # nor is that guided
     note = few_steps_note(check_request(spec, "x", Options(steps=8, guidance_scale=6.0)), spec)
     assert "for 4 steps of ddim at guidance scale 1, not for 8 steps of ddim at guidance scale 6" in note
+
+
+def test_the_shipped_one_is_known_by_its_name(monkeypatch, capsys):
+    lora = cx.find_lora("tiny-fast", load_spec("tiny"))
+    assert lora.distilled == Distilled(method="progressive", steps=4, sampler="ddim")
+    run("lora", "info", "tiny-fast", monkeypatch=monkeypatch)
+    assert "4 steps of ddim at guidance scale 1 (progressive)" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_the_shipped_one_makes_videos_of_tiny_in_four_unguided_steps():
+    fast = cx.load_lora(cx.load("tiny"), "tiny-fast")
+    assert judge_videos(fast, 20, 20, 0, {}).figures()["all"] >= 0.8
 
 
 @pytest.mark.full
