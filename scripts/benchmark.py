@@ -53,9 +53,10 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of every run, those of the first call, the peak memory in MiB, and the result."""
+    """Seconds of every run, those of its processors, of the first call, the peak memory in MiB, and the result."""
 
     seconds: list[float]
+    cpu: list[float]  # summed over threads: other programs on the machine add little to them
     first: float
     mib: float | None
     result: np.ndarray
@@ -63,6 +64,10 @@ class Timing:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu(self) -> float:
+        return statistics.median(self.cpu)
 
 
 def main(
@@ -135,11 +140,13 @@ def side_by_side(name: Name, sizes: Sizes, folder: Path, runs: int) -> Iterator[
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     ours, *theirs = take_turns(name, sizes, folder, runs, [Side("ours")] + [Side("theirs")] * (not missing))
     row |= {"ours s": ours.median, "compile s": ours.first - ours.median, "ours MiB": ours.mib, "runs": ours.seconds}
+    row |= {"ours cpu s": ours.median_cpu}
     if not theirs:
         yield row | {"note": f"ours alone: {', '.join(missing)} not installed"}
         return
     (theirs,) = theirs
     row |= {"theirs s": theirs.median, "theirs MiB": theirs.mib, "their runs": theirs.seconds}
+    row |= {"theirs cpu s": theirs.median_cpu, "cpu ratio": ours.median_cpu / theirs.median_cpu}
     if ours.mib and theirs.mib:
         row |= {"MiB ratio": ours.mib / theirs.mib}
     yield row | {"ours/theirs": ours.median / theirs.median, "max diff": difference(ours, theirs)}
@@ -179,9 +186,9 @@ def take_turns(name: Name, sizes: Sizes, folder: Path, runs: int, sides: list[Si
             pipe.recv()  # ready
         times, ends = [[] for _ in sides], []
         for _ in range(1 + runs):
-            for pipe, seconds in zip(pipes, times, strict=True):
+            for pipe, taken in zip(pipes, times, strict=True):
                 pipe.send("run")
-                seconds.append(pipe.recv())
+                taken.append(pipe.recv())
         for pipe in pipes:
             pipe.send("stop")
             ends.append(pipe.recv())
@@ -189,7 +196,11 @@ def take_turns(name: Name, sizes: Sizes, folder: Path, runs: int, sides: list[Si
         for process in processes:
             process.terminate()
             process.join()
-    return [Timing(seconds[1:], seconds[0], *end) for seconds, end in zip(times, ends, strict=True)]
+    timings = []
+    for taken, end in zip(times, ends, strict=True):
+        seconds, cpu = map(list, zip(*taken, strict=True))
+        timings.append(Timing(seconds[1:], cpu[1:], seconds[0], *end))
+    return timings
 
 
 def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None:
@@ -209,9 +220,9 @@ def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None
         run = getattr(workloads(name[0])[name[1]], side.name)(sizes, folder)
         pipe.send("ready")
         while pipe.recv() == "run":
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             result = run()
-            pipe.send(time.perf_counter() - start)
+            pipe.send((time.perf_counter() - start, time.process_time() - cpu))
     peak = resident("VmHWM")
     pipe.send((None if before is None or peak is None else (peak - before) / 2**10, result))
 

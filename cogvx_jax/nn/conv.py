@@ -124,9 +124,7 @@ def _by_tap(x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> jax.Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _by_frame(
-    before: jax.Array, x: jax.Array, kernel: jax.Array, rows: tuple[int, int]
-) -> tuple[jax.Array, jax.Array]:
+def _by_frame(before: jax.Array, x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
     """`causal_conv`, a frame of the result at a time: the frames that it is made of stay in a CPU's cache.
 
     A result of the shape of `x` takes its place, frame by frame: else XLA holds room for the results of many layers
