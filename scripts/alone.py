@@ -41,7 +41,7 @@ def alone(
         end.close()  # so that a process that dies is noticed
         try:
             if not pipe.poll(seconds):
-                raise Failed(f"was ended after {seconds:.0f} seconds{_last_words(log)}")
+                raise Failed(f"was ended after {seconds:.3g} seconds{_last_words(log)}")
             result, error = pipe.recv()
             process.join(ENDING)
         except EOFError:

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -127,7 +128,14 @@ def add_shares(parts: Mapping[str, Figures]) -> None:
 
 def write(out: Path, report: Figures) -> None:
     with temporary_beside(out) as file:
-        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(readable(report), indent=2, allow_nan=False) + "\n")
+
+
+def readable(value: Any) -> Any:
+    """Figures as JSON has them: it has no NaN, which a device that computes wrongly may give."""
+    if isinstance(value, dict):
+        return {name: readable(figure) for name, figure in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def line(figures: Figures) -> str:

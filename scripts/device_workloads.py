@@ -161,11 +161,13 @@ def random(shape: tuple[int, ...], dtype: str = "float32", *, seed: int = 0, sca
     A generator's bits would take more memory than the weights themselves; ones, less power than numbers that differ.
     Source: the constants are those of Chris Wellons' lowbias32.
     """
-    n = lax.iota(jnp.uint32, math.prod(shape)) + jnp.uint32(seed * 0x9E3779B9 % 2**32)
+    n = jnp.full(shape, seed * 0x9E3779B9 % 2**32, jnp.uint32)
+    for axis in range(len(shape)):  # of the shape itself: to shape a row of numbers, a TPU would copy it
+        n += lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(math.prod(shape[axis + 1 :]))
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         n = (n ^ (n >> shift)) * jnp.uint32(factor)
     unit = n.astype(jnp.float32) * 2.0**-31 - 1  # within -1 and 1
-    return (unit * (scale * math.sqrt(3))).astype(dtype).reshape(shape)
+    return (unit * (scale * math.sqrt(3))).astype(dtype)
 
 
 def ours(one: Case, part: str, runs: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_a_function_alone_gives_its_result_and_knows_its_environment():
         (operator.truediv, (1, 0), None, "ZeroDivisionError: division by zero"),
         (os.abort, (), None, "ended by SIGABRT"),
         (os._exit, (3,), None, "ended with status 3"),
-        (time.sleep, (60,), 0.2, "was ended after 0 seconds"),
+        (time.sleep, (60,), 0.2, "was ended after 0.2 seconds"),
         (
             os.execl,
             ("/bin/sh", "sh", "-c", "echo no such device >&2; exit 4"),
@@ -64,6 +64,11 @@ def test_shares_are_of_the_measured_rate_and_of_the_same_part_of_theirs():
     check_device.add_shares(parts)
     assert parts["step 5b"] == {"s": 2.0, "TFLOP": 50.0, "TFLOP/s": 25.0, "of matmul rate": 0.25, "of compiled": 0.5}
     assert parts["step 5b compiled"] == {"s": 4.0}
+
+
+def test_a_device_that_computes_wrongly_is_written_down(tmp_path):
+    check_device.write(tmp_path / "a.json", {"parts": {"attention 5b": {"error": float("nan"), "s": 1.0}}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"parts": {"attention 5b": {"error": "nan", "s": 1.0}}}
 
 
 @pytest.mark.full
