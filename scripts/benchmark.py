@@ -35,8 +35,10 @@ from cogvx_jax.nn.backend import Formulations, formulations, using
 from cogvx_jax.pipelines.model import TINY
 from cogvx_jax.scripts import benchmark_generate, benchmark_gpu, benchmark_training
 from cogvx_jax.scripts.benchmark_generate import COMPONENTS, Sizes, Workload, random_params
+from cogvx_jax.scripts.device_workloads import matmul_rate
 
 THREADS = 2
+MATMUL = 1536  # side of the product that the machine's rate is measured with
 # The widest first; figures of processors with and without AVX-512 differ by a factor of three.
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}  # flag in /proc/cpuinfo -> name
 
@@ -53,13 +55,14 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of every run, those of its processors, of the first call, the peak memory in MiB, and the result."""
+    """Seconds of every run, those of its processors, of the first call, the peak memory in MiB, and more."""
 
     seconds: list[float]
     cpu: list[float]  # summed over threads: other programs on the machine add little to them
     first: float
     mib: float | None
     result: np.ndarray
+    rate: float | None = None  # of ours: FLOP of a large product in a processor second
 
     @property
     def median(self) -> float:
@@ -141,6 +144,8 @@ def side_by_side(name: Name, sizes: Sizes, folder: Path, runs: int) -> Iterator[
     ours, *theirs = take_turns(name, sizes, folder, runs, [Side("ours")] + [Side("theirs")] * (not missing))
     row |= {"ours s": ours.median, "compile s": ours.first - ours.median, "ours MiB": ours.mib, "runs": ours.seconds}
     row |= {"ours cpu s": ours.median_cpu}
+    if workload.flops is not None and ours.rate is not None:
+        row |= {"of matmul rate": workload.flops(sizes) / ours.median_cpu / ours.rate}
     if not theirs:
         yield row | {"note": f"ours alone: {', '.join(missing)} not installed"}
         return
@@ -224,7 +229,8 @@ def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None
             result = run()
             pipe.send((time.perf_counter() - start, time.process_time() - cpu))
     peak = resident("VmHWM")
-    pipe.send((None if before is None or peak is None else (peak - before) / 2**10, result))
+    rate = matmul_rate("float32", side=MATMUL, clock=time.process_time) if side.name == "ours" else None
+    pipe.send((None if before is None or peak is None else (peak - before) / 2**10, result, rate))
 
 
 def resident(field: Literal["VmRSS", "VmHWM"]) -> int | None:

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 from jax import lax
 
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec, VAEConfig
 from cogvx_jax.diffusion.update import init
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.flops import sequence_tokens, text_flops, transformer_flops
@@ -119,19 +119,24 @@ def encode_text(one: Case) -> Run:
 
 
 def decode_flops(one: Case) -> float:
-    """Of the decoder as it is defined, counted by XLA; some formulations need fewer."""
-    vae, cache, counts = VAE(one.spec.vae), None, []
-    leaves = {path: jax.ShapeDtypeStruct(p.shape, "float32") for path, p in abstract_params(vae.cfg).items()}
-    params = traverse_util.unflatten_dict(leaves, sep="/")
-    batches = frame_batches(one.kept, vae.cfg.decode_frames)
+    """Of the decode of a whole video."""
+    return vae_flops(one.spec.vae, "decode_batch", (1, one.kept, *one.shape[2:]))
 
-    def batch(params, z, cache):
-        return vae.apply({"params": params}, z, cache, method="decode_batch")
+
+def vae_flops(cfg: VAEConfig, method: Literal["encode_batch", "decode_batch"], shape: tuple[int, ...]) -> float:
+    """Of the VAE as it is defined, on a whole video or its latents, counted by XLA; some formulations need fewer."""
+    vae, cache, counts = VAE(cfg), None, []
+    leaves = {path: jax.ShapeDtypeStruct(p.shape, "float32") for path, p in abstract_params(cfg).items()}
+    params = traverse_util.unflatten_dict(leaves, sep="/")
+    batches = frame_batches(shape[1], cfg.decode_frames if method == "decode_batch" else cfg.encode_frames)
+
+    def batch(params, x, cache):
+        return vae.apply({"params": params}, x, cache, method=method)
 
     with using(PLAIN):
         for start, stop in batches[:2]:  # the others are like the second
-            z = jax.ShapeDtypeStruct((1, stop - start, *one.shape[2:]), "float32")
-            lowered = jax.jit(batch).lower(params, z, cache)
+            x = jax.ShapeDtypeStruct((shape[0], stop - start, *shape[2:]), "float32")
+            lowered = jax.jit(batch).lower(params, x, cache)
             counts.append(lowered.cost_analysis()["flops"])
             cache = lowered.out_info[1]
     return counts[0] + (len(batches) - 1) * counts[-1]
@@ -206,17 +211,19 @@ def peak_gib() -> float | None:
     return stats["peak_bytes_in_use"] / 2**30 if stats and "peak_bytes_in_use" in stats else None
 
 
-def matmul_rate(dtype: str, *, small: bool = False) -> float:
-    """FLOP/s of a large square product, the best of ten."""
-    side = MATMUL[small]
+def matmul_rate(
+    dtype: str, *, small: bool = False, side: int | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """FLOP of a large square product in a second of a clock, the best of ten."""
+    side = side or MATMUL[small]
     a = random((side, side), dtype)
     product = jax.jit(lambda a: a @ a)
     product(a).block_until_ready()
     best = float("inf")
     for _ in range(10):
-        start = time.perf_counter()
+        start = clock()
         product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * side**3 / best
 
 
