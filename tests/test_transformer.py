@@ -18,6 +18,8 @@ from cogvx_jax.nn.embeddings import crop_box, patchify, rope_tables, rotate, sin
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.presets import PRESETS
 
+pytestmark = pytest.mark.device
+
 SMALL = TransformerConfig(
     layers=2,
     heads=2,
