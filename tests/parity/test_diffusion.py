@@ -128,6 +128,7 @@ def test_runs_match_general_classes(name, shift, n, start, monkeypatch):
         ours, theirs = ours[:-1], theirs[:-1]
     for got, want in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert torch.equal(theirs_rng.get_state(), ours_rng.get_state())
 
 
 @pytest.mark.parametrize("name", CLASSES)
