@@ -3,7 +3,7 @@
 python -m cogvx_jax.scripts.eval_samplers
 
 Printed are PSNR and SSIM against the videos of 100 steps of UniPC from the same noise, and how many videos the judge
-finds right, of the same held-out prompts. Stochastic samplers make other videos, so that only the judge can compare them.
+finds right, of the same held-out prompts. Stochastic samplers make other videos, which only the judge can compare.
 """
 
 import json
