@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_files import small_spec, write_small
+from test_mesh import MESHES
 
 import cogvx_jax as cx
 from cogvx_jax.configs import Compute
@@ -303,25 +304,17 @@ def test_cfg_alone_is_no_guider(small):
     close(latents(model, guider="cfg"), latents(model))
 
 
-@pytest.mark.parametrize(
-    "name, sizes",
-    [
-        ("enhance, stg", dict(cfg=2, sp=2)),
-        *(
-            pytest.param(name, sizes, marks=pytest.mark.full)
-            for name in GUIDING
-            for sizes in (
-                dict(data=2),
-                dict(fsdp=2),
-                dict(cfg=2),
-                dict(context=2),
-                dict(tensor=2),
-                dict(cfg=2, context=2, sp=2),
-                dict(fsdp=2, context=2, tensor=2),
-            )
-        ),
-    ],
-)
+def meshes():
+    """One for the quick tests; for the others, all for what changes blocks, and two for each guider."""
+    for sizes in MESHES:
+        yield pytest.param("enhance, stg", sizes, marks=() if sizes == dict(cfg=2, sp=2) else pytest.mark.full)
+    for name in GUIDING:
+        for sizes in (dict(cfg=2, context=2, sp=2), dict(data=2, cfg=2, tensor=2)):
+            if name != "enhance, stg":
+                yield pytest.param(name, sizes, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("name, sizes", list(meshes()))
 def test_on_a_mesh(small, name, sizes):
     folder, model = small("5b")
     mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])

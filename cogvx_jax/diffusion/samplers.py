@@ -88,7 +88,7 @@ def euler_ancestral(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     """Euler's method to less noise than the step ends with, and as much new noise as is missing (eta 1).
 
     Arguments and errors as in `ddim`. Source: k-diffusion's sample_euler_ancestral; diffusers'
-    EulerAncestralDiscreteScheduler, whose draw after the last step is left out.
+    EulerAncestralDiscreteScheduler, which draws after the last step, too, and adds none of it.
     """
     steps = _visited_steps(cfg, n, start)
     a, p = steps.a, steps.p
@@ -101,7 +101,7 @@ def euler_ancestral(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
             now=np.sqrt(p) * (1 - share),
             noise=np.sqrt((1 - p) * (1 - share)),
         ),
-        (p < 1).astype(np.int64),
+        np.ones_like(steps.timesteps),
     )
 
 
