@@ -115,6 +115,17 @@ def test_the_pipelines_class_tells_the_kind(tmp_path, name, kind):
         read_spec(tmp_path)
 
 
+def test_what_a_fun_model_of_15s_layout_makes_where_nothing_is_said(tmp_path):
+    """Its configuration says 300x300 latents, the bounds of positions, and 85 frames, which need no padding."""
+    spec = PRESETS["1.5-5b"]
+    transformer = dataclasses.replace(spec.transformer, in_channels=33, sample_frames=85)
+    write_configs(dataclasses.replace(spec, transformer=transformer), tmp_path)
+    (tmp_path / "generation.json").unlink()
+    own = read_spec(tmp_path).defaults
+    assert (own.height, own.width, own.num_frames, own.fps, own.sampler) == (768, 1360, 81, 8, "ddim")
+    assert check_request(read_spec(tmp_path), "x").padding == 1
+
+
 def test_a_model_of_images_with_the_shapes_of_a_control_model_stays_one(tmp_path):
     spec = dataclasses.replace(fun("i2v", 8), name="own")
     assert spec.kind == "i2v"
