@@ -137,6 +137,7 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     sampler: str = "ddim"  # of `diffusion.samplers.SAMPLERS`
+    image_noise: float = 0.0  # deviation of noise on pictures, in pixels of -1 to 1
     # how it was made a model of few steps, by `cogvx distill`; those above are what it is for. "": it was not
     distilled: str = ""
 

@@ -171,7 +171,7 @@ class Options(Sampling):
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
-    image_noise: float = 0.0
+    image_noise: float | None = None
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
@@ -400,7 +400,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,
-    "image_noise": _number(0, MAX_IMAGE_NOISE, optional=False),
+    "image_noise": _number(0, MAX_IMAGE_NOISE),
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,

@@ -170,7 +170,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
         stills=read_stills(asked, len(prompts), settings.frames, spec.vae.temporal_compression) or None,
-        image_noise=asked.image_noise or None,
+        image_noise=(spec.defaults.image_noise if asked.image_noise is None else asked.image_noise) or None,
         image_scale=asked.image_scale,
         video=clip if asked.control is None else None,
         mask=mask,
