@@ -386,25 +386,28 @@ def test_the_shipped_one_makes_videos_of_tiny_in_four_unguided_steps():
     assert judge_videos(fast, 20, 20, 0, {}).figures()["all"] >= 0.8
 
 
+CASES = [(kind, "phased") for kind in ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")]
+CASES += [("5b", method) for method in ("progressive", "consistency", "guidance")]
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
-def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_cache, tmp_path, kind):
+@pytest.mark.parametrize("kind, method", CASES)
+def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_cache, tmp_path, kind, method):
     folder, model = small(kind)
     shape = Shape(32, 48, model.spec.defaults.num_frames, 8.0)
     clips = random_cache(tmp_path / "cache", model, shape, 6)
+    distill = Distillation(method=method, teacher_guidance=3.0)
+    config = RunConfig(lora=LoRAConfig(rank=2), distill=distill, validation=2)
 
-    def train(out, steps, mesh=None, **distill):
+    def train(out, steps, mesh=None):
         there = model if mesh is None else cx.load(folder, mesh=cx.make_mesh(**mesh, devices=jax.devices()[:4]))
         stages = (Stage(data=((clips.folder, 1),), steps=steps, batch_size=4, learning_rate=1e-2, warmup=0),)
-        distilled = Distillation(teacher_guidance=3.0, **distill)
-        config = RunConfig(lora=LoRAConfig(rank=2), distill=distilled, validation=2)
         runs.train(there, stages, config, tmp_path / out, source=str(folder), pace=Pace(log_every=1))
         return losses(tmp_path / out)
 
-    for method in ("progressive", "phased", "consistency", "guidance"):
-        alone = train(f"{method}-alone", 3, method=method)
-        log = (tmp_path / f"{method}-alone" / "log.jsonl").read_text().splitlines()
-        (validated,) = [row for row in map(json.loads, log) if "validation" in row]
-        assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
-        train(f"{method}-mesh", 2, dict(data=2, fsdp=2), method=method)
-        np.testing.assert_allclose(train(f"{method}-mesh", 3, dict(fsdp=2, tensor=2), method=method), alone, rtol=1e-4)
+    alone = train("alone", 3)
+    log = (tmp_path / "alone" / "log.jsonl").read_text().splitlines()
+    (validated,) = [row for row in map(json.loads, log) if "validation" in row]
+    assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
+    train("mesh", 2, dict(data=2, fsdp=2))
+    np.testing.assert_allclose(train("mesh", 3, dict(fsdp=2, tensor=2)), alone, rtol=1e-4)
