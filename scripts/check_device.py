@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from cogvx_jax.chips import chip_of
+from cogvx_jax.cli.ends import ends
 from cogvx_jax.metrics import psnr
 from cogvx_jax.scripts import benchmark_gpu
 from cogvx_jax.scripts.alone import Failed, alone
@@ -299,4 +300,5 @@ PARTS: Mapping[str, Part] = {
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with ends("the file has the parts that were done"):
+        tyro.cli(main)

@@ -8,6 +8,7 @@ import functools
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -176,9 +177,15 @@ def random(shape: tuple[int, ...], dtype: str = "float32", *, seed: int = 0, sca
 
 
 def ours(one: Case, part: str, runs: int) -> dict[str, Any]:
-    """Figures of a part, a name of `PARTS`: those of `timed`, peak memory in GiB, and its operations in TFLOP."""
+    """Figures of a part, a name of `PARTS`: those of `timed`, peak memory in GiB, and its operations in TFLOP.
+
+    Warnings are among them, such as that of attention which has no kernel here.
+    """
     jax.config.update("jax_enable_compilation_cache", False)
-    found = timed(PARTS[part].ours(one), runs) | {"GiB": peak_gib()}
+    with warnings.catch_warnings(record=True) as given:
+        found = timed(PARTS[part].ours(one), runs) | {"GiB": peak_gib()}
+    if given:
+        found["warned"] = "; ".join(dict.fromkeys(str(warning.message) for warning in given))
     return found | {"TFLOP": PARTS[part].flops(one) / 1e12}
 
 
