@@ -105,10 +105,10 @@ def loss_of(spec, distill, options=PLAIN):
 
 
 @pytest.mark.parametrize("empty", ["encoded", "zeros"])
-@pytest.mark.parametrize("method, phases", [("phased", 4), ("consistency", 1)])
-def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, empty):
-    distill = Distillation(method=method, teacher_steps=20, teacher_guidance=3.0, loss="squared")
-    batch = batch_of(T2V, 40) | {"base": 0.5}
+@pytest.mark.parametrize("method, phases, steps", [("phased", 4, 20), ("consistency", 1, 50)])
+def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, steps, empty):
+    distill = Distillation(method=method, teacher_steps=steps, teacher_guidance=3.0, loss="squared")
+    batch = batch_of(T2V, 2 * steps) | {"base": 0.5}
     options = dataclasses.replace(PLAIN, empty=empty)
     value = loss_of(T2V, distill, options)(0.25, batch, KEY)
     student, teacher, target = shown
@@ -116,9 +116,9 @@ def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, empty):
     _, x, text, t = student
     np.testing.assert_array_equal(text, batch["text"])
     np.testing.assert_array_equal(teacher[1], np.concatenate([x, x]))
-    made = formulas.grid(T2V.schedule, 20, phases)
+    made = formulas.grid(T2V.schedule, steps, phases)
     place = np.searchsorted(-made.timesteps[:-1], -t)
-    np.testing.assert_array_equal(np.sort(place), np.repeat(np.arange(20), 2))  # the range is covered
+    np.testing.assert_array_equal(np.sort(place), np.repeat(np.arange(steps), 2))  # the range is covered
     nothing = np.broadcast_to(batch["empty"] if empty == "encoded" else 0, text.shape)
     u, c = (fake(0.5, x, words, t) for words in (nothing, text))
 
@@ -288,8 +288,11 @@ def refused(*arguments, monkeypatch, capsys):
     [
         (["--student-steps", "1"], "student_steps must be at least 2, got 1"),
         (["--student-steps", "4", "--teacher-steps", "4"], "teacher_steps must be above the 4 of the student, got 4"),
-        (["--student-steps", "4", "--teacher-steps", "10"], "the teacher's steps must be a multiple of 4"),
-        (["--student-steps", "4", "--teacher-steps", "12"], "the teacher's steps must divide 1000"),
+        (
+            ["--student-steps", "4", "--teacher-steps", "10"],
+            "must be such as 8, 20, 40, 100, to have the student's",
+        ),
+        (["--method", "consistency", "--teacher-steps", "20"], "teacher_steps must be such as 50, 100, 200, 250, to"),
         (["--student-steps", "7"], "no number of teacher's steps fits 7 of the student; take 4"),
         (["--teacher-guidance", "0.5"], "teacher_guidance must be a number of at least 1, got 0.5"),
         (["--method", "guidance", "--teacher-guidance", "1"], "without guidance there is none to learn"),

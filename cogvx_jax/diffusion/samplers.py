@@ -204,7 +204,7 @@ def lcm(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     """
     if not 0 <= start < n <= cfg.steps:
         raise ValueError(f"start and steps must be 0 <= start < steps <= {cfg.steps}, got {start} and {n}")
-    every = schedule.timesteps(cfg, LCM_STEPS if n <= LCM_STEPS else cfg.steps)
+    every = schedule.timesteps(cfg, LCM_STEPS if n <= LCM_STEPS < cfg.steps else cfg.steps)
     kept = every[np.floor(np.linspace(0, len(every), n, endpoint=False)).astype(np.int64)][start:]
     a = schedule.alphas_bar(cfg)[kept]
     p = np.append(a[1:], 1.0)
