@@ -19,7 +19,7 @@ from cogvx_jax.temporaries import never_made_again, temporary_beside, temporary_
 
 ROOT = Path(__file__).parents[1]
 START = """
-import gc, hashlib, os, signal, sys, threading, time
+import contextlib, gc, hashlib, os, signal, sys, threading, time
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.temporaries import temporary_beside
 def say(text):
@@ -36,14 +36,16 @@ with temporary_beside(sys.argv[1]) as partial:
     time.sleep(60)
 """
 WRITE_IN_C = WRITE.replace("time.sleep(60)", "in_c()")
-# As tensorstore, which makes the folders that it needs.
+# What threads make elsewhere than in the folder itself, no removal could end: see `never_made_again`.
 WRITE_IN_A_THREAD = """
 def write(folder):
-    for i in range(50):
-        folder.mkdir(parents=True, exist_ok=True)
-        time.sleep(0.01)
+    with contextlib.suppress(FileNotFoundError):
+        for i in range(50):
+            (folder / str(i)).mkdir()
+            time.sleep(0.01)
 with temporary_beside(sys.argv[1]) as partial:
-    threading.Thread(target=write, args=[partial / "deep"]).start()
+    partial.mkdir()
+    threading.Thread(target=write, args=[partial]).start()
     say("ready")
     time.sleep(60)
 """

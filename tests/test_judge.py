@@ -125,6 +125,7 @@ def test_shape_that_vanishes_scores_only_the_background():
     assert score(clip, scene) == {"colour": False, "shape": False, "motion": False, "background": True}
 
 
+@pytest.mark.full
 def test_reads_rings_which_no_scene_of_the_grammar_shows():
     rings = scenes([RING])
     assert len(rings) == 8 * 7 * 7 and not set(rings) & set(scenes())

@@ -182,6 +182,7 @@ def test_a_component_that_is_freed_leaves_no_arrays(small):
     assert kernel() is None
 
 
+@pytest.mark.full
 def test_an_image_is_encoded_before_the_transformer_comes(small, loads):
     folder, model = small("5b-i2v")
     image = image_of("5b-i2v")

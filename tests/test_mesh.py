@@ -69,7 +69,7 @@ def everywhere():
     """All kinds on all meshes, those beyond one of each for the full run."""
     for kind in KINDS:
         for sizes in MESHES:
-            few = kind == "5b" and sum(sizes.values()) > 3 or kind == "5b-i2v" and sizes == dict(cfg=2, context=2, sp=2)
+            few = kind == "5b" and sum(sizes.values()) > 3
             yield pytest.param(kind, sizes, id=f"{kind}-{name(sizes)}", marks=() if few else pytest.mark.full)
 
 
@@ -159,6 +159,7 @@ def test_in_strips_each_device_decodes_whole_frames(small):
     assert np.abs(np.int16(whole) - again).max() <= 1
 
 
+@pytest.mark.full
 def test_the_vae_holds_its_cache_in_parts(small):
     folder, _ = small("2b")
     mesh = mesh_of(dict(sp=4, cfg=2))

@@ -75,6 +75,7 @@ def test_recorded_noise_is_used(both):
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_command_uses_it(tmp_path, monkeypatch):
     in_one, used = pipeline.denoise_in_one, []
     monkeypatch.setattr(pipeline, "denoise_in_one", lambda *args, **options: used.append(1) or in_one(*args, **options))

@@ -28,7 +28,9 @@ def model(small):
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
 
 
-@pytest.mark.parametrize("kind", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
+@pytest.mark.parametrize(
+    "kind", ["5b", "1.5-5b-i2v", *(pytest.param(k, marks=pytest.mark.full) for k in ("2b", "5b-i2v", "1.5-5b"))]
+)
 def test_every_kind_generates(small, kind):
     _, model = small(kind)
     image = IMAGE if model.spec.kind == "i2v" else None
@@ -74,7 +76,9 @@ def test_guidance_and_both_unconditional_variants(model):
     np.testing.assert_allclose(off, almost, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind, frames", [("5b", 9), ("1.5-5b", 17), ("1.5-5b", 16)])
+@pytest.mark.parametrize(
+    "kind, frames", [("5b", 9), ("1.5-5b", 17), pytest.param("1.5-5b", 16, marks=pytest.mark.full)]
+)
 def test_video_to_video(small, kind, frames):
     _, model = small(kind)
     clip = np.random.default_rng(0).integers(0, 256, (20, 32, 48, 3), np.uint8)
@@ -282,6 +286,7 @@ def test_hub_ids_resolve_through_the_hub_client(small, monkeypatch):
         cx.load("5b")
 
 
+@pytest.mark.full
 def test_the_transformer_is_differentiable_from_outside(model):
     def energy(latents):
         v = model.transformer.apply(

@@ -38,6 +38,7 @@ np.save(f"{out}/{jax.process_index()}.npy", latents)
 """
 # Each process has only those rows of a batch that its devices compute.
 ROWS = """
+import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 2)
 from cogvx_jax.sharding import initialize
@@ -53,7 +54,7 @@ for sizes in ({"data": 2, "sp": 2}, {"data": 2, "fsdp": 2}, {"sp": 4}):
     placed = placement.batch({"x": rows[list(own.numbers)]}, own)["x"]
     weighted = jax.jit(lambda x: jnp.sum(x * jnp.arange(8)[:, None]))(placed)
     assert placed.shape == (8, 3) and float(weighted) == np.sum(rows * np.arange(8)[:, None])
-    print("rows", *own.numbers, flush=True)
+    print("rows", *own.numbers, file=sys.stderr)
 """
 # One process dies after a first collective; the other waits for it in another, or does something else.
 DIE = """
@@ -68,7 +69,7 @@ with ends.ends("nothing"):
     from jax.experimental.multihost_utils import process_allgather
     import numpy as np
     process_allgather(np.ones(1))
-    print("together", flush=True)
+    print("together", file=sys.stderr)
     if jax.process_index() == dies:
         os._exit(9)
     if waits == "alone":
@@ -92,7 +93,7 @@ def start(code, *arguments, only=None):
             command,
             env=os.environ | shared | {"JAX_PROCESS_ID": str(i)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
         )
         for i in (range(2) if only is None else [only])
@@ -100,14 +101,18 @@ def start(code, *arguments, only=None):
 
 
 def finish(running, seconds=300):
-    """What each printed; kills those that hang."""
+    """What each printed, its errors last; kills those that hang.
+
+    Gloo prints to the standard output in pieces, between which other lines may stand: not so in the errors.
+    """
     try:
-        return [process.communicate(timeout=seconds)[0] for process in running]
+        return ["".join(process.communicate(timeout=seconds)) for process in running]
     finally:
         for process in running:
             process.kill()
 
 
+@pytest.mark.full
 def test_two_processes_make_the_same_latents(small, tmp_path):
     folder, model = small("5b")
     running = start(GENERATE, folder, tmp_path)

@@ -165,7 +165,7 @@ def full(*values):
     return pytest.param(*values, marks=pytest.mark.full)
 
 
-@pytest.mark.parametrize("how, error", [full("int8", 0.03), ("w8a8", 0.06), full("int4:16", 0.4)])
+@pytest.mark.parametrize("how, error", [full("int8", 0.03), full("w8a8", 0.06), full("int4:16", 0.4)])
 def test_a_quantised_model_generates_nearly_the_same(small, how, error):
     folder, model = small("5b")
     loaded = cx.load(folder, quantize=how)
@@ -272,7 +272,7 @@ def stored(small, tmp_path_factory):
 
 
 LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", "orbax"])
-STORED = [("int4:16", "safetensors"), ("int8", "orbax"), full("int8", "safetensors"), full("int4:16", "orbax")]
+STORED = [("int4:16", "safetensors"), full("int8", "orbax"), full("int8", "safetensors"), full("int4:16", "orbax")]
 
 
 @pytest.mark.parametrize("how, layout", STORED)

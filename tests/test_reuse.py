@@ -146,6 +146,7 @@ def plain(small):
     return latents(small("5b")[1])
 
 
+@pytest.mark.full  # the older emitter, which quick tests compile with, rounds fused operations otherwise
 def test_all_steps_computed_is_no_reuse_bit_for_bit(small, plain):
     model = small("5b")[1]
     for way in ({"reuse": "steps:xxxx"}, {"reuse": "every:1"}, {"guidance": "delta:1"}, {"guidance": "interval:0-1"}):
@@ -310,6 +311,7 @@ def test_commands_end_with_a_sentence(monkeypatch, capsys, tmp_path, arguments, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_stored_programs_make_the_same_steps_and_no_others(small, tmp_path):
     folder, _ = small("5b")
     cx.compile_programs(folder, tmp_path / "programs", reuse="every:2")

@@ -284,6 +284,7 @@ def test_a_packed_run_learns_and_resumes_exactly(made, caches, tmp_path, capsys)
     same_state(tmp_path / "parts", tmp_path / "whole", 40)
 
 
+@pytest.mark.full
 def test_adapters_are_trained_on_packed_rows_and_on_plain_ones_after_them(made, caches, tmp_path):
     stages = (stage(1, caches / "images", pack=6), stage(1, caches / "images"))
     config = dataclasses.replace(LORA, validation=1)

@@ -412,6 +412,7 @@ def test_the_pace_of_each_update_is_true(tmp_path, inline):
     assert len(paces) == 6 and min(paces) > 0.05 and max(paces) < 0.35
 
 
+@pytest.mark.full
 def test_a_killed_worker_is_one_sentence(tmp_path):
     def read(step):
         return {"x": np.full(3, step), "by": os.getpid()}

@@ -97,6 +97,7 @@ def test_dropped_text(shown, empty):
     np.testing.assert_array_equal(shown["text"][replaced], np.broadcast_to(expected, (replaced.sum(), 3, 6)))
 
 
+@pytest.mark.full
 def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
     seen = []
 

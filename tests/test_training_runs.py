@@ -123,6 +123,7 @@ def train(source, cache, config, folder, steps, mesh=None, accumulate=1, **optio
     return runs.train(model, stages, config, folder, source=str(source), pace=Pace(**{"log_every": 1} | options))
 
 
+@pytest.mark.full
 def test_a_run_of_parts_moves_them_alone_and_is_exported(source, model, cache, tmp_path):
     after = train(source, cache, NORMS, tmp_path / "run", 2)
     was, now = flat(model.params["transformer"]), flat(after.params["transformer"])
@@ -355,6 +356,7 @@ def running(process):
     return process
 
 
+@pytest.mark.full
 def test_runs_that_are_stopped_or_killed_go_on(source, cache, tmp_path):
     out = tmp_path / "run"
     process = running(begin(source, cache, out))
@@ -461,6 +463,7 @@ def test_a_run_of_parts_and_stages_is_repeated(source, cache, tmp_path, monkeypa
     assert "run.json has 2 stages; give --stages with a file" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_folder_in_use_is_refused_and_free_when_its_user_is_killed(source, cache, tmp_path):
     out = tmp_path / "run"
     process = running(begin(source, cache, out))

@@ -128,6 +128,7 @@ def test_output_is_float32_and_halves_stay_in_space():
 # --- caches ---
 
 
+@pytest.mark.full
 def test_what_stands_still_stays_still(params):
     still = jnp.repeat(normal(1, 1, 1, 8, 8, 3), 17, axis=1)
     moments = encode(params, still)
@@ -143,6 +144,7 @@ def identity(parts, scale, bias, *, groups, eps):
     return 0 * ones, ones, 0 * ones
 
 
+@pytest.mark.full
 def test_the_cut_shows_in_the_norms_alone(params, monkeypatch):
     pixels, latents = normal(1, 1, 17, 8, 8, 3), normal(2, 1, 5, 2, 2, 2)
 
