@@ -150,6 +150,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "calibration": "own.json",
         "guider": "apg:rescale=0,eta=0.5,limit=2,momentum=0",
         "enhance": 1.5,
+        "positions": "riflex",
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))

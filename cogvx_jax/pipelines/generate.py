@@ -108,6 +108,7 @@ def sample(
     """
     request.check_model(model.spec)
     check_short(model, request)
+    model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     words, negative = text or encode_texts(model, request)
     if text is not None:
@@ -123,6 +124,14 @@ def sample(
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
     return loop(model, inputs, words, negative, plan, numbers, **given)
+
+
+def positioned(model: Model, request: Request) -> Model:
+    """The model with the positions that are asked for."""
+    if request.positions is None:
+        return model
+    cfg = dataclasses.replace(model.spec.transformer, riflex=True)
+    return dataclasses.replace(model, spec=dataclasses.replace(model.spec, transformer=cfg))
 
 
 def fitting(model: Model, request: Request) -> Model:

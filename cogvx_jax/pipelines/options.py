@@ -31,6 +31,7 @@ MAX_IMAGE_NOISE = 2.0  # from black to white
 MAX_CONTROL = 100.0
 MAX_DILATION = 1024  # pixels
 RANDOM = "random"
+POSITIONS = ("riflex",)  # beside those of training
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
 
 Size = tuple[int | None, int | None]  # height and width in pixels; None is the model's own
@@ -83,6 +84,8 @@ class Sampling:
       guider: how the predictions with and without the prompt are combined: cfg:rescale=0.7, zero-star, apg:eta=0.5,
         stg:layers=11, slg or pag; docs/tasks.md says what each takes.
       enhance: weight of Enhance-A-Video, which strengthens what frames take from each other; 1 is a beginning.
+      positions: riflex, for clips longer than trained of models with rotary positions, such as 5B and 1.5; None is as
+        trained.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
@@ -96,6 +99,7 @@ class Sampling:
     calibration: Annotated[Any, _word("PATH")] = None
     guider: Annotated[Any, _word(f"{'|'.join(GUIDERS)}[:KEY=NUMBER,...]"), NONE] = None
     enhance: Annotated[float | None, NONE] = None
+    positions: Annotated[str | None, tyro.conf.arg(metavar="|".join(POSITIONS)), NONE] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -306,6 +310,12 @@ def _text(name: str, value: Any) -> str | None:
     return value
 
 
+def _positions(name: str, value: Any) -> str | None:
+    if value is not None and value not in POSITIONS:
+        raise ValueError(f"unknown {name} {_shown(value)}; the known ones are {', '.join(POSITIONS)}")
+    return value
+
+
 def _texts(name: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return value
@@ -396,6 +406,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "calibration": _optional_path,
     "guider": _parsed(Guider, parse_guider, "apg:eta=0.5"),
     "enhance": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
+    "positions": _positions,
     "negative_prompt": _texts,
     "image": _source,
     "last_image": _source,

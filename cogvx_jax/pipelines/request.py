@@ -33,7 +33,7 @@ from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
-LATER = ("reuse", "way", "calibration", "guider", "enhance")  # fields that older digests do not know
+LATER = ("reuse", "way", "calibration", "guider", "enhance", "positions")  # fields that older digests do not know
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class Settings:
     calibration: Any = None  # a path; None: that of the model's folder
     guider: Guider | None = None  # None: guidance as usual
     enhance: float | None = None  # weight of Enhance-A-Video
+    positions: str | None = None  # of `options.POSITIONS`; None: as trained
 
     @property
     def guided(self) -> bool:
@@ -102,6 +103,7 @@ class Request(Settings):
             calibration=self.calibration,
             guider=self.guider,
             enhance=self.enhance,
+            positions=self.positions,
         )
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         if self.task not in KINDS[spec.kind].tasks or vars(check_sampling(spec, asked, self.task)) != own:
@@ -197,6 +199,7 @@ def check_sampling(
     """
     own, whole = spec.defaults, task not in REDRAWS  # of the others, a part of the steps may be taken
     task = task or own_task(spec)
+    _check_positions(spec, asked.positions)
     height, width = asked.size
     frames = own.num_frames if asked.frames is None else asked.frames
     if available is not None:
@@ -226,6 +229,7 @@ def check_sampling(
         calibration=asked.calibration,
         guider=asked.guider,
         enhance=asked.enhance,
+        positions=asked.positions,
     )
     _check_guider(spec, settings)
     if whole:
@@ -289,6 +293,15 @@ def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) 
     count = evaluations(spec, settings, strength)
     third = 0 if settings.guider is None else int(settings.guider.active(count).sum())
     return count * (1 + settings.guided) + third
+
+
+def _check_positions(spec: ModelSpec, positions: str | None) -> None:
+    """Raises: ValueError where a model's positions are of its own lengths alone."""
+    if positions is not None and not spec.transformer.rotates:
+        raise ValueError(
+            f"positions {positions} need rotary positions, which {spec.name} has not: its are "
+            f"{spec.transformer.position}; use a model such as 5B or 1.5, or leave them out"
+        )
 
 
 def _check_guider(spec: ModelSpec, settings: Settings) -> None:
