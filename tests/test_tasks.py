@@ -334,7 +334,10 @@ def test_plain_steps_are_what_they_were_before_there_were_tasks():
     def array(*shape, dtype="float32"):
         return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
 
-    params, state = abstract_weights(spec, Compute(), "transformer", None), SamplerState(array(*shape), array(*shape))
+    params, state = (
+        abstract_weights(spec, Compute(), "transformer", None),
+        SamplerState(array(*shape), (array(*shape),)),
+    )
     arguments = params, state, array(2, 24, 16), None, array(dtype="int32"), array(6), array(), None
     plain = jax.jit(step, donate_argnums=1).lower(*arguments).as_text()
     assert lower_step(spec, Compute(), None, shape, guided=True, sampler="ddim").as_text() == plain
