@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
@@ -31,6 +32,7 @@ __all__ = [
     "SLG",
     "STG",
     "Video",
+    "Windows",
     "ZeroStar",
     "compile_programs",
     "find_lora",
@@ -47,6 +49,7 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
+    "Windows": "diffusion.windows",
     "compile_programs": "planning.compile",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",

@@ -14,6 +14,7 @@ from cogvx_jax.diffusion import combining, samplers
 from cogvx_jax.diffusion.guiders import Guider, kind_of
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
+from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, known_program
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
@@ -36,6 +37,7 @@ def denoise(
     noise: NoiseSource,
     progress: bool = True,
     short: Schedule | None = None,
+    windows: Laid | None = None,
     watch: Callable[[Kept], None] | None = None,
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
@@ -46,10 +48,12 @@ def denoise(
       weights: of guidance in each step, of `guiders.lay_out`.
       guider: that combines both branches; None is plain guidance.
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
+      windows: over the clip in each step; not with `short`. None: the whole clip at once.
       watch: called after each step with what it kept.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
+    assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, made = negative is not None, kind_of(guider), None
     latents, condition, known = inputs
     step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact, kind))
@@ -64,7 +68,7 @@ def denoise(
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
-        state = step(*arguments) if made is None else made(i, *arguments)
+        state = step(*arguments, at(windows, i)) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
@@ -91,6 +95,7 @@ def denoise_in_one(
     guider: Guider | None = None,
     noise: NoiseSource,
     short: Schedule | None = None,
+    windows: Laid | None = None,
 ) -> jax.Array:
     """`denoise` as one program, a `lax.fori_loop` over the steps: the same result, no bar.
 
@@ -99,6 +104,7 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
+    assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, (latents, condition, known) = negative is not None, kind_of(guider), inputs
     state, states = _begin(model, latents, text, negative, sampler, guider)
     rows = sampler.table.astype(np.float32)
@@ -109,7 +115,7 @@ def denoise_in_one(
     params, arguments = model.params["transformer"], (states, condition, steps, rows, weights, draw, known)
     if short is None:
         loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh, kind))
-        x = loop(params, state, *arguments).latents
+        x = loop(params, state, *arguments, windows).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

@@ -14,6 +14,7 @@ from cogvx_jax.models.per_block import PerBlock
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import condition_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
+from cogvx_jax.pipelines.windowed import over_windows
 from cogvx_jax.sharding import activate, everywhere
 
 
@@ -21,31 +22,33 @@ from cogvx_jax.sharding import activate, everywhere
 def step_program(
     transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False, guider: str = "cfg"
 ):
-    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated.
+    """One step, jitted: (params, state, text, condition, t, row, weight, noise, windows) -> state, which is donated.
 
-    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`.
+    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. `windows` are those of
+    the step, of `windows.lay_out`; None is the whole clip at once.
     """
     one = _update(transformer, guided, mesh, exact, guider)
 
-    def step(params, state, text, condition, t, row, weight, noise):
-        return one(params, state, text, condition, t, row, weight, noise)
+    def step(params, state, text, condition, t, row, weight, noise, windows=None):
+        return one(params, state, text, condition, t, row, weight, noise, windows)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
 @functools.lru_cache
 def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, guider: str = "cfg"):
-    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise.
+    """All steps, jitted: as `step_program`, with a leading axis of t, row, weight and windows, and a source of noise.
 
     `condition` is a `Condition`, and `known` what the steps must leave alone; None where there is none.
     """
     one = _update(transformer, guided, mesh, guider=guider)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise, known):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, windows=None):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
             channels = condition_at(condition, i)
-            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn)
+            numbers = at(weights, i), drawn, at(windows, i)
+            state = one(params, state, text, channels, timesteps[i], rows[i], *numbers)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -76,7 +79,7 @@ def combined(guider: str, prediction: jax.Array, numbers: Any, state: SamplerSta
 
 
 def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False, guider: str = "cfg"):
-    """One step of sampling: (params, state, text, condition, t, row, weight, noise) -> state."""
+    """One step of sampling: (params, state, text, condition, t, row, weight, noise, windows) -> state."""
 
     def predict(weights, x, text, t):
         params, per_block = weights
@@ -86,10 +89,11 @@ def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bo
         with activate(mesh):
             return predict(weights, x, text, t)
 
-    velocity = row_by_row(predict, mesh) if exact else predict_on_mesh
+    of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise):
+    def one(params, state, text, condition, t, row, weight, noise, windows):
         x = state.latents
+        velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         alone, third = x, _of_third(weight)
