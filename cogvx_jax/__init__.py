@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "APG",
     "CFG",
+    "ControlNet",
     "Model",
     "PAG",
     "SLG",
@@ -36,6 +38,7 @@ __all__ = [
     "find_lora",
     "generate",
     "load",
+    "load_controlnet",
     "load_lora",
     "load_spec",
     "make_mesh",
@@ -47,10 +50,12 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
+    "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",
+    "load_controlnet": "pipelines.controlnets",
     "load_lora": "pipelines.lora",
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",

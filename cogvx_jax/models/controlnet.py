@@ -4,6 +4,9 @@ Shapes: B batch, F frames, H W pixels, T h w latents, L text tokens, S tokens, D
 Source: TheDenk/cogvideox-controlnet.
 """
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +132,24 @@ def halve_time(x: jax.Array) -> jax.Array:
     return jnp.concatenate([x[:, :odd], pairs], axis=1)
 
 
-def weighted_sum(states: list[jax.Array], weights: list[jax.Array]) -> jax.Array:
+def added_states(
+    branches: Sequence[ControlBranch],
+    params: Sequence[Any],
+    weights: Sequence[jax.Array],
+    latents: jax.Array,
+    controls: Sequence[jax.Array],
+    text: jax.Array,
+    t: jax.Array,
+) -> jax.Array:
+    """What several branches add together, (n, B, S, D), of the latents' first channels, which are the noisy ones."""
+    states = []
+    for branch, own, control in zip(branches, params, controls, strict=True):
+        noisy = latents[..., : branch.cfg.latent_channels]
+        states.append(cast(jax.Array, branch.apply({"params": own}, noisy, control, text, t, method="states")))
+    return weighted_sum(states, weights)
+
+
+def weighted_sum(states: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
     """States (n, B, S, D) of several branches, each times weights (n,) of its blocks, added up; n is the largest."""
     count = max(len(one) for one in weights)
     total: jax.Array | float = 0.0

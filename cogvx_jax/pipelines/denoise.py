@@ -51,8 +51,9 @@ def denoise(
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
     guided, kind, made = negative is not None, kind_of(guider), None
-    latents, condition, known = inputs
-    step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact, kind))
+    latents, condition, known = inputs.latents, inputs.condition, inputs.known
+    program = step_program(model.transformer, guided, model.mesh, model.exact, kind, inputs.branches)
+    step = program if inputs.branches else model.compiled("step", program)
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided, guider=kind)
     state, states = _begin(model, latents, text, negative, sampler, guider)
@@ -64,7 +65,8 @@ def denoise(
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
-        state = step(*arguments) if made is None else made(i, *arguments)
+        given = () if inputs.control is None else (inputs.control.at(i),)
+        state = step(*arguments, *given) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
@@ -99,17 +101,20 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
-    guided, kind, (latents, condition, known) = negative is not None, kind_of(guider), inputs
+    guided, kind, latents = negative is not None, kind_of(guider), inputs.latents
     state, states = _begin(model, latents, text, negative, sampler, guider)
     rows = sampler.table.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
-    params, arguments = model.params["transformer"], (states, condition, steps, rows, weights, draw, known)
+    params = model.params["transformer"]
+    arguments = states, inputs.condition, steps, rows, weights, draw, inputs.known
     if short is None:
-        loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh, kind))
-        x = loop(params, state, *arguments).latents
+        program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
+        loop = program if inputs.branches else model.compiled("loop", program)
+        given = () if inputs.control is None else (inputs.control,)
+        x = loop(params, state, *arguments, *given).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)
