@@ -284,22 +284,8 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
     for document in DOCUMENTS:
         if document.path not in documents:
             continue
-        found, values = documents[document.path], {}
-        hints = {field.name: field.type for field in dataclasses.fields(document.config)}
-        if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
-            problems.append(f"{document.path}: _class_name {quoted(found['_class_name'])} is not supported")
-        for theirs, ours in document.fields.items():
-            if theirs not in found and theirs not in document.absent:
-                continue
-            value = found.get(theirs, document.absent.get(theirs))
-            try:
-                values[ours] = _checked(value, hints[ours], document.part, ours)
-            except ValueError as error:
-                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported{error}")
-        for theirs, only in document.fixed.items():
-            value = found.get(theirs, document.absent.get(theirs, only))
-            if value != only:
-                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
+        found = documents[document.path]
+        values = parse_fields(document, found, problems)
         if document.part == "transformer":
             _position(found, values, problems)
             values["control"] = _is_control(TransformerConfig(**values), documents)
@@ -315,6 +301,27 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
     _check_parts(spec, documents, problems)
     noisy = documents.get("transformer/config.json", {}).get(ADDS_NOISE) is True
     return _generation(spec, documents.get(GENERATION, {}), noisy, problems)
+
+
+def parse_fields(document: Document, found: Json, problems: list[str]) -> dict[str, Any]:
+    """Our fields of one file; what is wrong with it is added to `problems`."""
+    values = {}
+    hints = {field.name: field.type for field in dataclasses.fields(document.config)}
+    if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
+        problems.append(f"{document.path}: _class_name {quoted(found['_class_name'])} is not supported")
+    for theirs, ours in document.fields.items():
+        if theirs not in found and theirs not in document.absent:
+            continue
+        value = found.get(theirs, document.absent.get(theirs))
+        try:
+            values[ours] = _checked(value, hints[ours], document.part, ours)
+        except ValueError as error:
+            problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported{error}")
+    for theirs, only in document.fixed.items():
+        value = found.get(theirs, document.absent.get(theirs, only))
+        if value != only:
+            problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
+    return values
 
 
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:

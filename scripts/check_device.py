@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -247,7 +248,7 @@ def video_on_cpu(settings: Settings, seconds: float) -> Figures:
         return {"left out": "the device has made no video to compare with"}
     found, frames = tiny_video(settings)
     other = np.load(there)
-    decibels = np.asarray(psnr(other, frames, peak=255.0))
+    decibels = np.asarray(psnr(jnp.asarray(other), jnp.asarray(frames), peak=255.0))
     apart = int(np.max(np.abs(np.int16(other) - np.int16(frames))))
     return found | {
         "least dB": float(decibels.min()) if np.isfinite(decibels).all() else None,  # None: frames are equal

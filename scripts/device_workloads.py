@@ -138,7 +138,7 @@ def vae_flops(cfg: VAEConfig, method: Literal["encode_batch", "decode_batch"], s
         for start, stop in batches[:2]:  # the others are like the second
             x = jax.ShapeDtypeStruct((shape[0], stop - start, *shape[2:]), "float32")
             lowered = jax.jit(batch).lower(params, x, cache)
-            counts.append(lowered.cost_analysis()["flops"])
+            counts.append((lowered.cost_analysis() or {})["flops"])
             cache = lowered.out_info[1]
     return counts[0] + (len(batches) - 1) * counts[-1]
 

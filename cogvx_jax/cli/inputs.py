@@ -23,6 +23,8 @@ class Inputs:
         """The same request with pixels that are shared with earlier ones, or lie in a file. Raises: OSError."""
         clips: dict[str, Any] = {name: getattr(request, name) for name in ("video", "mask", "control")}
         held: dict[str, Any] = {name: self._hold(clip) for name, clip in clips.items() if clip is not None}
+        if request.controls is not None:
+            held["controls"] = tuple(use._replace(clip=self._hold(use.clip)) for use in request.controls)
         if request.stills is not None:
             held["stills"] = tuple(
                 still._replace(pictures=tuple(map(self._hold, still.pictures))) for still in request.stills
