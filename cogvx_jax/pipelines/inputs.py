@@ -3,6 +3,7 @@
 A row of KINDS says what a kind of model takes. What the tasks compute is in `pipelines.tasks`.
 """
 
+import fractions
 import os
 import warnings
 from collections.abc import Mapping
