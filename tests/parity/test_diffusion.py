@@ -135,7 +135,7 @@ def test_runs_match_general_classes(name, shift, n, start, monkeypatch):
 @pytest.mark.parametrize("n", [1, 2, 4, 8, 50])
 @pytest.mark.parametrize("shift", [3.0, 1.0])
 def test_lcm_matches_diffusers(shift, n):
-    """Given our alphas_bar; theirs have neither the shift nor pure noise at the start in the order we have them."""
+    """Given our alphas_bar, as it knows no shift of the signal-to-noise ratio."""
     latents = np.random.default_rng(n).standard_normal(SHAPE, np.float32)
     scheduler = diffusers.LCMScheduler(prediction_type="v_prediction", clip_sample=False)
     scheduler.alphas_cumprod = torch.from_numpy(schedule.alphas_bar(ScheduleConfig(snr_shift=shift)))
