@@ -227,6 +227,7 @@ def test_using_is_undone():
     assert formulations() is default is BY_PLATFORM[jax.default_backend()]
 
 
+@pytest.mark.full
 def test_vae_is_the_same_by_the_choices_of_every_platform(random_params):
     vae = VAE(VAEConfig(channels=(4, 8), layers=1, groups=2, latent_channels=2, temporal_compression=2))
     pixels = normal(0, 1, 3, 4, 6, 3)
