@@ -52,8 +52,8 @@ def denoise(
     """
     guided, kind, made = negative is not None, kind_of(guider), None
     latents, condition, known = inputs.latents, inputs.condition, inputs.known
-    program = step_program(model.transformer, guided, model.mesh, model.exact, kind, inputs.branches)
-    step = program if inputs.branches else model.compiled("step", program)
+    asked = model.transformer, guided, model.mesh, model.exact, kind
+    step, controlled = model.compiled("step", step_program(*asked)), step_program(*asked, inputs.branches)
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided, guider=kind)
     state, states = _begin(model, latents, text, negative, sampler, guider)
@@ -65,8 +65,11 @@ def denoise(
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
-        given = () if inputs.control is None else (inputs.control.at(i),)
-        state = step(*arguments, *given) if made is None else made(i, *arguments)
+        control = None if inputs.control is None else inputs.control.in_step(i)
+        if control is not None:
+            state = controlled(*arguments, control)
+        else:
+            state = step(*arguments) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:

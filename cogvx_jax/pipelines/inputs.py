@@ -3,6 +3,7 @@
 A row of KINDS says what a kind of model takes. What the tasks compute is in `pipelines.tasks`.
 """
 
+import fractions
 import os
 import warnings
 from collections.abc import Mapping
@@ -106,7 +107,8 @@ def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, 
     Raises: ValueError for one that does not fit the model, or another number of weights; OSError.
     """
     found = []
-    for source, weight in asked.controlnet:
+    several: Any = asked.controlnet
+    for source, weight in several:
         net, strength = open_controlnet(source, spec), asked.control_strength
         each = strength if isinstance(strength, tuple) else (strength,) * net.cfg.layers
         if len(each) != net.cfg.layers:
@@ -118,7 +120,7 @@ def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, 
     return found
 
 
-def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarray], float]:
+def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarray], fractions.Fraction | None]:
     """The control videos of `count` ControlNets, one for all or one each, up to `most` frames; and their rate.
 
     Raises: ValueError for another number of videos; OSError.
