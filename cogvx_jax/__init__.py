@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
@@ -33,6 +34,7 @@ __all__ = [
     "SLG",
     "STG",
     "Video",
+    "Windows",
     "ZeroStar",
     "compile_programs",
     "find_lora",
@@ -50,6 +52,7 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
+    "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
     "find_lora": "pipelines.lora",

@@ -36,6 +36,7 @@ class TransformerConfig:
     temporal_compression: int = 4
     spatial_interpolation: float = 1.875  # sincos only
     temporal_interpolation: float = 1.0
+    riflex: bool = False  # clips longer than trained have RIFLEx's rotary positions; asked for, never of a checkpoint
     norm_eps: float = 1e-5  # q/k norms have their own, 1e-6
 
     @property
@@ -49,6 +50,11 @@ class TransformerConfig:
     @property
     def sample_latent_frames(self) -> int:
         return (self.sample_frames - 1) // self.temporal_compression + 1
+
+    @property
+    def rotates(self) -> bool:
+        """Whether positions are rotary alone, so that clips of other lengths have some."""
+        return self.position in ("rope", "rope_slice")
 
     @property
     def conditions_on_image(self) -> bool:
@@ -192,6 +198,7 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     sampler: str = "ddim"  # of `diffusion.samplers.SAMPLERS`
+    image_noise: float = 0.0  # deviation of noise on pictures, in pixels of -1 to 1
     # how it was made a model of few steps, by `cogvx distill`; those above are what it is for. "": it was not
     distilled: str = ""
 

@@ -106,6 +106,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "fps": Bound(1, 1000),
         "num_inference_steps": STEPS,
         "guidance_scale": Bound(0, 1000),
+        "image_noise": Bound(0, 2),
     },
 }
 MAX_LEVELS = 8  # of a VAE, which has four

@@ -16,6 +16,8 @@ from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
 from cogvx_jax.nn.embeddings import rotate
 from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
 
+pytestmark = pytest.mark.device
+
 ATOL = 1e-5  # float32, of results near 1
 EVERYWHERE = tuple(name for name, backend in BACKENDS.items() if len(backend.platforms) == 3)
 

@@ -150,6 +150,8 @@ def test_all_fields_of_a_line_are_read(lines):
         "calibration": "own.json",
         "guider": "apg:rescale=0,eta=0.5,limit=2,momentum=0",
         "enhance": 1.5,
+        "windows": "48:8,policy=uniform,strides=1,noise=free",
+        "positions": "riflex",
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -157,7 +159,7 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
-    values = {"reuse", "guidance", "guider"}
+    values = {"reuse", "guidance", "guider", "windows"}
     assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
     others = set(OPTIONS) - {"size", "keyframes", *values}

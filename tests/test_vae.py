@@ -15,6 +15,8 @@ from cogvx_jax.nn.conv import CausalConv, FrameConv
 from cogvx_jax.nn.norms import Moments
 from cogvx_jax.nn.strips import rows_of
 
+pytestmark = pytest.mark.device
+
 CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2)  # 4x4 in space
 WHOLE = VAEConfig(**{**CFG.__dict__, "encode_frames": None, "decode_frames": None})
 

@@ -233,6 +233,9 @@ def _choose(
     """The mesh and the memory mode that suit the checked request with the most pixels; of each, one may be given."""
     from cogvx_jax.planning.plan import choose
 
+    windows = next((request.windows for request in requests if request.windows is not None), None)
+    if windows is not None:
+        raise ValueError(f"auto knows no windows; choose by `cogvx plan --frames` for about {windows.frames} frames")
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     ways = [request.way for request in requests if request.way is not None]
     sampling = Sampling(

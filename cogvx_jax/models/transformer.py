@@ -414,6 +414,8 @@ def check_packs(cfg: TransformerConfig) -> None:
     """Raises ValueError where clips of this model cannot share a row."""
     if cfg.condition_channels or cfg.position == "rope+learned":
         raise ValueError("frame pack is for text-to-video models; train this one on batches of one shape, without it")
+    if cfg.riflex:
+        raise ValueError("RIFLEx's positions depend on a clip's length, and packed rows hold several; leave it out")
 
 
 def check_packed(cfg: TransformerConfig, patches, text, t, clip, positions) -> None:

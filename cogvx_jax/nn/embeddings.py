@@ -13,6 +13,8 @@ from cogvx_jax.configs import TransformerConfig
 from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.resize import resize_linear
 
+RIFLEX_SHARE = 0.9  # of its new period that the intrinsic frequency runs through in a clip
+
 
 def sinusoid(t: jax.Array, dim: int) -> jax.Array:
     """(...) -> (..., dim) float32, cosines first: the timestep's features."""
@@ -46,12 +48,40 @@ def rope_tables(cfg: TransformerConfig, frames: int, rows: int, columns: int) ->
 
     K is split in 2/8 time, 3/8 row, 3/8 column; each angle stands twice, for a pair of neighbours.
     """
-    time, row, column = (_angles(p, n) for p, n in zip(_axes(cfg, frames, rows, columns), _parts(cfg), strict=True))
+    several = zip(_axes(cfg, frames, rows, columns), _parts(cfg), strict=True)
+    of_time = time_frequencies(cfg, frames), None, None
+    time, row, column = (_angles(p, n, f) for (p, n), f in zip(several, of_time, strict=True))
     shape = (frames, rows, columns)
     parts = (time[:, None, None], row[None, :, None], column[None, None])
     angle = np.concatenate([np.broadcast_to(a, (*shape, a.shape[-1])) for a in parts], axis=-1)
     angle = np.repeat(angle.reshape(-1, cfg.head_dim // 2), 2, axis=-1)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def time_frequencies(cfg: TransformerConfig, frames: int) -> np.ndarray:
+    """Rotary frequencies of the time axis for clips of so many temporal tokens, (K / 8,) float64.
+
+    With `cfg.riflex` the intrinsic one is lowered, so that it does not come round within the clip.
+
+    Source: Zhao et al. 2025, arXiv:2502.15894.
+    """
+    found = frequencies(_parts(cfg)[0])
+    index, period = intrinsic_frequency(cfg)
+    if cfg.riflex and frames > period:
+        found[index] = RIFLEX_SHARE * 2 * np.pi / frames
+    return found
+
+
+def intrinsic_frequency(cfg: TransformerConfig) -> tuple[int, int]:
+    """The temporal frequency by which longer clips repeat themselves: its index from 0, its period in tokens.
+
+    It is the first whose period is longer than the clips of training: for published rotary models the second, of 20
+    tokens, which RIFLEx's script names for CogVideoX-5B.
+    """
+    periods = 2 * np.pi / frequencies(_parts(cfg)[0])
+    trained = -(-cfg.sample_latent_frames // (cfg.patch_t or 1))
+    index = int(np.argmax(periods > trained))
+    return index, round(periods[index])
 
 
 def token_positions(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> np.ndarray:
@@ -95,10 +125,18 @@ def _axes(cfg: TransformerConfig, frames: int, rows: int, columns: int) -> tuple
     return np.arange(frames, dtype=np.float64), row, column
 
 
-def _angles(positions, dim: int):
-    """(...) -> (..., dim / 2): one angle for each pair of features; of NumPy in float64, else in float32."""
-    frequencies = 10000.0 ** (-np.arange(0, dim, 2) / dim)
-    return positions[..., None] * frequencies.reshape((1,) * positions.ndim + (-1,))
+def frequencies(dim: int) -> np.ndarray:
+    """Of `dim` features' pairs, the fastest first: (dim / 2,) float64."""
+    return 10000.0 ** (-np.arange(0, dim, 2) / dim)
+
+
+def _angles(positions, dim: int, own: np.ndarray | None = None):
+    """(...) -> (..., dim / 2): one angle for each pair of features; of NumPy in float64, else in float32.
+
+    `own` frequencies stand for the usual ones.
+    """
+    used = frequencies(dim) if own is None else own
+    return positions[..., None] * used.reshape((1,) * positions.ndim + (-1,))
 
 
 def _sincos(positions, dim: int):

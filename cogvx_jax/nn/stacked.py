@@ -29,7 +29,7 @@ def waits_on_host(path: str) -> bool:
 
 
 def run_blocks(
-    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, entry: Entry = lambda layer: None, apart: bool = False
+    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, entry: Entry | None = None, apart: bool = False
 ) -> jax.Array:
     """`x` through all layers of a stack, as `nn.scan` of the block would take it.
 
@@ -39,16 +39,16 @@ def run_blocks(
       params: stacked, the leading axis counts layers; kernels may lie in the host's memory.
       x: (B, S, D).
       inputs: the same for all layers.
-      entry: what the block of a layer gets after `inputs`, by the layer's number.
+      entry: what the block of a layer gets after `inputs`, by the layer's number; None is nothing.
       apart: a row after the other on each device.
     """
     layers = jax.tree.leaves(params)[0].shape[0]
 
     def through(x: jax.Array, layer: Any, i: jax.Array) -> jax.Array:
-        own = entry(i)
+        own = inputs if entry is None else (*inputs, entry(i))
 
         def one(x: jax.Array, **rows: Any) -> jax.Array:
-            return block.apply({"params": layer}, x, *inputs, own, **rows)[0]
+            return block.apply({"params": layer}, x, *own, **rows)[0]
 
         return row_after_row(one, x) if apart else one(x)
 

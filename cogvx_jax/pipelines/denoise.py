@@ -14,6 +14,7 @@ from cogvx_jax.diffusion import combining, samplers
 from cogvx_jax.diffusion.guiders import Guider, kind_of
 from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
+from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, known_program
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
@@ -36,6 +37,7 @@ def denoise(
     noise: NoiseSource,
     progress: bool = True,
     short: Schedule | None = None,
+    windows: Laid | None = None,
     watch: Callable[[Kept], None] | None = None,
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
@@ -46,10 +48,12 @@ def denoise(
       weights: of guidance in each step, of `guiders.lay_out`.
       guider: that combines both branches; None is plain guidance.
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
+      windows: over the clip in each step; not with `short`. None: the whole clip at once.
       watch: called after each step with what it kept.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
+    assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, made = negative is not None, kind_of(guider), None
     latents, condition, known = inputs.latents, inputs.condition, inputs.known
     asked = model.transformer, guided, model.mesh, model.exact, kind
@@ -66,10 +70,9 @@ def denoise(
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
         control = None if inputs.control is None else inputs.control.in_step(i)
-        if control is not None:
-            state = controlled(*arguments, control)
-        else:
-            state = step(*arguments) if made is None else made(i, *arguments)
+        more = given(at(windows, i), control)
+        run = step if control is None else controlled
+        state = run(*arguments, **more) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
@@ -85,6 +88,11 @@ def denoise(
     return state.latents
 
 
+def given(windows: Any, control: Any) -> dict[str, Any]:
+    """What of both there is, by name: stored programs know neither."""
+    return {name: value for name, value in (("windows", windows), ("control", control)) if value is not None}
+
+
 def denoise_in_one(
     model: Model,
     inputs: SamplingInputs,
@@ -96,6 +104,7 @@ def denoise_in_one(
     guider: Guider | None = None,
     noise: NoiseSource,
     short: Schedule | None = None,
+    windows: Laid | None = None,
 ) -> jax.Array:
     """`denoise` as one program, a `lax.fori_loop` over the steps: the same result, no bar.
 
@@ -104,6 +113,7 @@ def denoise_in_one(
         held on every device.
     Raises: NotFiniteError, after the last step.
     """
+    assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, latents = negative is not None, kind_of(guider), inputs.latents
     state, states = _begin(model, latents, text, negative, sampler, guider)
     rows = sampler.table.astype(np.float32)
@@ -116,8 +126,7 @@ def denoise_in_one(
     if short is None:
         program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
         loop = program if inputs.branches else model.compiled("loop", program)
-        given = () if inputs.control is None else (inputs.control,)
-        x = loop(params, state, *arguments, *given).latents
+        x = loop(params, state, *arguments, **given(windows, inputs.control)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

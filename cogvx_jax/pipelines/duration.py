@@ -14,7 +14,15 @@ from cogvx_jax.chips import chip_of
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.pipelines.options import Sampling
-from cogvx_jax.pipelines.request import Request, Settings, check_sampling, row_evaluations, shorter_clips
+from cogvx_jax.pipelines.request import (
+    Request,
+    Settings,
+    check_sampling,
+    row_evaluations,
+    seen_latents,
+    shorter_clips,
+    windows_a_step,
+)
 
 LONG = 3600.0  # seconds
 SHARE = 0.4  # of a chip's published peak: what video models reach with good kernels; a CPU's rate is measured
@@ -45,9 +53,10 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
 
 def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
     """Operations of all denoising steps; of a video that is redrawn, of those that are taken."""
-    tokens = sequence_tokens(spec.transformer, settings.shape[:3])
+    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
     strength = settings.strength if isinstance(settings, Request) else 1.0
-    return row_evaluations(spec, settings, strength) * transformer_flops(spec.transformer, tokens, batch=videos)
+    rows = row_evaluations(spec, settings, strength) * windows_a_step(spec, settings)
+    return rows * transformer_flops(spec.transformer, tokens, batch=videos)
 
 
 def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings | None:
@@ -67,6 +76,7 @@ def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings
             guidance_scale=settings.guidance,
             sampler=settings.sampler,
             guider=settings.guider,
+            windows=settings.windows,
         )
         try:
             ways.append(check_sampling(spec, asked))

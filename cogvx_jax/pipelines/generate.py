@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.data.video import Video
-from cogvx_jax.diffusion import guidance, guiders, samplers
+from cogvx_jax.diffusion import guidance, guiders, samplers, windows
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
@@ -22,7 +22,7 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
-from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
@@ -112,6 +112,7 @@ def sample(
     check_programs(model.programs, request.controls)
     if watch is not None and request.controls:
         raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
+    model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     words, negative = text or encode_texts(model, request)
     if text is not None:
@@ -126,7 +127,25 @@ def sample(
         short = every_step(len(plan.timesteps))
     loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
+    given["windows"] = windows_of(model, request, len(plan.timesteps))
     return loop(model, inputs, words, negative, plan, numbers, **given)
+
+
+def positioned(model: Model, request: Request) -> Model:
+    """The model with the positions that are asked for."""
+    if request.positions is None:
+        return model
+    cfg = dataclasses.replace(model.spec.transformer, riflex=True)
+    return dataclasses.replace(model, spec=dataclasses.replace(model.spec, transformer=cfg))
+
+
+def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
+    """The windows of `count` evaluations; None where the model sees the whole clip at once."""
+    if request.windows is None:
+        return None
+    size, overlap = window_latents(model.spec, request.windows)
+    first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
+    return windows.lay_out(request.windows, request.shape[0], count, size=size, overlap=overlap, first=first)
 
 
 def fitting(model: Model, request: Request) -> Model:

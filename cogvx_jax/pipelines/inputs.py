@@ -43,7 +43,7 @@ USE = {  # option -> the models that take it
     **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
     "control": "a control model, such as CogVideoX-Fun's Control or Pose, or give a ControlNet, too",
 }
-OF = {  # option -> the inputs that it is for, one of which must be there
+NEEDS = {  # option -> the inputs that it is for, one of which must be there
     "image_noise": (*PICTURES, "mask"),
     "mask_dilation": ("mask",),
     **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
@@ -77,7 +77,7 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
             raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
     if "mask" in given and "video" not in given:
         raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
-    for name, inputs in OF.items():
+    for name, inputs in NEEDS.items():
         if getattr(asked, name) != getattr(Options, name) and not set(inputs) & set(given):
             raise ValueError(f"{name} needs {inputs[0]}=..., which is not given; leave it out")
     if takes.needs and not set(takes.needs) & set(given):

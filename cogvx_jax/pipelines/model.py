@@ -198,7 +198,7 @@ def check_kinds(mesh: Any, components: Any = COMPONENTS, lora: Any = None) -> No
     """Raises ValueError for an argument of `load` of another kind, before any file is opened."""
     if not isinstance(mesh, Mesh | None):
         raise ValueError(f"mesh must be what `make_mesh` gives, got {quoted(mesh)}")
-    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS) or not components:
+    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS):
         raise ValueError(f"components must be a tuple of some of {', '.join(COMPONENTS)}, got {quoted(components)}")
     if not isinstance(lora, LoRA | None):
         raise ValueError(f"lora must be what `find_lora` gives, got {quoted(lora)}")

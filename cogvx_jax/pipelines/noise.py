@@ -10,7 +10,7 @@ import numpy as np
 
 from cogvx_jax.sharding import of_first_process
 
-LATENTS, POSTERIOR, STEPS, PIXELS = range(4)  # what the noise is for; each has a stream of its own
+LATENTS, POSTERIOR, STEPS, PIXELS, ORDER = range(5)  # what the noise is for; each has a stream of its own
 
 
 class NoiseSource(Protocol):
@@ -27,6 +27,9 @@ class NoiseSource(Protocol):
 
     def pixels(self, shape: tuple[int, ...]) -> jax.Array:
         """The noise that is laid over pictures before they are encoded; of `image_noise` alone."""
+
+    def order(self, shape: tuple[int, ...]) -> jax.Array:
+        """Numbers (B, T) whose order is that in which noise is shuffled over the latents; of windows alone."""
 
 
 class SeededNoise:
@@ -55,6 +58,9 @@ class SeededNoise:
 
     def pixels(self, shape):
         return self._draw(shape, PIXELS, 0)
+
+    def order(self, shape):
+        return self._draw(shape, ORDER, 0)
 
     def _draw(self, shape, stream, index):
         videos = self._first + jnp.arange(shape[0])

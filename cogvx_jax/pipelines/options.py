@@ -22,6 +22,7 @@ from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.diffusion.windows import Windows, parse_windows
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
 MAX_IMAGE_SCALE = 1000.0
@@ -31,6 +32,7 @@ MAX_IMAGE_NOISE = 2.0  # from black to white
 MAX_CONTROL = 100.0
 MAX_DILATION = 1024  # pixels
 RANDOM = "random"
+POSITIONS = ("riflex",)  # beside those of training
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
 
 Size = tuple[int | None, int | None]  # height and width in pixels; None is the model's own
@@ -93,6 +95,10 @@ class Sampling:
       guider: how the predictions with and without the prompt are combined: cfg:rescale=0.7, zero-star, apg:eta=0.5,
         stg:layers=11, slg or pag; docs/tasks.md says what each takes.
       enhance: weight of Enhance-A-Video, which strengthens what frames take from each other; 1 is a beginning.
+      windows: FRAMES[:OVERLAP], for clips longer than trained: each step predicts windows of so many frames by
+        themselves, such as 48:8 or 48:8,policy=looped; docs/tasks.md has the policies. Memory is that of a window.
+      positions: riflex, for clips longer than trained of models with rotary positions, such as 5B and 1.5; None is as
+        trained.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
@@ -106,6 +112,8 @@ class Sampling:
     calibration: Annotated[Any, _word("PATH")] = None
     guider: Annotated[Any, _word(f"{'|'.join(GUIDERS)}[:KEY=NUMBER,...]"), NONE] = None
     enhance: Annotated[float | None, NONE] = None
+    windows: Annotated[Any, _word("FRAMES[:OVERLAP,KEY=VALUE,...]"), NONE] = None
+    positions: Annotated[str | None, tyro.conf.arg(metavar="|".join(POSITIONS)), NONE] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -187,7 +195,7 @@ class Options(Sampling):
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
-    image_noise: float = 0.0
+    image_noise: float | None = None
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
@@ -382,6 +390,12 @@ def _text(name: str, value: Any) -> str | None:
     return value
 
 
+def _positions(name: str, value: Any) -> str | None:
+    if value is not None and value not in POSITIONS:
+        raise ValueError(f"unknown {name} {_shown(value)}; the known ones are {', '.join(POSITIONS)}")
+    return value
+
+
 def _texts(name: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return value
@@ -472,11 +486,13 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "calibration": _optional_path,
     "guider": _parsed(Guider, parse_guider, "apg:eta=0.5"),
     "enhance": _number(-MAX_GUIDANCE, MAX_GUIDANCE),
+    "windows": _parsed(Windows, parse_windows, "48:8"),
+    "positions": _positions,
     "negative_prompt": _texts,
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,
-    "image_noise": _number(0, MAX_IMAGE_NOISE, optional=False),
+    "image_noise": _number(0, MAX_IMAGE_NOISE),
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,

@@ -3,6 +3,7 @@
 import dataclasses
 import fractions
 import hashlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
+from cogvx_jax.diffusion.windows import Windows, lay_out
+from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
 from cogvx_jax.pipelines.inputs import (
     KINDS,
@@ -36,7 +39,8 @@ from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
-LATER = ("reuse", "way", "calibration", "guider", "enhance", "controls")  # fields that older digests do not know
+# Fields that older digests do not know.
+LATER = ("reuse", "way", "calibration", "guider", "enhance", "windows", "positions", "controls")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,8 @@ class Settings:
     calibration: Any = None  # a path; None: that of the model's folder
     guider: Guider | None = None  # None: guidance as usual
     enhance: float | None = None  # weight of Enhance-A-Video
+    windows: Windows | None = None  # that the model sees one after the other; None: the whole clip
+    positions: str | None = None  # of `options.POSITIONS`; None: as trained
 
     @property
     def guided(self) -> bool:
@@ -106,6 +112,8 @@ class Request(Settings):
             calibration=self.calibration,
             guider=self.guider,
             enhance=self.enhance,
+            windows=self.windows,
+            positions=self.positions,
         )
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         if self.task not in KINDS[spec.kind].tasks or vars(check_sampling(spec, asked, self.task)) != own:
@@ -154,6 +162,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     settings = check_sampling(spec, asked, task)
     strength = find_strength(task, asked)
     _check_steps(spec, settings, strength, asked)
+    _warn_of_positions(spec, settings)
     nets = open_controlnets(spec, asked)
     _check_controlnets(settings, bool(nets))
     clip, mask, fps, clips, most = None, None, None, list[np.ndarray](), settings.frames
@@ -181,7 +190,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
         stills=read_stills(asked, len(prompts), settings.frames, spec.vae.temporal_compression) or None,
-        image_noise=asked.image_noise or None,
+        image_noise=(spec.defaults.image_noise if asked.image_noise is None else asked.image_noise) or None,
         image_scale=asked.image_scale,
         video=clip,
         mask=mask,
@@ -209,13 +218,14 @@ def check_sampling(
     """
     own, whole = spec.defaults, task not in REDRAWS  # of the others, a part of the steps may be taken
     task = task or own_task(spec)
+    _check_positions(spec, asked.positions)
     height, width = asked.size
     frames = own.num_frames if asked.frames is None else asked.frames
     if available is not None:
         frames = _video_frames(spec, available, asked.frames)
     height, width = own.height if height is None else height, own.width if width is None else width
     _check_size(spec, height, width)
-    _check_frames(spec, frames, task)
+    _check_frames(spec, frames, task, asked.windows)
     steps = own.num_inference_steps if asked.steps is None else asked.steps
     if not 1 <= steps <= spec.schedule.steps:
         raise ValueError(f"the number of steps must be 1 to {spec.schedule.steps}, got {steps}")
@@ -238,6 +248,8 @@ def check_sampling(
         calibration=asked.calibration,
         guider=asked.guider,
         enhance=asked.enhance,
+        windows=asked.windows,
+        positions=asked.positions,
     )
     _check_guider(spec, settings)
     if whole:
@@ -303,6 +315,29 @@ def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) 
     return count * (1 + settings.guided) + third
 
 
+def _check_positions(spec: ModelSpec, positions: str | None) -> None:
+    """Raises: ValueError where a model's positions are of its own lengths alone."""
+    if positions is not None and not spec.transformer.rotates:
+        raise ValueError(
+            f"positions {positions} need rotary positions, which {spec.name} has not: its are "
+            f"{spec.transformer.position}; use a model such as 5B or 1.5, or leave them out"
+        )
+
+
+def _warn_of_positions(spec: ModelSpec, settings: Settings) -> None:
+    """Warns where other positions than those of training change nothing."""
+    if settings.positions is None:
+        return
+    cfg = spec.transformer
+    seen, (_, period) = seen_latents(spec, settings) // (cfg.patch_t or 1), intrinsic_frequency(cfg)
+    if seen <= period:
+        warnings.warn(
+            f"positions {settings.positions} change nothing here: they are for more than {period} temporal tokens, and "
+            f"the model sees {seen} at a time",
+            stacklevel=4,
+        )
+
+
 def _check_guider(spec: ModelSpec, settings: Settings) -> None:
     """Raises: ValueError for a guider or an enhancement that the model or the other options cannot have."""
     guider, asked = settings.guider, []
@@ -313,8 +348,10 @@ def _check_guider(spec: ModelSpec, settings: Settings) -> None:
         asked += [f"guider {guider.kind}"] if guider.third else []
     asked += [] if settings.enhance is None else ["enhance"]
     other = settings.reuse or settings.way
+    words = "reuse" if settings.reuse else "guidance"
+    if settings.windows is not None and other is not None:
+        raise ValueError(f"windows overlap, so one has no use for what another left to {words} {other}; give one")
     if asked and other is not None:
-        words = "reuse" if settings.reuse else "guidance"
         raise ValueError(
             f"{asked[0]} changes blocks in every evaluation, and {words} {other} leaves some out; give one"
         )
@@ -359,6 +396,26 @@ def padded_latent_frames(spec: ModelSpec, frames: int) -> int:
     return -(-latent_frames(spec, frames) // patch) * patch
 
 
+def window_latents(spec: ModelSpec, windows: Windows) -> tuple[int, int]:
+    """Latents of a window and of its overlap. Raises: ValueError for windows that are not of whole tokens."""
+    return windows.latents(spec.vae.temporal_compression, spec.transformer.patch_t or 1)
+
+
+def seen_latents(spec: ModelSpec, settings: Settings) -> int:
+    """Latents that the model sees at a time: of the clip, or of a window."""
+    own = settings.shape[0]
+    return own if settings.windows is None else min(own, window_latents(spec, settings.windows)[0])
+
+
+def windows_a_step(spec: ModelSpec, settings: Settings) -> float:
+    """How many windows an evaluation has, in the mean of all."""
+    if settings.windows is None:
+        return 1.0
+    size, overlap = window_latents(spec, settings.windows)
+    laid = lay_out(settings.windows, settings.shape[0], settings.steps, size=size, overlap=overlap)
+    return float(laid.count.mean())
+
+
 def frame_unit(spec: ModelSpec) -> int:
     """Legal frame counts are this times N, plus 1."""
     return 8 * (spec.transformer.patch_t or 1)
@@ -393,7 +450,7 @@ def _check_size(spec: ModelSpec, height: int, width: int) -> None:
         raise ValueError(f"{spec.name} has learned positions for {native[0]}x{native[1]} only, got {height}x{width}")
 
 
-def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
+def _check_frames(spec: ModelSpec, frames: int, task: Task, windows: Windows | None) -> None:
     unit = frame_unit(spec)
     # The reference takes clips only where no padding is needed; we take those, too.
     patch = spec.transformer.patch_t or 1
@@ -408,10 +465,12 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task) -> None:
         )
     if frames > MAX_FRAMES:
         raise ValueError(f"the number of frames must be at most {MAX_FRAMES}, got {frames}")
-    if spec.transformer.position == "rope+learned" and frames != spec.transformer.sample_frames:
-        raise ValueError(
-            f"{spec.name} has learned positions for {spec.transformer.sample_frames} frames only, got {frames}"
-        )
+    seen, native = latent_frames(spec, frames), spec.transformer.sample_frames
+    if windows is not None:
+        seen = min(seen, window_latents(spec, windows)[0])
+    if spec.transformer.position == "rope+learned" and seen != latent_frames(spec, native):
+        asked = f"{frames}" if windows is None else f"windows of {windows.frames}"
+        raise ValueError(f"{spec.name} has learned positions for {native} frames only, got {asked}")
 
 
 def _video_frames(spec: ModelSpec, count: int, wanted: int | None) -> int:

@@ -31,10 +31,19 @@ def wanted_of(settings: Settings) -> Wanted | None:
 def check_short(model: Model, request: Request) -> None:
     """Raises: as `check_asked`; ValueError, too, where the model's stored programs cannot make such steps."""
     if model.programs is not None and not model.exact:
+        check_stored(request)
         wanted = wanted_of(request)
         model.programs.check_mode("" if wanted is None else wanted.mode, asked_of(request))
     check_asked(request, model.spec.name, model.folder, model.mesh, exact=model.exact)
     check_in_mode(model.memory, request)
+
+
+def check_stored(settings: Settings) -> None:
+    """Raises ValueError for what no stored program does."""
+    if settings.windows is not None:
+        raise ValueError(f"stored programs see whole clips; leave out windows {settings.windows}")
+    if settings.positions is not None:
+        raise ValueError(f"stored programs have the positions of training; leave out positions {settings.positions}")
 
 
 def check_asked(

@@ -15,6 +15,7 @@ from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
+from cogvx_jax.pipelines.windowed import over_windows
 from cogvx_jax.sharding import activate, everywhere
 
 Branches = tuple[ControlBranch, ...]
@@ -29,15 +30,16 @@ def step_program(
     guider: str = "cfg",
     branches: Branches = (),
 ):
-    """One step, jitted: (params, state, text, condition, t, row, weight, noise, control) -> state, which is donated.
+    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated.
 
-    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. `branches` are of
-    ControlNets, and `control` is the `Control` of the step for them; None where there are none.
+    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. By name may follow:
+      windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
+      control: the `Control` of the step for ControlNets, whose `branches` these are.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(params, state, text, condition, t, row, weight, noise, control=None):
-        return one(params, state, text, condition, t, row, weight, noise, control)
+    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
+        return one(params, state, text, condition, t, row, weight, noise, windows, control)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
@@ -50,18 +52,17 @@ def loop_program(
     guider: str = "cfg",
     branches: Branches = (),
 ):
-    """All steps, jitted: as `step_program`, with a leading axis of t, row and weight, and a source of noise.
+    """All steps, jitted: as `step_program`, with a leading axis of t, row, weight and windows, and a source of noise.
 
     `condition` is a `Condition`, and `known` what the steps must leave alone; None where there is none.
     """
     one = _update(transformer, guided, mesh, guider=guider, branches=branches)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, control=None):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, windows=None, control=None):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            channels = condition_at(condition, i)
-            given = control_at(control, i)
-            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, given)
+            channels, more = condition_at(condition, i), (at(windows, i), control_at(control, i))
+            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -99,7 +100,7 @@ def _update(
     guider: str = "cfg",
     branches: Branches = (),
 ):
-    """One step of sampling: (params, state, text, condition, t, row, weight, noise, control) -> state."""
+    """One step of sampling: (params, state, text, condition, t, row, weight, noise, windows, control) -> state."""
 
     def predict(weights, x, text, t, *controls):
         params, per_block, control = weights
@@ -112,10 +113,11 @@ def _update(
         with activate(mesh):
             return predict(*inputs)
 
-    velocity = row_by_row(predict, mesh) if exact else predict_on_mesh
+    of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise, control=None):
+    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
         x = state.latents
+        velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
         controls: tuple[jax.Array, ...] = () if control is None else control.channels
         control = None if control is None else control._replace(channels=())
         if condition is not None:

@@ -14,6 +14,7 @@ import PIL.Image
 
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion import objective, samplers, schedule
+from cogvx_jax.diffusion.windows import shuffled
 from cogvx_jax.nn.resize import resize_linear
 from cogvx_jax.pipelines.conditions import Condition, Known, SamplingInputs
 from cogvx_jax.pipelines.controlnets import control_inputs
@@ -21,7 +22,7 @@ from cogvx_jax.pipelines.inputs import Still, Task
 from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_latents
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
-from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps
+from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps, window_latents
 from cogvx_jax.sharding import replicate
 
 BLACK = -1.0  # what a model of masks sees where it must make something
@@ -205,8 +206,15 @@ def dilate(made: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _noise(model: Model, request: Request, noise: NoiseSource) -> jax.Array:
-    """The noise that a video starts from, or that is given to its clip."""
-    return replicate(noise.latents(request.batch_shape) if request.latents is None else request.latents, model.mesh)
+    """The noise that a video starts from, or that is given to its clip; with windows, by FreeNoise where asked for."""
+    if request.latents is not None:
+        return replicate(request.latents, model.mesh)
+    drawn, windows = noise.latents(request.batch_shape), request.windows
+    if windows is not None and windows.noise == "free":
+        keys = np.asarray(noise.order(request.batch_shape[:2]))
+        which = shuffled(keys, *window_latents(model.spec, windows))
+        drawn = jnp.take_along_axis(drawn, jnp.asarray(which)[..., None, None, None], axis=1)
+    return replicate(drawn, model.mesh)
 
 
 def _redrawn(

@@ -26,7 +26,7 @@ from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_o
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations
-from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, wanted_of
+from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, check_stored, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.planning.plan import plan
@@ -95,6 +95,7 @@ def compile_programs(
     compute = mode.of(choose_compute(spec, dtype, platform=platform))
     compute = bounded(where, spec, dataclasses.replace(compute, quantize=None if how is None else how.name))
     made_of = check_sampling(spec, asked_for)
+    check_stored(made_of)
     check_mesh(made_of.way, mesh)
     check_in_mode(mode, made_of)
     clips = from_video or spec.kind in CLIPS

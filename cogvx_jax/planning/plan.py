@@ -173,6 +173,7 @@ def plan(
     """
     spec = load_spec(source)
     made_of = check_sampling(spec, Sampling.of(sampling, options))
+    check_planned(made_of)
     modes = _modes(memory, made_of)
     check_videos(videos)
     target = _target(topology, mesh, device_gb)
@@ -358,6 +359,15 @@ class _Question:
     @property
     def computed(self) -> Compute:
         return self.mode.of(self.compute)
+
+
+def check_planned(settings: Settings) -> None:
+    """Raises ValueError for what no plan counts."""
+    if settings.windows is not None:
+        raise ValueError(
+            f"plans know no windows; leave them out and plan for a clip of about {settings.windows.frames} frames, "
+            "which takes the memory of a window"
+        )
 
 
 def _target(name: str | None, mesh: Mesh | None = None, device_gb: float | None = None) -> _Target:

@@ -1,0 +1,238 @@
+"""Videos longer than trained: RIFLEx, windows, FreeNoise."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_files import small_spec
+
+import cogvx_jax as cx
+from cogvx_jax.diffusion.windows import POLICIES, Laid, Windows, lay_out, shuffled
+from cogvx_jax.models.transformer import check_packs
+from cogvx_jax.nn.embeddings import rope_tables, time_frequencies
+from cogvx_jax.pipelines.duration import sampling_flops
+from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.request import check_request
+from cogvx_jax.pipelines.short_schedule import check_stored
+from cogvx_jax.pipelines.windowed import over_windows
+from cogvx_jax.planning.plan import check_planned
+from cogvx_jax.presets import PRESETS
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def latents_of(model, **options):
+    return cx.generate(model, "x", output="latents", progress=False, **{"num_inference_steps": 2} | options)
+
+
+def close(a, b):
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+# RIFLEx.
+
+
+def stretched(preset):
+    return dataclasses.replace(PRESETS[preset].transformer, riflex=True)
+
+
+def test_riflex_is_as_recorded():
+    golden = np.load(GOLDEN / "riflex.npz")
+    for table, name in zip(rope_tables(stretched("5b"), 25, 2, 3), ("cos", "sin"), strict=True):
+        np.testing.assert_allclose(table[::5], golden[f"{name}_97_2x3_k2"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(table[::6, :16], golden[f"time_{name}_25_k2"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["5b", "1.5-5b"])
+def test_riflex_changes_one_frequency_of_clips_beyond_its_period(preset):
+    """Its count is of temporal tokens: those of 1.5 are of two latents."""
+    own = time_frequencies(PRESETS[preset].transformer, 33)
+    np.testing.assert_array_equal(time_frequencies(stretched(preset), 20), own)
+    for tokens in (21, 33):
+        found = time_frequencies(stretched(preset), tokens)
+        assert found[1] == pytest.approx(0.9 * 2 * np.pi / tokens) and found[1] < own[1]
+        np.testing.assert_array_equal(np.delete(found, 1), np.delete(own, 1))
+
+
+def test_riflex_is_asked_for_by_a_word(small):
+    _, model = small("5b")
+    plain, riflex = (latents_of(model, num_frames=33, positions=one) for one in (None, "riflex"))
+    assert plain.shape == riflex.shape == (1, 9, 4, 6, 4)
+    assert np.abs(plain - riflex).max() > 1e-3
+    with pytest.warns(UserWarning, match="positions riflex change nothing here: they are for more than 6 temporal tok"):
+        short = latents_of(model, positions="riflex")
+    np.testing.assert_array_equal(short, latents_of(model))
+
+
+def test_riflex_depends_on_a_length_that_packed_rows_have_not():
+    cfg = dataclasses.replace(small_spec("5b").transformer, riflex=True)
+    with pytest.raises(ValueError, match="RIFLEx's positions depend on a clip's length"):
+        check_packs(cfg)
+
+
+@pytest.mark.parametrize("kind, said", [("2b", "its are sincos"), ("5b-i2v", r"its are rope\+learned")])
+def test_riflex_needs_rotary_positions(kind, said):
+    image = np.zeros((8, 8, 3), np.uint8) if kind == "5b-i2v" else None
+    with pytest.raises(ValueError, match=f"positions riflex need rotary positions, which .* has not: {said}"):
+        check_request(small_spec(kind), "x", Options(positions="riflex", image=image))
+
+
+def test_what_is_asked_of_positions_is_checked():
+    with pytest.raises(ValueError, match="unknown positions 'ntk'; the known ones are riflex"):
+        Options(positions="ntk")
+    for options, said in (
+        (dict(positions="riflex"), "stored programs have the positions of training; leave out"),
+        (dict(windows="16:8"), "stored programs see whole clips; leave out windows 16:8,policy=uniform"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_stored(check_request(small_spec("5b"), "x", Options(frames=33, **options)))
+
+
+# Windows.
+
+RECORDED = {"static_standard": "static", "uniform_standard": "uniform", "uniform_looped": "looped"}
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "context_windows.json").read_text()), ids=lambda c: c["policy"])
+def test_windows_are_those_recorded(case):
+    policy, sizes = POLICIES[RECORDED[case["policy"]]], (case["latent_frames"], case["size"], case["overlap"])
+    assert [policy(step, *sizes, case["stride"]) for step in range(len(case["steps"]))] == case["steps"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_latent_is_in_a_window_of_the_clip(policy):
+    for latents in range(2, 26):
+        for size in range(1, latents):
+            for overlap, strides in ((0, 1), (size - 1, 1), (size // 3, 3)):
+                for step in range(4):
+                    found = POLICIES[policy](step, latents, size, overlap, strides)
+                    assert {len(window) for window in found} == {size}
+                    assert set(sum(found, [])) == set(range(latents)), (latents, size, overlap, strides)
+
+
+def test_windows_are_laid_out_for_programs_that_all_steps_share():
+    laid = lay_out(Windows(16, overlap=8), 9, 5, size=4, overlap=2)
+    assert laid.latents.shape == (5, laid.count.max(), 4) and len(set(laid.count)) > 1
+    for windows, count, times in zip(laid.latents, laid.count, laid.times, strict=True):
+        np.testing.assert_array_equal(np.bincount(windows[:count].ravel(), minlength=9), times)
+
+
+def test_noise_is_shuffled_behind_the_first_window():
+    which = shuffled(np.random.default_rng(0).normal(size=(3, 11)), 4, 1)
+    np.testing.assert_array_equal(which[:, :4], [[0, 1, 2, 3]] * 3)
+    np.testing.assert_array_equal(np.sort(which[:, 4:7], axis=1), [[0, 1, 2]] * 3)
+    # The next are a shuffle of latents 3 to 5, whose noise was itself moved; then the clip ends.
+    assert all(set(row[7:10]) == set(row[3:6]) and row[10] in row[6:9] for row in which)
+    assert len({tuple(row) for row in which}) > 1  # videos differ
+    np.testing.assert_array_equal(shuffled(np.zeros((1, 4)), 4, 1), [[0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_v_is_the_mean_of_the_windows_of_a_latent(first):
+    """The condition goes with its latents; but that of the first latent begins all windows where it is a picture's."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 1, 1, 3)).astype(np.float32)  # 2 channels and a condition's
+    windows = Laid(jnp.array([[0, 1, 2], [2, 3, 4], [9, 9, 9]]), 2, np.float32([1, 1, 2, 1, 1]), np.bool_(first))
+
+    def velocity(weights, x, text, t):
+        assert x.shape == (2, 3, 1, 1, 3)
+        return weights * x[..., :2] + x[..., 2:]
+
+    v = over_windows(velocity, windows, 2, None)(10.0, jnp.asarray(x), None, None)
+    second = x[:, [2, 3, 4], ..., 2:].copy()
+    second[:, 0] = x[:, 0 if first else 2, ..., 2:]
+    condition = np.concatenate([x[:, :2, ..., 2:], (x[:, 2:3, ..., 2:] + second[:, :1]) / 2, second[:, 1:]], axis=1)
+    np.testing.assert_allclose(v, 10 * x[..., :2] + condition, rtol=1e-5, atol=1e-6)
+
+
+def test_windows_as_long_as_the_clip_give_the_plain_video(small):
+    _, model = small("5b")
+    plain = latents_of(model)
+    for frames in (12, 9):  # 3 latents each
+        close(latents_of(model, windows=Windows(frames, overlap=4)), plain)
+
+
+def test_windows_are_seen_as_clips(small):
+    """Of one step from given noise, each window is what the model makes of it alone."""
+    _, model = small("5b")
+    noise = np.random.default_rng(0).normal(size=(1, 5, 4, 6, 4)).astype(np.float32)
+    one = dict(num_inference_steps=1)
+    whole = latents_of(model, num_frames=17, latents=noise, windows=Windows(12, overlap=4, policy="static"), **one)
+    first, second = (latents_of(model, num_frames=9, latents=noise[:, at : at + 3], **one) for at in (0, 2))
+    close(whole[:, :2], first[:, :2])
+    close(whole[:, 2], (first[:, 2] + second[:, 0]) / 2)
+    close(whole[:, 3:], second[:, 1:])
+
+
+def test_noise_of_a_clip_is_that_of_its_first_window(small):
+    """A clip of two windows without overlap, of a model that sees both alike: the noise of one is the other's."""
+    _, model = small("5b")
+    asked = dict(num_frames=17, num_inference_steps=1)
+    asked["windows"] = windows = Windows(12, overlap=0, policy="static")
+    free = latents_of(model, **asked)
+    plain = latents_of(model, **asked | dict(windows=dataclasses.replace(windows, noise="plain")))
+    close(free[:, :2], plain[:, :2])
+    assert np.abs(free[:, 3:] - plain[:, 3:]).max() > 0.1
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["2b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
+@pytest.mark.parametrize("sampler, guider", [("dpm", None), ("unipc", "stg:layers=0"), ("heun", "apg")])
+def test_windows_go_with_all_else(small, kind, sampler, guider):
+    _, model = small(kind)
+    frames = 33 if kind.startswith("1.5") else 17
+    asked = dict(num_frames=frames, windows="16:8" if frames == 33 else "9:4", sampler=sampler, guider=guider)
+    if kind.endswith("i2v"):
+        asked["image"] = np.full((8, 8, 3), 120, np.uint8)
+    each = [latents_of(model, **asked, one_program=one, num_inference_steps=3) for one in (False, True)]
+    close(each[1], each[0])
+
+
+def test_the_work_of_windows_is_counted():
+    def flops(**options):
+        spec = PRESETS["5b"]
+        return sampling_flops(spec, check_request(spec, "x", Options(size=(480, 720), **options)), 1)
+
+    assert flops(frames=97, windows=Windows(49, overlap=0, policy="static")) == 2 * flops(frames=49)
+    assert flops(frames=385, windows=Windows(49)) < flops(frames=385) / 3
+
+
+def test_plans_know_no_windows():
+    with pytest.raises(
+        ValueError, match="plans know no windows; leave them out and plan for a clip of about 16 frames"
+    ):
+        check_planned(check_request(small_spec("5b"), "x", Options(frames=33, windows=Windows(16))))
+
+
+WRONG = {
+    "windows of 8 frames are not larger than their overlap of 8; lower the overlap": "8:8",
+    "windows: frames must be a whole number, such as 48:8, got 'x'": "x",
+    "windows: frames must be a whole number from 1 to 16384, got 0": "0",
+    "windows: policy must be one of static, uniform, looped, got best": "48:8,policy=best",
+    "windows: 'size' is no option, or stands twice; the known ones are overlap, policy": "48:size=3",
+    "windows: 'overlap' is no option, or stands twice": "48:8,8",
+    "windows: strides are of the policies uniform and looped": "48:8,policy=static,strides=2",
+    "windows must be text such as 48:8, got 48": 48,
+    "windows must be of 4N or 4N+1 frames, their overlap of 4N, got 47 and 8": "47",
+    "windows overlap, so one has no use for what another left to reuse every:2; give one": dict(reuse="every:2"),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_wrong_windows_are_one_sentence(said):
+    asked = WRONG[said] if isinstance(WRONG[said], dict) else dict(windows=WRONG[said])
+    with pytest.raises(ValueError) as refused:
+        check_request(PRESETS["5b"], "x", Options(**dict(frames=97, windows="48") | asked))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_windows_are_of_whole_tokens_and_of_learned_lengths():
+    with pytest.raises(
+        ValueError, match="windows of 12 frames are 3 latents, and this model's tokens are of 2; use win"
+    ):
+        check_request(small_spec("1.5-5b"), "x", Options(frames=33, windows=Windows(12)))
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="has learned positions for 9 frames only, got windows of 16"):
+        check_request(small_spec("5b-i2v"), "x", Options(frames=33, windows=Windows(16), image=picture))
