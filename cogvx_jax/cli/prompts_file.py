@@ -96,7 +96,8 @@ def _job(text: str, target: Path, options: Options, line: str) -> Job:
 def _sources(options: Options) -> list[Any]:
     """The files that a video is made of."""
     given = [getattr(options, name) for name in INPUTS if name != "control"] + control_sources(options)
-    given += [source for source, _ in options.controlnet]
+    nets: Any = options.controlnet
+    given += [source for source, _ in nets]
     return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
 
 

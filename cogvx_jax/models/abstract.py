@@ -51,11 +51,10 @@ def abstract_params(cfg: TransformerConfig | ControlNetConfig | VAEConfig | T5Co
         module: nn.Module = Transformer(cfg)
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
     elif isinstance(cfg, ControlNetConfig):
-        patch, pixels = cfg.patch, cfg.patch * cfg.downscale
+        patch, side = cfg.patch, cfg.patch * cfg.downscale
         latents, text = (1, 1, patch, patch, cfg.latent_channels), (1, cfg.text_length, cfg.text_dim)
-        clip = (1, 1, pixels, pixels, 3)
         module = ControlBranch(cfg, cfg.transformer)
-        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, clip, text, (1,))]
+        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, (1, 1, side, side, 3), text, (1,))]
     elif isinstance(cfg, VAEConfig):
         pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
         module = vae_of(cfg, Compute())

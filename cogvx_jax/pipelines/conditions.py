@@ -37,6 +37,10 @@ class Control(NamedTuple):
     weights: tuple[Any, ...]  # (blocks,) float32
     active: Any = None  # (N,) bool, steps that have them; of one step, (); None: all
 
+    def in_step(self, step: int) -> "Control | None":
+        """That of a step, whose number is known; None where it has none."""
+        return None if self.active is not None and not self.active[step] else self._replace(active=None)
+
     def at(self, step) -> "Control":
         """That of a step, whose number may be traced."""
         return self if self.active is None else self._replace(active=jnp.asarray(self.active)[step])

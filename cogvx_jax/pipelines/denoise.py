@@ -16,7 +16,7 @@ from cogvx_jax.diffusion.reuse import Schedule
 from cogvx_jax.diffusion.update import init
 from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.models.kept import Kept
-from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, control_at, known_program
+from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, known_program
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
@@ -56,8 +56,8 @@ def denoise(
     assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, made = negative is not None, kind_of(guider), None
     latents, condition, known = inputs.latents, inputs.condition, inputs.known
-    program = step_program(model.transformer, guided, model.mesh, model.exact, kind, inputs.branches)
-    step = program if inputs.branches else model.compiled("step", program)
+    asked = model.transformer, guided, model.mesh, model.exact, kind
+    step, controlled = model.compiled("step", step_program(*asked)), step_program(*asked, inputs.branches)
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided, guider=kind)
     state, states = _begin(model, latents, text, negative, sampler, guider)
@@ -69,8 +69,10 @@ def denoise(
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
-        more = given(at(windows, i), control_at(inputs.control, i))
-        state = step(*arguments, **more) if made is None else made(i, *arguments)
+        control = None if inputs.control is None else inputs.control.in_step(i)
+        more = given(at(windows, i), control)
+        run = step if control is None else controlled
+        state = run(*arguments, **more) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:

@@ -107,7 +107,8 @@ def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, 
     Raises: ValueError for one that does not fit the model, or another number of weights; OSError.
     """
     found = []
-    for source, weight in asked.controlnet:
+    several: Any = asked.controlnet
+    for source, weight in several:
         net, strength = open_controlnet(source, spec), asked.control_strength
         each = strength if isinstance(strength, tuple) else (strength,) * net.cfg.layers
         if len(each) != net.cfg.layers:
