@@ -216,9 +216,7 @@ def test_what_is_no_controlnet_is_refused(tmp_path):
 # Whole runs.
 
 CLIP = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
-FITTING = ControlNetConfig(
-    layers=1, heads=2, head_dim=16, latent_channels=4, text_dim=16, text_length=24, time_dim=16, out_dim=48
-)
+FITTING = ControlNetConfig(layers=1, heads=2, head_dim=16, latent_channels=4, text_dim=16, time_dim=16, out_dim=48)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +225,6 @@ def nets(tmp_path_factory):
     made = []
     for seed in (1, 2):
         folder = drawn_controlnet(tmp_path_factory.mktemp("nets") / str(seed), FITTING, seed)
-        rewrite(folder, max_text_seq_length=24)
         made.append(str(folder))
     return made
 
@@ -364,7 +361,6 @@ OTHERS = {
     "its width is 32, the model's 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
     "its channels of latents is 16, the model's 4": ("5b", dict(latent_channels=16)),
     "its width of heads is 8, the model's 16": ("5b", dict(heads=4, head_dim=8)),
-    "its text tokens is 226, the model's 24": ("5b", dict(text_length=226)),
     "it has 2 blocks, the model 1": ("5b", dict(layers=2)),
     "models of 1.5's layout such as small-1.5-5b can have none": ("1.5-5b", {}),
 }
@@ -375,7 +371,6 @@ def test_one_of_another_model_is_refused(tmp_path, said):
     kind, changes = OTHERS[said]
     cfg = dataclasses.replace(FITTING, **changes)
     folder = drawn_controlnet(tmp_path / "net", cfg, 0)
-    rewrite(folder, max_text_seq_length=cfg.text_length)
     with pytest.raises(ValueError) as error:
         check_request(small_spec(kind), "x", Options.from_keywords(controlnet=folder, control=CLIP))
     assert said in str(error.value) and "\n" not in str(error.value)

@@ -113,7 +113,6 @@ def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
         ("width", cfg.state_width, base.width),
         ("channels of latents", cfg.latent_channels, base.out_channels),
         ("width of text", cfg.text_dim, base.text_dim),
-        ("text tokens", cfg.text_length, base.text_length),
         ("patches", cfg.patch, base.patch),
         ("size of a latent in pixels", cfg.downscale, vae.spatial_compression),
         *([] if base.position == "sincos" else [("width of heads", cfg.head_dim, base.head_dim)]),
