@@ -21,7 +21,7 @@ from cogvx_jax.convert import load_params
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.controlnet import controlnet_parameters, open_controlnet, write_controlnet
 from cogvx_jax.data.video import VideoWriter, read_video
-from cogvx_jax.models.controlnet import ControlBranch, weighted_sum
+from cogvx_jax.models.controlnet import ControlBranch, halve_time, weighted_sum
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.generate import sampler_of
@@ -127,6 +127,16 @@ def test_nothing_is_added_after_its_last_block(recorded, states):
     close(predict(recorded, PerBlock(states=States.of(values, 3))), recorded[-1]["v_without"], 1e-4)
     once = weighted_sum([states, states[:1]], [np.float32([1, 2]), np.float32([3])])
     np.testing.assert_allclose(once, np.stack([4 * states[0], 2 * states[1]]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames, pairs", [(9, 3), (12, 3), (13, 4), (1, 1)])
+def test_time_is_halved_twice(frames, pairs):
+    x = np.arange(frames, dtype=np.float32)[None, :, None]
+    found = np.asarray(halve_time(halve_time(x)))[0, :, 0]
+    first = [] if frames % 4 == 0 else [0.0]
+    means = [np.mean(x[0, i : i + 4]) for i in range(len(first), frames, 4)]
+    np.testing.assert_array_equal(found, [*first, *means])
+    assert len(found) == pairs
 
 
 # Files.
@@ -320,6 +330,7 @@ def test_memory_modes_give_the_same(small, nets, memory):
         ("5b", dict(video=CLIP, strength=0.5)),
         ("5b", dict(video=CLIP, strength=0.5, mask=CLIP[0, ..., 0] > 99)),
         ("5b", dict(guidance_scale=1.0)),
+        ("5b", dict(num_frames=17, windows="9:4", control_end=0.5)),
         ("5b-i2v", dict(image=CLIP[0])),
     ],
 )
@@ -358,9 +369,9 @@ def test_what_cannot_be_is_one_sentence(small, nets, said):
 
 
 OTHERS = {
-    "its width is 32, the model's 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
-    "its channels of latents is 16, the model's 4": ("5b", dict(latent_channels=16)),
-    "its width of heads is 8, the model's 16": ("5b", dict(heads=4, head_dim=8)),
+    "it has width 32, and the model 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
+    "it has latents of channels 16, and the model 4": ("5b", dict(latent_channels=16)),
+    "it has heads of width 8, and the model 16": ("5b", dict(heads=4, head_dim=8)),
     "it has 2 blocks, the model 1": ("5b", dict(layers=2)),
     "models of 1.5's layout such as small-1.5-5b can have none": ("1.5-5b", {}),
 }
@@ -410,6 +421,9 @@ def test_requests_know_their_controlnets(small, nets):
     with pytest.warns(UserWarning, match="the control video has 3 of 9 frames; it runs forth and back"):
         request = check_request(spec, "x", Options.from_keywords(**short))
     np.testing.assert_array_equal(request.controls[0].clip, CLIP[[0, 1, 2, 2, 1, 0, 0, 1, 2]])
+    long = np.concatenate([CLIP, CLIP])[:17]  # without a number of frames it is that of the video
+    assert check_request(spec, "x", Options.from_keywords(**own | dict(control=long))).frames == 9  # the model's own
+    assert check_request(spec, "x", Options.from_keywords(**own | dict(control=CLIP[:4]))).frames == 1
 
 
 def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):
