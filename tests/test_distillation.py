@@ -215,6 +215,7 @@ def losses(folder):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.full
 def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, monkeypatch, capsys):
     folder, model = small("5b")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

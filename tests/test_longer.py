@@ -1,4 +1,4 @@
-"""Videos longer than trained: RIFLEx, windows, FreeNoise."""
+"""Videos longer than trained: RIFLEx, windows, FreeNoise, continuation."""
 
 import dataclasses
 import json
@@ -10,13 +10,20 @@ import pytest
 from small_files import small_spec
 
 import cogvx_jax as cx
+from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion.windows import POLICIES, Laid, Windows, lay_out, shuffled
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.nn.embeddings import rope_tables, time_frequencies
+from cogvx_jax.pipelines.continuation import joined
 from cogvx_jax.pipelines.duration import sampling_flops
+from cogvx_jax.pipelines.generate import sample, sampler_of
+from cogvx_jax.pipelines.inputs import carried_frames
+from cogvx_jax.pipelines.latents import clip_modes
+from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
+from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.windowed import over_windows
 from cogvx_jax.planning.plan import check_planned
 from cogvx_jax.presets import PRESETS
@@ -236,3 +243,123 @@ def test_windows_are_of_whole_tokens_and_of_learned_lengths():
     picture = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="has learned positions for 9 frames only, got windows of 16"):
         check_request(small_spec("5b-i2v"), "x", Options(frames=33, windows=Windows(16), image=picture))
+
+
+# Continuation.
+
+CLIP = np.random.default_rng(0).integers(0, 256, (13, 32, 48, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def inpainting(small):
+    """A random model of CogVideoX-Fun's kind: the small 5B with more channels."""
+    _, base = small("5b")
+    cfg = dataclasses.replace(base.spec.transformer, in_channels=9)
+    patch = base.params["transformer"]["patch"]
+    shape = patch["kernel"].shape[0] // 4 * 9, cfg.width
+    kernel = np.random.default_rng(1).normal(size=shape).astype(np.float32) / np.sqrt(shape[0])
+    transformer = dict(base.params["transformer"]) | {"patch": patch | {"kernel": jnp.asarray(kernel)}}
+    params = {**{name: base.params[name] for name in ("vae", "text_encoder")}, "transformer": transformer}
+    return dataclasses.replace(base, spec=dataclasses.replace(base.spec, transformer=cfg), params=params)
+
+
+def frames_of(model, **options):
+    return cx.generate(model, "x", progress=False, num_inference_steps=2, **options).frames[0]
+
+
+def test_a_text_model_begins_with_the_latents_of_a_clips_end(small):
+    _, model = small("5b")
+    request = check_request(model.spec, "x", Options(extend=CLIP, steps=2))
+    assert (request.task, request.frames, request.segments, request.finished) == ("extend", 9, 1, 13 + 9 - 1)
+    np.testing.assert_array_equal(request.prefix, CLIP[-1:])  # half of 3 latents
+    request = dataclasses.replace(request, prefix=CLIP[-5:])
+    inputs = sampling_inputs(model, request, SeededNoise(0), sampler_of(model, request))
+    np.testing.assert_array_equal(np.asarray(inputs.known.kept)[0, :, 0, 0, 0], [1, 1, 0])
+    latents = np.asarray(sample(model, request, progress=False))
+    alone = clip_modes(model, to_model_pixels(CLIP[-5:], 32, 48)[None], 2)
+    np.testing.assert_allclose(latents[:, :2], alone, atol=1e-6)
+    assert np.abs(latents[:, 2] - latents_of(model)[:, 2]).max() > 1e-3  # it sees what is known
+
+
+def test_clips_are_carried_by_what_a_model_can_take():
+    """Latents of published models; VideoX-Fun's scripts carry 4 frames, image-to-video models one."""
+    inpaints = dataclasses.replace(PRESETS["5b"].transformer, in_channels=33)
+    fun = dataclasses.replace(PRESETS["5b"], transformer=inpaints)
+    found = [carried_frames(spec, 49) for spec in (PRESETS["5b"], PRESETS["1.5-5b"], PRESETS["5b-i2v"], fun)]
+    assert found == [9, 9, 1, 4]
+    assert [carried_frames(PRESETS["5b"], count) for count in (1, 4, 5, 8, 9)] == [1, 1, 5, 5, 9]
+    assert carried_frames(fun, 2) == 2
+
+
+def test_segments_follow_each_other(small):
+    """The whole begins with the clip, has the frames that are asked for, and each segment has noise of its own."""
+    _, model = small("5b")
+    whole = frames_of(model, extend=CLIP, num_frames=26)
+    assert whole.shape == (26, 32, 48, 3)
+    np.testing.assert_array_equal(whole[:13], CLIP)
+    first = frames_of(model, extend=CLIP)
+    np.testing.assert_array_equal(whole[:21], first)
+    np.testing.assert_array_equal(whole[21:], frames_of(model, extend=first, seed=1)[21:26])
+
+
+def test_an_image_model_goes_on_from_the_last_frame(small):
+    _, model = small("5b-i2v")
+    whole = frames_of(model, extend=CLIP, num_frames=20)
+    np.testing.assert_array_equal(whole[:13], CLIP)
+    np.testing.assert_array_equal(whole[13:], frames_of(model, image=CLIP[-1])[1:8])
+
+
+def test_an_inpainting_model_fades_over(inpainting):
+    request = check_request(inpainting.spec, "x", Options(extend=CLIP, steps=2))
+    condition = sampling_inputs(inpainting, request, SeededNoise(0), sampler_of(inpainting, request)).condition
+    known = condition.channels[0, :, 0, 0, 0]
+    np.testing.assert_allclose(known, [0.7, 0.7, 0], rtol=1e-6)  # frames 2 and 3, which the mask looks at, are known
+    whole = frames_of(inpainting, extend=CLIP)
+    assert whole.shape == (13 + 9 - 4, 32, 48, 3)
+    np.testing.assert_array_equal(whole[:10], CLIP[:10])  # the first that fades is still the old one
+    old, new = np.full((4, 1, 1, 3), 100, np.uint8), np.full((4, 1, 1, 3), 200, np.uint8)
+    assert list(joined("inpaint", old, new)[:, 0, 0, 0]) == [100, 125, 150, 175]
+    np.testing.assert_array_equal(joined("t2v", old, new), old)
+
+
+def test_windows_go_on_in_one_segment(small):
+    _, model = small("5b")
+    options = dict(extend=CLIP, num_frames=28, windows=Windows(12, overlap=4, policy="static"))
+    request = check_request(model.spec, "x", Options.from_keywords(**options))
+    assert (request.frames, request.segments) == (17, 1)
+    assert frames_of(model, **options).shape == (28, 32, 48, 3)
+
+
+@pytest.mark.full
+def test_a_model_of_patches_of_two_frames_goes_on_behind_its_padding(small):
+    _, model = small("1.5-5b")
+    request = check_request(model.spec, "x", Options(extend=CLIP, steps=2))
+    assert request.padding == 1 and request.carried == 5
+    latents = np.asarray(sample(model, request, progress=False))
+    alone = np.asarray(clip_modes(model, to_model_pixels(CLIP[-5:], 32, 48)[None], 3))
+    np.testing.assert_allclose(latents[:, :3], alone, atol=1e-6)
+    np.testing.assert_array_equal(alone[:, 0], alone[:, 1])
+    np.testing.assert_array_equal(frames_of(model, extend=CLIP)[:13], CLIP)
+
+
+UNFIT = {
+    "give a video to extend or an image, not both": ("5b", dict(image=CLIP[0])),
+    "give a video to extend or a mask, not both": ("5b", dict(mask=CLIP)),
+    "num_frames counts the whole video, and must be above the 13 of the video to extend": ("5b", dict(frames=13)),
+    "a video is extended by one prompt, and from noise of its own; give one prompt": (
+        "5b",
+        dict(latents=np.zeros((1, 3, 4, 6, 4))),
+    ),
+    "takes no video to extend; use a text-to-video, image-to-video or inpainting model": ("control", {}),
+}
+
+
+@pytest.mark.parametrize("said", UNFIT)
+def test_what_cannot_be_extended_is_refused(said):
+    kind, options = UNFIT[said]
+    spec = small_spec("5b")
+    if kind == "control":
+        cfg = dataclasses.replace(spec.transformer, in_channels=2 * spec.transformer.out_channels, control=True)
+        spec = dataclasses.replace(spec, transformer=cfg)
+    with pytest.raises(ValueError, match=said):
+        check_request(spec, "x", Options(**dict(size=(32, 48), extend=CLIP) | options))

@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -271,11 +271,13 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
 
 
 def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool, text: Any) -> None:
-    """Samples one video, keeps its latents, then writes its frames to the file as they are decoded."""
+    """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
+
+    One that goes on with another is written segment by segment, and no latents are kept.
+    """
     import numpy as np
 
-    from cogvx_jax.cli.made import note_made
-    from cogvx_jax.pipelines.generate import fitting, sample
+    from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
     from cogvx_jax.pipelines.model import absolute_source
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
@@ -285,7 +287,12 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
-    latents = np.asarray(sample(model, request, progress=progress, one_program=one_program, text=text))
+    how: dict[str, Any] = dict(progress=progress, one_program=one_program, text=text)
+    if request.extend is not None:
+        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps))
+        _ended(job.out, digest, size, float(request.fps), began)
+        return
+    latents = np.asarray(sample(model, request, **how))
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,
@@ -294,11 +301,20 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
         prompt=job.prompt,
     )
     with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
-        count, height, width = write_video(model, saved, job.out, request.tiling)
+        size = write_video(model, saved, job.out, request.tiling)
+    _ended(job.out, digest, size, saved.fps, began)
+
+
+def _ended(out: Path, digest: str, size: tuple[int, int, int], fps: float, began: float) -> None:
+    """Notes a video that is whole, and tells of it."""
+    from cogvx_jax.cli.made import note_made
+    from cogvx_jax.sharding import first_process
+
+    count, height, width = size
     if first_process():
         if digest:
-            note_made(job.out, digest)
-        print(f"{job.out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")
+            note_made(out, digest)
+        print(f"{out}: {count} frames of {height}x{width} at {fps:g} fps in {time.monotonic() - began:.1f} s")
 
 
 @contextlib.contextmanager
@@ -326,13 +342,19 @@ def _kept(saved: "SavedLatents", out: Path):
 
 def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
     """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
-    from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.pipelines.latents import decode_frames
+
+    return write_frames(decode_frames(model, saved.latents, saved.padding, tiling=tiling), out, saved.fps)
+
+
+def write_frames(frames: Iterable[Any], out: Path, fps: float) -> tuple[int, int, int]:
+    """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
+    from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
-    with VideoWriter(out, fps=saved.fps) if first_process() else contextlib.nullcontext() as writer:
-        for pixels in decode_frames(model, saved.latents, saved.padding, tiling=tiling):
+    with VideoWriter(out, fps=fps) if first_process() else contextlib.nullcontext() as writer:
+        for pixels in frames:
             if writer is not None:
                 writer.write(pixels)
             count, shape = count + len(pixels), pixels.shape

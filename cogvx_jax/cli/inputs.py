@@ -21,7 +21,8 @@ class Inputs:
 
     def hold(self, request: Request) -> Request:
         """The same request with pixels that are shared with earlier ones, or lie in a file. Raises: OSError."""
-        clips: dict[str, Any] = {name: getattr(request, name) for name in ("video", "mask", "control")}
+        names = ("video", "mask", "control", "prefix", "extend")
+        clips: dict[str, Any] = {name: getattr(request, name) for name in names}
         held: dict[str, Any] = {name: self._hold(clip) for name, clip in clips.items() if clip is not None}
         if request.controls is not None:
             held["controls"] = tuple(use._replace(clip=self._hold(use.clip)) for use in request.controls)

@@ -18,6 +18,7 @@ from cogvx_jax.cli.distill import distill
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
+from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
 from cogvx_jax.cli.inspect import inspect
@@ -37,6 +38,7 @@ class Verb(NamedTuple):
 GOES_ON = "the same command goes on from the newest checkpoint"
 VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
+    "extend": Verb(extend, "the longer video is not written"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),

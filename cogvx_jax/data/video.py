@@ -124,6 +124,13 @@ def to_model_pixels(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return (out / 255.0 * 2.0 - 1.0).reshape(*frames.shape[:-3], height, width, 3)
 
 
+def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frames (F, H, W, 3) uint8 in another size, as models see them: stretched; those of the size as they are."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.concatenate([to_uint8(to_model_pixels(frame[None], height, width)) for frame in frames])
+
+
 def to_uint8(pixels) -> np.ndarray:
     """Rounds pixels of any shape from [-1, 1], values beyond clipped, to uint8. 0 -> 128 (127.5 rounds to even)."""
     unit = np.clip(np.asarray(pixels, np.float32) * 0.5 + 0.5, 0, 1)

@@ -56,6 +56,7 @@ def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
     tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
     strength = settings.strength if isinstance(settings, Request) else 1.0
     rows = row_evaluations(spec, settings, strength) * windows_a_step(spec, settings)
+    rows *= settings.segments if isinstance(settings, Request) else 1
     return rows * transformer_flops(spec.transformer, tokens, batch=videos)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from cogvx_jax.data.video import Video
 from cogvx_jax.diffusion import guidance, guiders, samplers, windows
 from cogvx_jax.models.kept import Kept
+from cogvx_jax.pipelines.continuation import extended
 from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.duration import warn_of_hours
@@ -69,8 +70,13 @@ def generate(
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
     request = _request(model, prompt, options, progress)
+    if request.extend is not None and output == "latents":
+        raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
     warn_of_hours(model.spec, [request], model.mesh)
     model = fitting(model, request)
+    if request.extend is not None:
+        frames = extended_frames(model, request, noise=noise, progress=progress, one_program=one_program)
+        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
@@ -129,6 +135,14 @@ def sample(
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
     given["windows"] = windows_of(model, request, len(plan.timesteps))
     return loop(model, inputs, words, negative, plan, numbers, **given)
+
+
+def extended_frames(
+    model: Model, request: Request, *, text: TextStates | None = None, **how: Any
+) -> Iterator[np.ndarray]:
+    """The frames of a video that goes on with another, (F', H, W, 3) uint8 at a time; arguments as for `sample`."""
+    text = text or encode_texts(model, request)
+    return extended(model, request, lambda one: sample(model, one, text=text, **how))
 
 
 def positioned(model: Model, request: Request) -> Model:

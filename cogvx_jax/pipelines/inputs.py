@@ -18,8 +18,8 @@ from cogvx_jax.data.video import read_video
 from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
 from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options, control_sources
 
-# v2v redraws a clip, repaint a part of it; the others are those of the kinds of models.
-Task = Literal["t2v", "i2v", "v2v", "repaint", "inpaint", "control"]
+# v2v redraws a clip, repaint a part of it, extend goes on with one; the others are those of the kinds of models.
+Task = Literal["t2v", "i2v", "v2v", "repaint", "extend", "inpaint", "control"]
 WHITE = 128  # from this grey on, a mask's pixel is to be made
 
 
@@ -33,14 +33,15 @@ class Takes(NamedTuple):
 
 
 KINDS: Mapping[Kind, Takes] = {
-    "t2v": Takes("is text-to-video", ("video", "mask"), ("t2v", "v2v", "repaint")),
-    "i2v": Takes("makes videos from an image", PICTURES, ("i2v",), needs=PICTURES),
-    "inpaint": Takes("is for inpainting", (*PICTURES, "video", "mask"), ("inpaint",)),
+    "t2v": Takes("is text-to-video", ("video", "mask", "extend"), ("t2v", "v2v", "repaint", "extend")),
+    "i2v": Takes("makes videos from an image", (*PICTURES, "extend"), ("i2v",), needs=(*PICTURES, "extend")),
+    "inpaint": Takes("is for inpainting", (*PICTURES, "video", "mask", "extend"), ("inpaint",)),
     "control": Takes("makes videos from a control video", ("control",), ("control",), needs=("control",)),
 }
 USE = {  # option -> the models that take it
     **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as CogVideoX-Fun's InP"),
     **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
+    "extend": "a text-to-video, image-to-video or inpainting model",
     "control": "a control model, such as CogVideoX-Fun's Control or Pose, or give a ControlNet, too",
 }
 NEEDS = {  # option -> the inputs that it is for, one of which must be there
@@ -48,10 +49,14 @@ NEEDS = {  # option -> the inputs that it is for, one of which must be there
     "mask_dilation": ("mask",),
     **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
 }
-NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video"}
+NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video", "extend": "video to extend"}
 REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "inpaint")  # those that may start from a clip, and then take fewer steps
 CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
+PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
+
+
+OTHERS = {name: f"a {words}" for name, words in NAMES.items()} | {"image": "an image", "keyframes": "keyframes"}
 
 
 class Still(NamedTuple):
@@ -72,6 +77,9 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
     _check_controlnet(spec, asked)
     if "video" in given and set(PICTURES) & set(given):
         raise ValueError("give an image or a video, not both")
+    if "extend" in given and len(given) > 1:
+        other = next(name for name in given if name != "extend")
+        raise ValueError(f"give a video to extend or {OTHERS[other]}, not both")
     for name in given:
         if name not in takes.inputs and not (name == "control" and asked.controlnet):
             raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
@@ -84,6 +92,8 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
         raise ValueError(f"{spec.name} {takes.words}; give {takes.needs[0]}=..., or use a text-to-video model")
     if spec.kind != "t2v":
         return own_task(spec)
+    if "extend" in given:
+        return "extend"
     return "repaint" if "mask" in given else "v2v" if "video" in given else "t2v"
 
 
@@ -169,6 +179,26 @@ def read_stills(asked: Options, count: int, frames: int, per_latent: int) -> tup
         if -(-one.frame // per_latent) == -(-other.frame // per_latent):
             raise ValueError(f"there are two pictures for frame {other.frame}; give one")
     return tuple(stills)
+
+
+def carried_frames(spec: ModelSpec, available: int) -> int:
+    """How many frames of the end of a clip its continuation begins with, of so many that there are.
+
+    An image-to-video model takes the last one. Inpainting models take a latent's, as VideoX-Fun's scripts. Others take
+    latents of a clip of its own, whose first one is of one frame.
+    """
+    per_latent = spec.vae.temporal_compression
+    if spec.kind == "t2v":
+        own = (spec.defaults.num_frames - 1) // per_latent + 1
+        return per_latent * (max(min(PREFIX, own // 2, (available - 1) // per_latent + 1), 1) - 1) + 1
+    return 1 if spec.kind == "i2v" else min(per_latent, available)
+
+
+def begins_with(kind: Kind, frames: np.ndarray) -> dict[str, Any]:
+    """The fields of a request whose clip begins with those frames (F, H, W, 3) uint8."""
+    if kind == "t2v":
+        return {"prefix": frames}
+    return {"stills": tuple(Still(at, (frame,)) for at, frame in enumerate(frames))}
 
 
 def _read_images(image: Any, count: int) -> tuple[np.ndarray, ...]:

@@ -157,11 +157,11 @@ class Sampling:
 class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
 
-    In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`
-    and `control` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool. `negative_prompt` may be
-    a list of one per prompt, or None for zeros in place of the encoded prompt, as in the authors' own code.
-    `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control` may be a list of a
-    video for each then.
+    In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
+    `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
+    authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
+    may be a list of a video for each then.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
@@ -172,6 +172,8 @@ class Options(Sampling):
       video: what to start from, for text-to-video and inpainting models.
       mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
       mask_dilation: pixels by which the white of the mask grows first, which hides seams.
+      extend: a video to go on with, for text-to-video, image-to-video and inpainting models; frames are then those of
+        the whole that comes out, any number.
       strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
         given.
       control: a video to follow, such as depth, edges or poses, for control models or with `controlnet`; for several
@@ -199,6 +201,7 @@ class Options(Sampling):
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
+    extend: Annotated[Any, _word("PATH")] = None
     strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
     control: Annotated[Any, _word("PATH")] = None
     controlnet: Annotated[
@@ -219,7 +222,7 @@ class Options(Sampling):
 
 
 PICTURES = ("image", "last_image", "keyframes")
-INPUTS = (*PICTURES, "video", "mask", "control")  # options whose files are read
+INPUTS = (*PICTURES, "video", "mask", "control", "extend")  # options whose files are read
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
 
 
@@ -496,6 +499,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,
+    "extend": _source,
     "strength": _strength,
     "control": _source,
     "controlnet": _controlnets,

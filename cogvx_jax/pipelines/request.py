@@ -11,7 +11,7 @@ import numpy as np
 
 from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.data.rates import frame_rate
-from cogvx_jax.data.video import read_video
+from cogvx_jax.data.video import read_video, resize_frames
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
@@ -21,9 +21,12 @@ from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
 from cogvx_jax.pipelines.inputs import (
     KINDS,
+    NAMES,
     REDRAWS,
     Still,
     Task,
+    begins_with,
+    carried_frames,
     fill_clip,
     find_strength,
     find_task,
@@ -40,7 +43,10 @@ from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
 # Fields that older digests do not know.
-LATER = ("reuse", "way", "calibration", "guider", "enhance", "windows", "positions", "controls")
+LATER = (
+    *("reuse", "way", "calibration", "guider", "enhance", "controls"),
+    *("windows", "positions", "prefix", "extend", "carried", "finished"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,18 @@ class Request(Settings):
     control_strength: float = 1.0
     controls: tuple[ControlUse, ...] | None = None  # of ControlNets; `control` is that of a control model
     control_steps: tuple[float, float] | None = None  # first and last part of the steps that see it; None: all
+    prefix: np.ndarray | None = None  # (F, H, W, 3) uint8 in the video's size, frames that it begins with
+    extend: np.ndarray | None = None  # the same, a clip that several videos like this one go on with
+    carried: int | None = None  # frames of its end that the next one begins with
+    finished: int | None = None  # frames that come out together
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
+
+    @property
+    def segments(self) -> int:
+        """How many videos are sampled, one after the other."""
+        if self.extend is None or self.finished is None or self.carried is None:
+            return 1
+        return -(-(self.finished - len(self.extend)) // (self.frames - self.carried))
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int, int]:
@@ -159,6 +176,9 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         raise ValueError("prompt must be a string or a list of at least one string")
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
+    wanted, going_on = asked.frames, asked.extend is not None
+    if going_on:  # those are frames of the whole
+        asked = dataclasses.replace(asked, frames=None)
     settings = check_sampling(spec, asked, task)
     strength = find_strength(task, asked)
     _check_steps(spec, settings, strength, asked)
@@ -179,6 +199,10 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
             settings = check_sampling(spec, asked, task, min(map(len, clips)))
         clips = [fill_clip(one, settings.frames) for one in clips]
     controls = tuple(ControlUse(net, weights, one) for (net, weights), one in zip(nets, clips, strict=False))
+    per_latent = spec.vae.temporal_compression
+    more: dict[str, Any] = {"stills": read_stills(asked, len(prompts), settings.frames, per_latent) or None}
+    if going_on:
+        settings, more, fps = _going_on(spec, asked, settings, wanted, len(prompts))
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -190,7 +214,6 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         strips=asked.strips,
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
-        stills=read_stills(asked, len(prompts), settings.frames, spec.vae.temporal_compression) or None,
         image_noise=(spec.defaults.image_noise if asked.image_noise is None else asked.image_noise) or None,
         image_scale=asked.image_scale,
         video=clip,
@@ -201,10 +224,41 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         controls=controls or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
+        **more,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
         raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
     return request
+
+
+def _going_on(
+    spec: ModelSpec, asked: Options, settings: Settings, wanted: int | None, videos: int
+) -> tuple[Settings, dict[str, Any], fractions.Fraction | None]:
+    """Of a clip to go on with: settings of what is sampled at a time, fields of the request, and the clip's rate.
+
+    Without windows as many clips of the model's own length are sampled as are needed, with windows one.
+
+    Raises: ValueError, one sentence; OSError.
+    """
+    if videos > 1 or asked.latents is not None:
+        raise ValueError("a video is extended by one prompt, and from noise of its own; give one prompt and no latents")
+    clip, fps = read_video(asked.extend, MAX_FRAMES)
+    clip = resize_frames(clip, settings.height, settings.width)
+    carried = carried_frames(spec, len(clip))
+    whole = len(clip) + settings.frames - carried if wanted is None else wanted
+    if not len(clip) < whole <= MAX_FRAMES:
+        raise ValueError(
+            f"num_frames counts the whole video, and must be above the {len(clip)} of the {NAMES['extend']} and at "
+            f"most {MAX_FRAMES}, got {whole}"
+        )
+    if settings.windows is not None:
+        unit = frame_unit(spec)
+        frames = -(-(whole - len(clip) + carried - 1) // unit) * unit + 1
+        settings = check_sampling(spec, dataclasses.replace(asked, frames=frames), settings.task)
+    if settings.frames <= carried:
+        raise ValueError(f"{spec.name} makes {settings.frames} frames, which the {carried} that it goes on with fill")
+    first = begins_with(spec.kind, clip[-carried:])
+    return settings, first | {"extend": clip, "carried": carried, "finished": whole}, fps
 
 
 def check_sampling(

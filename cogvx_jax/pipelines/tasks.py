@@ -72,9 +72,28 @@ def from_masked_video(model: Model, request: Request, noise: NoiseSource, sample
     latents, clean, drawn = _redrawn(model, request, noise, sampler)
     made = latent_mask(_resized_mask(request.mask, request), _latent_shape(model, request))
     kept = np.concatenate([np.repeat(~made[:1], request.padding, axis=0), ~made])[None, ..., None]
-    levels = np.append(schedule.alphas_bar(model.spec.schedule)[sampler.timesteps[1:]], 1.0)
-    known = Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, levels.astype(np.float32))
+    known = Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, _levels(model, sampler))
     return SamplingInputs(latents, known=known)
+
+
+def from_prefix(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
+    """From noise, with first latents that are those of a clip's end: no model need know of continuation.
+
+    They are encoded as a clip of their own, so that the first is one of a single frame, as in training.
+    """
+    assert request.prefix is not None
+    drawn, shape = _noise(model, request, noise), request.batch_shape
+    pixels = to_model_pixels(request.prefix, request.height, request.width)[None]
+    count = request.padding + latent_frames(model.spec, len(request.prefix))
+    clean = clip_modes(model, pixels, count, tiling=request.tiling)
+    clean = jnp.pad(clean, [(0, 0), (0, shape[1] - count), (0, 0), (0, 0), (0, 0)])
+    kept = np.zeros((1, shape[1], 1, 1, 1), np.float32)
+    kept[:, :count] = 1
+    kept = np.broadcast_to(kept, (1, *shape[1:4], 1))
+    known = Known(replicate(kept, model.mesh), _for_all(clean, shape), drawn, _levels(model, sampler))
+    level = schedule.alphas_bar(model.spec.schedule)[sampler.timesteps[0]]
+    noised = objective.add_noise(known.clean, drawn, jnp.full((shape[0],), level, jnp.float32))
+    return SamplingInputs(jnp.where(known.kept > 0, noised, drawn), known=known)
 
 
 def inpaint(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
@@ -231,6 +250,12 @@ def _redrawn(
     return objective.add_noise(clean, drawn, jnp.full((shape[0],), level, jnp.float32)), clean, drawn
 
 
+def _levels(model: Model, sampler: samplers.Sampler) -> np.ndarray:
+    """Of `Known`."""
+    levels = np.append(schedule.alphas_bar(model.spec.schedule)[sampler.timesteps[1:]], 1.0)
+    return levels.astype(np.float32)
+
+
 def _for_all(channels: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Channels of one video or of B, for B videos."""
     return jnp.broadcast_to(channels, (shape[0], *channels.shape[1:]))
@@ -241,6 +266,7 @@ TASKS: Mapping[Task, MakeInputs] = {
     "i2v": from_images,
     "v2v": from_video,
     "repaint": from_masked_video,
+    "extend": from_prefix,
     "inpaint": inpaint,
     "control": control,
 }
