@@ -24,6 +24,7 @@ from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.controlnet import ControlBranch, halve_time, weighted_sum
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.duration import with_controls
 from cogvx_jax.pipelines.generate import sampler_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
@@ -424,6 +425,18 @@ def test_requests_know_their_controlnets(small, nets):
     long = np.concatenate([CLIP, CLIP])[:17]  # without a number of frames it is that of the video
     assert check_request(spec, "x", Options.from_keywords(**own | dict(control=long))).frames == 9  # the model's own
     assert check_request(spec, "x", Options.from_keywords(**own | dict(control=CLIP[:4]))).frames == 1
+
+
+def test_its_work_is_counted(small, nets):
+    spec, own = small("5b")[1].spec, dict(controlnet=nets[0], control=CLIP)
+    plain, one, two, part = (
+        with_controls(spec, check_request(spec, "x", Options.from_keywords(**options)))
+        for options in ({}, own, own | dict(controlnet=nets), own | dict(control_end=0.5))
+    )
+    assert plain == 1 and 1 < one < 2  # it is narrower than the model
+    np.testing.assert_allclose([two - 1, part - 1], [2 * (one - 1), 0.75 * (one - 1)])
+    with pytest.raises(ValueError, match="give a video to extend or a control video, not both"):
+        check_request(spec, "x", Options.from_keywords(**own, extend=CLIP))
 
 
 def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):
