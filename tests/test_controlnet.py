@@ -331,14 +331,14 @@ def test_memory_modes_give_the_same(small, nets, memory):
         ("5b", dict(video=CLIP, strength=0.5)),
         ("5b", dict(video=CLIP, strength=0.5, mask=CLIP[0, ..., 0] > 99)),
         ("5b", dict(guidance_scale=1.0)),
-        ("5b", dict(num_frames=17, windows="9:4", control_end=0.5)),
+        ("5b", dict(num_frames=17, windows="9:4")),
         ("5b-i2v", dict(image=CLIP[0])),
     ],
 )
 def test_it_goes_with_other_tasks_and_guiders(small, nets, kind, options):
-    model = small(kind)[1]
-    found = latents(model, controlnet=nets, control=CLIP, **options)
-    close(latents(model, controlnet=nets, control=CLIP, one_program=True, **options), found)
+    model, given = small(kind)[1], dict(controlnet=nets, control=np.concatenate([CLIP, ~CLIP]))
+    found = latents(model, **given, **options)
+    close(latents(model, **given, one_program=True, **options), found)
     assert np.abs(found - latents(model, **options)).max() > 1e-4
 
 
