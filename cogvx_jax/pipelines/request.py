@@ -194,7 +194,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     if asked.control is not None:
         clips, rate = read_controls(asked, max(len(nets), 1), most)
         fps = rate if fps is None else fps
-        if clip is None and asked.frames is None:  # those that are short of what is asked for are filled up
+        # Those that are short of what is asked for, or of all that a model makes, are filled up.
+        if clip is None and asked.frames is None and spec.transformer.position != "rope+learned":
             settings = check_sampling(spec, asked, task, min(map(len, clips)))
         clips = [fill_clip(one, settings.frames) for one in clips]
     controls = tuple(ControlUse(net, weights, one) for (net, weights), one in zip(nets, clips, strict=False))
