@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,6 +198,22 @@ def test_windows_go_with_all_else(small, kind, sampler, guider):
         asked["image"] = np.full((8, 8, 3), 120, np.uint8)
     each = [latents_of(model, **asked, one_program=one, num_inference_steps=3) for one in (False, True)]
     close(each[1], each[0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("memory", ["rows", "chunks", "offload"])
+def test_memory_modes_have_windows_too(small, memory):
+    folder, model = small("5b")
+    asked = dict(num_frames=17, windows="9:4")
+    close(latents_of(cx.load(folder, memory=memory), **asked), latents_of(model, **asked))
+
+
+@pytest.mark.full
+def test_exact_results_of_windows_are_the_same_bits(small):
+    folder, model = small("5b")
+    mesh = cx.make_mesh(cfg=2, devices=jax.devices()[:2])
+    each = [latents_of(one, num_frames=17, windows="9:4", exact=True) for one in (model, cx.load(folder, mesh=mesh))]
+    np.testing.assert_array_equal(*each)
 
 
 def test_the_work_of_windows_is_counted():
