@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
     from cogvx_jax.diffusion.windows import Windows
+    from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "APG",
     "CFG",
+    "ControlNet",
     "Model",
     "PAG",
     "SLG",
@@ -38,6 +40,7 @@ __all__ = [
     "find_lora",
     "generate",
     "load",
+    "load_controlnet",
     "load_lora",
     "load_spec",
     "make_mesh",
@@ -50,10 +53,12 @@ _HOMES = {
     "Model": "pipelines.model",
     "Video": "data.video",
     "Windows": "diffusion.windows",
+    "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",
+    "load_controlnet": "pipelines.controlnets",
     "load_lora": "pipelines.lora",
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",

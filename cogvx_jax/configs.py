@@ -77,6 +77,61 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlNetConfig:
+    """Sizes of a ControlNet beside an expert transformer, as TheDenk makes them. The defaults are those for 2B."""
+
+    layers: int = 8  # fewer than the transformer's, whose first blocks it adds to
+    heads: int = 30
+    head_dim: int = 64
+    latent_channels: int = 16
+    downscale: int = 8  # of frames, in height and width
+    patch: int = 2
+    text_dim: int = 4096
+    text_length: int = 226
+    time_dim: int = 512
+    adds_positions: bool = True  # sincos ones, also beside a transformer of rotary ones, whose angles it uses, too
+    out_dim: int | None = None  # width of what projectors make of each block's tokens; None: there are none
+    spatial_interpolation: float = 1.875
+    temporal_interpolation: float = 1.0
+    norm_eps: float = 1e-5
+
+    @property
+    def frame_channels(self) -> int:
+        """Of a pixel-unshuffled frame."""
+        return 3 * self.downscale**2
+
+    @property
+    def control_channels(self) -> int:
+        """Of what the frames' encoder gives."""
+        return self.frame_channels // 4
+
+    @property
+    def state_width(self) -> int:
+        """Of what it adds to a transformer's tokens."""
+        return self.transformer.width if self.out_dim is None else self.out_dim
+
+    @property
+    def transformer(self) -> TransformerConfig:
+        """That its embeddings and blocks are of."""
+        channels = self.latent_channels + self.control_channels
+        return TransformerConfig(
+            layers=self.layers,
+            heads=self.heads,
+            head_dim=self.head_dim,
+            in_channels=channels,
+            out_channels=channels,
+            patch=self.patch,
+            text_dim=self.text_dim,
+            text_length=self.text_length,
+            time_dim=self.time_dim,
+            position="sincos",
+            spatial_interpolation=self.spatial_interpolation,
+            temporal_interpolation=self.temporal_interpolation,
+            norm_eps=self.norm_eps,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
     """Sizes of the 3D causal VAE: 8x8 in space for four levels, `temporal_compression` in time."""
 
@@ -143,6 +198,7 @@ class GenerationDefaults:
     num_inference_steps: int = 50
     guidance_scale: float = 6.0
     sampler: str = "ddim"  # of `diffusion.samplers.SAMPLERS`
+    image_noise: float = 0.0  # deviation of noise on pictures, in pixels of -1 to 1
     # how it was made a model of few steps, by `cogvx distill`; those above are what it is for. "": it was not
     distilled: str = ""
 

@@ -34,7 +34,7 @@ SCALE = Bound(0, 1000, positive=True)
 EPSILON = Bound(0, 1, positive=True)
 FEW = Bound(1, 2**10)  # of heads and their width, layers of a stack
 
-# Part of ModelSpec -> field -> bound; of a list, of each entry.
+# Part of ModelSpec, or a configuration beside it -> field -> bound; of a list, of each entry.
 BOUNDS: Mapping[str, Mapping[str, Bound]] = {
     "transformer": {
         "layers": FEW,
@@ -52,6 +52,21 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "sample_width": Bound(1, 2**13),
         "sample_frames": FRAMES,
         "temporal_compression": Bound(1, 64),
+        "spatial_interpolation": SCALE,
+        "temporal_interpolation": SCALE,
+        "norm_eps": EPSILON,
+    },
+    "controlnet": {
+        "layers": FEW,
+        "heads": FEW,
+        "head_dim": FEW,
+        "latent_channels": Bound(1, 2**12),
+        "downscale": Bound(2, 64),
+        "patch": Bound(1, 64),
+        "text_dim": WIDTH,
+        "text_length": Bound(1, 2**13),
+        "time_dim": WIDTH,
+        "out_dim": WIDTH,
         "spatial_interpolation": SCALE,
         "temporal_interpolation": SCALE,
         "norm_eps": EPSILON,
@@ -91,6 +106,7 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "fps": Bound(1, 1000),
         "num_inference_steps": STEPS,
         "guidance_scale": Bound(0, 1000),
+        "image_noise": Bound(0, 2),
     },
 }
 MAX_LEVELS = 8  # of a VAE, which has four

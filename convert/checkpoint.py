@@ -2,7 +2,8 @@
 
 import functools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from flax import traverse_util
@@ -75,7 +76,7 @@ def check_parts(source: Source, spec: ModelSpec, components: Sequence[str]) -> N
     """Raises what reading these components of parts that lie apart would raise, before any number is read."""
     if isinstance(source, LooseParts):
         for component in components:
-            Published(source.tensors(component), spec, component)
+            Published.of(source.tensors(component), spec, component)
 
 
 def published_tensors(
@@ -114,7 +115,7 @@ def open_parameters(source: Source, spec: ModelSpec, component: str) -> "Paramet
     """A component's parameters, whatever the source; see `load_params`."""
     how = read_quantization(source)
     if not is_orbax(source.place) or f"given {component}" in source.places():
-        return Published(source.tensors(component), spec, component, how)
+        return Published.of(source.tensors(component), spec, component, how)
     parameters = abstract(spec, component, how)
     arrays = OrbaxArrays(source.place, component, {path: parameter.shape for path, parameter in parameters.items()})
     check_types(parameters, {path: arrays.dtype(path) for path in arrays}, source.place)
@@ -143,18 +144,34 @@ class ParameterSource(Protocol):
 class Published:
     """`ParameterSource` of tensors by their published names, or those names after a common text.
 
+    Args:
+      parameters: what is wanted, and `types` its types by path.
+      aliases: second names that tensors may have.
+      what: the owner of the parameters, for messages.
     Raises: ConversionError listing every missing, spare or misshapen tensor.
     """
 
-    def __init__(self, tensors: Tensors, spec: ModelSpec, component: str, how: Quantization | None = None):
-        self._parameters = {p.path: p for p in component_parameters(spec, component, how)}
-        aliases = ALIASES.get(component, {})
-        known = [key for parameter in self._parameters.values() for key in parameter.keys]
+    def __init__(
+        self,
+        tensors: Tensors,
+        parameters: list[Parameter],
+        types: Mapping[str, Abstract],
+        what: str,
+        aliases: Mapping[str, str] = MappingProxyType({}),
+    ):
+        self._parameters = {p.path: p for p in parameters}
+        known = [key for parameter in parameters for key in parameter.keys]
         self._tensors = without_prefix(tensors, [*known, *aliases])
-        problems = compare([*self._parameters.values()], self._tensors, aliases)
-        problems += wrong_types([*self._parameters.values()], abstract(spec, component, how), self._tensors)
+        problems = compare(parameters, self._tensors, aliases)
+        problems += wrong_types(parameters, types, self._tensors)
         if problems:
-            raise ConversionError(f"{tensors.where} does not hold the {component} of {spec.name}", problems)
+            raise ConversionError(f"{tensors.where} does not hold {what}", problems)
+
+    @classmethod
+    def of(cls, tensors: Tensors, spec: ModelSpec, component: str, how: Quantization | None = None) -> Self:
+        """Those of a component."""
+        types, what = abstract(spec, component, how), f"the {component} of {spec.name}"
+        return cls(tensors, component_parameters(spec, component, how), types, what, ALIASES.get(component, {}))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)

@@ -187,6 +187,8 @@ FITTING: dict[Kind, str] = {
     "control": r".*Control.*",
     "inpaint": r".*",
 }
+ADDS_NOISE = "add_noise_in_inpaint_model"  # of CogVideoX-Fun's transformers since 1.1
+FUN_NOISE = 0.0563  # that VideoX-Fun then takes
 GENERATION = "generation.json"  # ours: GenerationDefaults, name, trained_dtype; kind, where nothing else tells it
 MAX_TEXT = 200  # characters of a name
 
@@ -282,22 +284,8 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
     for document in DOCUMENTS:
         if document.path not in documents:
             continue
-        found, values = documents[document.path], {}
-        hints = {field.name: field.type for field in dataclasses.fields(document.config)}
-        if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
-            problems.append(f"{document.path}: _class_name {quoted(found['_class_name'])} is not supported")
-        for theirs, ours in document.fields.items():
-            if theirs not in found and theirs not in document.absent:
-                continue
-            value = found.get(theirs, document.absent.get(theirs))
-            try:
-                values[ours] = _checked(value, hints[ours], document.part, ours)
-            except ValueError as error:
-                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported{error}")
-        for theirs, only in document.fixed.items():
-            value = found.get(theirs, document.absent.get(theirs, only))
-            if value != only:
-                problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
+        found = documents[document.path]
+        values = parse_fields(document, found, problems)
         if document.part == "transformer":
             _position(found, values, problems)
             values["control"] = _is_control(TransformerConfig(**values), documents)
@@ -311,7 +299,29 @@ def parse_documents(documents: Mapping[str, Json], name: str, problems: list[str
             problems.append(f"vae/config.json: {key} {quoted(kinds)} is not supported, only {only!r} is")
     spec = ModelSpec(name=name, **parts)
     _check_parts(spec, documents, problems)
-    return _generation(spec, documents.get(GENERATION, {}), problems)
+    noisy = documents.get("transformer/config.json", {}).get(ADDS_NOISE) is True
+    return _generation(spec, documents.get(GENERATION, {}), noisy, problems)
+
+
+def parse_fields(document: Document, found: Json, problems: list[str]) -> dict[str, Any]:
+    """Our fields of one file; what is wrong with it is added to `problems`."""
+    values = {}
+    hints = {field.name: field.type for field in dataclasses.fields(document.config)}
+    if document.classes and found.get("_class_name", document.classes[0]) not in document.classes:
+        problems.append(f"{document.path}: _class_name {quoted(found['_class_name'])} is not supported")
+    for theirs, ours in document.fields.items():
+        if theirs not in found and theirs not in document.absent:
+            continue
+        value = found.get(theirs, document.absent.get(theirs))
+        try:
+            values[ours] = _checked(value, hints[ours], document.part, ours)
+        except ValueError as error:
+            problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported{error}")
+    for theirs, only in document.fixed.items():
+        value = found.get(theirs, document.absent.get(theirs, only))
+        if value != only:
+            problems.append(f"{document.path}: {theirs} {quoted(value)} is not supported, only {only!r} is")
+    return values
 
 
 def _position(found: Json, values: dict[str, Any], problems: list[str]) -> None:
@@ -372,12 +382,12 @@ def _check_parts(spec: ModelSpec, documents: Mapping[str, Json], problems: list[
             )
 
 
-def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
+def _generation(spec: ModelSpec, found: Json, noisy: bool, problems: list[str]) -> ModelSpec:
     preset = _like(spec, found.get("name", spec.name))
     if preset is not None:
         name, trained, defaults = preset.name, preset.trained_dtype, preset.defaults
     else:
-        name, trained, defaults = spec.name, "float32", _own_defaults(spec)
+        name, trained, defaults = spec.name, "float32", _own_defaults(spec, noisy)
     values = dataclasses.asdict(defaults) | {"name": name, "trained_dtype": trained, "kind": spec.kind}
     hints = {f.name: f.type for f in dataclasses.fields(GenerationDefaults)}
     hints |= {"name": str, "trained_dtype": DType, "sampler": typing.Literal[tuple(SAMPLERS)], "kind": Kind}
@@ -396,8 +406,11 @@ def _generation(spec: ModelSpec, found: Json, problems: list[str]) -> ModelSpec:
     return dataclasses.replace(spec, name=name, trained_dtype=trained, defaults=GenerationDefaults(**values))
 
 
-def _own_defaults(spec: ModelSpec) -> GenerationDefaults:
-    """Of a model that is no published one; CogVideoX-Fun's are trained at 8 frames a second and sampled by DDIM."""
+def _own_defaults(spec: ModelSpec, noisy: bool) -> GenerationDefaults:
+    """Of a model that is no published one; CogVideoX-Fun's are trained at 8 frames a second and sampled by DDIM.
+
+    `noisy`: whether its configuration asks for noise on what it inpaints.
+    """
     cfg, scale, fun = spec.transformer, spec.vae.spatial_compression, spec.kind in ("control", "inpaint")
     size, unit = (cfg.sample_height, cfg.sample_width), 8 * (cfg.patch_t or 1)
     of_15 = PRESETS["1.5-5b"]
@@ -409,6 +422,7 @@ def _own_defaults(spec: ModelSpec) -> GenerationDefaults:
         num_frames=(cfg.sample_frames - 1) // unit * unit + 1 if fun else cfg.sample_frames,
         fps=8 if cfg.patch_t is None or fun else 16,
         sampler="ddim" if cfg.position == "sincos" or fun else "dpm",
+        image_noise=FUN_NOISE if noisy and spec.kind == "inpaint" else 0.0,
     )
 
 
@@ -497,4 +511,6 @@ def documents_of(spec: ModelSpec) -> dict[str, Json]:
     if spec.kind in ("i2v", "control") and cfg.control != _looks_like_control(cfg):
         own["kind"] = spec.kind  # layouts without a model_index.json would not tell it
     documents[GENERATION] = dataclasses.asdict(spec.defaults) | own
+    if not spec.defaults.image_noise:  # which older releases do not know
+        del documents[GENERATION]["image_noise"]
     return documents

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,32 @@ def _tensors(spec: ModelSpec, params: Mapping[str, Any], dtype) -> dict[str, lis
     problems += [f"spare: {c}" for c in params if c not in COMPONENTS]
     for component in [c for c in COMPONENTS if c in params]:
         leaves = traverse_util.flatten_dict(nn.unbox(params[component]), sep="/")
-        parameters = component_parameters(spec, component)
-        known = {p.path for p in parameters}
-        problems += [
-            f"spare: {component}/{path} {np.shape(leaf)}" for path, leaf in leaves.items() if path not in known
-        ]
-        for p in parameters:
-            if p.path not in leaves:
-                problems.append(f"missing: {component}/{p.path} {p.shape}")
-            elif (found := leaves[p.path]).shape != p.shape:
-                problems.append(f"misshapen: {component}/{p.path} is {found.shape}, not {p.shape}")
-            elif np.dtype(dtype or found.dtype) not in TYPES:
-                problems.append(f"{component}/{p.path}: type {dtype or found.dtype}, not one of {', '.join(DTYPES)}")
-            else:
-                tensors.setdefault(component, []).extend(_split(p, found, np.dtype(dtype or found.dtype)))
+        tensors[component] = tensors_of(component_parameters(spec, component), leaves, component, dtype, problems)
     if problems:
         raise ConversionError(f"these are not the parameters of {spec.name}", problems)
+    return tensors
+
+
+def tensors_of(
+    parameters: Sequence[Parameter], leaves: Mapping[str, Any], where: str, dtype: Any, problems: list[str]
+) -> list[Tensor]:
+    """The published tensors of arrays by path; what is wrong with them is added to `problems`.
+
+    Args:
+      where: what the paths in messages begin with.
+      dtype: of all of them; None is each array's own.
+    """
+    tensors, known = [], {p.path for p in parameters}
+    problems += [f"spare: {where}/{path} {np.shape(leaf)}" for path, leaf in leaves.items() if path not in known]
+    for p in parameters:
+        if p.path not in leaves:
+            problems.append(f"missing: {where}/{p.path} {p.shape}")
+        elif (found := leaves[p.path]).shape != p.shape:
+            problems.append(f"misshapen: {where}/{p.path} is {found.shape}, not {p.shape}")
+        elif np.dtype(dtype or found.dtype) not in TYPES:
+            problems.append(f"{where}/{p.path}: type {dtype or found.dtype}, not one of {', '.join(DTYPES)}")
+        else:
+            tensors += _split(p, found, np.dtype(dtype or found.dtype))
     return tensors
 
 

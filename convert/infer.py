@@ -27,7 +27,7 @@ def infer_transformer(found: Mapping[str, Entry], position: str | None = None) -
       position: "sincos" or "rope", for a width that no published model has.
     Raises: ConversionError for missing or misshapen tensors; ValueError where `position` is needed.
     """
-    shape = _Shapes(found, "transformer")
+    shape = Shapes(found, "transformer")
     proj = shape.of("patch_embed.proj.weight", 2, 4)
     out = shape.of("proj_out.weight", 2)[0]
     text = shape.of("patch_embed.text_proj.weight", 2)[1]
@@ -38,7 +38,7 @@ def infer_transformer(found: Mapping[str, Entry], position: str | None = None) -
     cfg = like.transformer
     patches = cfg.patch**2 * (cfg.patch_t or 1) if len(proj) == 2 else proj[2] * proj[3]
     document = documents_of(like)[TRANSFORMER] | {
-        "num_layers": _count(found, r"transformer_blocks\.(\d{1,4})\."),
+        "num_layers": count_blocks(found, r"transformer_blocks\.(\d{1,4})\."),
         "num_attention_heads": proj[0] // max(head, 1),
         "attention_head_dim": head,
         "in_channels": proj[1] if len(proj) == 4 else proj[1] // patches,
@@ -56,8 +56,8 @@ def infer_transformer(found: Mapping[str, Entry], position: str | None = None) -
 
 def infer_vae(found: Mapping[str, Entry], like: ModelSpec) -> Json:
     """What vae/config.json would say; scaling and groups are those of `like`. Raises: ConversionError."""
-    shape = _Shapes(found, "vae")
-    levels = _count(found, r"encoder\.down_blocks\.(\d{1,2})\.")
+    shape = Shapes(found, "vae")
+    levels = count_blocks(found, r"encoder\.down_blocks\.(\d{1,2})\.")
     widths = [shape.of(f"encoder.down_blocks.{level}.resnets.0.conv1.conv.weight", 5)[0] for level in range(levels)]
     latent = shape.of("decoder.conv_in.conv.weight", 5)[1]
     shape.check()
@@ -65,14 +65,14 @@ def infer_vae(found: Mapping[str, Entry], like: ModelSpec) -> Json:
         "block_out_channels": widths,
         "down_block_types": ["CogVideoXDownBlock3D"] * levels,
         "up_block_types": ["CogVideoXUpBlock3D"] * levels,
-        "layers_per_block": _count(found, r"encoder\.down_blocks\.0\.resnets\.(\d{1,2})\."),
+        "layers_per_block": count_blocks(found, r"encoder\.down_blocks\.0\.resnets\.(\d{1,2})\."),
         "latent_channels": latent,
     }
 
 
 def infer_text_encoder(found: Mapping[str, Entry], like: ModelSpec) -> Json:
     """What text_encoder/config.json would say. Raises: ConversionError."""
-    shape = _Shapes(found, "text encoder")
+    shape = Shapes(found, "text encoder")
     first = "encoder.block.0.layer"
     vocab, width = shape.of("shared.weight", 2)
     buckets, heads = shape.of(f"{first}.0.SelfAttention.relative_attention_bias.weight", 2)
@@ -80,7 +80,7 @@ def infer_text_encoder(found: Mapping[str, Entry], like: ModelSpec) -> Json:
     mlp = shape.of(f"{first}.1.DenseReluDense.wi_0.weight", 2)[0]
     shape.check()
     return documents_of(like)[TEXT_ENCODER] | {
-        "num_layers": _count(found, r"encoder\.block\.(\d{1,4})\."),
+        "num_layers": count_blocks(found, r"encoder\.block\.(\d{1,4})\."),
         "d_model": width,
         "num_heads": heads,
         "d_kv": inner // max(heads, 1),
@@ -104,7 +104,7 @@ def _like(proj: tuple[int, ...], learned: bool, has_ofs: bool, position: str | N
     return PRESETS[WIDTHS[proj[0]] if position is None else "2b" if position == "sincos" else "5b"]
 
 
-class _Shapes:
+class Shapes:
     """Shapes of tensors by name; what is missing is listed by `check`."""
 
     def __init__(self, found: Mapping[str, Entry], what: str):
@@ -128,7 +128,7 @@ class _Shapes:
             raise ConversionError(f"{where} does not tell the sizes of the {self._what}", self._problems)
 
 
-def _count(found: Mapping[str, Entry], pattern: str) -> int:
+def count_blocks(found: Mapping[str, Entry], pattern: str) -> int:
     """One more than the highest number that names begin with."""
     compiled = re.compile(pattern)
     return 1 + max((int(match[1]) for name in found if (match := compiled.match(name))), default=-1)

@@ -26,6 +26,7 @@ from cogvx_jax.convert.inspected_models import (
     tell_opened,
     words_of,
 )
+from cogvx_jax.convert.loose import CONFIGS
 from cogvx_jax.convert.lora_file import FILES, LoRAFile, open_lora
 from cogvx_jax.convert.lora_models import describe, fits, made_for, misfit
 from cogvx_jax.convert.packed import unpacked
@@ -178,6 +179,8 @@ def _parts(asked: Asked, tensors: Tensors) -> Facts:
         return _lora(asked, tensors)
     facts: Facts = {"holds": ", ".join(f"{words_of(part)} ({dialect.name} names)" for part, dialect in held.items())}
     above = _model_above(asked)
+    if given and "transformer" not in held and not any(given.of_document(CONFIGS[part]) for part in held):
+        raise ValueError(f"{given.said()[0]} tells about a transformer, and {asked.place} holds none; leave it out")
     if "transformer" in held:
         facts |= _transformer(asked, list(held))
     elif problem := _misfit(whole, held, given):

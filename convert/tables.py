@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import ControlNetConfig, ModelSpec
 from cogvx_jax.convert.errors import ConversionError
 
 
@@ -44,6 +44,7 @@ TRANSPOSE = permute("transpose", 1, 0)  # of Linear: (out, in) -> (in, out)
 CONV2D = permute("conv2d", 2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
 CONV3D = permute("conv3d", 2, 3, 4, 1, 0)  # (out, in, t, h, w) -> (t, h, w, in, out)
 POINTWISE3D = Change("pointwise3d", lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
+POINTWISE2D = Change("pointwise2d", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
 DROP_LEADING = Change("drop_leading", lambda x: x[0], lambda x: x[None])  # (1, S, D) -> (S, D)
 
 
@@ -104,6 +105,20 @@ TRANSFORMER = (  # theirs, ours, change; but for patch_embed.proj.weight, see `t
     Row("norm_out.norm.bias", "norm_out/bias"),
     Row("proj_out.weight", "out/kernel", TRANSPOSE),
     Row("proj_out.bias", "out/bias"),
+)
+
+# Beside those of the transformer's rows that a ControlNet of TheDenk has; see `controlnet_table`.
+CONTROLNET = (
+    Row("controlnet_encode_first.0.weight", "encoder/first/kernel", POINTWISE2D),
+    Row("controlnet_encode_first.0.bias", "encoder/first/bias"),
+    Row("controlnet_encode_first.1.weight", "encoder/first_norm/scale"),
+    Row("controlnet_encode_first.1.bias", "encoder/first_norm/bias"),
+    Row("controlnet_encode_second.0.weight", "encoder/second/kernel", POINTWISE2D),
+    Row("controlnet_encode_second.0.bias", "encoder/second/bias"),
+    Row("controlnet_encode_second.1.weight", "encoder/second_norm/scale"),
+    Row("controlnet_encode_second.1.bias", "encoder/second_norm/bias"),
+    Row("out_projectors.{i}.weight", "projectors/kernel", TRANSPOSE),
+    Row("out_projectors.{i}.bias", "projectors/bias"),
 )
 
 T5 = (
@@ -167,6 +182,11 @@ def table(spec: ModelSpec, component: str) -> tuple[Row, ...]:
     cfg = spec.transformer
     change = patch_conv(cfg.patch) if cfg.patch_t is None else TRANSPOSE
     return (Row("patch_embed.proj.weight", "patch/kernel", change), *TRANSFORMER)
+
+
+def controlnet_table(cfg: ControlNetConfig) -> tuple[Row, ...]:
+    """The rows of a ControlNet."""
+    return (Row("patch_embed.proj.weight", "patch/kernel", patch_conv(cfg.patch)), *TRANSFORMER, *CONTROLNET)
 
 
 def check_component(name: str) -> None:

@@ -35,8 +35,10 @@ from cogvx_jax.nn.backend import Formulations, formulations, using
 from cogvx_jax.pipelines.model import TINY
 from cogvx_jax.scripts import benchmark_generate, benchmark_gpu, benchmark_training
 from cogvx_jax.scripts.benchmark_generate import COMPONENTS, Sizes, Workload, random_params
+from cogvx_jax.scripts.device_workloads import matmul_rate
 
 THREADS = 2
+MATMUL = 1536  # side of the product that the machine's rate is measured with
 # The widest first; figures of processors with and without AVX-512 differ by a factor of three.
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX"}  # flag in /proc/cpuinfo -> name
 
@@ -53,16 +55,22 @@ class Side:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of every run, those of the first call, the peak memory in MiB, and the result."""
+    """Seconds of every run, those of its processors, of the first call, the peak memory in MiB, and more."""
 
     seconds: list[float]
+    cpu: list[float]  # summed over threads: other programs on the machine add little to them
     first: float
     mib: float | None
     result: np.ndarray
+    rate: float | None = None  # of ours: FLOP of a large product in a processor second
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def median_cpu(self) -> float:
+        return statistics.median(self.cpu)
 
 
 def main(
@@ -135,11 +143,15 @@ def side_by_side(name: Name, sizes: Sizes, folder: Path, runs: int) -> Iterator[
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     ours, *theirs = take_turns(name, sizes, folder, runs, [Side("ours")] + [Side("theirs")] * (not missing))
     row |= {"ours s": ours.median, "compile s": ours.first - ours.median, "ours MiB": ours.mib, "runs": ours.seconds}
+    row |= {"ours cpu s": ours.median_cpu}
+    if workload.flops is not None and ours.rate is not None:
+        row |= {"of matmul rate": workload.flops(sizes) / ours.median_cpu / ours.rate}
     if not theirs:
         yield row | {"note": f"ours alone: {', '.join(missing)} not installed"}
         return
     (theirs,) = theirs
     row |= {"theirs s": theirs.median, "theirs MiB": theirs.mib, "their runs": theirs.seconds}
+    row |= {"theirs cpu s": theirs.median_cpu, "cpu ratio": ours.median_cpu / theirs.median_cpu}
     if ours.mib and theirs.mib:
         row |= {"MiB ratio": ours.mib / theirs.mib}
     yield row | {"ours/theirs": ours.median / theirs.median, "max diff": difference(ours, theirs)}
@@ -179,9 +191,9 @@ def take_turns(name: Name, sizes: Sizes, folder: Path, runs: int, sides: list[Si
             pipe.recv()  # ready
         times, ends = [[] for _ in sides], []
         for _ in range(1 + runs):
-            for pipe, seconds in zip(pipes, times, strict=True):
+            for pipe, taken in zip(pipes, times, strict=True):
                 pipe.send("run")
-                seconds.append(pipe.recv())
+                taken.append(pipe.recv())
         for pipe in pipes:
             pipe.send("stop")
             ends.append(pipe.recv())
@@ -189,7 +201,11 @@ def take_turns(name: Name, sizes: Sizes, folder: Path, runs: int, sides: list[Si
         for process in processes:
             process.terminate()
             process.join()
-    return [Timing(seconds[1:], seconds[0], *end) for seconds, end in zip(times, ends, strict=True)]
+    timings = []
+    for taken, end in zip(times, ends, strict=True):
+        seconds, cpu = map(list, zip(*taken, strict=True))
+        timings.append(Timing(seconds[1:], cpu[1:], seconds[0], *end))
+    return timings
 
 
 def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None:
@@ -209,11 +225,12 @@ def serve(pipe: Any, name: Name, sizes: Sizes, folder: Path, side: Side) -> None
         run = getattr(workloads(name[0])[name[1]], side.name)(sizes, folder)
         pipe.send("ready")
         while pipe.recv() == "run":
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             result = run()
-            pipe.send(time.perf_counter() - start)
+            pipe.send((time.perf_counter() - start, time.process_time() - cpu))
     peak = resident("VmHWM")
-    pipe.send((None if before is None or peak is None else (peak - before) / 2**10, result))
+    rate = matmul_rate("float32", side=MATMUL, clock=time.process_time) if side.name == "ours" else None
+    pipe.send((None if before is None or peak is None else (peak - before) / 2**10, result, rate))
 
 
 def resident(field: Literal["VmRSS", "VmHWM"]) -> int | None:

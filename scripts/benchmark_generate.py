@@ -15,10 +15,12 @@ from cogvx_jax.configs import ModelSpec, ScheduleConfig, T5Config, TransformerCo
 from cogvx_jax.convert import load_params, read_spec
 from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.flops import sequence_tokens, text_flops, transformer_flops
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.attention import BACKENDS
 from cogvx_jax.pipelines.model import TINY
+from cogvx_jax.scripts.device_workloads import vae_flops
 
 PROMPT = "a red circle moves right on a white background"
 
@@ -193,6 +195,11 @@ def tiny_latents(spec: ModelSpec) -> np.ndarray:
     return normal(1, frames, size.height // pixels, size.width // pixels, vae.latent_channels)
 
 
+def transformer_operations(sizes: Sizes) -> float:
+    cfg = sizes.spec.transformer
+    return transformer_flops(cfg, sequence_tokens(cfg, sizes.tokens))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
     title: str
@@ -201,6 +208,7 @@ class Workload:
     alternatives: tuple[Formulation, ...] = ()  # that matter here
     shipped: bool = False  # runs the model that ships with the package
     needs: tuple[str, ...] = ()  # packages of the other side, besides diffusers
+    flops: Callable[[Sizes], float] | None = None  # of a run, by the definition
 
 
 WORKLOADS = {
@@ -209,6 +217,7 @@ WORKLOADS = {
         ours=our_transformer,
         theirs=their_transformer,
         alternatives=tuple(("attention", name) for name, backend in BACKENDS.items() if "cpu" in backend.platforms),
+        flops=transformer_operations,
     ),
     "b": Workload(
         title="VAE decode",
@@ -217,20 +226,28 @@ WORKLOADS = {
         alternatives=(
             ("causal_conv", "conv3d"),
             ("causal_conv", "conv2d"),
+            ("causal_conv", "by_frame"),
             ("upsample_conv", "repeat"),
             ("upsample_conv", "phase"),
             ("upsample_conv", "dilated"),
             ("spatial_norm", "full"),
             ("spatial_norm", "latent"),
         ),
+        flops=lambda sizes: vae_flops(sizes.spec.vae, "decode_batch", (1, *sizes.latents, 16)),
     ),
     "c": Workload(
         title="VAE encode",
         ours=our_encode,
         theirs=their_encode,
-        alternatives=(("causal_conv", "conv3d"), ("causal_conv", "conv2d")),
+        alternatives=(("causal_conv", "conv3d"), ("causal_conv", "conv2d"), ("causal_conv", "by_frame")),
+        flops=lambda sizes: vae_flops(sizes.spec.vae, "encode_batch", (1, *sizes.clip, 3)),
     ),
-    "d": Workload(title="text encoder", ours=our_text, theirs=their_text),
+    "d": Workload(
+        title="text encoder",
+        ours=our_text,
+        theirs=their_text,
+        flops=lambda sizes: text_flops(sizes.spec.text_encoder, sizes.spec.transformer.text_length, batch=2),
+    ),
     "e": Workload(title="tiny, 20 steps", ours=our_generate, theirs=their_generate, shipped=True),
 }
 COMPONENTS = ("transformer", "vae", "text_encoder")

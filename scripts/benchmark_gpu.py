@@ -7,62 +7,26 @@ median step times 50. Results are not compared: the sides draw their own weights
 It runs on a CPU, too, at small sizes in float32, to see that everything works.
 """
 
-import dataclasses
 import importlib.util
 import json
-import multiprocessing
-import statistics
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from cogvx_jax.configs import Compute, ModelSpec
-from cogvx_jax.diffusion.update import init
-from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.models.flops import sequence_tokens, transformer_flops
-from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.models.vae import VAE, decode_stream
-from cogvx_jax.pipelines import denoise
-from cogvx_jax.pipelines.latents import decode_batch
-from cogvx_jax.pipelines.request import latent_frames, padded_latent_frames
-from cogvx_jax.presets import PRESETS
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.scripts.alone import alone
+from cogvx_jax.scripts.device_workloads import Case, case, matmul_rate, ours, timed
 
 MODELS = ("2b", "5b", "1.5-5b")
 STEPS = 50
-MATMUL = 8192  # side of the square product that the peak is measured with
-Part = Literal["step", "decode"]
 Side = Literal["ours", "eager", "compiled"]
-Run = Callable[[], None]  # one measured run, waited for
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """What is measured: latents (1, T, h, w, 16) of a model."""
-
-    name: str
-    spec: ModelSpec
-    compute: Compute
-    shape: tuple[int, int, int, int, int]
-
-    @property
-    def kept(self) -> int:
-        """Latent frames that are decoded: without those that only fill a patch."""
-        return latent_frames(self.spec, self.spec.defaults.num_frames)
-
-    @property
-    def tokens(self) -> int:
-        return sequence_tokens(self.spec.transformer, self.shape[1:4])
 
 
 def main(
     models: tuple[str, ...] = MODELS,
-    parts: tuple[Part, ...] = ("step", "decode"),
+    parts: tuple[str, ...] = ("step", "decode"),
     sides: tuple[Side, ...] = ("ours", "eager", "compiled"),
     runs: int = 3,
     small: bool = False,
@@ -72,7 +36,7 @@ def main(
 
     Args:
       models: names of presets, at their native sizes.
-      parts: the denoising step with guidance, the VAE's decode of a whole video.
+      parts: "step" with guidance, one layer's "attention", the VAE's "decode" of a whole video, the "text" encoder.
       sides: ours, diffusers as it is, diffusers with torch.compile.
       runs: measured runs after the first; the median counts.
       small: few layers and small clips in float32, to try the script out; the figures then mean nothing.
@@ -93,155 +57,40 @@ def main(
         json_file.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def case(name: str, *, small: bool) -> Case:
-    spec = PRESETS[name]
-    own = spec.defaults
-    if small:
-        cfg = dataclasses.replace(spec.transformer, layers=2, heads=2, text_dim=32, time_dim=32)
-        vae = dataclasses.replace(spec.vae, channels=(16, 16, 16, 32), layers=1, groups=8)
-        own = dataclasses.replace(own, height=64, width=96, num_frames=17)
-        text = dataclasses.replace(spec.text_encoder, width=cfg.text_dim)
-        spec = dataclasses.replace(spec, transformer=cfg, vae=vae, text_encoder=text, defaults=own)
-    compute = Compute(dtype="float32" if small else "bfloat16", logit_bound=20.0)
-    shape = (1, padded_latent_frames(spec, own.num_frames), own.height // 8, own.width // 8, 16)
-    return Case(name=name, spec=spec, compute=compute, shape=shape)
-
-
-def measure(cases: list[Case], parts: tuple[Part, ...], sides: tuple[Side, ...], runs: int) -> Iterator[dict[str, Any]]:
+def measure(cases: list[Case], parts: tuple[str, ...], sides: tuple[Side, ...], runs: int) -> Iterator[dict[str, Any]]:
     """A row for each model and part, with the ratio of ours to each of theirs."""
-    peak = None
+    rate = None
     for one in cases:
         for part in parts:
             row: dict[str, Any] = {"model": one.name, "part": part}
             for side in sides:
                 found = alone(serve, one, part, side, runs)
-                row |= {f"{side} s": found["seconds"], f"{side} GiB": found["gib"], f"{side} first s": found["first"]}
-                peak = peak or found["peak"]
+                rate = rate or found["rate"]
+                row |= {f"{side} s": found["s"], f"{side} GiB": found["GiB"], f"{side} first s": found["first s"]}
+                if rate and side == "ours":
+                    row |= {"ours of matmul rate": 1e12 * found["TFLOP"] / found["s"] / rate}
             if part == "step":
                 row |= {f"{side} s for {STEPS}": STEPS * row[f"{side} s"] for side in sides}
-                done = transformer_flops(one.spec.transformer, one.tokens, batch=2)
-                if peak and "ours" in sides:
-                    row |= {"ours of matmul rate": done / row["ours s"] / peak}
             row |= {f"ours/{side}": row["ours s"] / row[f"{side} s"] for side in sides if side != "ours" in sides}
             print(", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
             yield row
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function gives in a process of its own, whose device memory is then free again."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def serve(one: Case, part: str, side: Side, runs: int) -> dict[str, Any]:
+    """Times a side: `device_workloads.timed`, and for ours on an accelerator also the rate of a product."""
+    if side == "ours":
+        return ours(one, part, runs) | {"rate": matmul_rate("bfloat16") if jax.default_backend() != "cpu" else None}
+    return theirs(one, part, runs, compiled=side == "compiled") | {"rate": None}
 
 
-def serve(one: Case, part: Part, side: Side, runs: int) -> dict[str, float | None]:
-    """Times a side: the first run, with its compilation, then the median of `runs`."""
-    run, gib, peak = ours(one, part) if side == "ours" else theirs(one, part, compiled=side == "compiled")
-    seconds = []
-    for _ in range(1 + runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "seconds": statistics.median(seconds[1:]), "gib": gib(), "peak": peak()}
-
-
-def ours(one: Case, part: Part) -> tuple[Run, Callable[[], float | None], Callable[[], float | None]]:
-    jax.config.update("jax_enable_compilation_cache", False)
-    spec, compute, shape = one.spec, one.compute, one.shape
-    key = jax.random.key(0)
-
-    def params(component: str, dtype: str):
-        from flax import traverse_util
-
-        shapes = abstract_params(getattr(spec, component))
-
-        def draw():
-            keys = jax.random.split(key, len(shapes))
-            pairs = zip(shapes.items(), keys, strict=True)
-            return {path: 0.02 * jax.random.normal(k, p.shape, dtype) for (path, p), k in pairs}
-
-        return traverse_util.unflatten_dict(jax.jit(draw)(), sep="/")
-
-    if part == "step":
-        cfg = spec.transformer
-        weights, step = params("transformer", compute.dtype), denoise.step_program(Transformer(cfg, compute), True)
-        text = jnp.zeros((2, cfg.text_length, cfg.text_dim), compute.dtype)
-        row = np.asarray([1, 0, 1, 0, 0, 0], np.float32)
-
-        def run():
-            x = jnp.ones(shape)
-            state = init(x)
-            state = step(weights, state, text, None, np.int32(500), row, np.float32(6), jnp.zeros(shape))
-            state.latents.block_until_ready()
-
-    else:
-        vae = VAE(spec.vae, compute.of("vae"))
-        weights, batch = params("vae", "float32"), decode_batch(vae)
-
-        def run():
-            latents = jnp.ones((1, one.kept, *shape[2:]))
-            for pixels in decode_stream(vae, weights, latents, decode_batch=batch):
-                pixels.block_until_ready()
-
-    def gib() -> float | None:
-        stats = jax.devices()[0].memory_stats()
-        return stats["peak_bytes_in_use"] / 2**30 if stats and "peak_bytes_in_use" in stats else None
-
-    return run, gib, lambda: matmul_rate() if jax.default_backend() != "cpu" else None
-
-
-def matmul_rate() -> float:
-    """FLOP/s of a large bfloat16 product, the best of ten."""
-    a = jnp.ones((MATMUL, MATMUL), jnp.bfloat16)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * MATMUL**3 / best
-
-
-def theirs(
-    one: Case, part: Part, *, compiled: bool = False
-) -> tuple[Run, Callable[[], float | None], Callable[[], float | None]]:
-    """diffusers' modules with random weights, from configurations that our exporter writes."""
-    import tempfile
-
+def theirs(one: Case, part: str, runs: int, *, compiled: bool = False) -> dict[str, Any]:
+    """A part by diffusers, transformers or torch, with random weights; the figures are those of `ours`."""
     import torch
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-
-    from cogvx_jax.convert.config import write_configs
 
     torch.set_grad_enabled(False)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    kind, component = (
-        (CogVideoXTransformer3DModel, "transformer") if part == "step" else (AutoencoderKLCogVideoX, "vae")
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        write_configs(one.spec, Path(folder))
-        config = kind.load_config(Path(folder) / component)
-    with torch.device(device):
-        model = kind.from_config(config).to(dtype).eval()
-    if compiled:
-        model = torch.compile(model)
-    _, frames, height, width, channels = one.shape
-
-    if part == "step":
-        cfg = one.spec.transformer
-        x = torch.ones(2, frames, cfg.in_channels, height, width, device=device, dtype=dtype)
-        text = torch.zeros(2, cfg.text_length, cfg.text_dim, device=device, dtype=dtype)
-        t, rope = torch.full((2,), 500, device=device), their_rope(one, device)
-
-        def call():
-            model(x, text, t, image_rotary_emb=rope, return_dict=False)
-
-    else:
-        z = torch.ones(1, channels, one.kept, height, width, device=device, dtype=dtype)
-
-        def call():
-            model.decode(z, return_dict=False)
+    call = THEIRS[part](one, device, dtype, torch.compile if compiled else lambda model: model)
 
     def run():
         call()
@@ -251,7 +100,69 @@ def theirs(
     def gib() -> float | None:
         return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
-    return run, gib, lambda: None
+    return timed(run, runs) | {"GiB": gib()}
+
+
+def their_step(one: Case, device: str, dtype: Any, compiled: Callable[[Any], Any]) -> Callable[[], Any]:
+    import torch
+    from diffusers import CogVideoXTransformer3DModel
+
+    cfg, (_, frames, height, width, _) = one.spec.transformer, one.shape
+    model = compiled(their_module(CogVideoXTransformer3DModel, one.spec, "transformer", device, dtype))
+    x = torch.randn(2, frames, cfg.in_channels, height, width, device=device, dtype=dtype)
+    text = torch.randn(2, cfg.text_length, cfg.text_dim, device=device, dtype=dtype)
+    t, rope = torch.full((2,), 500, device=device), their_rope(one, device)
+    return lambda: model(x, text, t, image_rotary_emb=rope, return_dict=False)
+
+
+def their_attention(one: Case, device: str, dtype: Any, compiled: Callable[[Any], Any]) -> Callable[[], Any]:
+    import torch
+
+    cfg = one.spec.transformer
+    q, k, v = (torch.randn(2, cfg.heads, one.tokens, cfg.head_dim, device=device, dtype=dtype) for _ in range(3))
+    attend = compiled(torch.nn.functional.scaled_dot_product_attention)
+    return lambda: attend(q, k, v)
+
+
+def their_decode(one: Case, device: str, dtype: Any, compiled: Callable[[Any], Any]) -> Callable[[], Any]:
+    import torch
+    from diffusers import AutoencoderKLCogVideoX
+
+    model = their_module(AutoencoderKLCogVideoX, one.spec, "vae", device, dtype)
+    run = compiled(model.decode)  # of a model that is compiled its `forward` alone would be
+    _, _, height, width, channels = one.shape
+    z = torch.randn(1, channels, one.kept, height, width, device=device, dtype=dtype)
+    return lambda: run(z, return_dict=False)
+
+
+def their_text(one: Case, device: str, dtype: Any, compiled: Callable[[Any], Any]) -> Callable[[], Any]:
+    import torch
+    from transformers import T5EncoderModel
+
+    model = compiled(their_module(T5EncoderModel, one.spec, "text_encoder", device, dtype))
+    ids = torch.arange(2 * one.spec.transformer.text_length, device=device).reshape(2, -1)
+    ids = ids % one.spec.text_encoder.vocab
+    return lambda: model(ids)
+
+
+THEIRS = {"step": their_step, "attention": their_attention, "decode": their_decode, "text": their_text}
+
+
+def their_module(kind: Any, spec: ModelSpec, component: str, device: str, dtype: Any) -> Any:
+    """One of their modules with random weights, from the configuration that our exporter writes."""
+    import tempfile
+
+    import torch
+
+    from cogvx_jax.convert.config import write_configs
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_configs(spec, Path(folder))
+        at = Path(folder) / component
+        config = kind.load_config(at) if hasattr(kind, "load_config") else kind.config_class.from_pretrained(at)
+    with torch.device(device):
+        make = kind.from_config if hasattr(kind, "load_config") else kind
+        return make(config).to(dtype).eval()
 
 
 def their_rope(one: Case, device: str):

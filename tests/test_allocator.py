@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless its user has set malloc up."""
+"""Freed memory stays with the process until something has been compiled, unless its user has set malloc up."""
 
 import os
 import platform
@@ -19,16 +19,21 @@ libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
 size = 256 * 2**20
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+import jax.monitoring
 before = resident()
 block = libc.malloc(size)
 ctypes.memset(block, 1, size)
 libc.free(block)
 print(resident() - before > size / 2)
+jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 2.0)
+print(resident() - before > size / 2)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
-@pytest.mark.parametrize("own, kept", [({}, "True"), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, "False")])
+@pytest.mark.parametrize(
+    "own, kept", [({}, ["True", "False"]), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, ["False", "False"])]
+)
 def test_freed_memory_is_kept(own, kept):
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))}
     done = subprocess.run(
@@ -38,4 +43,4 @@ def test_freed_memory_is_kept(own, kept):
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == kept
+    assert done.stdout.split() == kept

@@ -16,9 +16,8 @@ def test_native_sizes():
     assert sequence_tokens(one.spec.transformer, one.shape[1:4]) == one.tokens
 
 
-@pytest.mark.parametrize(
-    "part, columns", [("step", {"ours s for 50"}), pytest.param("decode", set(), marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("part, columns", [("step", {"ours s for 50"}), ("decode", set())])
 def test_our_side_at_small_size(part, columns, tmp_path, capsys):
     file = tmp_path / "rows.json"
     benchmark_gpu.main(models=("5b",), parts=(part,), sides=("ours",), runs=1, small=True, json_file=file)

@@ -46,8 +46,13 @@ def test_generate_writes_a_video(tmp_path, monkeypatch, capsys):
     frames, fps = read_video(out)
     assert frames.shape == (17, 64, 64, 3) and fps == 8
     assert "17 frames of 64x64 at 8 fps" in capsys.readouterr().out
-    again = tmp_path / "again.mp4"
-    run("generate", "a blue star spins", "--video", out, "--out", again, *TINY, monkeypatch=monkeypatch)
+
+
+@pytest.mark.full
+def test_generate_redraws_a_video(tmp_path, monkeypatch):
+    first, again = tmp_path / "first.mp4", tmp_path / "again.mp4"
+    run("generate", "a red circle moves right on a white background", "--out", first, *TINY, monkeypatch=monkeypatch)
+    run("generate", "a blue star spins", "--video", first, "--out", again, *TINY, monkeypatch=monkeypatch)
     assert read_video(again)[0].shape == (17, 64, 64, 3)
 
 
@@ -128,6 +133,7 @@ def test_info_needs_no_weights(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["native size"] == "64x64, 17 frames at 8 fps"
 
 
+@pytest.mark.full
 def test_info_needs_no_working_backend():
     environment = os.environ | {"JAX_PLATFORMS": "tpu"}
     done = subprocess.run([sys.executable, "-m", "cogvx_jax.cli", "info"], capture_output=True, env=environment)

@@ -145,6 +145,7 @@ def test_programs_for_something_else_are_refused(small, programs, tmp_path, key,
         cx.load(small("5b")[0], programs=other)
 
 
+@pytest.mark.full
 def test_another_model_type_or_mesh_is_refused(small, programs):
     folder, _ = small("5b")
     with pytest.raises(ValueError, match=r"model small-5b in float32, \w+ \(here small-5b in bfloat16, "):

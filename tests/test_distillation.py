@@ -22,6 +22,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request, few_steps_note
+from cogvx_jax.scripts.eval_tiny import judge_videos
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer import distillation
@@ -104,10 +105,10 @@ def loss_of(spec, distill, options=PLAIN):
 
 
 @pytest.mark.parametrize("empty", ["encoded", "zeros"])
-@pytest.mark.parametrize("method, phases", [("phased", 4), ("consistency", 1)])
-def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, empty):
-    distill = Distillation(method=method, teacher_steps=20, teacher_guidance=3.0, loss="squared")
-    batch = batch_of(T2V, 40) | {"base": 0.5}
+@pytest.mark.parametrize("method, phases, steps", [("phased", 4, 20), ("consistency", 1, 50)])
+def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, steps, empty):
+    distill = Distillation(method=method, teacher_steps=steps, teacher_guidance=3.0, loss="squared")
+    batch = batch_of(T2V, 2 * steps) | {"base": 0.5}
     options = dataclasses.replace(PLAIN, empty=empty)
     value = loss_of(T2V, distill, options)(0.25, batch, KEY)
     student, teacher, target = shown
@@ -115,9 +116,9 @@ def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, empty):
     _, x, text, t = student
     np.testing.assert_array_equal(text, batch["text"])
     np.testing.assert_array_equal(teacher[1], np.concatenate([x, x]))
-    made = formulas.grid(T2V.schedule, 20, phases)
+    made = formulas.grid(T2V.schedule, steps, phases)
     place = np.searchsorted(-made.timesteps[:-1], -t)
-    np.testing.assert_array_equal(np.sort(place), np.repeat(np.arange(20), 2))  # the range is covered
+    np.testing.assert_array_equal(np.sort(place), np.repeat(np.arange(steps), 2))  # the range is covered
     nothing = np.broadcast_to(batch["empty"] if empty == "encoded" else 0, text.shape)
     u, c = (fake(0.5, x, words, t) for words in (nothing, text))
 
@@ -214,6 +215,7 @@ def losses(folder):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.full
 def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, monkeypatch, capsys):
     folder, model = small("5b")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -261,6 +263,13 @@ def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, m
         video = cx.generate(fast, "a star", output="latents", progress=False)
         asked = dict(num_inference_steps=2, guidance_scale=1, sampler="ddim")
         np.testing.assert_array_equal(video, cx.generate(fast, "a star", output="latents", progress=False, **asked))
+    capsys.readouterr()
+    to = ["--out", tmp_path / "v.mp4", "--no-progress"]
+    run("generate", "a star", "--model", folder, "--lora", whole, "--steps", "3", *to, monkeypatch=monkeypatch)
+    said = capsys.readouterr().err
+    assert f"{whole}: a run, for 2 steps of ddim at guidance scale 1, weight 1" in said
+    assert "was distilled for 2 steps of ddim at guidance scale 1, not for 3 steps of ddim at guidance scale 1" in said
+    assert (tmp_path / "v.mp4").exists()
 
 
 def refused(*arguments, monkeypatch, capsys):
@@ -280,8 +289,11 @@ def refused(*arguments, monkeypatch, capsys):
     [
         (["--student-steps", "1"], "student_steps must be at least 2, got 1"),
         (["--student-steps", "4", "--teacher-steps", "4"], "teacher_steps must be above the 4 of the student, got 4"),
-        (["--student-steps", "4", "--teacher-steps", "10"], "the teacher's steps must be a multiple of 4"),
-        (["--student-steps", "4", "--teacher-steps", "12"], "the teacher's steps must divide 1000"),
+        (
+            ["--student-steps", "4", "--teacher-steps", "10"],
+            "must be such as 8, 20, 40, 100, to have the student's",
+        ),
+        (["--method", "consistency", "--teacher-steps", "20"], "teacher_steps must be such as 50, 100, 200, 250, to"),
         (["--student-steps", "7"], "no number of teacher's steps fits 7 of the student; take 4"),
         (["--teacher-guidance", "0.5"], "teacher_guidance must be a number of at least 1, got 0.5"),
         (["--method", "guidance", "--teacher-guidance", "1"], "without guidance there is none to learn"),
@@ -365,25 +377,41 @@ def test_other_settings_than_it_is_for_are_noted(small):
     assert "for 4 steps of ddim at guidance scale 1, not for 8 steps of ddim at guidance scale 6" in note
 
 
+def test_the_shipped_one_is_known_by_its_name(monkeypatch, capsys):
+    lora = cx.find_lora("tiny-fast", load_spec("tiny"))
+    assert lora.distilled == Distilled(method="progressive", steps=4, sampler="ddim")
+    run("lora", "info", "tiny-fast", monkeypatch=monkeypatch)
+    assert "4 steps of ddim at guidance scale 1 (progressive)" in capsys.readouterr().out
+
+
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"])
-def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_cache, tmp_path, kind):
+def test_the_shipped_one_makes_videos_of_tiny_in_four_unguided_steps():
+    fast = cx.load_lora(cx.load("tiny"), "tiny-fast")
+    assert judge_videos(fast, 20, 20, 0, {}).figures()["all"] >= 0.8
+
+
+CASES = [(kind, "phased") for kind in ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v")]
+CASES += [("5b", method) for method in ("progressive", "consistency", "guidance")]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind, method", CASES)
+def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_cache, tmp_path, kind, method):
     folder, model = small(kind)
     shape = Shape(32, 48, model.spec.defaults.num_frames, 8.0)
     clips = random_cache(tmp_path / "cache", model, shape, 6)
+    distill = Distillation(method=method, teacher_guidance=3.0)
+    config = RunConfig(lora=LoRAConfig(rank=2), distill=distill, validation=2)
 
-    def train(out, steps, mesh=None, **distill):
+    def train(out, steps, mesh=None):
         there = model if mesh is None else cx.load(folder, mesh=cx.make_mesh(**mesh, devices=jax.devices()[:4]))
         stages = (Stage(data=((clips.folder, 1),), steps=steps, batch_size=4, learning_rate=1e-2, warmup=0),)
-        distilled = Distillation(teacher_guidance=3.0, **distill)
-        config = RunConfig(lora=LoRAConfig(rank=2), distill=distilled, validation=2)
         runs.train(there, stages, config, tmp_path / out, source=str(folder), pace=Pace(log_every=1))
         return losses(tmp_path / out)
 
-    for method in ("progressive", "phased", "consistency", "guidance"):
-        alone = train(f"{method}-alone", 3, method=method)
-        log = (tmp_path / f"{method}-alone" / "log.jsonl").read_text().splitlines()
-        (validated,) = [row for row in map(json.loads, log) if "validation" in row]
-        assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
-        train(f"{method}-mesh", 2, dict(data=2, fsdp=2), method=method)
-        np.testing.assert_allclose(train(f"{method}-mesh", 3, dict(fsdp=2, tensor=2), method=method), alone, rtol=1e-4)
+    alone = train("alone", 3)
+    log = (tmp_path / "alone" / "log.jsonl").read_text().splitlines()
+    (validated,) = [row for row in map(json.loads, log) if "validation" in row]
+    assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
+    train("mesh", 2, dict(data=2, fsdp=2))
+    np.testing.assert_allclose(train("mesh", 3, dict(fsdp=2, tensor=2)), alone, rtol=1e-4)

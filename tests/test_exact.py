@@ -49,15 +49,15 @@ def made(folder, kind, mesh, videos=2):
 def cases():
     for kind in KINDS:
         for sizes in MESHES:
-            quick = kind == "5b" and sizes == dict(data=2, cfg=2)
             name = "-".join([kind, *(f"{axis}{n}" for axis, n in sizes.items())])
-            yield pytest.param(kind, sizes, id=name, marks=() if quick else pytest.mark.full)
+            yield pytest.param(kind, sizes, id=name)
 
 
 def mesh_of(sizes):
     return cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind, sizes", list(cases()))
 def test_every_bit_is_the_same(small, kind, sizes):
     folder, _ = small("5b" if kind == "repaint" else kind)

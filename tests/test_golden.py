@@ -13,6 +13,8 @@ from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 
+pytestmark = pytest.mark.device
+
 GOLDEN = Path(__file__).parent / "golden"
 PROMPT = "a red circle moves right on a white background"
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_files import small_spec, write_small
+from test_mesh import MESHES
 
 import cogvx_jax as cx
 from cogvx_jax.configs import Compute
@@ -229,7 +230,7 @@ def without(params, layer):
     return params | {"blocks": jax.tree.map(lambda x: np.delete(x, layer, axis=0), params["blocks"])}
 
 
-@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("layer", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_a_block_that_is_skipped_is_not_there(recorded, layer):
     transformer, params, golden = recorded
     skip = np.float32(np.arange(2) == layer)
@@ -253,7 +254,9 @@ def test_perturbed_attention_knows_no_other_token(recorded):
     assert np.abs(found([0, 1]) - found([0, 0])).max() > 1e-3
 
 
-@pytest.mark.parametrize("how", [dict(rows_apart=True), dict(rows_apart=True, mlp_tokens=8)])
+@pytest.mark.parametrize(
+    "how", [dict(rows_apart=True), pytest.param(dict(rows_apart=True, mlp_tokens=8), marks=pytest.mark.full)]
+)
 def test_memory_modes_have_it_too(recorded, how):
     transformer, params, golden = recorded
     apart = Transformer(transformer.cfg, Compute(**how))
@@ -261,7 +264,7 @@ def test_memory_modes_have_it_too(recorded, how):
         close(predict(apart, params, golden, per_block), predict(transformer, params, golden, per_block))
 
 
-@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("block", marks=pytest.mark.full)])
 def test_it_costs_nothing_when_unused(recorded, remat):
     """The plain step's text is that of a step that knows of no guider, sampler or extension of the blocks."""
     transformer = Transformer(recorded[0].cfg, Compute(remat=remat))
@@ -301,25 +304,17 @@ def test_cfg_alone_is_no_guider(small):
     close(latents(model, guider="cfg"), latents(model))
 
 
-@pytest.mark.parametrize(
-    "name, sizes",
-    [
-        ("enhance, stg", dict(cfg=2, sp=2)),
-        *(
-            pytest.param(name, sizes, marks=pytest.mark.full)
-            for name in GUIDING
-            for sizes in (
-                dict(data=2),
-                dict(fsdp=2),
-                dict(cfg=2),
-                dict(context=2),
-                dict(tensor=2),
-                dict(cfg=2, context=2, sp=2),
-                dict(fsdp=2, context=2, tensor=2),
-            )
-        ),
-    ],
-)
+def meshes():
+    """One for the quick tests; for the others, all for what changes blocks, and two for each guider."""
+    for sizes in MESHES:
+        yield pytest.param("enhance, stg", sizes, marks=() if sizes == dict(cfg=2, sp=2) else pytest.mark.full)
+    for name in GUIDING:
+        for sizes in (dict(cfg=2, context=2, sp=2), dict(data=2, cfg=2, tensor=2)):
+            if name != "enhance, stg":
+                yield pytest.param(name, sizes, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("name, sizes", list(meshes()))
 def test_on_a_mesh(small, name, sizes):
     folder, model = small("5b")
     mesh = cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
@@ -343,21 +338,23 @@ def test_enhance_is_refused_where_branches_are_apart(small):
         latents(cx.load(folder, memory="rows"), enhance=1.0)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.full
+@pytest.mark.parametrize("name", GUIDING)
 def test_videos_do_not_know_each_other(small, name):
     _, model = small("5b")
     both = cx.generate(model, ["a red circle", "a blue star"], output="latents", progress=False, **GUIDING[name])
     close(both[:1], latents(model, **GUIDING[name]))
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:.*computes only 2 of 4")
 @pytest.mark.parametrize(
     "name, other",
     [
         ("apg", dict(guidance="delta:2")),
-        pytest.param("apg", dict(guidance="interval:0.2-0.8"), marks=pytest.mark.full),
-        pytest.param("apg", dict(reuse="every:2"), marks=pytest.mark.full),
-        pytest.param("zero-star", dict(reuse="first-block:0.1"), marks=pytest.mark.full),
+        ("apg", dict(guidance="interval:0.2-0.8")),
+        ("apg", dict(reuse="every:2")),
+        ("zero-star", dict(reuse="first-block:0.1")),
     ],
 )
 def test_combining_goes_with_shorter_schedules(small, name, other):

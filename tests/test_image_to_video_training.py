@@ -43,7 +43,8 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["5b-i2v", pytest.param("1.5-5b-i2v", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["5b-i2v", "1.5-5b-i2v"])
 def test_an_image_to_video_lora_from_videos_to_a_video(kind, small, data, tmp_path, run, capsys):
     folder, model = small(kind)
     options = ["--model", folder, "--data", data]

@@ -108,6 +108,26 @@ def test_the_pipelines_class_tells_the_kind(tmp_path, name, kind):
         read_spec(tmp_path)
 
 
+def test_what_a_fun_model_of_15s_layout_makes_where_nothing_is_said(tmp_path):
+    """Its configuration says 300x300 latents, the bounds of positions, and 85 frames, which need no padding."""
+    spec = PRESETS["1.5-5b"]
+    transformer = dataclasses.replace(spec.transformer, in_channels=33, sample_frames=85)
+    write_configs(dataclasses.replace(spec, transformer=transformer), tmp_path)
+    (tmp_path / "generation.json").unlink()
+    own = read_spec(tmp_path).defaults
+    assert (own.height, own.width, own.num_frames, own.fps, own.sampler) == (768, 1360, 81, 8, "ddim")
+    assert check_request(read_spec(tmp_path), "x").padding == 1 and own.image_noise == 0
+    path = tmp_path / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"add_noise_in_inpaint_model": True}))
+    noisy = read_spec(tmp_path)
+    assert noisy.defaults.image_noise == 0.0563
+    picture = np.zeros((8, 8, 3), np.uint8)
+    asked = (Options(image=picture), Options(image=picture, image_noise=0), Options(image=picture, image_noise=0.1))
+    assert [check_request(noisy, "x", options).image_noise for options in asked] == [0.0563, None, 0.1]
+    write_configs(noisy, tmp_path / "again")
+    assert read_spec(tmp_path / "again").defaults == noisy.defaults
+
+
 def test_a_model_of_images_with_the_shapes_of_a_control_model_stays_one(tmp_path):
     spec = dataclasses.replace(fun("i2v", 8), name="own")
     assert spec.kind == "i2v"

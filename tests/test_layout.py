@@ -51,6 +51,7 @@ REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
+MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 
 
 def modules():

@@ -255,7 +255,7 @@ def test_what_is_no_file_is_said(files, tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert "pipe.jsonl is neither a file nor a folder" in said(tmp_path / "pipe.jsonl")
     (tmp_path / "f" / "prompts.txt").mkdir(parents=True)
-    assert "prompts.txt' is not a file" in said(tmp_path / "f")
+    assert "prompts.txt' is a folder, not a file" in said(tmp_path / "f")
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n"
     for name in ("l.jsonl", "l.csv", "l.json", "l.tar"):
         (files / name).write_text(pointer)

@@ -45,6 +45,7 @@ def test_it_gives_what_the_loop_gives(both, options):
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_an_image_conditions_it(both):
     loop, one = both("1.5-5b-i2v", image=np.full((32, 48, 3), 90, np.uint8))
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)

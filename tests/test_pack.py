@@ -117,9 +117,8 @@ def close(ours, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(np.abs(b).max(), 3e-3 * largest))
 
 
-@pytest.mark.parametrize(
-    "kind", ["5b", *(pytest.param(kind, marks=pytest.mark.full) for kind in KINDS if kind != "5b")]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_are_those_of_each_clip_alone(kind, params):
     x0, noise, batch, places = inputs(kind)
     alphas_bar = jnp.asarray(schedule.alphas_bar(spec_of(kind).schedule), jnp.float32)

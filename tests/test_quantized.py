@@ -182,7 +182,7 @@ def test_a_quantised_model_generates_nearly_the_same(small, how, error):
 @pytest.mark.parametrize(
     "how, sizes",
     [
-        ("w8a8", dict(fsdp=2, tensor=2)),
+        full("w8a8", dict(fsdp=2, tensor=2)),
         full("w8a8", dict(fsdp=4, sp=2)),
         full("w8a8", dict(cfg=2, tensor=2)),
         full("int4:16", dict(fsdp=4, sp=2)),
@@ -202,6 +202,7 @@ def test_a_mesh_makes_the_same_integers_and_the_same_video(small, how, sizes):
     assert np.abs(a - b).max() <= (1e-2 if how == "w8a8" else 1e-5) * np.abs(b).max()
 
 
+@pytest.mark.full
 def test_layers_are_quantised_one_at_a_time(small, monkeypatch):
     def load(mesh=None):
         return cx.load(small("5b")[0], quantize="int4:16", mesh=mesh, components=("transformer",)).params

@@ -118,6 +118,7 @@ def test_a_run_of_stages_that_is_stopped_in_each_ends_where_an_uninterrupted_one
     assert [(d["shape"]["width"], d["weight"]) for d in said["stages"][1]["data"]] == [(48, 3), (16, 1)]
 
 
+@pytest.mark.full
 def test_a_stage_begins_with_all_of_the_state_of_the_last_one(made, caches, tmp_path):
     """Of one clip, where the order cannot differ, two stages are a longer one; and what is best is best of a stage."""
     one = caches / "one"

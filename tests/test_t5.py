@@ -13,6 +13,8 @@ from cogvx_jax.configs import T5Config
 from cogvx_jax.models.t5 import T5Encoder, buckets
 from cogvx_jax.nn.norms import RMSNorm
 
+pytestmark = pytest.mark.device
+
 CFG = T5Config(layers=2, width=16, heads=2, head_dim=8, mlp=24, vocab=11)
 IDS = jnp.array([[5, 6, 1, 0, 0], [7, 1, 0, 0, 0]])  # the end is 1, padding 0
 

@@ -14,15 +14,15 @@ import cogvx_jax as cx
 from cogvx_jax.cli.inputs import Inputs
 from cogvx_jax.configs import Compute, TransformerConfig, VAEConfig
 from cogvx_jax.diffusion import guidance
-from cogvx_jax.diffusion.update import SamplerState, update
+from cogvx_jax.diffusion.update import init, update
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines import tasks
 from cogvx_jax.pipelines.generate import sample, sampler_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
+from cogvx_jax.pipelines.step_programs import step_program
 from cogvx_jax.pipelines.weights import abstract_weights
-from cogvx_jax.planning.lower import lower_step
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -334,10 +334,7 @@ def test_plain_steps_are_what_they_were_before_there_were_tasks():
     def array(*shape, dtype="float32"):
         return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
 
-    params, state = (
-        abstract_weights(spec, Compute(), "transformer", None),
-        SamplerState(array(*shape), (array(*shape),)),
-    )
+    params, state = abstract_weights(spec, Compute(), "transformer", None), jax.eval_shape(init, array(*shape))
     arguments = params, state, array(2, 24, 16), None, array(dtype="int32"), array(6), array(), None
     plain = jax.jit(step, donate_argnums=1).lower(*arguments).as_text()
-    assert lower_step(spec, Compute(), None, shape, guided=True, sampler="ddim").as_text() == plain
+    assert step_program(transformer, True).lower(*arguments).as_text() == plain

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from flax import traverse_util
 from PIL import Image
 from small_files import small_spec, write_small
 
 from cogvx_jax.cli.main import VERBS
+from cogvx_jax.configs import ControlNetConfig
+from cogvx_jax.convert.controlnet import write_controlnet
 from cogvx_jax.data.video import VideoWriter, read_video
+from cogvx_jax.models.abstract import abstract_params
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
 COMMANDS = re.findall(r"`(cogvx (?:generate|extend|loop) [^`]+ --out [^`]+)`", PAGE)
@@ -24,6 +28,7 @@ def files(tmp_path_factory):
     """A folder with a small file for each name of the page."""
     folder = tmp_path_factory.mktemp("tasks")
     for name, kind, changes in (
+        ("CogVideoX-5b", "5b", {}),
         ("CogVideoX-5b-I2V", "5b-i2v", {}),
         ("CogVideoX-Fun-V1.1-5b-InP", "5b", dict(in_channels=9)),
         ("CogVideoX-Fun-V1.1-5b-Control", "5b", dict(in_channels=8, control=True)),
@@ -32,10 +37,16 @@ def files(tmp_path_factory):
         transformer = dataclasses.replace(spec.transformer, **changes)
         defaults = dataclasses.replace(spec.defaults, height=32, width=48, num_frames=9, num_inference_steps=2)
         write_small(folder / name, dataclasses.replace(spec, transformer=transformer, defaults=defaults))
+    cfg = ControlNetConfig(layers=1, heads=3, head_dim=16, latent_channels=4, text_dim=16, text_length=24, time_dim=16)
+    params = {path: np.full(p.shape, 0.01, np.float32) for path, p in abstract_params(cfg).items()}
+    for name in ("canny", "hed"):
+        folder_of = folder / f"cogvideox-5b-controlnet-{name}"
+        write_controlnet(folder_of, cfg, traverse_util.unflatten_dict(params, sep="/"))
     rng = np.random.default_rng(0)
     mask = np.zeros((9, 32, 48, 3), np.uint8)
     mask[:, :, :24] = 255
-    for name, frames in (("in", rng.integers(0, 256, mask.shape, np.uint8)), ("mask", mask), ("pose", 255 - mask)):
+    clips = {"mask": mask, "pose": 255 - mask, "canny": mask, "hed": 255 - mask}
+    for name, frames in ({"in": rng.integers(0, 256, mask.shape, np.uint8)} | clips).items():
         with VideoWriter(folder / f"{name}.mp4", 8) as writer:
             writer.write(frames)
     Image.fromarray(mask[0]).save(folder / "mask.png")

@@ -97,6 +97,7 @@ def test_batches_are_read_ahead_but_not_far_and_in_order():
     assert list(read_ahead(read, 7, 7)) == []
 
 
+@pytest.mark.full
 def test_processes_read_the_same_batches_in_order(tmp_path):
     def read(step):
         if step == 8:

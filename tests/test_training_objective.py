@@ -142,7 +142,10 @@ def test_the_frame_in_front_is_the_first_again(shown):
     np.testing.assert_allclose(latents[:, 0], latents[:, 1])
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS)
+MORE = ("5b", "5b-i2v", "1.5-5b")
+
+
+@pytest.mark.parametrize("preset", ["2b", "1.5-5b-i2v", *(pytest.param(p, marks=pytest.mark.full) for p in MORE)])
 def test_the_five_models_have_a_loss_and_a_gradient(preset):
     """At full size, of shapes alone."""
     spec = presets.PRESETS[preset]
@@ -169,6 +172,7 @@ def test_the_five_models_have_a_loss_and_a_gradient(preset):
     assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, adapters)
 
 
+@pytest.mark.full
 def test_adapters_learn_and_the_base_does_not_move(random_params):
     params = random_params(Transformer(SMALL), jnp.ones((1, 3, 4, 4, 4)), jnp.ones((1, 3, 6)), jnp.ones(1))
     cfg = loras.LoRAConfig(rank=2, targets=("to_v",))

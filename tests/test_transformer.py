@@ -18,6 +18,8 @@ from cogvx_jax.nn.embeddings import crop_box, patchify, rope_tables, rotate, sin
 from cogvx_jax.nn.norms import LayerNorm
 from cogvx_jax.presets import PRESETS
 
+pytestmark = pytest.mark.device
+
 SMALL = TransformerConfig(
     layers=2,
     heads=2,
@@ -392,3 +394,14 @@ def test_a_batch_is_its_videos(random_params):
     params = random_params(Transformer(cfg), *args)
     apart = jnp.concatenate([apply(cfg, params, *(a[i : i + 1] for a in args)) for i in range(2)])
     np.testing.assert_allclose(apply(cfg, params, *args), apart, rtol=0, atol=1e-5)
+
+
+def test_fun_models_of_2b_resize_the_native_positions():
+    """At half of the native size each is the mean of four; 2B itself computes positions of the new size."""
+    plain = TransformerConfig(heads=2, head_dim=16, sample_height=8, sample_width=12)
+    fun = dataclasses.replace(plain, in_channels=33)
+    native = sincos_table(plain, 3, 4, 6)
+    np.testing.assert_array_equal(sincos_table(fun, 3, 4, 6), native)
+    mean = native.reshape(3, 2, 2, 3, 2, 32).mean((2, 4)).reshape(-1, 32)
+    np.testing.assert_allclose(sincos_table(fun, 3, 2, 3), mean, atol=1e-6)
+    assert np.abs(sincos_table(plain, 3, 2, 3) - mean).max() > 1e-3

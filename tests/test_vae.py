@@ -15,6 +15,8 @@ from cogvx_jax.nn.conv import CausalConv, FrameConv
 from cogvx_jax.nn.norms import Moments
 from cogvx_jax.nn.strips import rows_of
 
+pytestmark = pytest.mark.device
+
 CFG = VAEConfig(channels=(4, 4, 8), layers=1, groups=2, latent_channels=2)  # 4x4 in space
 WHOLE = VAEConfig(**{**CFG.__dict__, "encode_frames": None, "decode_frames": None})
 
@@ -337,8 +339,9 @@ def in_strips(strips, method):
 
 
 # Of 28 rows, and of 14: 5 strips of 6 rows and 4, and 2 of 8 and 6; 2 and none; 3 of 10 and 8, and none; rows in twos.
-@pytest.mark.parametrize("strips", [5, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 3, 99))])
-@pytest.mark.parametrize("name", ["decode", pytest.param("encode", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("strips", [2, 3, 5, 99])
+@pytest.mark.parametrize("name", ["decode", "encode"])
 def test_strips_change_nothing(name, strips, random_params):
     params = random_params(vaes.VAE(SHORT), normal(0, 1, 1, 2, 2, 3))
     x = normal(2, 2, 5, 14, 3, 2) if name == "decode" else normal(1, 2, 17, 28, 6, 3)

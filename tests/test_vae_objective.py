@@ -70,6 +70,7 @@ def test_the_adversary_has_a_logit_a_patch_and_sees_its_own_clip_alone(adversary
     assert generator_loss(jnp.array([3.0, -1.0])) == -1
 
 
+@pytest.mark.full
 def test_frames_are_compared_one_at_a_time(lpips_file):
     network, params = read_lpips(lpips_file)
     rng = np.random.default_rng(0)

@@ -105,6 +105,7 @@ def generate(
     how = None if quantize is None else find_quantization(quantize)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
+    from cogvx_jax.pipelines.controlnets import check_programs
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
@@ -134,6 +135,9 @@ def generate(
         with one.job.named():
             check_writable(one.job.out)
             check_asked(one.request, spec.name, folder, devices, exact=exact)
+            check_programs(programs, one.request.controls)
+            if one.request.controls and AUTO in (mesh, memory):
+                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
     if not work:
         return
     if AUTO in (mesh, memory):

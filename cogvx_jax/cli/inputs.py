@@ -24,6 +24,8 @@ class Inputs:
         names = ("video", "mask", "control", "prefix", "extend")
         clips: dict[str, Any] = {name: getattr(request, name) for name in names}
         held: dict[str, Any] = {name: self._hold(clip) for name, clip in clips.items() if clip is not None}
+        if request.controls is not None:
+            held["controls"] = tuple(use._replace(clip=self._hold(use.clip)) for use in request.controls)
         if request.stills is not None:
             held["stills"] = tuple(
                 still._replace(pictures=tuple(map(self._hold, still.pictures))) for still in request.stills

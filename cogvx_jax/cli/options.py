@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import tyro
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
-from cogvx_jax.pipelines.options import Options, Sampling
+from cogvx_jax.pipelines.options import Options, Sampling, parse_weighted
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
@@ -85,16 +84,7 @@ ModelFlags = Annotated[GivenFlags, tyro.conf.OmitArgPrefixes]
 
 def parse_lora(text: str) -> tuple[str, float]:
     """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path."""
-    if not text:
-        raise ValueError("the path of a LoRA is empty; give a file, a folder or a run")
-    path, _, weight = text.rpartition(":")
-    try:
-        number = float(weight) if path else 1.0
-    except ValueError:
-        return text, 1.0
-    if not math.isfinite(number):
-        raise ValueError(f"the weight of a LoRA must be a finite number, got {text!r}")
-    return path or text, number
+    return parse_weighted(text, "LoRA")
 
 
 def check_memory(mode: str | None) -> None:

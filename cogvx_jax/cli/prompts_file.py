@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
-from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path
+from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path, control_sources
 from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
@@ -95,7 +95,9 @@ def _job(text: str, target: Path, options: Options, line: str) -> Job:
 
 def _sources(options: Options) -> list[Any]:
     """The files that a video is made of."""
-    given = [getattr(options, name) for name in INPUTS]
+    given = [getattr(options, name) for name in INPUTS if name != "control"] + control_sources(options)
+    nets: Any = options.controlnet
+    given += [source for source, _ in nets]
     return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
 
 

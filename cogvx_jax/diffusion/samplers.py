@@ -88,7 +88,7 @@ def euler_ancestral(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     """Euler's method to less noise than the step ends with, and as much new noise as is missing (eta 1).
 
     Arguments and errors as in `ddim`. Source: k-diffusion's sample_euler_ancestral; diffusers'
-    EulerAncestralDiscreteScheduler, whose draw after the last step is left out.
+    EulerAncestralDiscreteScheduler, which draws after the last step, too, and adds none of it.
     """
     steps = _visited_steps(cfg, n, start)
     a, p = steps.a, steps.p
@@ -101,7 +101,7 @@ def euler_ancestral(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
             now=np.sqrt(p) * (1 - share),
             noise=np.sqrt((1 - p) * (1 - share)),
         ),
-        (p < 1).astype(np.int64),
+        np.ones_like(steps.timesteps),
     )
 
 
@@ -204,7 +204,7 @@ def lcm(cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
     """
     if not 0 <= start < n <= cfg.steps:
         raise ValueError(f"start and steps must be 0 <= start < steps <= {cfg.steps}, got {start} and {n}")
-    every = schedule.timesteps(cfg, LCM_STEPS if n <= LCM_STEPS else cfg.steps)
+    every = schedule.timesteps(cfg, LCM_STEPS if n <= LCM_STEPS < cfg.steps else cfg.steps)
     kept = every[np.floor(np.linspace(0, len(every), n, endpoint=False)).astype(np.int64)][start:]
     a = schedule.alphas_bar(cfg)[kept]
     p = np.append(a[1:], 1.0)

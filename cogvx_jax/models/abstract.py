@@ -11,7 +11,8 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cogvx_jax.axes import Names
-from cogvx_jax.configs import Compute, ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
@@ -39,7 +40,7 @@ class Abstract(NamedTuple):
 
 
 @functools.cache  # tracing the VAE takes seconds
-def abstract_params(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[str, Abstract]:
+def abstract_params(cfg: TransformerConfig | ControlNetConfig | VAEConfig | T5Config) -> Mapping[str, Abstract]:
     """The parameters of a model by path, such as "blocks/mlp/up/kernel"."""
     if isinstance(cfg, TransformerConfig):
         # The smallest input there is: parameters depend on its size only where positions are learned.
@@ -49,6 +50,11 @@ def abstract_params(cfg: TransformerConfig | VAEConfig | T5Config) -> Mapping[st
         latents, text = (1, frames, height, width, cfg.in_channels), (1, cfg.text_length, cfg.text_dim)
         module: nn.Module = Transformer(cfg)
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
+    elif isinstance(cfg, ControlNetConfig):
+        patch, side = cfg.patch, cfg.patch * cfg.downscale
+        latents, text = (1, 1, patch, patch, cfg.latent_channels), (1, cfg.text_length, cfg.text_dim)
+        module = ControlBranch(cfg, cfg.transformer)
+        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, (1, 1, side, side, 3), text, (1,))]
     elif isinstance(cfg, VAEConfig):
         pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
         module = vae_of(cfg, Compute())

@@ -1,8 +1,8 @@
-"""Tokens and floating-point operations of the transformer, counted by hand."""
+"""Tokens and floating-point operations of the transformers, counted by hand."""
 
 from collections.abc import Collection
 
-from cogvx_jax.configs import TransformerConfig
+from cogvx_jax.configs import T5Config, TransformerConfig
 
 
 def sequence_tokens(cfg: TransformerConfig, latents: tuple[int, int, int]) -> int:
@@ -19,6 +19,16 @@ def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1) ->
     they are less than a percent of the published sizes.
     """
     return batch * cfg.layers * tokens * (2 * sum(_kernels(cfg).values()) + 4 * tokens * cfg.width)
+
+
+def text_flops(cfg: T5Config, tokens: int, *, batch: int = 1) -> int:
+    """Of the text encoder on `batch` texts of `tokens`: products of the layers, as `transformer_flops` counts them.
+
+    Per layer: q, k, v and out, the three kernels of the gated MLP, and scores and their product with the values.
+    """
+    inner = cfg.heads * cfg.head_dim
+    kernels = 4 * cfg.width * inner + 3 * cfg.width * cfg.mlp
+    return batch * cfg.layers * tokens * (2 * kernels + 4 * tokens * inner)
 
 
 def training_flops(

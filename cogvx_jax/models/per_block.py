@@ -1,14 +1,37 @@
 """What the blocks of one evaluation do beside their own: one extension point of the scanned blocks, see `Transformer`.
 
-Every field has a leading axis that counts layers, which the scan takes apart; the block gets its entry. A field that is
-None leaves nothing in the compiled program. What else works on single blocks becomes a field: states that are added to
-the video tokens after each block, say, would be (layers, B, N, D).
+Every array but `States.values` has a leading axis that counts layers, which the scan takes apart; the block gets its
+entry. A field that is None leaves nothing in the compiled program. What else works on single blocks becomes a field.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+class States(NamedTuple):
+    """What other networks add to the tokens after the first n of the blocks; zeros at the text.
+
+    It is for fewer blocks than there are: as entries of all of them most would be zeros, of gigabytes.
+    """
+
+    values: Any  # (n, B, S, D), all of them in every block
+    place: Any  # (layers,) int32: which of them is the block's; from n on, none
+
+    @classmethod
+    def of(cls, values: jax.Array, layers: int) -> "States":
+        return cls(values, np.arange(layers, dtype=np.int32))
+
+    def add_to(self, x: jax.Array, pick: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+        """The tokens (B, S, D) after a block, of which this is the entry; `pick` as in `Block`."""
+        count = self.values.shape[0]
+        own = jax.lax.dynamic_index_in_dim(self.values, jnp.minimum(self.place, count - 1), keepdims=False)
+        own = own if pick is None else pick(own)
+        return x + jnp.where(self.place < count, own, 0).astype(x.dtype)
 
 
 class PerBlock(NamedTuple):
@@ -17,6 +40,24 @@ class PerBlock(NamedTuple):
     skip: Any = None  # (layers,) float32: 1 leaves the block out, for text and video
     values: Any = None  # (layers,) float32: 1 has attention give each token its own value
     enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
+    states: States | None = None
+
+
+def axes_of(per_block: PerBlock | None) -> Any:
+    """The axes of `nn.scan` over layers."""
+    if per_block is None or per_block.states is None:
+        return 0
+    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0))
+
+
+def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:
+    """That of one layer, whose number may be traced."""
+    if per_block is None:
+        return None
+    alone = per_block._replace(states=None)
+    found = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), alone)
+    states = per_block.states
+    return found if states is None else found._replace(states=states._replace(place=layer))
 
 
 def enhancement(q: jax.Array, k: jax.Array, weight: jax.Array, frames: int) -> jax.Array:

@@ -17,7 +17,7 @@ from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.models.kept import Around, Stack
-from cogvx_jax.models.per_block import PerBlock, enhancement
+from cogvx_jax.models.per_block import PerBlock, axes_of, enhancement, entry
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import (
     patchify,
@@ -152,9 +152,7 @@ class Transformer(nn.Module):
             features = sinusoid(jnp.full(t.shape, ofs, jnp.float32), cfg.ofs_dim)
             time = time + TimeEmbedding(cfg.ofs_dim, name="ofs")(features)
 
-        words = dense(cfg.width, axes=("text", "embed"), name="text")(text)  # (B, L, D)
-        video = dense(cfg.width, axes=("patch", "embed"), name="patch")(patches)  # (B, N, D)
-        x = jnp.concatenate([words, video], axis=1)  # (B, S, D), text first
+        x = joint_tokens(cfg, compute, patches, text)
         if table is not None:
             x = x + jax.lax.broadcast_to_rank(jnp.asarray(table, x.dtype), 3)
         if cfg.position == "rope+learned":
@@ -169,12 +167,13 @@ class Transformer(nn.Module):
             if (compute.streamed or compute.rows_apart) and clips is None and not self.is_initializing():
                 block = Block(cfg, compute, length, tokens, frames, parent=None)
                 stack = self.variables["params"]["blocks"]
-                return run_blocks(block, stack, x, time, rope, None, per_block=per_block, apart=compute.rows_apart)
+                own = functools.partial(entry, per_block)
+                return run_blocks(block, stack, x, time, rope, None, entry=own, apart=compute.rows_apart)
             blocks = nn.scan(
                 rematerialized(Block, compute.remat),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, axes_of(per_block)),
                 length=cfg.layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -234,6 +233,8 @@ class Block(nn.Module):
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
         if per_block is not None and per_block.skip is not None:
             x = jnp.where(per_block.skip > 0, start, x)
+        if per_block is not None and per_block.states is not None:
+            x = per_block.states.add_to(x, pick)
         return constrain(x, "batch", "seq", None), attention if keep else None
 
 
@@ -346,6 +347,14 @@ def time_embeddings(cfg: TransformerConfig, params: Any, t: jax.Array) -> jax.Ar
         return time
     features = sinusoid(jnp.full(t.shape, OFS, jnp.float32), cfg.ofs_dim)
     return time + cast(jax.Array, TimeEmbedding(cfg.ofs_dim).apply({"params": params["ofs"]}, features))
+
+
+def joint_tokens(cfg: TransformerConfig, compute: Compute, patches: jax.Array, text: jax.Array) -> jax.Array:
+    """Patches (B, N, features) and text (B, L, text_dim) as tokens (B, S, D), text first; for a compact method."""
+    dense = functools.partial(Dense, dtype=compute.dtype)
+    words = dense(cfg.width, axes=("text", "embed"), name="text")(text)  # (B, L, D)
+    video = dense(cfg.width, axes=("patch", "embed"), name="patch")(patches)  # (B, N, D)
+    return jnp.concatenate([words, video], axis=1)
 
 
 def features(x: jax.Array, compute: Compute) -> jax.Array | Tokens:

@@ -45,8 +45,9 @@ class CausalConv(nn.Module):
         )
         x = x.astype(self.dtype)
         before = jnp.repeat(x[:, :1], 2, axis=1) if cache is None else cache.astype(self.dtype)
-        y, last = causal_conv(before, x, kernel.astype(self.dtype), edges=self.edges)
-        return constrain(_plus_bias(self, y), "batch", "frames", "height", "width", None), last
+        y, seen = causal_conv(before, x, kernel, edges=self.edges)
+        y = constrain(_plus_bias(self, y), "batch", "frames", "height", "width", None)
+        return y, seen[:, -2:]
 
 
 class FrameConv(nn.Module):
@@ -95,18 +96,18 @@ class Pointwise(nn.Module):
 def causal_conv(
     before: jax.Array, x: jax.Array, kernel: jax.Array, *, edges: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """(B, 2, H, W, Ci), (B, F, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), and the last two frames seen.
+    """(B, 2, H, W, Ci), (B, F, H, W, Ci) with (3, 3, 3, Ci, C) -> (B, F, H, W, C), and frames seen, at least two.
 
-    Zeros lie around each frame; with `edges` none above and below: (B, F, H - 2, W, C).
+    Zeros lie around each frame; with `edges` none above and below: (B, F, H - 2, W, C). The kernel is cast.
     """
     rows = (0, 0) if edges else (1, 1)
     choice = formulations().causal_conv
     if choice == "by_frame":
-        return _by_frame(before, x, kernel, rows)
+        return _by_frame(before, x, kernel.astype(x.dtype), rows)
     if choice == "by_size":
         choice = "conv3d" if x.shape[2] * x.shape[3] <= TPU_CONV3D_PIXELS else "conv2d"
     x = jnp.concatenate([before, x], axis=1)
-    return (_conv3d if choice == "conv3d" else _by_tap)(x, kernel, rows), x[:, -2:]
+    return (_conv3d if choice == "conv3d" else _by_tap)(x, kernel.astype(x.dtype), rows), x
 
 
 def _conv3d(x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> jax.Array:

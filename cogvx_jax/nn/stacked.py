@@ -16,6 +16,7 @@ from flax import linen as nn
 from cogvx_jax import axes
 
 Pick = Callable[[jax.Array], jax.Array]  # of all rows, those that are computed now
+Entry = Callable[[jax.Array], Any]
 HOST = "pinned_host"  # memory that a device can fetch from by itself
 
 
@@ -28,7 +29,7 @@ def waits_on_host(path: str) -> bool:
 
 
 def run_blocks(
-    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, per_block: Any = None, apart: bool = False
+    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, entry: Entry | None = None, apart: bool = False
 ) -> jax.Array:
     """`x` through all layers of a stack, as `nn.scan` of the block would take it.
 
@@ -38,16 +39,16 @@ def run_blocks(
       params: stacked, the leading axis counts layers; kernels may lie in the host's memory.
       x: (B, S, D).
       inputs: the same for all layers.
-      per_block: a tree of arrays whose leading axis counts layers, of which the block gets its entry after `inputs`.
+      entry: what the block of a layer gets after `inputs`, by the layer's number; None is nothing.
       apart: a row after the other on each device.
     """
     layers = jax.tree.leaves(params)[0].shape[0]
 
     def through(x: jax.Array, layer: Any, i: jax.Array) -> jax.Array:
-        own = jax.tree.map(lambda y: jax.lax.dynamic_index_in_dim(y, i, keepdims=False), per_block)
+        own = inputs if entry is None else (*inputs, entry(i))
 
         def one(x: jax.Array, **rows: Any) -> jax.Array:
-            return block.apply({"params": layer}, x, *inputs, own, **rows)[0]
+            return block.apply({"params": layer}, x, *own, **rows)[0]
 
         return row_after_row(one, x) if apart else one(x)
 

@@ -99,8 +99,11 @@ def check_requests(requests: Sequence[Request]) -> None:
     for request in requests:
         if request.strength < 1 or request.reuse is not None or request.way is not None:
             raise ValueError("a calibration needs full runs, every step computed: no video, reuse or way of guidance")
-        if any(value is not None for value in (request.guider, request.enhance, request.windows, request.positions)):
-            raise ValueError("a calibration is of the model's own steps: no guider, enhance, windows or positions")
+        changed = (request.guider, request.enhance, request.windows, request.positions, request.controls)
+        if any(value is not None for value in changed):
+            raise ValueError(
+                "a calibration is of the model's own steps: no guider, enhance, windows, positions or ControlNet"
+            )
         if request.steps < FEWEST_STEPS:
             raise ValueError(f"a calibration needs at least {FEWEST_STEPS} steps, got {request.steps}")
         if request.steps != requests[0].steps:

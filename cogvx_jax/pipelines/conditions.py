@@ -1,10 +1,11 @@
 """What the sampling loop takes of a task: where it starts, channels beside the noise, and what it must leave alone.
+Beside these it takes what ControlNets are given.
 
 A task of `pipelines.tasks` gives a `SamplingInputs`; the loops of `pipelines.denoise` take it and know no tasks.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax.diffusion import objective
 from cogvx_jax.diffusion.update import SamplerState
+from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.sharding import everywhere
 
 
@@ -25,6 +27,23 @@ class Condition(NamedTuple):
     def at(self, step) -> jax.Array:
         """The channels of a step, whose number may be traced."""
         return self.channels if self.shown is None else self.channels * self.shown[step]
+
+
+class Control(NamedTuple):
+    """What ControlNets are given, an entry of each for each; `SamplingInputs.branches` are their modules."""
+
+    params: tuple[Any, ...]
+    channels: tuple[jax.Array, ...]  # (B, T, h, w, E) float32, of their control videos, the same in both branches
+    weights: tuple[Any, ...]  # (blocks,) float32
+    active: Any = None  # (N,) bool, steps that have them; of one step, (); None: all
+
+    def in_step(self, step: int) -> "Control | None":
+        """That of a step, whose number is known; None where it has none."""
+        return None if self.active is not None and not self.active[step] else self._replace(active=None)
+
+    def at(self, step) -> "Control":
+        """That of a step, whose number may be traced."""
+        return self if self.active is None else self._replace(active=jnp.asarray(self.active)[step])
 
 
 class Known(NamedTuple):
@@ -52,6 +71,13 @@ class SamplingInputs(NamedTuple):
     latents: jax.Array  # (B, T, h, w, C) float32, at the level of the first step
     condition: Condition | None = None
     known: Known | None = None
+    control: Control | None = None
+    branches: tuple[ControlBranch, ...] = ()
+
+
+def control_at(control: Control | None, step) -> Control | None:
+    """What ControlNets are given in a step; None where there are none."""
+    return None if control is None else control.at(step)
 
 
 def condition_at(condition: Condition | None, step) -> jax.Array | None:

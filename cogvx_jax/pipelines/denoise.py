@@ -55,8 +55,9 @@ def denoise(
     """
     assert windows is None or short is None, "what a window keeps, another cannot use"
     guided, kind, made = negative is not None, kind_of(guider), None
-    latents, condition, known = inputs
-    step = model.compiled("step", step_program(model.transformer, guided, model.mesh, model.exact, kind))
+    latents, condition, known = inputs.latents, inputs.condition, inputs.known
+    asked = model.transformer, guided, model.mesh, model.exact, kind
+    step, controlled = model.compiled("step", step_program(*asked)), step_program(*asked, inputs.branches)
     if short is not None:
         made = Steps(model, short, latents.shape, guided=guided, guider=kind)
     state, states = _begin(model, latents, text, negative, sampler, guider)
@@ -68,7 +69,10 @@ def denoise(
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
-        state = step(*arguments, at(windows, i)) if made is None else made(i, *arguments)
+        control = None if inputs.control is None else inputs.control.in_step(i)
+        more = given(at(windows, i), control)
+        run = step if control is None else controlled
+        state = run(*arguments, **more) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
@@ -82,6 +86,11 @@ def denoise(
     if made is not None:
         _check_computed(short, made.computed())
     return state.latents
+
+
+def given(windows: Any, control: Any) -> dict[str, Any]:
+    """What of both there is, by name: stored programs know neither."""
+    return {name: value for name, value in (("windows", windows), ("control", control)) if value is not None}
 
 
 def denoise_in_one(
@@ -105,17 +114,19 @@ def denoise_in_one(
     Raises: NotFiniteError, after the last step.
     """
     assert windows is None or short is None, "what a window keeps, another cannot use"
-    guided, kind, (latents, condition, known) = negative is not None, kind_of(guider), inputs
+    guided, kind, latents = negative is not None, kind_of(guider), inputs.latents
     state, states = _begin(model, latents, text, negative, sampler, guider)
     rows = sampler.table.astype(np.float32)
     steps, draw = sampler.timesteps.astype(np.int32), None
     if np.any(sampler.draws):
         several = range(len(steps))
         draw = noise if isinstance(noise, SeededNoise) else RecordedSteps.of(noise, several, latents.shape, model.mesh)
-    params, arguments = model.params["transformer"], (states, condition, steps, rows, weights, draw, known)
+    params = model.params["transformer"]
+    arguments = states, inputs.condition, steps, rows, weights, draw, inputs.known
     if short is None:
-        loop = model.compiled("loop", loop_program(model.transformer, guided, model.mesh, kind))
-        x = loop(params, state, *arguments, windows).latents
+        program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
+        loop = program if inputs.branches else model.compiled("loop", program)
+        x = loop(params, state, *arguments, **given(windows, inputs.control)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

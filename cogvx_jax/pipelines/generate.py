@@ -14,6 +14,7 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.diffusion import guidance, guiders, samplers, windows
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.continuation import extended
+from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
@@ -114,6 +115,9 @@ def sample(
     """
     request.check_model(model.spec)
     check_short(model, request)
+    check_programs(model.programs, request.controls)
+    if watch is not None and request.controls:
+        raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
     model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     words, negative = text or encode_texts(model, request)

@@ -3,6 +3,7 @@
 A row of KINDS says what a kind of model takes. What the tasks compute is in `pipelines.tasks`.
 """
 
+import fractions
 import os
 import warnings
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ import PIL.Image
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import read_video
-from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options
+from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
+from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options, control_sources
 
 # v2v redraws a clip, repaint a part of it, extend goes on with one; the others are those of the kinds of models.
 Task = Literal["t2v", "i2v", "v2v", "repaint", "extend", "inpaint", "control"]
@@ -40,19 +42,18 @@ USE = {  # option -> the models that take it
     **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as CogVideoX-Fun's InP"),
     **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
     "extend": "a text-to-video, image-to-video or inpainting model",
-    "control": "a control model, such as CogVideoX-Fun's Control or Pose",
+    "control": "a control model, such as CogVideoX-Fun's Control or Pose, or give a ControlNet, too",
 }
-OF = {  # option -> the inputs that it is for, one of which must be there
+NEEDS = {  # option -> the inputs that it is for, one of which must be there
     "image_noise": (*PICTURES, "mask"),
     "mask_dilation": ("mask",),
     **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
 }
 NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video", "extend": "video to extend"}
 REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "inpaint")  # those that may start from a clip, and then take fewer steps
+CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
 PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
-
-
 OTHERS = {name: f"a {words}" for name, words in NAMES.items()} | {"image": "an image", "keyframes": "keyframes"}
 
 
@@ -71,17 +72,18 @@ def own_task(spec: ModelSpec) -> Task:
 def find_task(spec: ModelSpec, asked: Options) -> Task:
     """What is asked of a model. Raises: ValueError for what it does not take, or lacks."""
     given, takes = [name for name in INPUTS if getattr(asked, name) is not None], KINDS[spec.kind]
+    _check_controlnet(spec, asked)
     if "video" in given and set(PICTURES) & set(given):
         raise ValueError("give an image or a video, not both")
     if "extend" in given and len(given) > 1:
         other = next(name for name in given if name != "extend")
         raise ValueError(f"give a video to extend or {OTHERS[other]}, not both")
     for name in given:
-        if name not in takes.inputs:
+        if name not in takes.inputs and not (name == "control" and asked.controlnet):
             raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
     if "mask" in given and "video" not in given:
         raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
-    for name, inputs in OF.items():
+    for name, inputs in NEEDS.items():
         if getattr(asked, name) != getattr(Options, name) and not set(inputs) & set(given):
             raise ValueError(f"{name} needs {inputs[0]}=..., which is not given; leave it out")
     if takes.needs and not set(takes.needs) & set(given):
@@ -91,6 +93,52 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
     if "extend" in given:
         return "extend"
     return "repaint" if "mask" in given else "v2v" if "video" in given else "t2v"
+
+
+def _check_controlnet(spec: ModelSpec, asked: Options) -> None:
+    """Raises: ValueError where there is a ControlNet, but not what it needs."""
+    if not asked.controlnet:
+        if isinstance(asked.control_strength, tuple):
+            raise ValueError("control_strength has a number for each block, which only a ControlNet has; give one")
+        return
+    if asked.control is None:
+        raise ValueError("a ControlNet needs the video that it follows; give control=..., or leave out the ControlNet")
+    if spec.kind not in CONTROLLED:
+        raise ValueError(
+            f"{spec.name} {KINDS[spec.kind].words} and takes no ControlNet; use a text- or image-to-video model"
+        )
+
+
+def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, tuple[float, ...]]]:
+    """The ControlNets that are asked for, with the weights of their blocks; no numbers are read.
+
+    Raises: ValueError for one that does not fit the model, or another number of weights; OSError.
+    """
+    found = []
+    several: Any = asked.controlnet
+    for source, weight in several:
+        net, strength = open_controlnet(source, spec), asked.control_strength
+        each = strength if isinstance(strength, tuple) else (strength,) * net.cfg.layers
+        if len(each) != net.cfg.layers:
+            raise ValueError(
+                f"control_strength has {len(each)} numbers and the ControlNet {net.name} has {net.cfg.layers} blocks; "
+                "give one number, or one for each block"
+            )
+        found.append((net, tuple(weight * one for one in each)))
+    return found
+
+
+def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarray], fractions.Fraction | None]:
+    """The control videos of `count` ControlNets, one for all or one each, up to `most` frames; and their rate.
+
+    Raises: ValueError for another number of videos; OSError.
+    """
+    sources = control_sources(asked)
+    if len(sources) not in (1, count):
+        raise ValueError(f"{len(sources)} control videos for {count} ControlNets; give one, or one each")
+    read = [read_video(source, most) for source in sources]
+    clips = [clip for clip, _ in read]
+    return clips * count if len(clips) == 1 else clips, read[0][1]
 
 
 def find_strength(task: Task, asked: Options) -> float:

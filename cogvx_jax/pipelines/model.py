@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def check_kinds(mesh: Any, components: Any = COMPONENTS, lora: Any = None) -> No
     """Raises ValueError for an argument of `load` of another kind, before any file is opened."""
     if not isinstance(mesh, Mesh | None):
         raise ValueError(f"mesh must be what `make_mesh` gives, got {quoted(mesh)}")
-    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS) or not components:
+    if not isinstance(components, tuple | list) or not set(components) <= set(COMPONENTS):
         raise ValueError(f"components must be a tuple of some of {', '.join(COMPONENTS)}, got {quoted(components)}")
     if not isinstance(lora, LoRA | None):
         raise ValueError(f"lora must be what `find_lora` gives, got {quoted(lora)}")
@@ -433,8 +434,7 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
     if kind != "nothing":
         is_lora = ", unless it is a LoRA, for --lora" if name.endswith(".safetensors") else ""
         raise ValueError(f"{name} is {kind}; give the folder of a model, in which model_index.json is{is_lora}")
-    looks_local = name.startswith((".", "/", "~")) or name.endswith((os.sep, *FILE_ENDINGS))
-    if looks_local:
+    if _looks_local(name):
         raise FileNotFoundError(f"there is no folder {name}")
     if name.count("/") != 1:
         known = ", ".join(NAMES)
@@ -454,14 +454,28 @@ def _folder_kind(folder: Path) -> str:
     return f"not a folder in the published layout; there is {there or 'nothing'}"
 
 
-def _fetch(hub: str, weights: bool) -> Path:
-    import huggingface_hub
+def is_hub_id(name: str) -> bool:
+    """Whether a source that is nothing here looks like an id of the hub, such as "zai-org/CogVideoX-2b"."""
+    return name.count("/") == 1 and not _looks_local(name) and kind_of(Path(name)) == "nothing"
 
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith((os.sep, *FILE_ENDINGS))
+
+
+def _fetch(hub: str, weights: bool) -> Path:
     patterns = ["model_index.json", "generation.json", MARK, "*/*.json"]
     if weights:
         patterns += [f"{c}/*.safetensors" for c in COMPONENTS] + ["tokenizer/*"]
+    return fetch_hub(hub, patterns)
+
+
+def fetch_hub(hub: str, patterns: Sequence[str]) -> Path:
+    """The folder of the hub's cache with the files that patterns name. Raises: OSError."""
+    import huggingface_hub
+
     try:
-        return Path(huggingface_hub.snapshot_download(hub, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(hub, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises many kinds, httpx's among them
         raise OSError(
             f"could not get {hub} from the hub ({type(error).__name__}: {' '.join(str(error)[:300].split())}); "

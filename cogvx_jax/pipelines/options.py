@@ -53,6 +53,15 @@ def _read_whole(text: str) -> int | str:
     return int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else text
 
 
+def _read_numbers(text: str) -> Any:
+    """A number, or several of "1,0.5"; what is none stays text."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return text
+    return found if len(found) > 1 else found[0]
+
+
 def _read_rate(text: str) -> fractions.Fraction | str:
     """Of "8", "12.5" or "30000/1001"."""
     # No exponents: of "1e999999999" a fraction would have a thousand million digits.
@@ -64,6 +73,7 @@ def _read_rate(text: str) -> fractions.Fraction | str:
 
 
 NONE = tyro.conf.arg(help_behavior_hint="(default: none)")
+NO_HINT = "(default: none; may be given several times)"
 OWN = tyro.conf.arg(help_behavior_hint="(default: the model's own)")
 
 
@@ -150,7 +160,8 @@ class Options(Sampling):
     In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
     `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
     `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
-    authors' own code.
+    authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
+    may be a list of a video for each then.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
@@ -165,8 +176,12 @@ class Options(Sampling):
         the whole that comes out, any number.
       strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
         given.
-      control: a video to follow, such as depth, edges or poses, for control models.
-      control_strength: factor of what a control model sees of it.
+      control: a video to follow, such as depth, edges or poses, for control models or with `controlnet`; for several
+        ControlNets one for all, or one each, a.mp4,b.mp4.
+      controlnet: a ControlNet of TheDenk's, with which text- and image-to-video models follow `control`: a folder, a
+        file or a hub id, and its weight if not 1; several add up.
+      control_strength: factor of what a control model sees of it, or a ControlNet adds; of one also a number for each
+        of its blocks, such as 1,0.8,0.5.
       control_start: first part of the steps that sees the control video, 0 to 1.
       control_end: last part of the steps that sees it.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
@@ -182,14 +197,17 @@ class Options(Sampling):
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
-    image_noise: float = 0.0
+    image_noise: float | None = None
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
     extend: Annotated[Any, _word("PATH")] = None
     strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
     control: Annotated[Any, _word("PATH")] = None
-    control_strength: float = 1.0
+    controlnet: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]", help_behavior_hint=NO_HINT)
+    ] = ()
+    control_strength: Annotated[Any, _word("NUMBER[,...]", _read_numbers)] = 1.0
     control_start: float = 0.0
     control_end: float = 1.0
     use_dynamic_cfg: bool = False
@@ -206,6 +224,14 @@ class Options(Sampling):
 PICTURES = ("image", "last_image", "keyframes")
 INPUTS = (*PICTURES, "video", "mask", "control", "extend")  # options whose files are read
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
+
+
+def control_sources(asked: Options) -> list[Any]:
+    """The control videos: several only for as many ControlNets, in a list or in text such as "a.mp4,b.mp4"."""
+    control, count = asked.control, len(asked.controlnet)
+    if isinstance(control, str) and count > 1 and len(parts := control.split(",")) == count:
+        return parts
+    return list(control) if isinstance(control, list | tuple) and count else [control]
 
 
 def parse_size(text: str | None) -> Size:
@@ -272,6 +298,55 @@ def _strength(name: str, value: Any) -> float | None:
     if not 0 < number <= 1:
         raise ValueError(f"{name} must be above 0 and at most 1, got {_shown(value)}")
     return float(number)
+
+
+def parse_weighted(text: str, what: str) -> tuple[str, float]:
+    """Path and weight of "PATH:WEIGHT" or "PATH"; a colon without a number after it belongs to the path.
+
+    Args:
+      what: "LoRA", say, for messages.
+    Raises: ValueError for a path that is empty, or a weight that is not finite.
+    """
+    if not text:
+        raise ValueError(f"the path of a {what} is empty; give a file or a folder")
+    path, _, weight = text.rpartition(":")
+    try:
+        number = float(weight) if path else 1.0
+    except ValueError:
+        return text, 1.0
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of a {what} must be a finite number, got {text!r}")
+    return path or text, number
+
+
+def _controlnets(name: str, value: Any) -> tuple[tuple[Any, float], ...]:
+    """Sources with their weights, of one, one with a weight, or several of either."""
+    if value is None:
+        return ()
+    is_pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], numbers.Real)
+    several = list(value) if isinstance(value, tuple | list) and not is_pair else [value]
+    found = []
+    for one in several:
+        source, weight = one if isinstance(one, tuple) and len(one) == 2 else (one, 1.0)
+        if isinstance(one, str):
+            source, weight = parse_weighted(one, "ControlNet")
+        if isinstance(source, str | os.PathLike):
+            check_path(name, source)
+        number = _number(-MAX_CONTROL, MAX_CONTROL, optional=False)(f"the weight of a {name}", weight)
+        assert number is not None
+        found.append((source, float(number)))
+    return tuple(found)
+
+
+def _control_strength(name: str, value: Any) -> float | tuple[float, ...]:
+    check = _number(0, MAX_CONTROL, optional=False)
+    if not isinstance(value, tuple | list):
+        number = check(name, value)
+        assert number is not None
+        return number
+    if not value:
+        raise ValueError(f"{name} must be a number, or one for each block of a ControlNet, got {_shown(value)}")
+    return tuple(float(check(name, one) or 0) for one in value)
 
 
 def _parsed(kind: type, parse: Callable[[str], Any], example: str) -> Callable[[str, Any], Any]:
@@ -420,14 +495,15 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,
-    "image_noise": _number(0, MAX_IMAGE_NOISE, optional=False),
+    "image_noise": _number(0, MAX_IMAGE_NOISE),
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,
     "extend": _source,
     "strength": _strength,
     "control": _source,
-    "control_strength": _number(0, MAX_CONTROL, optional=False),
+    "controlnet": _controlnets,
+    "control_strength": _control_strength,
     "control_start": _number(0, 1, optional=False),
     "control_end": _number(0, 1, optional=False),
     "use_dynamic_cfg": _yes_or_no,

@@ -18,6 +18,7 @@ from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
 from cogvx_jax.diffusion.windows import Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
+from cogvx_jax.pipelines.controlnets import ControlUse
 from cogvx_jax.pipelines.inputs import (
     KINDS,
     NAMES,
@@ -29,7 +30,9 @@ from cogvx_jax.pipelines.inputs import (
     fill_clip,
     find_strength,
     find_task,
+    open_controlnets,
     own_task,
+    read_controls,
     read_mask,
     read_stills,
 )
@@ -41,7 +44,7 @@ MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
 # Fields that older digests do not know.
 LATER = (
-    *("reuse", "way", "calibration", "guider", "enhance"),
+    *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
 )
 
@@ -93,6 +96,7 @@ class Request(Settings):
     mask_dilation: int | None = None  # pixels; None: none
     control: np.ndarray | None = None  # (F, H, W, 3) uint8
     control_strength: float = 1.0
+    controls: tuple[ControlUse, ...] | None = None  # of ControlNets; `control` is that of a control model
     control_steps: tuple[float, float] | None = None  # first and last part of the steps that see it; None: all
     prefix: np.ndarray | None = None  # (F, H, W, 3) uint8 in the video's size, frames that it begins with
     extend: np.ndarray | None = None  # the same, a clip that several videos like this one go on with
@@ -179,14 +183,21 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     strength = find_strength(task, asked)
     _check_steps(spec, settings, strength, asked)
     _warn_of_positions(spec, settings)
-    clip, mask, fps = None, None, None
-    source = asked.video if asked.control is None else asked.control
-    if source is not None:
-        most = settings.frames
-        clip, fps = read_video(source, most)
+    nets = open_controlnets(spec, asked)
+    _check_controlnets(settings, bool(nets))
+    clip, mask, fps, clips, most = None, None, None, list[np.ndarray](), settings.frames
+    if asked.video is not None:
+        clip, fps = read_video(asked.video, most)
         settings = check_sampling(spec, asked, task, len(clip))
         mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
-        clip = fill_clip(clip, settings.frames)
+        clip = clip[: settings.frames]
+    if asked.control is not None:
+        clips, rate = read_controls(asked, max(len(nets), 1), most)
+        fps = rate if fps is None else fps
+        if clip is None and asked.frames is None:  # those that are short of what is asked for are filled up
+            settings = check_sampling(spec, asked, task, min(map(len, clips)))
+        clips = [fill_clip(one, settings.frames) for one in clips]
+    controls = tuple(ControlUse(net, weights, one) for (net, weights), one in zip(nets, clips, strict=False))
     per_latent = spec.vae.temporal_compression
     more: dict[str, Any] = {"stills": read_stills(asked, len(prompts), settings.frames, per_latent) or None}
     if going_on:
@@ -202,13 +213,14 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         strips=asked.strips,
         tiling=asked.tiling,
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
-        image_noise=asked.image_noise or None,
+        image_noise=(spec.defaults.image_noise if asked.image_noise is None else asked.image_noise) or None,
         image_scale=asked.image_scale,
-        video=clip if asked.control is None else None,
+        video=clip,
         mask=mask,
         mask_dilation=asked.mask_dilation or None,
-        control=None if asked.control is None else clip,
-        control_strength=asked.control_strength,
+        control=None if nets or not clips else clips[0],
+        control_strength=1.0 if nets else asked.control_strength,
+        controls=controls or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
         **more,
@@ -264,7 +276,7 @@ def check_sampling(
     height, width = asked.size
     frames = own.num_frames if asked.frames is None else asked.frames
     if available is not None:
-        frames = _video_frames(spec, task, available, asked.frames)
+        frames = _video_frames(spec, available, asked.frames)
     height, width = own.height if height is None else height, own.width if width is None else width
     _check_size(spec, height, width)
     _check_frames(spec, frames, task, asked.windows)
@@ -404,6 +416,16 @@ def _check_guider(spec: ModelSpec, settings: Settings) -> None:
         )
 
 
+def _check_controlnets(settings: Settings, given: bool) -> None:
+    """Raises: ValueError where ControlNets meet steps that leave blocks out."""
+    other = settings.reuse or settings.way
+    if given and other is not None:
+        words = "reuse" if settings.reuse else "guidance"
+        raise ValueError(
+            f"a ControlNet adds to blocks in every evaluation, and {words} {other} leaves some out; give one"
+        )
+
+
 def _check_shortcuts(settings: Settings, count: int) -> None:
     """Raises: ValueError for reuse or a way of guidance that so many evaluations, or no guidance, cannot have."""
     reuse, way = settings.reuse, settings.way
@@ -510,12 +532,12 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task, windows: Windows | N
         raise ValueError(f"{spec.name} has learned positions for {native} frames only, got {asked}")
 
 
-def _video_frames(spec: ModelSpec, task: Task, count: int, wanted: int | None) -> int:
-    """How many frames of an input video are used: those asked for, or as many as are legal. Control is filled up."""
+def _video_frames(spec: ModelSpec, count: int, wanted: int | None) -> int:
+    """How many frames of an input video are used: those asked for, or as many as are legal."""
     if wanted is None:
         unit = frame_unit(spec)
         return min((count - 1) // unit * unit + 1, spec.defaults.num_frames)
-    if wanted > count and task != "control":
+    if wanted > count:
         raise ValueError(f"num_frames is {wanted} but the video has only {count} frames")
     return wanted
 

@@ -58,6 +58,8 @@ def check_asked(
         raise ValueError(
             "exact results are of each branch alone, and enhance is a mean over both; leave one of them out"
         )
+    if exact and request.controls is not None:
+        raise ValueError("exact results know no ControlNet, whose sums depend on the mesh; leave one of them out")
     if wanted_of(request) is None:
         return
     if exact:

@@ -10,45 +10,59 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion.combining import combine
 from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
-from cogvx_jax.models.per_block import PerBlock
+from cogvx_jax.models.controlnet import ControlBranch, added_states
+from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.pipelines.conditions import condition_at, put_known
+from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
 from cogvx_jax.pipelines.windowed import over_windows
 from cogvx_jax.sharding import activate, everywhere
 
+Branches = tuple[ControlBranch, ...]
+
 
 @functools.lru_cache
 def step_program(
-    transformer: Transformer, guided: bool, mesh: Mesh | None = None, exact: bool = False, guider: str = "cfg"
+    transformer: Transformer,
+    guided: bool,
+    mesh: Mesh | None = None,
+    exact: bool = False,
+    guider: str = "cfg",
+    branches: Branches = (),
 ):
-    """One step, jitted: (params, state, text, condition, t, row, weight, noise, windows) -> state, which is donated.
+    """One step, jitted: (params, state, text, condition, t, row, weight, noise) -> state, which is donated.
 
-    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. `windows` are those of
-    the step, of `windows.lay_out`; None is the whole clip at once.
+    `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. By name may follow:
+      windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
+      control: the `Control` of the step for ControlNets, whose `branches` these are.
     """
-    one = _update(transformer, guided, mesh, exact, guider)
+    one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(params, state, text, condition, t, row, weight, noise, windows=None):
-        return one(params, state, text, condition, t, row, weight, noise, windows)
+    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
+        return one(params, state, text, condition, t, row, weight, noise, windows, control)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
 
 @functools.lru_cache
-def loop_program(transformer: Transformer, guided: bool, mesh: Mesh | None = None, guider: str = "cfg"):
+def loop_program(
+    transformer: Transformer,
+    guided: bool,
+    mesh: Mesh | None = None,
+    guider: str = "cfg",
+    branches: Branches = (),
+):
     """All steps, jitted: as `step_program`, with a leading axis of t, row, weight and windows, and a source of noise.
 
     `condition` is a `Condition`, and `known` what the steps must leave alone; None where there is none.
     """
-    one = _update(transformer, guided, mesh, guider=guider)
+    one = _update(transformer, guided, mesh, guider=guider, branches=branches)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, windows=None):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, windows=None, control=None):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            channels = condition_at(condition, i)
-            numbers = at(weights, i), drawn, at(windows, i)
-            state = one(params, state, text, channels, timesteps[i], rows[i], *numbers)
+            channels, more = condition_at(condition, i), (at(windows, i), control_at(control, i))
+            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -78,39 +92,63 @@ def combined(guider: str, prediction: jax.Array, numbers: Any, state: SamplerSta
     return v, state._replace(guider=carry)
 
 
-def _update(transformer: Transformer, guided: bool, mesh: Mesh | None, exact: bool = False, guider: str = "cfg"):
-    """One step of sampling: (params, state, text, condition, t, row, weight, noise, windows) -> state."""
+def _update(
+    transformer: Transformer,
+    guided: bool,
+    mesh: Mesh | None,
+    exact: bool = False,
+    guider: str = "cfg",
+    branches: Branches = (),
+):
+    """One step of sampling: (params, state, text, condition, t, row, weight, noise, windows, control) -> state."""
 
-    def predict(weights, x, text, t):
-        params, per_block = weights
+    def predict(weights, x, text, t, *controls):
+        params, per_block, control = weights
+        if control is not None:
+            states = _states(branches, control, x, controls, text, t)
+            per_block = (per_block or PerBlock())._replace(states=States.of(states, transformer.cfg.layers))
         return transformer.apply({"params": params}, x, text, t, per_block=per_block).astype(jnp.float32)
 
-    def predict_on_mesh(weights, x, text, t):
+    def predict_on_mesh(*inputs):
         with activate(mesh):
-            return predict(weights, x, text, t)
+            return predict(*inputs)
 
     of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise, windows):
+    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
         x = state.latents
         velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
+        controls: tuple[jax.Array, ...] = () if control is None else control.channels
+        control = None if control is None else control._replace(channels=())
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
-        alone, third = x, _of_third(weight)
+        alone, third = (x, *controls), _of_third(weight)
         if guided:  # both branches in one batch: [negative, positive]
-            x = jnp.concatenate([x, x])
-        prediction = velocity((params, _of_both(weight)), x, text, jnp.full((x.shape[0],), t))
+            x, *controls = (jnp.concatenate([y, y]) for y in alone)
+        prediction = velocity((params, _of_both(weight), control), x, text, jnp.full((x.shape[0],), t), *controls)
         if guided:
             perturbed = None
             if third is not None:
-                rows = alone.shape[0]
-                inputs = (params, third), alone, text[rows:], jnp.full((rows,), t)
+                rows = alone[0].shape[0]
+                inputs = (params, third, control), alone[0], text[rows:], jnp.full((rows,), t), *alone[1:]
                 active = weight.own["scale"] != 0
                 perturbed = jax.lax.cond(active, lambda: velocity(*inputs), lambda: prediction[rows:])
             prediction, state = combined(guider, prediction, weight, state, perturbed)
         return update(state, prediction, row, noise)
 
     return one
+
+
+def _states(branches: Branches, control: Control, x, controls, text, t) -> jax.Array:
+    """What ControlNets add in a step; zeros in one that has none of them, which costs next to nothing."""
+
+    def compute():
+        return added_states(branches, control.params, control.weights, x, controls, text, t)
+
+    if control.active is None:
+        return compute()
+    found = jax.eval_shape(compute)
+    return jax.lax.cond(control.active, compute, lambda: jnp.zeros(found.shape, found.dtype))
 
 
 def _of_both(numbers: Any) -> PerBlock | None:

@@ -17,6 +17,7 @@ from cogvx_jax.diffusion import objective, samplers, schedule
 from cogvx_jax.diffusion.windows import shuffled
 from cogvx_jax.nn.resize import resize_linear
 from cogvx_jax.pipelines.conditions import Condition, Known, SamplingInputs
+from cogvx_jax.pipelines.controlnets import control_inputs
 from cogvx_jax.pipelines.inputs import Still, Task
 from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_latents
 from cogvx_jax.pipelines.model import Model
@@ -29,8 +30,14 @@ MakeInputs = Callable[[Model, Request, NoiseSource, samplers.Sampler], SamplingI
 
 
 def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
-    """What a request's task gives to the loop. Raises: NotFiniteError."""
-    return TASKS[request.task](model, request, noise, sampler)
+    """What a request's task and its ControlNets give to the loop. Raises: NotFiniteError."""
+    inputs = TASKS[request.task](model, request, noise, sampler)
+    if request.controls is None:
+        return inputs
+    part, size = request.control_steps, (request.height, request.width)
+    shown = None if part is None else shown_steps(part, len(sampler.timesteps))
+    branches, given = control_inputs(model, request.controls, len(request.prompts), size, shown)
+    return inputs._replace(control=given, branches=branches)
 
 
 def from_text(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:

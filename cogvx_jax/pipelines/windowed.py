@@ -1,4 +1,4 @@
-"""The denoiser over windows of a clip: (weights, latents, text, t) -> v, one window after the other in the program."""
+"""The denoiser over windows of a clip, (weights, latents, text, t, *beside) -> v, one after the other in a program."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.sharding import everywhere
 
-Velocity = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]  # of (weights, x, text, t)
+Velocity = Callable[..., jax.Array]  # of (weights, x, text, t), and arrays of the clip's frames beside x
 
 
 def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: Mesh | None) -> Velocity:
@@ -19,18 +19,19 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
     Memory beside the latents is that of one window: they are computed one after the other.
 
     Args:
-      velocity: of latents (B, S, h, w, C + E), float32.
+      velocity: of latents (B, S, h, w, C + E), float32, and of what lies beside them, (B, S, ...), as control latents.
       windows: of one step, whose numbers may be traced.
       channels: C; those after them are the condition.
     """
     if windows is None:
         return velocity
 
-    def predict(weights: Any, x: jax.Array, text: jax.Array, t: jax.Array) -> jax.Array:
+    def predict(weights: Any, x: jax.Array, text: jax.Array, t: jax.Array, *beside: jax.Array) -> jax.Array:
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             at = windows.latents[i]
             part = _with_first(jnp.take(x, at, axis=1), x, windows.first, channels)
-            return _placed(total.at[:, at].add(velocity(weights, part, text, t)), mesh)
+            v = velocity(weights, part, text, t, *(jnp.take(one, at, axis=1) for one in beside))
+            return _placed(total.at[:, at].add(v), mesh)
 
         start = _placed(jnp.zeros((*x.shape[:-1], channels), jnp.float32), mesh)
         total = jax.lax.fori_loop(0, windows.count, add, start)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from cogvx_jax.configs import Distilled, LoRAConfig, ModelSpec
+from cogvx_jax.diffusion.samplers import LCM_STEPS
 from cogvx_jax.diffusion.schedule import exact_steps
 
 
@@ -48,16 +49,17 @@ class Objective:
 class DistillationMethod(NamedTuple):
     """A row of the table."""
 
-    phases: Callable[[int], int] | None  # student's steps -> phases of the teacher's path; None: no jumps are learnt
     sampler: str | None  # that the student is for; None is the model's own
+    phases: Callable[[int], int] | None  # student's steps -> phases of the teacher's path; None: no jumps are learnt
+    grid: Callable[[int], int]  # student's steps -> those whose timesteps the sampler visits, or some of them
     from_starts: bool = False  # of phases alone; else jumps are learnt from all points
 
 
 METHODS: Mapping[str, DistillationMethod] = {
-    "progressive": DistillationMethod(lambda steps: steps, "ddim", from_starts=True),
-    "phased": DistillationMethod(lambda steps: steps, "ddim"),
-    "consistency": DistillationMethod(lambda steps: 1, "lcm"),
-    "guidance": DistillationMethod(None, None),
+    "progressive": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps, from_starts=True),
+    "phased": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps),
+    "consistency": DistillationMethod("lcm", lambda steps: 1, lambda steps: LCM_STEPS),
+    "guidance": DistillationMethod(None, None, lambda steps: steps),
 }
 
 
@@ -107,7 +109,8 @@ class Distillation:
     def completed(self, spec: ModelSpec) -> "Distillation":
         """The same with all that is None as it is for a model.
 
-        Raises: ValueError where its own guidance, of 1 or less, leaves nothing to learn.
+        Raises: ValueError where guidance, of 1 or less, leaves nothing to learn, or the student would be sampled at
+          timesteps that are none of its teacher's.
         """
         own = spec.defaults
         weight = max(1.0, own.guidance_scale) if self.teacher_guidance is None else self.teacher_guidance
@@ -115,11 +118,16 @@ class Distillation:
             raise ValueError(f"without guidance there is none to learn; give a teacher_guidance above {weight:g}")
         if self.phases is None:
             return dataclasses.replace(self, teacher_guidance=weight, student_steps=own.num_inference_steps)
-        fitting = [n for n in exact_steps(spec.schedule.steps) if n >= 2 * self.student_steps and n % self.phases == 0]
+        least, multiple = 2 * self.student_steps, METHODS[self.method].grid(self.student_steps)
+        fitting = [n for n in exact_steps(spec.schedule.steps) if n >= least and n % multiple == 0]
         if not fitting:
             raise ValueError(f"no number of teacher's steps fits {self.student_steps} of the student; take 4")
         nearest = min(fitting, key=lambda n: abs(n - own.num_inference_steps))
-        return dataclasses.replace(self, teacher_guidance=weight, teacher_steps=self.teacher_steps or nearest)
+        taken = self.teacher_steps or nearest
+        if taken not in fitting:
+            some = ", ".join(map(str, fitting[:4]))
+            raise ValueError(f"teacher_steps must be such as {some}, to have the student's among them, got {taken}")
+        return dataclasses.replace(self, teacher_guidance=weight, teacher_steps=taken)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

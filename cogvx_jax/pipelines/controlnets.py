@@ -1,0 +1,189 @@
+"""ControlNets beside a model: opened and checked before any work, read when sampling begins."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from cogvx_jax import sharding
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
+from cogvx_jax.convert.controlnet import CONFIG, StoredControlNet
+from cogvx_jax.convert.controlnet import open_controlnet as open_stored
+from cogvx_jax.data.video import to_model_pixels
+from cogvx_jax.json_files import quoted
+from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.controlnet import ControlBranch
+from cogvx_jax.pipelines.conditions import Control
+from cogvx_jax.pipelines.finite import find_not_finite
+from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
+from cogvx_jax.sharding import everywhere, replicate
+from cogvx_jax.storage import open_files, parent_and_name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ControlNet:
+    """A ControlNet that was found to fit a model; `load_controlnet` gives it.
+
+    name: where it lies.
+    digest: of its files' names, sizes and times.
+    params: on the devices, of `placed_for`; None: they are read whenever sampling begins, and freed after it.
+    """
+
+    name: str
+    stored: StoredControlNet
+    digest: str
+    params: Any = None
+    placed_for: tuple[Mesh | None, str] | None = None
+
+    @property
+    def cfg(self) -> ControlNetConfig:
+        return self.stored.cfg
+
+    def __repr__(self) -> str:
+        return f"ControlNet({self.name!r}, {self.digest})"
+
+    def on(self, mesh: Mesh | None, dtype: str) -> Any:
+        """The parameters on the devices. Raises: ValueError for numbers that are not finite."""
+        if self.params is not None and self.placed_for == (mesh, dtype):
+            return self.params
+        source, flat = self.stored.parameters, {}
+        parameters = abstract_params(self.cfg)
+        where = sharding.shardings(parameters, mesh)
+        for path, parameter in parameters.items():
+            read = functools.partial(source.read, path, np.dtype(dtype))
+            flat[path] = sharding.put(read, parameter.shape, np.dtype(dtype), where[path], stacked=parameter.stacked)
+            source.release()
+        params = traverse_util.unflatten_dict(flat, sep="/")
+        if (bad := find_not_finite(params)) is not None:
+            raise ValueError(f"{self.name} holds numbers that are not finite in {bad}: the file is damaged")
+        return params
+
+
+class ControlUse(NamedTuple):
+    """A ControlNet with the video that it follows."""
+
+    net: ControlNet
+    weights: tuple[float, ...]  # of what each of its blocks gives
+    clip: np.ndarray  # (F, H, W, 3) uint8
+
+
+def load_controlnet(source: str | os.PathLike, model: Model) -> ControlNet:
+    """A ControlNet on a model's devices, for `controlnet` of `generate`, which would read it for every video else.
+
+    Args:
+      source: a folder in TheDenk's layout, its file of weights alone, the URL of either, or a hub id.
+    Raises: ValueError for one that does not fit the model, or cannot be read; FileNotFoundError; OSError.
+    """
+    check_model(model)
+    net, dtype = open_controlnet(source, model.spec), model.compute.parameter_dtype("transformer")
+    return dataclasses.replace(net, params=net.on(model.mesh, dtype), placed_for=(model.mesh, dtype))
+
+
+def open_controlnet(source: Any, spec: ModelSpec) -> ControlNet:
+    """A ControlNet that fits a model, of which no numbers are read. Raises: as `load_controlnet`."""
+    if isinstance(source, ControlNet):
+        check_fits(source.cfg, source.name, spec)
+        return source
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"controlnet must be a path or what `load_controlnet` gives, got {quoted(source)}")
+    name = source_text(source)
+    place = fetch_hub(name, [CONFIG, "*.safetensors"]) if is_hub_id(name) else name
+    if "://" not in str(place) and not Path(place).exists():
+        raise FileNotFoundError(f"there is no ControlNet {name}; give a folder, a file or a hub id")
+    stored = open_stored(place)
+    check_fits(stored.cfg, name, spec)
+    return ControlNet(name=name, stored=stored, digest=_digest(place))
+
+
+def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
+    """Raises: ValueError, one sentence, where a ControlNet is not one for a model."""
+    base, vae = spec.transformer, spec.vae
+    if base.patch_t is not None:
+        raise ValueError(f"{name} is a ControlNet, and models of 1.5's layout such as {spec.name} can have none")
+    pairs = (
+        ("width", cfg.state_width, base.width),
+        ("channels of latents", cfg.latent_channels, base.out_channels),
+        ("width of text", cfg.text_dim, base.text_dim),
+        ("text tokens", cfg.text_length, base.text_length),
+        ("patches", cfg.patch, base.patch),
+        ("size of a latent in pixels", cfg.downscale, vae.spatial_compression),
+        *([] if base.position == "sincos" else [("width of heads", cfg.head_dim, base.head_dim)]),
+    )
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise ValueError(
+                f"the ControlNet {name} does not fit {spec.name}: its {what} is {ours}, the model's {theirs}; "
+                "use one that was trained beside this model"
+            )
+    if cfg.layers > base.layers:
+        raise ValueError(
+            f"the ControlNet {name} does not fit {spec.name}: it has {cfg.layers} blocks, the model {base.layers}"
+        )
+
+
+def check_programs(programs: Any, controls: Sequence[ControlUse] | None) -> None:
+    """Raises: ValueError where stored programs would have to know a ControlNet."""
+    if programs is not None and controls:
+        raise ValueError("stored programs know no ControlNet; leave out the programs, or the ControlNet")
+
+
+def branch_of(net: ControlNet, spec: ModelSpec, compute: Compute) -> ControlBranch:
+    """Its module, computed as the transformer is but for what is of that one's weights, and all rows at once."""
+    own = Compute(dtype=compute.of("transformer").dtype, mlp_tokens=compute.mlp_tokens)
+    return ControlBranch(net.cfg, spec.transformer, own)
+
+
+def control_inputs(
+    model: Model, controls: Sequence[ControlUse], videos: int, size: tuple[int, int], shown: np.ndarray | None
+) -> tuple[tuple[ControlBranch, ...], Control]:
+    """The modules of ControlNets, and what the loop passes to them.
+
+    Args:
+      videos: B.
+      size: of the videos, (height, width).
+      shown: (N,) bool, the steps that see them; None: all.
+    """
+    dtype = model.compute.parameter_dtype("transformer")
+    branches = tuple(branch_of(use.net, model.spec, model.compute) for use in controls)
+    params = tuple(use.net.on(model.mesh, dtype) for use in controls)
+    channels = []
+    for use, branch, own in zip(controls, branches, params, strict=True):
+        clip = replicate(to_model_pixels(use.clip, *size)[None], model.mesh)
+        one = encode_program(branch, model.mesh)({"encoder": own["encoder"]}, clip)
+        channels.append(jnp.broadcast_to(one, (videos, *one.shape[1:])))
+    weights = tuple(np.asarray(use.weights, np.float32) for use in controls)
+    return branches, Control(params=params, channels=tuple(channels), weights=weights, active=shown)
+
+
+@functools.lru_cache
+def encode_program(branch: ControlBranch, mesh: Mesh | None):
+    """`ControlBranch.encode`, jitted: (params, frames) -> channels, on every device."""
+
+    def encode(params, frames):
+        return branch.apply({"params": params}, frames, method="encode")
+
+    return jax.jit(encode, out_shardings=everywhere(mesh))
+
+
+def _digest(place: str | Path) -> str:
+    """Of its files by name, size and time, which are not read."""
+    files, names, folder = open_files(place), list[str](), place
+    if files.is_folder():
+        names = sorted(name for name in files.names() if files.exists(name))
+    else:
+        folder, name = parent_and_name(place)
+        files, names = open_files(folder), [name]
+    found = hashlib.sha256()
+    for name in names:
+        changed = Path(folder, name).stat().st_mtime_ns if "://" not in str(folder) else ""
+        found.update(f"{name} {files.size(name)} {changed}\n".encode())
+    return found.hexdigest()[:16]
