@@ -4,12 +4,15 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from small_files import small_spec
 
 import cogvx_jax as cx
+from cogvx_jax.cli.main import VERBS
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion.windows import POLICIES, Laid, Windows, lay_out, shuffled
 from cogvx_jax.models.transformer import check_packs
@@ -197,6 +200,22 @@ def test_windows_go_with_all_else(small, kind, sampler, guider):
     close(each[1], each[0])
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("memory", ["rows", "chunks", "offload"])
+def test_memory_modes_have_windows_too(small, memory):
+    folder, model = small("5b")
+    asked = dict(num_frames=17, windows="9:4")
+    close(latents_of(cx.load(folder, memory=memory), **asked), latents_of(model, **asked))
+
+
+@pytest.mark.full
+def test_exact_results_of_windows_are_the_same_bits(small):
+    folder, model = small("5b")
+    mesh = cx.make_mesh(cfg=2, devices=jax.devices()[:2])
+    each = [latents_of(one, num_frames=17, windows="9:4", exact=True) for one in (model, cx.load(folder, mesh=mesh))]
+    np.testing.assert_array_equal(*each)
+
+
 def test_the_work_of_windows_is_counted():
     def flops(**options):
         spec = PRESETS["5b"]
@@ -363,3 +382,33 @@ def test_what_cannot_be_extended_is_refused(said):
         spec = dataclasses.replace(spec, transformer=cfg)
     with pytest.raises(ValueError, match=said):
         check_request(spec, "x", Options(**dict(size=(32, 48), extend=CLIP) | options))
+
+
+# Loops, and the verbs.
+
+
+def test_a_ring_needs_all_latents(small):
+    with pytest.raises(ValueError, match="drops 1 latent where 17 frames would close to a ring; use another policy"):
+        check_request(small_spec("1.5-5b"), "x", Options(size=(32, 48), frames=17, windows="16:8,policy=looped"))
+    assert latents_of(small("5b")[1], num_frames=17, windows="9:4,policy=looped").shape == (1, 5, 4, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "verb, wanted",
+    [
+        (["extend", "in.mp4", "x", "--frames", "97", "--out", "y.mp4"], dict(extend="in.mp4", frames=97)),
+        (["loop", "x", "--out", "y.mp4"], dict(windows=Windows(16, overlap=8, policy="looped"))),
+        (["loop", "x", "--windows", "12:4", "--out", "y.mp4"], dict(windows=Windows(12, overlap=4, policy="looped"))),
+    ],
+    ids=" ".join,
+)
+def test_verbs_are_short_for_generate(monkeypatch, verb, wanted):
+    made = []
+
+    def generate(prompt, *, out, video, **how):
+        made.append((prompt, out, video.checked()))
+
+    monkeypatch.setattr("cogvx_jax.cli.extend.generate", generate)
+    monkeypatch.setattr("cogvx_jax.cli.loop.generate", generate)
+    tyro.extras.subcommand_cli_from_dict({name: one.run for name, one in VERBS.items()}, args=verb)
+    assert made == [("x", Path("y.mp4"), Options(**wanted))]

@@ -19,7 +19,7 @@ from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.abstract import abstract_params
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
-COMMANDS = re.findall(r"`(cogvx generate [^`]+)`", PAGE)
+COMMANDS = re.findall(r"`(cogvx (?:generate|extend|loop) [^`]+ --out [^`]+)`", PAGE)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 
@@ -58,7 +58,7 @@ def files(tmp_path_factory):
 def run(command):
     words = [*shlex.split(command)[1:], "--no-progress"]
     if "--model" not in words:  # tiny
-        words += ["--steps", "4", "--frames", "9", "--size", "32x48"]
+        words += ["--steps", "4", "--size", "32x48", *([] if "--frames" in words else ["--frames", "9"])]
     tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=words)
 
 
@@ -68,8 +68,9 @@ def test_the_commands_run(files, monkeypatch):
     assert len(COMMANDS) >= 10
     for command in COMMANDS:
         run(command)
-        out = files / shlex.split(command)[shlex.split(command).index("--out") + 1]
-        assert read_video(out)[0].shape == (9, 32, 48, 3), command
+        words = shlex.split(command)
+        frames = int(words[words.index("--frames") + 1]) if "--frames" in words else 9
+        assert read_video(files / words[words.index("--out") + 1])[0].shape == (frames, 32, 48, 3), command
 
 
 @pytest.mark.full  # the tiny model at its own size

@@ -22,6 +22,7 @@ from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
 from cogvx_jax.cli.inspect import inspect
+from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.quantize import quantize
@@ -39,6 +40,7 @@ GOES_ON = "the same command goes on from the newest checkpoint"
 VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
     "extend": Verb(extend, "the longer video is not written"),
+    "loop": Verb(loop, "the video is not written"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),

@@ -1,8 +1,10 @@
 """What several verbs share: kinds of options, and how their text is read."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -38,6 +40,35 @@ class VideoFlags(Options):
 
     def checked(self) -> Options:
         return Options(**vars(self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Of verbs that call `generate` for one video, which says more of each.
+
+    Args:
+      out: the file to write.
+      model: as for `generate`.
+      lora: a LoRA to use, and its weight if not 1; several add up.
+      dtype: to compute in.
+      quantize: keep kernels as integers; lossy.
+      mesh: the devices to use and how, such as cfg=2,sp=4.
+      memory: a memory mode.
+      one_program: run all steps as one compiled program.
+      exact: the same bits on one device and on any mesh of data and cfg; slower.
+      progress: show a progress bar.
+    """
+
+    out: Path = Path("out.mp4")
+    model: str = "tiny"
+    lora: LoRAText = ()
+    dtype: DType | None = None
+    quantize: QuantizeOption = None
+    mesh: MeshText = None
+    memory: MemoryText = None
+    one_program: bool = False
+    exact: bool = False
+    progress: bool = True
 
 
 class GivenFlags(Given):

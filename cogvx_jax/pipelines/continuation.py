@@ -1,6 +1,7 @@
 """A video that goes on with another: segments of the model's length, each of which begins with the end of the last."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -30,14 +31,17 @@ def extended(model: Model, request: Request, sample: Callable[[Request], jax.Arr
     if len(request.extend) > carried:
         yield request.extend[:-carried]
     end = request.extend[-carried:]
-    for number in range(request.segments):
+    for number in itertools.count():
         latents = sample(segment(model.spec.kind, request, end, number))
         made = np.concatenate(list(decode_frames(model, latents, request.padding, tiling=request.tiling)))
         new = made[carried : carried + left]
         frames = np.concatenate([joined(model.spec.kind, end, made[:carried]), new])
         left -= len(new)
+        if not left:
+            yield frames
+            return
+        yield frames[:-carried]
         end = frames[-carried:]
-        yield frames if number == request.segments - 1 else frames[:-carried]
 
 
 def segment(kind: Kind, request: Request, end: np.ndarray, number: int) -> Request:

@@ -54,8 +54,6 @@ REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "inpaint")  # those that may star
 CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
 PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
-
-
 OTHERS = {name: f"a {words}" for name, words in NAMES.items()} | {"image": "an image", "keyframes": "keyframes"}
 
 

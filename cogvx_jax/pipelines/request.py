@@ -307,6 +307,11 @@ def check_sampling(
         positions=asked.positions,
     )
     _check_guider(spec, settings)
+    if settings.windows is not None and settings.windows.policy == "looped" and settings.padding:
+        raise ValueError(
+            f"{spec.name} drops {settings.padding} latent where {frames} frames would close to a ring; use another "
+            "policy of windows"
+        )
     if whole:
         _check_shortcuts(settings, evaluations(spec, settings))
     return settings

@@ -1,0 +1,39 @@
+"""The verb `cogvx loop`."""
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from cogvx_jax.cli.generate import generate
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, VideoFlags
+from cogvx_jax.diffusion.windows import Windows
+
+
+def loop(
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")],
+    /,
+    *,
+    how: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
+    video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
+) -> None:
+    """Makes a video whose end leads into its beginning: `cogvx generate PROMPT --windows FRAMES:OVERLAP,policy=looped`.
+
+    Args:
+      prompt: what the video shows; what comes back to where it began, such as waves or a wheel.
+    """
+    asked = video.checked().windows
+    if asked is None:
+        from cogvx_jax.pipelines.model import load_spec
+
+        own = load_spec(how.model, given.checked()).defaults.num_frames
+        frames = (video.checked().frames or own) - 1
+        asked = loop_windows(min(frames, own - 1))
+    windows = dataclasses.replace(asked, policy="looped")
+    generate(prompt, **vars(how), video=dataclasses.replace(video, windows=windows), given=given)
+
+
+def loop_windows(frames: int) -> Windows:
+    """Windows of so many frames, of whole latents, half of which overlap: a latent less than the clip makes a ring."""
+    return Windows(frames, overlap=frames // 8 * 4, policy="looped")
