@@ -182,7 +182,6 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     settings = check_sampling(spec, asked, task)
     strength = find_strength(task, asked)
     _check_steps(spec, settings, strength, asked)
-    _warn_of_positions(spec, settings)
     nets = open_controlnets(spec, asked)
     _check_controlnets(settings, bool(nets))
     clip, mask, fps, clips, most = None, None, None, list[np.ndarray](), settings.frames
@@ -202,6 +201,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     more: dict[str, Any] = {"stills": read_stills(asked, len(prompts), settings.frames, per_latent) or None}
     if going_on:
         settings, more, fps = _going_on(spec, asked, settings, wanted, len(prompts))
+    _warn_of_positions(spec, settings)
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -241,14 +241,15 @@ def _going_on(
     """
     if videos > 1 or asked.latents is not None:
         raise ValueError("a video is extended by one prompt, and from noise of its own; give one prompt and no latents")
-    clip, fps = read_video(asked.extend, MAX_FRAMES)
+    most = MAX_FRAMES if wanted is None else min(wanted, MAX_FRAMES)  # of a clip that has more nothing is made
+    clip, fps = read_video(asked.extend, most)
     clip = resize_frames(clip, settings.height, settings.width)
     carried = carried_frames(spec, len(clip))
     whole = len(clip) + settings.frames - carried if wanted is None else wanted
     if not len(clip) < whole <= MAX_FRAMES:
         raise ValueError(
-            f"num_frames counts the whole video, and must be above the {len(clip)} of the {NAMES['extend']} and at "
-            f"most {MAX_FRAMES}, got {whole}"
+            f"num_frames counts the whole video: it must be above that of the {NAMES['extend']}, which has {len(clip)}"
+            f"{' or more' if len(clip) == most else ''}, and at most {MAX_FRAMES}, got {whole}"
         )
     if settings.windows is not None:
         unit = frame_unit(spec)
