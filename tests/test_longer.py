@@ -364,7 +364,10 @@ def test_a_model_of_patches_of_two_frames_goes_on_behind_its_padding(small):
 UNFIT = {
     "give a video to extend or an image, not both": ("5b", dict(image=CLIP[0])),
     "give a video to extend or a mask, not both": ("5b", dict(mask=CLIP)),
-    "num_frames counts the whole video, and must be above the 13 of the video to extend": ("5b", dict(frames=13)),
+    "num_frames counts the whole video: .* extend, which has 13 or more, and at most 16384, got 13": (
+        "5b",
+        dict(frames=13),
+    ),
     "a video is extended by one prompt, and from noise of its own; give one prompt": (
         "5b",
         dict(latents=np.zeros((1, 3, 4, 6, 4))),
