@@ -6,22 +6,16 @@ Every way makes the videos of the same held-out prompts from the same noise as t
 SSIM against the full run's videos, how many videos the judge finds right, and of how many its verdict changed.
 """
 
-import dataclasses
-import json
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import cogvx_jax as cx
-from cogvx_jax.metrics import psnr, ssim
-from cogvx_jax.tiny import shapes
-from cogvx_jax.tiny.judge import score
+from cogvx_jax.scripts.compared import Figures, compare
 
 # Of 20 steps with guidance, 40 evaluations of a row: name -> options. Thresholds are those that compute so many steps.
 TWICE: Mapping[str, dict[str, Any]] = {
@@ -44,17 +38,7 @@ OTHERS: Mapping[str, dict[str, Any]] = {
     "guidance interval:0.2-0.8": {"guidance": "interval:0.2-0.8"},
     "guidance interval:0.4-1": {"guidance": "interval:0.4-1"},
 }
-MOST = 99.0  # dB, of equal frames
 GROUPS = {"2": (TWICE, 10), "1.5": (HALF_AS_MANY_AGAIN, 13)}
-
-
-@dataclasses.dataclass
-class Figures:
-    """Of one way, a number a video; `right` is the judge's verdict."""
-
-    psnr: list[float] = dataclasses.field(default_factory=list)
-    ssim: list[float] = dataclasses.field(default_factory=list)
-    right: list[bool] = dataclasses.field(default_factory=list)
 
 
 def main(
@@ -75,33 +59,7 @@ def main(
     warnings.filterwarnings("ignore", ".*inference steps: the reference")
     model = cx.load("tiny")
     ways = {name: way for name, way in all_ways(model).items() if not only or name in only}
-    found, full = {name: Figures() for name in ways}, Figures()
-    _, held_out = shapes.split()
-    rng = np.random.default_rng(seed)
-    chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]
-    for start in range(0, len(chosen), batch):
-        began, scenes = time.monotonic(), chosen[start : start + batch]
-        captions = [shapes.caption(scene, rng) for scene in scenes]
-        reference = make(model, captions, seed + start, {})
-        judge(full, reference, reference, scenes)
-        for name, way in ways.items():
-            judge(found[name], make(model, captions, seed + start, way), reference, scenes)
-        done = start + len(scenes)
-        print(f"{done} prompts; {time.monotonic() - began:.0f} s", flush=True)
-        if out is not None:
-            out.write_text(json.dumps({"prompts": done, "full": full.right} | as_json(found), indent=1) + "\n")
-    print(table(found, full))
-
-
-def make(model: cx.Model, captions: list[str], seed: int, way: dict[str, Any]) -> np.ndarray:
-    return cx.generate(model, captions, seed=seed, progress=False, **way).frames
-
-
-def judge(into: Figures, frames: np.ndarray, reference: np.ndarray, scenes: list[shapes.Scene]) -> None:
-    ours, theirs = (jnp.asarray(pixels, jnp.float32) / 255 for pixels in (frames, reference))
-    into.psnr += map(float, jnp.minimum(psnr(ours, theirs), MOST).mean(axis=1))
-    into.ssim += map(float, ssim(ours, theirs).mean(axis=1))
-    into.right += [all(score(video, scene).values()) for video, scene in zip(frames, scenes, strict=True)]
+    print(table(*compare(model, ways, {}, prompts=prompts, batch=batch, seed=seed, out=out)))
 
 
 def all_ways(model: cx.Model) -> dict[str, dict[str, Any]]:
@@ -149,10 +107,6 @@ def table(found: Mapping[str, Figures], full: Figures) -> str:
             f"{name:30}{np.mean(one.psnr):5.2f}  {np.mean(one.ssim):.4f}  {np.mean(after):6.1%}  {lost:4} {won:3}"
         )
     return "\n".join(lines)
-
-
-def as_json(found: Mapping[str, Figures]) -> dict[str, Any]:
-    return {"ways": {name: dataclasses.asdict(one) for name, one in found.items()}}
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Printed are PSNR and SSIM against the videos of 100 steps of UniPC from the same
 finds right, of the same held-out prompts. Stochastic samplers make other videos, which only the judge can compare.
 """
 
-import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ import tyro
 
 import cogvx_jax as cx
 from cogvx_jax.diffusion.samplers import SAMPLERS
-from cogvx_jax.scripts.eval_reuse import Figures, as_json, judge, make
-from cogvx_jax.tiny import shapes
+from cogvx_jax.scripts.compared import Figures, compare
 
 REFERENCE = {"sampler": "unipc", "num_inference_steps": 100}
 
@@ -44,21 +41,7 @@ def main(
     ways = {
         f"{name}, {count} steps": {"sampler": name, "num_inference_steps": count} for name in only for count in steps
     }
-    found, full = {name: Figures() for name in ways}, Figures()
-    _, held_out = shapes.split()
-    rng = np.random.default_rng(seed)
-    chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]
-    for start in range(0, len(chosen), batch):
-        began, scenes = time.monotonic(), chosen[start : start + batch]
-        captions = [shapes.caption(scene, rng) for scene in scenes]
-        reference = make(model, captions, seed + start, REFERENCE)
-        judge(full, reference, reference, scenes)
-        for name, way in ways.items():
-            judge(found[name], make(model, captions, seed + start, way), reference, scenes)
-        done = start + len(scenes)
-        print(f"{done} prompts; {time.monotonic() - began:.0f} s", flush=True)
-        if out is not None:
-            out.write_text(json.dumps({"prompts": done, "full": full.right} | as_json(found), indent=1) + "\n")
+    found, full = compare(model, ways, REFERENCE, prompts=prompts, batch=batch, seed=seed, out=out)
     print(table(model, ways, found, full))
 
 

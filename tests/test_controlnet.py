@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from small_files import small_spec, weights, write_small
+from test_mesh import MESHES
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
@@ -284,28 +285,11 @@ def test_videos_do_not_know_each_other(small, nets):
     close(both[:1], latents(model, **options))
 
 
-MESHES = [
-    dict(cfg=2, sp=2),
-    *(
-        pytest.param(sizes, marks=pytest.mark.full)
-        for sizes in (
-            dict(data=2),
-            dict(fsdp=2),
-            dict(cfg=2),
-            dict(context=2),
-            dict(sp=2),
-            dict(tensor=2),
-            dict(context=2, tensor=2),
-            dict(fsdp=4, sp=2),
-            dict(cfg=2, context=2, sp=2),
-            dict(data=2, cfg=2, tensor=2),
-            dict(fsdp=2, context=2, tensor=2),
-        )
-    ),
-]
+QUICK = dict(cfg=2, sp=2)
+ON = [sizes if sizes == QUICK else pytest.param(sizes, marks=pytest.mark.full) for sizes in MESHES]
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("sizes", ON, ids=str)
 def test_on_a_mesh(small, nets, sizes):
     folder, model = small("5b")
     there = cx.load(folder, mesh=cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]))
