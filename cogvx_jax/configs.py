@@ -87,7 +87,6 @@ class ControlNetConfig:
     downscale: int = 8  # of frames, in height and width
     patch: int = 2
     text_dim: int = 4096
-    text_length: int = 226
     time_dim: int = 512
     adds_positions: bool = True  # sincos ones, also beside a transformer of rotary ones, whose angles it uses, too
     out_dim: int | None = None  # width of what projectors make of each block's tokens; None: there are none
@@ -122,7 +121,6 @@ class ControlNetConfig:
             out_channels=channels,
             patch=self.patch,
             text_dim=self.text_dim,
-            text_length=self.text_length,
             time_dim=self.time_dim,
             position="sincos",
             spatial_interpolation=self.spatial_interpolation,

@@ -64,7 +64,6 @@ BOUNDS: Mapping[str, Mapping[str, Bound]] = {
         "downscale": Bound(2, 64),
         "patch": Bound(1, 64),
         "text_dim": WIDTH,
-        "text_length": Bound(1, 2**13),
         "time_dim": WIDTH,
         "out_dim": WIDTH,
         "spatial_interpolation": SCALE,

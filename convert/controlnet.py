@@ -39,7 +39,6 @@ DOCUMENT = Document(
         "downscale_coef": "downscale",
         "patch_size": "patch",
         "text_embed_dim": "text_dim",  # ours; the reference knows 4096 alone
-        "max_text_seq_length": "text_length",
         "time_embed_dim": "time_dim",
         "out_proj_dim": "out_dim",
         "spatial_interpolation_scale": "spatial_interpolation",
@@ -57,8 +56,14 @@ DOCUMENT = Document(
         "timestep_activation_fn": "silu",
         "use_learned_positional_embeddings": False,
     },
-    # The table of positions is the same for every native size; nothing is dropped where nothing is trained.
-    unread={"dropout": 0.0, "sample_height": 60, "sample_width": 90, "sample_frames": 49},
+    # Positions are the same for every native size, and text has none. Nothing is dropped where nothing is trained.
+    unread={
+        "dropout": 0.0,
+        "max_text_seq_length": 226,
+        "sample_height": 60,
+        "sample_width": 90,
+        "sample_frames": 49,
+    },
 )
 ROTARY = "use_rotary_positional_embeddings"  # without it, it adds sincos positions
 
@@ -78,6 +83,11 @@ class StoredControlNet:
             flat[path] = self.parameters.read(path, np.dtype(dtype), whole)
             self.parameters.release()
         return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def holds_controlnet(tensors: Tensors) -> bool:
+    """Whether tensors are a ControlNet's, by their names."""
+    return any(name.endswith(MARK) for name in tensors)
 
 
 def open_controlnet(place: str | Path) -> StoredControlNet:
@@ -100,7 +110,7 @@ def open_controlnet(place: str | Path) -> StoredControlNet:
         except ValueError as error:
             raise ValueError(f"{place}/{CONFIG}: {error}") from None
     tensors = unpacked(open_tensors(place))
-    if not any(name.endswith(MARK) for name in tensors):
+    if not holds_controlnet(tensors):
         raise ValueError(f"{place} holds no ControlNet of TheDenk's: it has no {MARK}")
     cfg = _config(tensors, said, place)
     what = f"a ControlNet of {cfg.layers} blocks of {cfg.heads} x {cfg.head_dim}"

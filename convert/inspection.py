@@ -10,6 +10,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
 from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, new_name, path_word, published_word
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
+from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
 from cogvx_jax.convert.dialects import components, find_dialect
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
@@ -131,6 +132,43 @@ def _model_of(file: LoRAFile, asked: Asked) -> tuple[str, ModelSpec | None]:
     return "MODEL", None
 
 
+# ControlNets.
+
+
+def _is_controlnet(asked: Asked) -> bool:
+    if not (_is_part_folder(asked) or _is_weights(asked)):
+        return False
+    try:
+        return holds_controlnet(open_tensors(asked.place))
+    except (ValueError, OSError):  # what is wrong is said by the kind that it may be of
+        return False
+
+
+def _tell_controlnet(asked: Asked) -> Facts:
+    if asked.given:
+        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
+    cfg = open_controlnet(asked.place).cfg
+    model = next(
+        (
+            spec
+            for spec in PRESETS.values()
+            if spec.kind == "t2v"
+            and spec.transformer.patch_t is None
+            and (spec.transformer.width, spec.transformer.text_dim) == (cfg.state_width, cfg.text_dim)
+        ),
+        None,
+    )
+    name = "MODEL" if model is None else published_word(model.name) or "MODEL"
+    facts: Facts = {"holds": "a ControlNet of TheDenk's"}
+    facts |= numbers({"": open_tensors(asked.place)})
+    facts["sizes"] = (
+        f"{cfg.layers} blocks of {cfg.heads} heads of {cfg.head_dim}, for models of width {cfg.state_width}, "
+        f"{cfg.latent_channels} channels and text of width {cfg.text_dim}"
+    )
+    words = ["--model", name, "--controlnet", lora_word(asked.place), "--control", "VIDEO"]
+    return facts | {"use": [command("generate", PROMPT, *words)]}
+
+
 # Parts of models, and files of weights.
 
 
@@ -230,6 +268,7 @@ def _model_above(asked: Asked) -> Facts:
 WEIGHTS = (  # the first that fits counts
     FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags),
     FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
+    FileKind(name="a ControlNet", fits=_is_controlnet, tell=_tell_controlnet),
     FileKind(name="a model", fits=is_model, tell=tell_model),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
     FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),

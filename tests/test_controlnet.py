@@ -21,9 +21,10 @@ from cogvx_jax.convert import load_params
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.controlnet import controlnet_parameters, open_controlnet, write_controlnet
 from cogvx_jax.data.video import VideoWriter, read_video
-from cogvx_jax.models.controlnet import ControlBranch, weighted_sum
+from cogvx_jax.models.controlnet import ControlBranch, halve_time, weighted_sum
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.duration import with_controls
 from cogvx_jax.pipelines.generate import sampler_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
@@ -129,6 +130,16 @@ def test_nothing_is_added_after_its_last_block(recorded, states):
     np.testing.assert_allclose(once, np.stack([4 * states[0], 2 * states[1]]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("frames, pairs", [(9, 3), (12, 3), (13, 4), (1, 1)])
+def test_time_is_halved_twice(frames, pairs):
+    x = np.arange(frames, dtype=np.float32)[None, :, None]
+    found = np.asarray(halve_time(halve_time(x)))[0, :, 0]
+    first = [] if frames % 4 == 0 else [0.0]
+    means = [np.mean(x[0, i : i + 4]) for i in range(len(first), frames, 4)]
+    np.testing.assert_array_equal(found, [*first, *means])
+    assert len(found) == pairs
+
+
 # Files.
 
 SMALL = ControlNetConfig(layers=2, heads=2, head_dim=16, text_dim=24, time_dim=16)
@@ -216,9 +227,7 @@ def test_what_is_no_controlnet_is_refused(tmp_path):
 # Whole runs.
 
 CLIP = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
-FITTING = ControlNetConfig(
-    layers=1, heads=2, head_dim=16, latent_channels=4, text_dim=16, text_length=24, time_dim=16, out_dim=48
-)
+FITTING = ControlNetConfig(layers=1, heads=2, head_dim=16, latent_channels=4, text_dim=16, time_dim=16, out_dim=48)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +236,6 @@ def nets(tmp_path_factory):
     made = []
     for seed in (1, 2):
         folder = drawn_controlnet(tmp_path_factory.mktemp("nets") / str(seed), FITTING, seed)
-        rewrite(folder, max_text_seq_length=24)
         made.append(str(folder))
     return made
 
@@ -323,13 +331,14 @@ def test_memory_modes_give_the_same(small, nets, memory):
         ("5b", dict(video=CLIP, strength=0.5)),
         ("5b", dict(video=CLIP, strength=0.5, mask=CLIP[0, ..., 0] > 99)),
         ("5b", dict(guidance_scale=1.0)),
+        ("5b", dict(num_frames=17, windows="9:4")),
         ("5b-i2v", dict(image=CLIP[0])),
     ],
 )
 def test_it_goes_with_other_tasks_and_guiders(small, nets, kind, options):
-    model = small(kind)[1]
-    found = latents(model, controlnet=nets, control=CLIP, **options)
-    close(latents(model, controlnet=nets, control=CLIP, one_program=True, **options), found)
+    model, given = small(kind)[1], dict(controlnet=nets, control=np.concatenate([CLIP, ~CLIP]))
+    found = latents(model, **given, **options)
+    close(latents(model, **given, one_program=True, **options), found)
     assert np.abs(found - latents(model, **options)).max() > 1e-4
 
 
@@ -361,10 +370,9 @@ def test_what_cannot_be_is_one_sentence(small, nets, said):
 
 
 OTHERS = {
-    "its width is 32, the model's 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
-    "its channels of latents is 16, the model's 4": ("5b", dict(latent_channels=16)),
-    "its width of heads is 8, the model's 16": ("5b", dict(heads=4, head_dim=8)),
-    "its text tokens is 226, the model's 24": ("5b", dict(text_length=226)),
+    "it has width 32, and the model 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
+    "it has latents of channels 16, and the model 4": ("5b", dict(latent_channels=16)),
+    "it has heads of width 8, and the model 16": ("5b", dict(heads=4, head_dim=8)),
     "it has 2 blocks, the model 1": ("5b", dict(layers=2)),
     "models of 1.5's layout such as small-1.5-5b can have none": ("1.5-5b", {}),
 }
@@ -375,7 +383,6 @@ def test_one_of_another_model_is_refused(tmp_path, said):
     kind, changes = OTHERS[said]
     cfg = dataclasses.replace(FITTING, **changes)
     folder = drawn_controlnet(tmp_path / "net", cfg, 0)
-    rewrite(folder, max_text_seq_length=cfg.text_length)
     with pytest.raises(ValueError) as error:
         check_request(small_spec(kind), "x", Options.from_keywords(controlnet=folder, control=CLIP))
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -415,6 +422,21 @@ def test_requests_know_their_controlnets(small, nets):
     with pytest.warns(UserWarning, match="the control video has 3 of 9 frames; it runs forth and back"):
         request = check_request(spec, "x", Options.from_keywords(**short))
     np.testing.assert_array_equal(request.controls[0].clip, CLIP[[0, 1, 2, 2, 1, 0, 0, 1, 2]])
+    long = np.concatenate([CLIP, CLIP])[:17]  # without a number of frames it is that of the video
+    assert check_request(spec, "x", Options.from_keywords(**own | dict(control=long))).frames == 9  # the model's own
+    assert check_request(spec, "x", Options.from_keywords(**own | dict(control=CLIP[:4]))).frames == 1
+
+
+def test_its_work_is_counted(small, nets):
+    spec, own = small("5b")[1].spec, dict(controlnet=nets[0], control=CLIP)
+    plain, one, two, part = (
+        with_controls(spec, check_request(spec, "x", Options.from_keywords(**options)))
+        for options in ({}, own, own | dict(controlnet=nets), own | dict(control_end=0.5))
+    )
+    assert plain == 1 and 1 < one < 2  # it is narrower than the model
+    np.testing.assert_allclose([two - 1, part - 1], [2 * (one - 1), 0.75 * (one - 1)])
+    with pytest.raises(ValueError, match="give a video to extend or a control video, not both"):
+        check_request(spec, "x", Options.from_keywords(**own, extend=CLIP))
 
 
 def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from flax import traverse_util
 from gguf_file import gguf_bytes, plain
 from packings import bitsandbytes, blocks, nf4, q4_0, q8_0, quanto, save, t5_of_llama_cpp, torchao
 from PIL import Image
@@ -18,17 +19,21 @@ from small_files import STATES, fine_tuned_file, read_all, with_lora
 import cogvx_jax as cx
 from cogvx_jax.cli import generate as generates
 from cogvx_jax.cli.main import VERBS
+from cogvx_jax.configs import ControlNetConfig
 from cogvx_jax.convert import commands, write_lora, write_quantized
 from cogvx_jax.convert.checkpoint import published_tensors
 from cogvx_jax.convert.commands import WORDS, lora_word, model_word, published_word
 from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.controlnet import write_controlnet
 from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import open_source
 from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.torch_writer import write_torch
+from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.models import lora as loras
+from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import TINY
 from cogvx_jax.pipelines.saved_latents import SavedLatents, save_latents
@@ -72,7 +77,18 @@ def files(small, random_cache, tmp_path_factory):
     save_latents(folder / LATENTS, saved)
     save_latents(folder / "gone.safetensors", dataclasses.replace(saved, model="/nowhere/else"))
     Image.new("RGB", (48, 32)).save(folder / "image.png")
+    of_controlnet(folder)
     return folder
+
+
+def of_controlnet(folder):
+    """A ControlNet for the model, in its folder and as its file alone, and a video for it."""
+    cfg = ControlNetConfig(layers=1, heads=2, head_dim=16, latent_channels=4, text_dim=16, time_dim=16, out_dim=48)
+    params = {path: np.full(p.shape, 0.01, np.float32) for path, p in abstract_params(cfg).items()}
+    write_controlnet(folder / "a net", cfg, traverse_util.unflatten_dict(params, sep="/"))
+    shutil.copy(folder / "a net" / "diffusion_pytorch_model.safetensors", folder / "a net.safetensors")
+    with VideoWriter(folder / "video.mp4", 8) as writer:
+        writer.write(np.zeros((9, 32, 48, 3), np.uint8))
 
 
 def parts_of(folder, published, weights):
@@ -177,6 +193,8 @@ KINDS = {
     "tuned": ("format", "a model in SAT's layout", "--tokenizer TOKENIZER"),
     "with lora": ("a LoRA of SAT's", "SAT, 4 modules, rank 4, alpha 1", "--vae VAE --text-encoder T5"),
     "tags": ("tags", "1000", "inspect tags/1000"),
+    "a net": ("sizes", "1 blocks of 2 heads of 16, for models of width 48", "--controlnet 'a net' --control VIDEO"),
+    "a net.safetensors": ("holds", "a ControlNet of TheDenk's", "--controlnet 'a net.safetensors' --control VIDEO"),
     "peft": ("dialect", "PEFT", "--lora peft"),
     "ko hya.safetensors": ("dialect", "kohya", "--lora 'ko hya.safetensors'"),
     "kohya:2": ("dialect", "kohya", "--lora kohya:2:1"),
@@ -195,6 +213,7 @@ REAL = {
     "T5": "a model/text_encoder",
     "TOKENIZER": "a model/tokenizer",
     "IMAGE": "image.png",
+    "VIDEO": "video.mp4",
 }
 
 

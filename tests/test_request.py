@@ -131,7 +131,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "mask": "mask.png",
         "mask_dilation": 8,
         "control": "pose.mp4",
-        "controlnet": "net:0.5",
+        "controlnet": ["canny", "hed:0.5"],
         "control_strength": 0.5,
         "control_start": 0.25,
         "control_end": 0.75,
@@ -164,7 +164,7 @@ def test_all_fields_of_a_line_are_read(lines):
     values = {"reuse", "guidance", "guider", "windows"}
     assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
-    assert own.options.controlnet == (("net", 0.5),)
+    assert own.options.controlnet == (("canny", 1.0), ("hed", 0.5))
     others = set(OPTIONS) - {"size", "keyframes", "controlnet", *values}
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 

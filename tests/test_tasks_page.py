@@ -37,7 +37,7 @@ def files(tmp_path_factory):
         transformer = dataclasses.replace(spec.transformer, **changes)
         defaults = dataclasses.replace(spec.defaults, height=32, width=48, num_frames=9, num_inference_steps=2)
         write_small(folder / name, dataclasses.replace(spec, transformer=transformer, defaults=defaults))
-    cfg = ControlNetConfig(layers=1, heads=3, head_dim=16, latent_channels=4, text_dim=16, text_length=24, time_dim=16)
+    cfg = ControlNetConfig(layers=1, heads=3, head_dim=16, latent_channels=4, text_dim=16, time_dim=16)
     params = {path: np.full(p.shape, 0.01, np.float32) for path, p in abstract_params(cfg).items()}
     for name in ("canny", "hed"):
         folder_of = folder / f"cogvideox-5b-controlnet-{name}"

@@ -52,7 +52,7 @@ def abstract_params(cfg: TransformerConfig | ControlNetConfig | VAEConfig | T5Co
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, text, (1,))]
     elif isinstance(cfg, ControlNetConfig):
         patch, side = cfg.patch, cfg.patch * cfg.downscale
-        latents, text = (1, 1, patch, patch, cfg.latent_channels), (1, cfg.text_length, cfg.text_dim)
+        latents, text = (1, 1, patch, patch, cfg.latent_channels), (1, cfg.transformer.text_length, cfg.text_dim)
         module = ControlBranch(cfg, cfg.transformer)
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, (1, 1, side, side, 3), text, (1,))]
     elif isinstance(cfg, VAEConfig):

@@ -4,6 +4,7 @@ Shapes: B batch, F frames, H W pixels, T h w latents, L text tokens, S tokens, D
 Source: TheDenk/cogvideox-controlnet.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -58,7 +59,8 @@ class ControlBranch(nn.Module):
           t: (B,) training timesteps.
         Raises: ValueError where the shapes cannot be this model's.
         """
-        cfg, compute = self.cfg.transformer, self.compute
+        cfg = dataclasses.replace(self.cfg.transformer, text_length=self.base.text_length)
+        compute = self.compute
         x = jnp.concatenate([latents, control.astype(latents.dtype)], axis=-1)
         check_shapes(cfg, x.shape, text.shape)
         frames, length = x.shape[1], text.shape[1]

@@ -111,17 +111,16 @@ def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
         raise ValueError(f"{name} is a ControlNet, and models of 1.5's layout such as {spec.name} can have none")
     pairs = (
         ("width", cfg.state_width, base.width),
-        ("channels of latents", cfg.latent_channels, base.out_channels),
-        ("width of text", cfg.text_dim, base.text_dim),
-        ("text tokens", cfg.text_length, base.text_length),
-        ("patches", cfg.patch, base.patch),
-        ("size of a latent in pixels", cfg.downscale, vae.spatial_compression),
-        *([] if base.position == "sincos" else [("width of heads", cfg.head_dim, base.head_dim)]),
+        ("latents of channels", cfg.latent_channels, base.out_channels),
+        ("text of width", cfg.text_dim, base.text_dim),
+        ("patches of", cfg.patch, base.patch),
+        ("latents of pixels", cfg.downscale, vae.spatial_compression),
+        *([] if base.position == "sincos" else [("heads of width", cfg.head_dim, base.head_dim)]),
     )
     for what, ours, theirs in pairs:
         if ours != theirs:
             raise ValueError(
-                f"the ControlNet {name} does not fit {spec.name}: its {what} is {ours}, the model's {theirs}; "
+                f"the ControlNet {name} does not fit {spec.name}: it has {what} {ours}, and the model {theirs}; "
                 "use one that was trained beside this model"
             )
     if cfg.layers > base.layers:

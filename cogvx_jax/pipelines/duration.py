@@ -18,9 +18,11 @@ from cogvx_jax.pipelines.request import (
     Request,
     Settings,
     check_sampling,
+    evaluations,
     row_evaluations,
     seen_latents,
     shorter_clips,
+    shown_steps,
     windows_a_step,
 )
 
@@ -34,11 +36,12 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
 
     Nothing is said of accelerators that `chips` does not know.
     """
-    work = sum(sampling_flops(spec, request, len(request.prompts)) for request in requests)
+    each = [sampling_flops(spec, request, len(request.prompts)) for request in requests]
+    work = sum(own * with_controls(spec, request) for own, request in zip(each, requests, strict=True))
     if work < WORTH_ASKING or (rate := flops_per_second(mesh)) is None or work / rate < LONG:
         return
     longest = max(requests, key=lambda request: sampling_flops(spec, request, 1))
-    found = nearest_faster(spec, longest, LONG * rate / len(requests))
+    found = nearest_faster(spec, longest, LONG * rate / len(requests) / with_controls(spec, longest))
     better = ""
     if found is not None:
         share = sampling_flops(spec, found, 1) / sampling_flops(spec, longest, 1)
@@ -51,8 +54,19 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
     )
 
 
+def with_controls(spec: ModelSpec, request: Request) -> float:
+    """How many times the transformer's own operations sampling takes with the ControlNets of a request."""
+    if request.controls is None:
+        return 1.0
+    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, request), *request.shape[1:3]))
+    count = evaluations(spec, request, request.strength)
+    share = 1.0 if request.control_steps is None else float(shown_steps(request.control_steps, count).mean())
+    beside = sum(transformer_flops(use.net.cfg.transformer, tokens) for use in request.controls)
+    return 1 + share * beside / transformer_flops(spec.transformer, tokens)
+
+
 def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
-    """Operations of all denoising steps; of a video that is redrawn, of those that are taken."""
+    """Operations of the transformer in all denoising steps; of a video that is redrawn, of those that are taken."""
     tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
     strength = settings.strength if isinstance(settings, Request) else 1.0
     rows = row_evaluations(spec, settings, strength) * windows_a_step(spec, settings)

@@ -176,31 +176,12 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         raise ValueError("prompt must be a string or a list of at least one string")
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
-    wanted, going_on = asked.frames, asked.extend is not None
-    if going_on:  # those are frames of the whole
-        asked = dataclasses.replace(asked, frames=None)
-    settings = check_sampling(spec, asked, task)
+    read = _read_inputs if asked.extend is None else _going_on
+    # Frames that are asked for beside a clip to go on with are those of the whole.
+    settings = check_sampling(spec, asked if asked.extend is None else dataclasses.replace(asked, frames=None), task)
     strength = find_strength(task, asked)
     _check_steps(spec, settings, strength, asked)
-    nets = open_controlnets(spec, asked)
-    _check_controlnets(settings, bool(nets))
-    clip, mask, fps, clips, most = None, None, None, list[np.ndarray](), settings.frames
-    if asked.video is not None:
-        clip, fps = read_video(asked.video, most)
-        settings = check_sampling(spec, asked, task, len(clip))
-        mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
-        clip = clip[: settings.frames]
-    if asked.control is not None:
-        clips, rate = read_controls(asked, max(len(nets), 1), most)
-        fps = rate if fps is None else fps
-        if clip is None and asked.frames is None:  # those that are short of what is asked for are filled up
-            settings = check_sampling(spec, asked, task, min(map(len, clips)))
-        clips = [fill_clip(one, settings.frames) for one in clips]
-    controls = tuple(ControlUse(net, weights, one) for (net, weights), one in zip(nets, clips, strict=False))
-    per_latent = spec.vae.temporal_compression
-    more: dict[str, Any] = {"stills": read_stills(asked, len(prompts), settings.frames, per_latent) or None}
-    if going_on:
-        settings, more, fps = _going_on(spec, asked, settings, wanted, len(prompts))
+    settings, inputs, fps = read(spec, asked, settings, len(prompts))
     _warn_of_positions(spec, settings)
     request = Request(
         **vars(settings),
@@ -215,24 +196,52 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         fps=frame_rate(asked.fps or fps or spec.defaults.fps),
         image_noise=(spec.defaults.image_noise if asked.image_noise is None else asked.image_noise) or None,
         image_scale=asked.image_scale,
-        video=clip,
-        mask=mask,
         mask_dilation=asked.mask_dilation or None,
-        control=None if nets or not clips else clips[0],
-        control_strength=1.0 if nets else asked.control_strength,
-        controls=controls or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
-        **more,
+        **inputs,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
         raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
     return request
 
 
-def _going_on(
-    spec: ModelSpec, asked: Options, settings: Settings, wanted: int | None, videos: int
-) -> tuple[Settings, dict[str, Any], fractions.Fraction | None]:
+Inputs = tuple[Settings, dict[str, Any], fractions.Fraction | None]
+
+
+def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: int) -> Inputs:
+    """Of pictures and clips: settings of the frames that they have, fields of the request, and the clips' rate.
+
+    Raises: ValueError, one sentence; OSError.
+    """
+    nets, task, most = open_controlnets(spec, asked), settings.task, settings.frames
+    _check_controlnets(settings, bool(nets))
+    clip, mask, fps, clips = None, None, None, list[np.ndarray]()
+    if asked.video is not None:
+        clip, fps = read_video(asked.video, most)
+        settings = check_sampling(spec, asked, task, len(clip))
+        mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
+        clip = clip[: settings.frames]
+    if asked.control is not None:
+        clips, rate = read_controls(asked, max(len(nets), 1), most)
+        fps = rate if fps is None else fps
+        # Those that are short of what is asked for, or of all that a model makes, are filled up.
+        if clip is None and asked.frames is None and spec.transformer.position != "rope+learned":
+            settings = check_sampling(spec, asked, task, min(map(len, clips)))
+        clips = [fill_clip(one, settings.frames) for one in clips]
+    controls = tuple(ControlUse(net, weights, one) for (net, weights), one in zip(nets, clips, strict=False))
+    fields: dict[str, Any] = {
+        "stills": read_stills(asked, videos, settings.frames, spec.vae.temporal_compression) or None,
+        "video": clip,
+        "mask": mask,
+        "control": None if nets or not clips else clips[0],
+        "control_strength": 1.0 if nets else asked.control_strength,
+        "controls": controls or None,
+    }
+    return settings, fields, fps
+
+
+def _going_on(spec: ModelSpec, asked: Options, settings: Settings, videos: int) -> Inputs:
     """Of a clip to go on with: settings of what is sampled at a time, fields of the request, and the clip's rate.
 
     Without windows as many clips of the model's own length are sampled as are needed, with windows one.
@@ -241,6 +250,7 @@ def _going_on(
     """
     if videos > 1 or asked.latents is not None:
         raise ValueError("a video is extended by one prompt, and from noise of its own; give one prompt and no latents")
+    wanted = asked.frames
     most = MAX_FRAMES if wanted is None else min(wanted, MAX_FRAMES)  # of a clip that has more nothing is made
     clip, fps = read_video(asked.extend, most)
     clip = resize_frames(clip, settings.height, settings.width)
