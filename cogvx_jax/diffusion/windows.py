@@ -28,10 +28,11 @@ class Windows:
     Args:
       frames: pixel frames of a window.
       overlap: pixel frames that neighbours share.
-      policy: "static": the same windows in all steps. "uniform": they move from step to step, which hides seams.
-        "looped": they also run over the end to the beginning, for clips that loop.
+      policy: "static": the same windows in all steps. "uniform": they move from step to step, so that seams do not stay
+        in one place. "looped": they also run over the end to the beginning, for clips that loop.
       strides: how many distances of latents in a window, 1, 2, 4 and so on, each with windows of its own; not static.
-      noise: "free": later windows start from the noise of the first one, shuffled, which keeps a scene. "plain".
+      noise: "free": later windows start from the noise of the first one, shuffled, which is meant to keep a scene.
+        "plain": each latent has its own.
     Raises: ValueError, one sentence, for a value of another kind or out of its range.
     """
 
