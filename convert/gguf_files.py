@@ -171,7 +171,7 @@ def _other(kind: int) -> Block:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
     except ImportError:
         raise ValueError(
-            f"it is of ggml's type {kind}, which the package gguf reads: pip install 'cogvx_jax[gguf]'"
+            f"it is of ggml's type {kind}, which the package gguf may read: pip install 'cogvx_jax[gguf]'"
         ) from None
     try:
         known = GGMLQuantizationType(kind)

@@ -51,7 +51,8 @@ def calibrate(
     began, spec = time.monotonic(), load_spec(model)
     takes = KINDS[spec.kind]
     if jobs is None and takes.needs:
-        lines = f"with {' or '.join(takes.needs)} in each line"
+        needs = [name for name in takes.needs if name != "extend"]  # of which several videos are made
+        lines = f"with {' or '.join(needs)} in each line"
         raise ValueError(f"{spec.name} {takes.words}; give --prompts-file, {lines}")
     devices = None if mesh is None else parse_mesh(mesh)
     file = calibration_path(resolve(model)) if out is None else out
