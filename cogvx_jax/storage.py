@@ -337,15 +337,26 @@ class RemoteFiles:
             files, starts, counts = zip(*wanted, strict=True)
             ends = [start + count for start, count in zip(starts, counts, strict=True)]
             found = self._system.cat_ranges([self._path(file) for file in files], list(starts), ends, on_error="raise")
-            self._kept |= zip(wanted, found, strict=True)
+            for span, data in zip(wanted, found, strict=True):
+                self._kept[span] = self._counted(span, data)
 
     def read(self, span: Span) -> np.ndarray:
         if span not in self._kept:
             if sum(map(len, self._kept.values())) + span[2] > KEPT_BYTES:
                 self._kept.clear()
             file, start, count = span
-            self._kept[span] = self._system.cat_file(self._path(file), start, start + count)
+            self._kept[span] = self._counted(span, self._system.cat_file(self._path(file), start, start + count))
         return np.frombuffer(self._kept[span], np.uint8)
+
+    def _counted(self, span: Span, data: Any) -> Any:
+        """Raises ValueError where a server gave other bytes than were asked for, such as all of them."""
+        file, _, count = span
+        if len(data) != count:
+            raise ValueError(
+                f"{self.where}/{file}: {count} bytes of it were asked for and {len(data)} came; where the server gives "
+                "no ranges of bytes, copy the file to a disk first"
+            )
+        return data
 
     def release(self) -> None:
         self._kept.clear()

@@ -62,7 +62,7 @@ class Alphas:
     def of(self, module: str, rank: int, tensor: float | None) -> Alpha:
         """Of a module by its published name; `tensor` is what a tensor of it says. Raises: ValueError."""
         if self._given is not None:
-            return self._alpha(self._given, "given", rank, stored=True)
+            return self._alpha(self._given, "given", rank, stored=True, rooted=self._rooted)
         if tensor is not None:
             if tensor == 0 and self._rule.zero_is_rank:
                 return self._alpha(rank, "0 in the file, which stands for the rank", rank, stored=True)

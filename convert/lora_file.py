@@ -275,9 +275,28 @@ def _settings(path: Place, metadata: Mapping[str, str]) -> tuple[dict[str, Any],
     config = {key.removeprefix("transformer."): value for key, value in config.items()}
     if not isinstance(config.get("rank_pattern"), dict | None):
         raise ValueError(f"its rank_pattern is {quoted(config['rank_pattern'])}, not an object")
+    _check_plain(config)
+    return config, where
+
+
+# What PEFT initialises adapters with that are differences from changed weights, whose own files do not hold those.
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+
+
+def _check_plain(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for settings of PEFT with which the update is another than scale * b @ a."""
+    kind, start = str(config.get("peft_type") or "LORA"), str(config.get("init_lora_weights")).lower()
     if flag(config, "use_dora"):
         raise ValueError("it is a DoRA, which is not supported; save a plain LoRA")
-    return config, where
+    if kind.upper() != "LORA":
+        raise ValueError(f"it is of PEFT's type {quoted(kind)}, which is not supported; save a plain LoRA")
+    if start.startswith(CHANGES_BASE):
+        raise ValueError(
+            f"it began with {quoted(config['init_lora_weights'])}, which changes the model's own weights, too; convert "
+            "it to a plain LoRA with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if config.get("layer_replication"):
+        raise ValueError("it repeats layers of the model (layer_replication), which is not supported")
 
 
 def counted(count: int, thing: str) -> str:

@@ -66,7 +66,8 @@ def verify(folder: str | Path, components: tuple[str, ...] | None = None) -> Non
         if read_quantization(folder) is not None:
             return verify_files(folder, components)
         raise ValueError(
-            f"{folder} has no {DIGESTS}: only what `cogvx convert` or `cogvx quantize` wrote can be verified"
+            f"{folder} has no {DIGESTS}: only Orbax checkpoints of `cogvx convert` and models of `cogvx quantize` "
+            "have one"
         )
     wanted = read_digests(folder)
     chosen = dict.fromkeys(path.split("/")[0] for path in wanted) if components is None else components

@@ -208,6 +208,7 @@ def test_alpha_of_metadata_of_tensors_and_of_peft(tmp_path, params):
     save(folder / "adapter_model.safetensors", theirs(params, prefix="base_model.model."))
     (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 16, "use_rslora": True}))
     assert read_lora(folder, SPEC).scale == pytest.approx(16 / 2**0.5)
+    assert read_lora(folder, SPEC, 8).scale == pytest.approx(8 / 2**0.5)
 
 
 def test_mixed_ranks_and_missing_layers(tmp_path, params):
@@ -280,6 +281,12 @@ def refusal(path):
         ({"rank_pattern": [1]}, "its rank_pattern is [1], not an object"),
         ({"use_rslora": 5}, "its use_rslora is 5, not true or false"),
         ({"use_dora": [True]}, "its use_dora is [True]"),
+        ({"peft_type": "LOHA"}, "it is of PEFT's type 'LOHA', which is not supported"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "it began with 'pissa_niter_4', which changes the model's own",
+        ),
+        ({"layer_replication": [[0, 2]]}, "it repeats layers of the model"),
     ],
 )
 def test_settings_that_are_wrong_are_one_sentence(tmp_path, config, words):

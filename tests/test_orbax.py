@@ -126,7 +126,7 @@ def test_missing_and_misshapen_arrays_are_found_without_verifying(small, convert
 
 
 def test_a_folder_that_is_not_ours_is_refused(small, converted, tmp_path):
-    with pytest.raises(ValueError, match="only what `cogvx convert` or `cogvx quantize` wrote can be verified"):
+    with pytest.raises(ValueError, match="only Orbax checkpoints of `cogvx convert` and models of `cogvx quantize`"):
         cx.load(small("5b")[0], verify=True)
     folder = shutil.copytree(converted, tmp_path / "model")
     (folder / stored.DIGESTS).write_text('{"format": "cogvx orbax 9", "arrays": {}}')

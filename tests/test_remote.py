@@ -117,3 +117,21 @@ def test_a_url_is_converted_into(small, uploaded, bucket, tmp_path, monkeypatch)
         write_orbax(uploaded, "memory://bucket/models/half")
     half = storage.open_files("memory://bucket/models/half")
     assert half.exists("model_index.json") and not half.exists("digests.json")
+
+
+def test_a_server_without_ranges_is_named(bucket):
+    bucket.pipe("/bucket/file", bytes(100))
+    files = storage.RemoteFiles("memory://bucket")
+
+    class Whole:
+        def cat_file(self, path, start=None, end=None):
+            return bytes(100)
+
+        def cat_ranges(self, paths, starts, ends, on_error):
+            return [bytes(100)] * len(paths)
+
+    assert len(files.read(("file", 10, 20))) == 20
+    files._system = Whole()
+    for read in (lambda: files.read(("file", 0, 8)), lambda: files.prefetch([("file", 0, 8)])):
+        with pytest.raises(ValueError, match="bucket/file: 8 bytes of it were asked for and 100 came; .* copy"):
+            read()

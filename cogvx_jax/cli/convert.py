@@ -42,8 +42,10 @@ def convert(
     from cogvx_jax.pipelines.tokenizer import read_tokenizer
 
     began, about = time.monotonic(), given.checked()
-    if about.tokenizer is not None and "text_encoder" not in (parts or COMPONENTS):
-        raise ValueError("--tokenizer goes with the text encoder, which --parts leaves out; leave one of them out")
+    for flag, part in (("tokenizer", "text_encoder"), ("text_encoder", "text_encoder"), ("vae", "vae")):
+        if getattr(about, flag) is not None and part not in (parts or COMPONENTS):
+            option, name = flag.replace("_", "-"), part.replace("_", " ")
+            raise ValueError(f"--{option} goes with the {name}, which --parts leaves out; leave one of them out")
     model = open_source(resolve(source), about)
     report_inferred(model)
     if about.tokenizer is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cogvx_jax.cli.options import GivenFlags, LoRAText, ModelFlags, QuantizeText, parse_lora
+from cogvx_jax.cli.options import report as report_line
 from cogvx_jax.quantization import find_quantization
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -55,7 +56,10 @@ def quantize(
     stored_or_asked(model, spec, to)  # refuses what cannot be quantised
     report_inferred(model)
     read_tokenizer(model.tokenizer, spec)  # before the weights, with which it may not fit
-    adapters = stack_loras([(find_lora(path, spec), weight) for path, weight in weighted])
+    found = [(find_lora(path, spec), weight) for path, weight in weighted]
+    for (path, weight), (adapter, _) in zip(weighted, found, strict=True):
+        report_line(f"{path}: {adapter.told or 'a run'}, weight {weight:g}")
+    adapters = stack_loras(found)
     if target is not None:
         began = time.monotonic()
         write_quantized(model, target, how, layout=layout or "safetensors", lora=adapters)

@@ -9,7 +9,9 @@ import tyro
 
 
 def verify(folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")], /) -> None:
-    """Reads all of a model that `cogvx convert` wrote, or of clips that `cogvx encode` wrote, and checks it.
+    """Reads all of a model, or of clips that `cogvx encode` wrote, and checks it.
+
+    Models are Orbax checkpoints of `cogvx convert` and what `cogvx quantize` wrote: others have no digests.
 
     Every array of a model is compared with its digest, every entry of a cache with its checksum.
 
