@@ -268,7 +268,7 @@ def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, m
     run("generate", "a star", "--model", folder, "--lora", whole, "--steps", "3", *to, monkeypatch=monkeypatch)
     said = capsys.readouterr().err
     assert f"{whole}: a run, for 2 steps of ddim at guidance scale 1, weight 1" in said
-    assert "was distilled for 2 steps of ddim at guidance scale 1, not for 3 steps of ddim at guidance scale 1" in said
+    assert "distilled for 2 steps of ddim at guidance scale 1, not for 3 steps of ddim at guidance scale 1" in said
     assert (tmp_path / "v.mp4").exists()
 
 

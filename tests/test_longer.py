@@ -364,7 +364,7 @@ def test_a_model_of_patches_of_two_frames_goes_on_behind_its_padding(small):
 UNFIT = {
     "give a video to extend or an image, not both": ("5b", dict(image=CLIP[0])),
     "give a video to extend or a mask, not both": ("5b", dict(mask=CLIP)),
-    "num_frames counts the whole video: .* extend, which has 13 or more, and at most 16384, got 13": (
+    "frames counts the whole video: .* extend, which has at least 13, and at most 16384, got 13": (
         "5b",
         dict(frames=13),
     ),
@@ -394,6 +394,20 @@ def test_a_ring_needs_all_latents(small):
     with pytest.raises(ValueError, match="drops 1 latent where 17 frames would close to a ring; use another policy"):
         check_request(small_spec("1.5-5b"), "x", Options(size=(32, 48), frames=17, windows="16:8,policy=looped"))
     assert latents_of(small("5b")[1], num_frames=17, windows="9:4,policy=looped").shape == (1, 5, 4, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--extend", "in.mp4"], "a loop goes on with no other video"),
+        (["--windows", "12:4,policy=static"], "a loop is made by windows with policy=looped, not static"),
+    ],
+)
+def test_a_loop_is_one(options, words):
+    with pytest.raises(ValueError, match=words):
+        tyro.extras.subcommand_cli_from_dict(
+            {name: one.run for name, one in VERBS.items()}, args=["loop", "x", *options]
+        )
 
 
 @pytest.mark.parametrize(

@@ -351,3 +351,13 @@ def test_contact_sheet():
 def test_video_checks_its_frames():
     with pytest.raises(ValueError, match=r"uint8 \(B, F, H, W, 3\)"):
         video.Video(clip(), 8)
+
+
+def test_the_same_frames_are_the_same_file(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = np.cumsum(rng.integers(0, 3, (33, 64, 64, 3)), axis=0).astype(np.uint8)
+    files = [tmp_path / f"{i}.mp4" for i in range(5)]
+    for file in files:
+        with video.VideoWriter(file, fps=8) as writer:
+            writer.write(frames)
+    assert len({file.read_bytes() for file in files}) == 1

@@ -23,12 +23,17 @@ def loop(
     Args:
       prompt: what the video shows; what comes back to where it began, such as waves or a wheel.
     """
-    asked = video.checked().windows
+    options = video.checked()
+    if options.extend is not None:
+        raise ValueError("a loop goes on with no other video; leave out --extend")
+    asked = options.windows
+    if asked is not None and asked.policy not in (Windows.policy, "looped"):
+        raise ValueError(f"a loop is made by windows with policy=looped, not {asked.policy}; leave out the policy")
     if asked is None:
         from cogvx_jax.pipelines.model import load_spec
 
         own = load_spec(how.model, given.checked()).defaults.num_frames
-        frames = (video.checked().frames or own) - 1
+        frames = (options.frames or own) - 1
         asked = loop_windows(min(frames, own - 1))
     windows = dataclasses.replace(asked, policy="looped")
     generate(prompt, **vars(how), video=dataclasses.replace(video, windows=windows), given=given)

@@ -257,9 +257,10 @@ def _going_on(spec: ModelSpec, asked: Options, settings: Settings, videos: int) 
     carried = carried_frames(spec, len(clip))
     whole = len(clip) + settings.frames - carried if wanted is None else wanted
     if not len(clip) < whole <= MAX_FRAMES:
+        has = f"at least {most}" if len(clip) == most else f"{len(clip)}"
         raise ValueError(
-            f"num_frames counts the whole video: it must be above that of the {NAMES['extend']}, which has {len(clip)}"
-            f"{' or more' if len(clip) == most else ''}, and at most {MAX_FRAMES}, got {whole}"
+            f"the number of frames counts the whole video: it must be above that of the {NAMES['extend']}, which has "
+            f"{has}, and at most {MAX_FRAMES}, got {whole}"
         )
     if settings.windows is not None:
         unit = frame_unit(spec)
@@ -340,7 +341,8 @@ def few_steps_note(request: Request, spec: ModelSpec) -> str | None:
     )
     weight = request.guidance if request.guided else wanted.guidance_scale
     asked = dataclasses.replace(wanted, steps=request.steps, sampler=request.sampler, guidance_scale=weight)
-    return None if asked == wanted else f"{spec.name} was distilled for {wanted}, not for {asked}: expect worse videos"
+    said = f"this is {spec.name} distilled for {wanted}, not for {asked}: expect worse videos"
+    return None if asked == wanted else said
 
 
 def kept_steps(settings: Settings, strength: float) -> int:
