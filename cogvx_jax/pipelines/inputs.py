@@ -47,6 +47,7 @@ USE = {  # option -> the models that take it
 NEEDS = {  # option -> the inputs that it is for, one of which must be there
     "image_noise": (*PICTURES, "mask"),
     "mask_dilation": ("mask",),
+    "strength": ("video",),
     **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
 }
 NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video", "extend": "video to extend"}
