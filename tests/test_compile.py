@@ -106,7 +106,7 @@ def test_every_program_of_a_video_is_there(small, tmp_path, kind, sizes, one_pro
     )
     options |= dict(one_program=one_program, progress=False)
     for given in inputs:
-        own = options | given | dict(strength=1.0)
+        own = options | given | ({"strength": 1.0} if "video" in given else {})
         made = []
         for kept in (None, tmp_path / "programs"):
             with warnings.catch_warnings():

@@ -124,7 +124,7 @@ def lower_step(
     step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider))
     method, drawn = _method(spec, sampler), _everywhere(shape, "float32", mesh)
     arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided, guider=guider, enhance=enhance)
-    return step.lower(*arguments, drawn if method.stochastic else None, None)
+    return step.lower(*arguments, drawn if method.stochastic else None)
 
 
 def lower_loop(
@@ -143,7 +143,7 @@ def lower_loop(
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     loop, method = step_programs.loop_program(transformer, guided, mesh, kind_of(guider)), _method(spec, sampler)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided, guider=guider, enhance=enhance)
-    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None, None, None)
+    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None, None)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
