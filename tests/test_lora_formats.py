@@ -200,12 +200,12 @@ def test_where_alpha_is_and_what_it_does(tmp_path, names, stored, given, scale, 
     assert read_lora(file.path, TWO, given).scale == scale
 
 
-def test_settings_of_peft_give_way_to_a_given_alpha(tmp_path):
+def test_a_given_alpha_takes_the_place_of_that_of_peft(tmp_path):
     said = {"transformer.r": 4, "transformer.lora_alpha": 8, "transformer.use_rslora": True}
     path = save(tmp_path / "x.safetensors", pair(*PEFT, rank=4), {METADATA: json.dumps(said)})
     (module,) = open_lora(path).modules.values()
     assert (module.alpha.value, module.alpha.scale, module.alpha.source) == (8, 4.0, "the file's metadata")
-    assert read_lora(path, TWO, 1).scale == 0.25
+    assert read_lora(path, TWO, 1).scale == 0.5  # over the root of the rank, as the file says
     for alpha in (0, -1, float("nan"), float("inf"), "many", True, 1e9):
         with pytest.raises(ValueError, match="alpha must be a positive number of at most 1,000,000"):
             open_lora(path, alpha)
