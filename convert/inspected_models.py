@@ -27,7 +27,7 @@ KINDS: Mapping[Kind, str] = {
     "control": "control video to video",
     "inpaint": "video or images and a mask to video",
 }
-INPUTS: Mapping[Kind, tuple[str, ...]] = {  # what `generate` needs beside the prompt
+INPUT_OPTIONS: Mapping[Kind, tuple[str, ...]] = {  # what `generate` needs beside the prompt
     "t2v": (),
     "i2v": ("--image", "IMAGE"),
     "control": ("--control", "VIDEO"),
@@ -136,7 +136,7 @@ def tell_opened(opened: Opened, plain: bool) -> Facts:
         facts["taken for granted"] = inferred
     use = []
     if "transformer" in held:
-        use.append(command("generate", PROMPT, *asked.as_model(), *opened.lacking(), *INPUTS[spec.kind]))
+        use.append(command("generate", PROMPT, *asked.as_model(), *opened.lacking(), *INPUT_OPTIONS[spec.kind]))
     if stored is None and not spec.vae.taehv and (opened.is_packed or not plain):
         use += _conversion(opened)
     if stored is not None or is_orbax(asked.place):

@@ -15,7 +15,7 @@ from cogvx_jax.convert.dialects import components, find_dialect
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
 from cogvx_jax.convert.inspected_models import (
-    INPUTS,
+    INPUT_OPTIONS,
     OTHERS,
     Opened,
     has_part,
@@ -111,7 +111,7 @@ def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
         raise ValueError(f"{place} cannot be read as a LoRA: {error}") from None
     facts = {name: value for name, value in describe(found).items() if name != "file"}
     model, spec = _model_of(found, asked)
-    inputs = INPUTS[spec.kind] if spec is not None else ()
+    inputs = INPUT_OPTIONS[spec.kind] if spec is not None else ()
     lora = lora_word(place)
     use = [command("generate", PROMPT, "--model", model, "--lora", lora, *inputs)]
     if found.format.to != "peft":

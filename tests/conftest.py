@@ -38,8 +38,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 # An axis that is missing is a mistake: what is broadcast says so.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# To compile takes most of the time of the quick tests. They end in half of it at LLVM's lowest level, and in less by
-# XLA's older emitter of loops, which jaxlib 0.10 still has. `.ci/run` gives the usual level, and so the usual emitter,
+# To compile takes most of the time of the quick tests. It takes less at LLVM's lowest level, and by XLA's older
+# emitter of loops, which jaxlib 0.10 still has. `.ci/run` gives the usual level, and so the usual emitter,
 # to the tests of parity and to those marked `full`.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     quick = ["--xla_backend_optimization_level=0"]

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,17 +11,12 @@ from small_files import small_spec, weights, write_small
 
 import cogvx_jax as cx
 from cogvx_jax.cli.inputs import Inputs
-from cogvx_jax.configs import Compute, TransformerConfig, VAEConfig
-from cogvx_jax.diffusion import guidance
-from cogvx_jax.diffusion.update import init, update
-from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.configs import TransformerConfig, VAEConfig
 from cogvx_jax.pipelines import tasks
 from cogvx_jax.pipelines.generate import sample, sampler_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
-from cogvx_jax.pipelines.step_programs import step_program
-from cogvx_jax.pipelines.weights import abstract_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -319,22 +313,3 @@ def spec_of(kind):
 def test_what_cannot_be_is_refused_before_any_work(kind, options, said):
     with pytest.raises(ValueError, match=said):
         check_request(spec_of(kind), "x", Options.from_keywords(**options))
-
-
-def test_plain_steps_are_what_they_were_before_there_were_tasks():
-    """The lowered text of a step from text is that of its formula, and nothing more."""
-    spec, shape = small_spec("5b"), (1, 3, 4, 6, 4)
-    transformer = Transformer(spec.transformer)
-
-    def step(params, state, text, condition, t, row, weight, noise):
-        x = jnp.concatenate([state.latents, state.latents])
-        v = transformer.apply({"params": params}, x, text, jnp.full((2,), t)).astype(jnp.float32)
-        return update(state, guidance.guide(*jnp.split(v, 2), weight), row, noise)
-
-    def array(*shape, dtype="float32"):
-        return jax.ShapeDtypeStruct(shape, np.dtype(dtype))
-
-    params, state = abstract_weights(spec, Compute(), "transformer", None), jax.eval_shape(init, array(*shape))
-    arguments = params, state, array(2, 24, 16), None, array(dtype="int32"), array(6), array(), None
-    plain = jax.jit(step, donate_argnums=1).lower(*arguments).as_text()
-    assert step_program(transformer, True).lower(*arguments).as_text() == plain

@@ -1,12 +1,11 @@
 """`cogvx convert`: stores a model in another layout."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags
+from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags, size_words
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -51,9 +50,4 @@ def convert(
     if about.tokenizer is not None:
         read_tokenizer(about.tokenizer, model.spec())  # before the weights, with which it may not fit
     write_model(model, target, to, dtype, parts or COMPONENTS)
-    size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
-    print(f"{target}: {size}in {time.monotonic() - began:.1f} s")
-
-
-def _gigabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
+    print(f"{target}: {size_words(target)}in {time.monotonic() - began:.1f} s")

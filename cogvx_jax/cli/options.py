@@ -93,6 +93,13 @@ def check_memory(mode: str | None) -> None:
         find_mode(str(mode))
 
 
+def size_words(folder: str) -> str:
+    """How much was written to a folder, "1.23 GB "; nothing for a URL."""
+    if "://" in folder:
+        return ""
+    return f"{sum(path.stat().st_size for path in Path(folder).rglob('*') if path.is_file()) / 1e9:.2f} GB "
+
+
 def print_facts(facts: Mapping[str, str | list[str]], as_json: bool) -> None:
     """Prints a name and its value on each line, of a list a line for each value; or JSON."""
     if as_json:

@@ -1,12 +1,11 @@
 """`cogvx quantize`: stores a model as integers, or says what that costs."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.options import GivenFlags, LoRAText, ModelFlags, QuantizeText, parse_lora
+from cogvx_jax.cli.options import GivenFlags, LoRAText, ModelFlags, QuantizeText, parse_lora, size_words
 from cogvx_jax.cli.options import report as report_line
 from cogvx_jax.quantization import find_quantization
 
@@ -63,13 +62,8 @@ def quantize(
     if target is not None:
         began = time.monotonic()
         write_quantized(model, target, how, layout=layout or "safetensors", lora=adapters)
-        size = "" if "://" in target else f"{_gigabytes(Path(target)):.2f} GB "
-        print(f"{target}: {how.name}, {size}in {time.monotonic() - began:.1f} s", flush=True)
+        print(f"{target}: {how.name}, {size_words(target)}in {time.monotonic() - began:.1f} s", flush=True)
     if report:
         from cogvx_jax.pipelines.quantization_report import print_report
 
         print_report(folder, how, adapters, given=about)
-
-
-def _gigabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
