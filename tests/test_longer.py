@@ -422,8 +422,8 @@ def test_a_loop_is_one(options, words):
 def test_verbs_are_short_for_generate(monkeypatch, verb, wanted):
     made = []
 
-    def generate(prompt, *, out, video, **how):
-        made.append((prompt, out, video.checked()))
+    def generate(prompt, *, run, video, given):
+        made.append((prompt, run.out, video.checked()))
 
     monkeypatch.setattr("cogvx_jax.cli.extend.generate", generate)
     monkeypatch.setattr("cogvx_jax.cli.loop.generate", generate)

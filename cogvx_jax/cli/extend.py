@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import generate
-from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, VideoFlags
+from cogvx_jax.cli.options import GenerateFlags, GivenFlags, ModelFlags, RunFlags, VideoFlags
 
 
 def extend(
@@ -14,7 +14,7 @@ def extend(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")],
     /,
     *,
-    how: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
+    run: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
@@ -26,4 +26,4 @@ def extend(
     """
     if video.extend is not None:
         raise ValueError("the video to extend stands before the prompt; leave out --extend")
-    generate(prompt, **vars(how), video=dataclasses.replace(video, extend=source), given=given)
+    generate(prompt, run=GenerateFlags(**vars(run)), video=dataclasses.replace(video, extend=source), given=given)

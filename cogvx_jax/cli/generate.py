@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from cogvx_jax.cli.options import (
-    DType,
+    GenerateFlags,
     GivenFlags,
-    LoRAText,
-    MemoryText,
-    MeshText,
     ModelFlags,
-    QuantizeOption,
     VideoFlags,
     check_memory,
     parse_lora,
@@ -45,21 +41,8 @@ def generate(
     prompt: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None,
     /,
     *,
-    out: Path = Path("out.mp4"),
-    model: str = "tiny",
-    lora: LoRAText = (),
-    prompts_file: Path | None = None,
-    again: bool = False,
+    run: Annotated[GenerateFlags, tyro.conf.OmitArgPrefixes] = GenerateFlags(),  # noqa: B008
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
-    dtype: DType | None = None,
-    quantize: QuantizeOption = None,
-    mesh: MeshText = None,
-    memory: MemoryText = None,
-    distributed: bool = False,
-    one_program: bool = False,
-    programs: Path | None = None,
-    exact: bool = False,
-    progress: bool = True,
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video from a prompt, an image or a video. What is None is the model's own.
@@ -69,40 +52,16 @@ def generate(
 
     Args:
       prompt: what the video shows.
-      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
-        its stem gets the line's number.
-      model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
-        makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
-      lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
-        add up. `cogvx lora info` tells what a file is. One of `cogvx distill` brings its steps, sampler and guidance
-        scale, where none are given; "tiny-fast" is such a one for tiny.
-      prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
-        ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
-        are; cogvx-made.jsonl beside them says which those are.
-      again: make all videos of a prompts file anew, also those that are there and whole.
-      dtype: to compute in.
-      quantize: keep the kernels of transformer and text encoder as integers: int8, w8a8, with activations as integers
-        too, or int4. Lossy. None is as the model is stored.
-      mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
-        chooses for the devices that are here; None is one device.
-      memory: a memory mode: resident, turns, rows, chunks or offload, all with the same result, or one of the last four
-        with +tiles, which is lossy. "auto" is the first that fits the devices that are here, which takes minutes of
-        compiling once. None is resident, or turns where the weights do not fit together.
-      distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
-        connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-      one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
-      programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.
-      exact: the same bits on one device and on any mesh of data and cfg; slower.
-      progress: show a progress bar.
     """
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
-    jobs = read_jobs(prompt, prompts_file, out, video.checked())
-    weighted = [parse_lora(text) for text in lora]
+    jobs = read_jobs(prompt, run.prompts_file, run.out, video.checked())
+    weighted = [parse_lora(text) for text in run.lora]
     about = given.checked()
+    memory = run.memory
     check_memory(memory)
-    if about and AUTO in (mesh, memory):
+    if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
-    how = None if quantize is None else find_quantization(quantize)
+    how = None if run.quantize is None else find_quantization(run.quantize)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs
@@ -114,12 +73,12 @@ def generate(
     from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
-    if distributed:
+    if run.distributed:
         initialize()
-    spec, devices = load_spec(model, about), None if mesh in (None, "auto") else parse_mesh(mesh)
-    stored = load_quantization(model, quantize, about)  # refuses what cannot be quantised
+    spec, devices = load_spec(run.model, about), None if run.mesh in (None, "auto") else parse_mesh(run.mesh)
+    stored = load_quantization(run.model, run.quantize, about)  # refuses what cannot be quantised
     if weighted and how is None:
-        check_takes_lora(model, stored)
+        check_takes_lora(run.model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         told = adapter.told or (f"a run, for {adapter.distilled}" if adapter.distilled else "")
@@ -127,28 +86,29 @@ def generate(
             report(f"{path}: {told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
     work = _check(spec, jobs)  # all of them, before the first is begun
-    if prompts_file is not None:
-        asked = {"dtype": dtype, "exact": exact} | _lossy(memory) | ({} if how is None else {"quantize": how.name})
-        work = _left(work, model, adapters, asked, again, about)
-    folder = resolve(model) if any(one.request.reuse for one in work) else None
+    if run.prompts_file is not None:
+        asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
+        asked |= {} if how is None else {"quantize": how.name}
+        work = _left(work, run.model, adapters, asked, run.again, about)
+    folder = resolve(run.model) if any(one.request.reuse for one in work) else None
     for one in work:
         with one.job.named():
             check_writable(one.job.out)
-            check_asked(one.request, spec.name, folder, devices, exact=exact)
-            check_programs(programs, one.request.controls)
-            if one.request.controls and AUTO in (mesh, memory):
+            check_asked(one.request, spec.name, folder, devices, exact=run.exact)
+            check_programs(run.programs, one.request.controls)
+            if one.request.controls and AUTO in (run.mesh, memory):
                 raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
     if not work:
         return
-    if AUTO in (mesh, memory):
+    if AUTO in (run.mesh, memory):
         requests = [request for _, request, _ in work]
-        devices, memory = _choose(model, requests, dtype, quantize, devices or mesh, memory)
+        devices, memory = _choose(run.model, requests, run.dtype, run.quantize, devices or run.mesh, memory)
     if memory is not None:
         for one in work:
             with one.job.named():
                 check_in_mode(find_mode(memory), one.request)
-    if exact:
-        check_exact(devices, one_program=one_program)
+    if run.exact:
+        check_exact(devices, one_program=run.one_program)
     if first_process():
         warn_of_hours(spec, [request for _, request, _ in work], devices)
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
@@ -159,16 +119,16 @@ def generate(
                 report(note)
     first = None if how is None else stack_loras(adapters)  # to a quantised model's kernels nothing can be added later
     loaded = load(
-        model,
-        dtype=dtype,
+        run.model,
+        dtype=run.dtype,
         mesh=devices,
-        programs=programs,
-        quantize=quantize,
+        programs=run.programs,
+        quantize=run.quantize,
         lora=first,
         memory=memory,
         **vars(about),
     )
-    if exact:
+    if run.exact:
         loaded = dataclasses.replace(loaded, exact=True)
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
@@ -179,7 +139,7 @@ def generate(
         texts = _texts(loaded, group)
         for one, text in zip(group, texts, strict=True):
             with one.job.named():
-                _run(loaded, model, one, progress and first_process(), one_program, text)
+                _run(loaded, run.model, one, run.progress and first_process(), run.one_program, text)
 
 
 class Work(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import generate
-from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, VideoFlags
+from cogvx_jax.cli.options import GenerateFlags, GivenFlags, ModelFlags, RunFlags, VideoFlags
 from cogvx_jax.diffusion.windows import Windows
 
 
@@ -14,7 +14,7 @@ def loop(
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")],
     /,
     *,
-    how: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
+    run: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
     video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
@@ -32,11 +32,11 @@ def loop(
     if asked is None:
         from cogvx_jax.pipelines.model import load_spec
 
-        own = load_spec(how.model, given.checked()).defaults.num_frames
+        own = load_spec(run.model, given.checked()).defaults.num_frames
         frames = (options.frames or own) - 1
         asked = loop_windows(min(frames, own - 1))
     windows = dataclasses.replace(asked, policy="looped")
-    generate(prompt, **vars(how), video=dataclasses.replace(video, windows=windows), given=given)
+    generate(prompt, run=GenerateFlags(**vars(run)), video=dataclasses.replace(video, windows=windows), given=given)
 
 
 def loop_windows(frames: int) -> Windows:

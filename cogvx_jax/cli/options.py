@@ -44,17 +44,25 @@ class VideoFlags(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFlags:
-    """Of verbs that call `generate` for one video, which says more of each.
+    """How a video is made, whatever it shows.
 
     Args:
-      out: the file to write.
-      model: as for `generate`.
-      lora: a LoRA to use, and its weight if not 1; several add up.
+      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
+        its stem gets the line's number.
+      model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
+        makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
+      lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
+        add up. `cogvx lora info` tells what a file is. One of `cogvx distill` brings its steps, sampler and guidance
+        scale, where none are given; "tiny-fast" is such a one for tiny.
       dtype: to compute in.
-      quantize: keep kernels as integers; lossy.
-      mesh: the devices to use and how, such as cfg=2,sp=4.
-      memory: a memory mode.
-      one_program: run all steps as one compiled program.
+      quantize: keep the kernels of transformer and text encoder as integers: int8, w8a8, with activations as integers
+        too, or int4. Lossy. None is as the model is stored.
+      mesh: the devices to use and how, such as cfg=2,sp=4; see `cogvx_jax.make_mesh`. "auto" is what `cogvx plan`
+        chooses for the devices that are here; None is one device.
+      memory: a memory mode: resident, turns, rows, chunks or offload, all with the same result, or one of the last four
+        with +tiles, which is lossy. "auto" is the first that fits the devices that are here, which takes minutes of
+        compiling once. None is resident, or turns where the weights do not fit together.
+      one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
     """
@@ -69,6 +77,26 @@ class RunFlags:
     one_program: bool = False
     exact: bool = False
     progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateFlags(RunFlags):
+    """How videos are made, whatever they show.
+
+    Args:
+      prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
+        ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
+        are; cogvx-made.jsonl beside them says which those are.
+      again: make all videos of a prompts file anew, also those that are there and whole.
+      distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
+        connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+      programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.
+    """
+
+    prompts_file: Path | None = None
+    again: bool = False
+    distributed: bool = False
+    programs: Path | None = None
 
 
 class GivenFlags(Given):
