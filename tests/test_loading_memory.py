@@ -90,6 +90,7 @@ def test_host_memory_is_bounded_where_kernels_wait_there(tmp_path):
 def test_host_memory_is_bounded_from_orbax(tmp_path, monkeypatch):
     sparse_checkpoint(tmp_path / "published")
     (tmp_path / "published" / "tokenizer").mkdir()
+    (tmp_path / "published" / "tokenizer" / "spiece.model").touch()
     monkeypatch.setattr(orbax_export, "COMPONENTS", ("transformer",))
     write_orbax(tmp_path / "published", tmp_path / "orbax")
     check(tmp_path / "orbax")

@@ -36,12 +36,12 @@ def close(a, b, tolerance=1e-5):
     "name", [pytest.param(name, marks=() if name in ("unipc", "heun") else pytest.mark.full) for name in SAMPLERS]
 )
 def test_a_video_is_redrawn(small, name):
-    """As one program, too; one step of strength 0.25 is that of every sampler: to the clean latents."""
+    """As one program, too; one step from the middle, which all visit, is the same of all: to the clean latents."""
     _, model = small("5b")
     several = latents(model, video=CLIP, strength=0.75, sampler=name)
     close(latents(model, video=CLIP, strength=0.75, sampler=name, one_program=True), several)
-    one = latents(model, video=CLIP, strength=0.25, sampler=name)
-    close(one, latents(model, video=CLIP, strength=0.25, sampler="ddim"))
+    one = latents(model, video=CLIP, strength=0.5, num_inference_steps=2, sampler=name)
+    close(one, latents(model, video=CLIP, strength=0.5, num_inference_steps=2, sampler="ddim"))
     assert np.abs(one - several).max() > 1e-3
 
 
