@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -45,7 +45,7 @@ def denoise(
     watch: Callable[[Kept], None] | None = None,
     on_step: OnStep | None = None,
     resume: SavedSteps | None = None,
-    asked: str = "",
+    asked: Mapping[str, str] | None = None,
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
 
@@ -59,7 +59,7 @@ def denoise(
       watch: called after each step with what it kept.
       on_step: called after each step, once its numbers are known to be finite.
       resume: steps that were taken of the same arguments, to go on from.
-      asked: a hash of what the arguments were made of, by which saved steps are known.
+      asked: what the arguments were made of, in words, by which saved steps are known.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` or `on_step` after the step that gave such numbers, else after the last;
       ValueError where `resume` is of other arguments, before any step; whatever `on_step` raises.
@@ -67,7 +67,7 @@ def denoise(
     assert windows is None or short is None, "what a window keeps, another cannot use"
     loop = _Loop(model, inputs, sampler, weights, negative is not None, guider, noise, short, windows)
     state, states = _begin(model, inputs.latents, text, negative, sampler, guider)
-    identity = functools.cache(functools.partial(loop.identity, states, asked))
+    identity = functools.cache(functools.partial(loop.identity, states, asked or {}))
     first = 0
     if resume is not None:
         _check_same(resume, identity())
@@ -149,17 +149,17 @@ class _Loop:
             state = run(*arguments, **given(at(self._windows, i), control))
         return state if inputs.known is None else known_program(mesh)(inputs.known, state, np.int32(i))
 
-    def identity(self, states: jax.Array, asked: str) -> Identity:
+    def identity(self, states: jax.Array, asked: Mapping[str, str]) -> Identity:
         """What must be the same where the run goes on."""
         model, inputs = self._model, self._inputs
-        facts = run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
+        facts = dict(asked) | run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
         control, nets = inputs.control, ()
         if control is not None:
             control, nets = control._replace(params=()), control.params
         short = None if self._short is None else (self._short.computed, self._short.control)
         laid = self._sampler.timesteps, self._sampler.table, self._weights, short, self._windows
         arrays = inputs.latents, inputs.condition, inputs.known, control, states, laid
-        return identify(facts, asked, {"transformer": self._params, "controlnets": nets}, arrays)
+        return identify(facts, {"transformer": self._params, "controlnets": nets}, arrays)
 
 
 def _check_same(resume: SavedSteps, here: Identity) -> None:

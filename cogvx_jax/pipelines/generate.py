@@ -157,7 +157,7 @@ def sample(
     given["windows"] = windows_of(model, request, len(plan.timesteps))
     if one_program:
         return denoise_in_one(model, inputs, words, negative, plan, numbers, **given)
-    given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request.digest())
+    given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
     return denoise(model, inputs, words, negative, plan, numbers, **given)
 
 
@@ -188,7 +188,12 @@ def check_resumed(model: Model, request: Request, saved: SavedSteps) -> None:
         raise ValueError("a video that is extended is not gone on with in the middle; leave out resume")
     model = positioned(model, request)
     facts = run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
-    saved.check({"request": request.digest()} | facts)
+    saved.check(request_facts(request) | facts)
+
+
+def request_facts(request: Request) -> dict[str, str]:
+    """What saved steps say of the request that they are of."""
+    return {"request": request.digest(), "prompt": request.prompts[0][:200], "seed": str(request.seed)}
 
 
 def positioned(model: Model, request: Request) -> Model:

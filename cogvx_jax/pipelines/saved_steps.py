@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ FORMAT = "cogvx steps 1"  # changes when an older program could not read the fil
 SUFFIX = ".steps.safetensors"
 OF_A_MESH = ("mesh", "devices", "hosts", "order of devices")  # conditions that exact results do not depend on
 MAX_STEPS = 10**6
+OF_COMPUTE = ("memory mode", "model", "quantization")  # conditions that a loaded model tells
 ALONG = 8  # numbers of a parameter in each of its axes that its name depends on
 
 
@@ -65,17 +67,25 @@ class SavedSteps:
     sha256: str
     tensors: Tensors = dataclasses.field(repr=False)
 
+    @property
+    def seed(self) -> int:
+        """Of the request. Raises: ValueError, naming the file, where it says none."""
+        text = self.identity.facts.get("seed", "")
+        if not re.fullmatch("[0-9]{1,20}", text):
+            raise ValueError(f"{self.file} is damaged: its seed is {quoted(text)}")
+        return int(text)
+
     def check(self, facts: Mapping[str, str]) -> None:
         """Raises ValueError, one sentence, where the steps were taken of something else; of `facts` those count."""
         theirs = self.identity.facts
         differ = [name for name in facts if theirs.get(name) != facts[name]]
         if not differ:
             return
-        name, taken = differ[0], f"{self.file} holds {self.steps} of {self.count} steps"
-        if name in ("request", "weights"):
-            raise ValueError(f"{taken} of {'another request' if name == 'request' else 'other weights'}")
+        name = differ[0]
+        of = {"request": f"another request, {quoted(theirs.get('prompt'))}", "weights": "other weights"}.get(name)
         was, here = str(theirs.get(name, "none"))[:99], facts[name][:99]
-        raise ValueError(f"{taken} with {name} {was} (here {here}), and would not go on bit for bit")
+        of = of or f"a run with {name} {was} (here {here}), and would not go on bit for bit"
+        raise ValueError(f"{self.file} holds {self.steps} of {self.count} steps of {of}; delete it to begin anew")
 
     def restore(self, fresh: Carried) -> Carried:
         """What the file holds, where the arrays of a sampling that has not begun lie.
@@ -159,17 +169,22 @@ def run_facts(spec: ModelSpec, compute: Compute, mesh: Mesh | None, *, exact: bo
     return {"exact": "yes" if exact else "no"} | found
 
 
-def identify(facts: Mapping[str, str], request: str, params: Any, inputs: Any) -> Identity:
+def early_facts(spec: ModelSpec, mesh: Mesh | None, *, exact: bool) -> dict[str, str]:
+    """Those of `run_facts` that are known before a model is loaded."""
+    found = run_facts(spec, Compute(), mesh, exact=exact)
+    return {name: value for name, value in found.items() if name not in OF_COMPUTE}
+
+
+def identify(facts: Mapping[str, str], params: Any, inputs: Any) -> Identity:
     """The identity of a run.
 
     Args:
-      facts: of `run_facts`.
-      request: a hash of what is asked for.
+      facts: of the request, and of `run_facts`.
       params: of the networks that sampling evaluates. Some of their numbers are looked at: it is to tell one model from
         another, not to find damage.
       inputs: arrays that are computed of the request.
     """
-    found = {"request": request} | dict(facts) | {"weights": _weights_digest(params)}
+    found = dict(facts) | {"weights": _weights_digest(params)}
     return Identity(found, _digest({str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(inputs))}))
 
 
