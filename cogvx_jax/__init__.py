@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
+    from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
@@ -28,11 +29,14 @@ __version__ = "0.1.0"
 __all__ = [
     "APG",
     "CFG",
+    "Cancelled",
+    "Change",
     "ControlNet",
     "Model",
     "PAG",
     "SLG",
     "STG",
+    "Step",
     "Video",
     "Windows",
     "ZeroStar",
@@ -50,6 +54,7 @@ __all__ = [
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
 _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
+    **dict.fromkeys(("Cancelled", "Change", "Step"), "pipelines.on_step"),
     "Model": "pipelines.model",
     "Video": "data.video",
     "Windows": "diffusion.windows",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
     GivenFlags,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.model import Model
     from cogvx_jax.pipelines.request import Request
     from cogvx_jax.pipelines.saved_latents import SavedLatents
+    from cogvx_jax.pipelines.saved_steps import SavedSteps
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -101,8 +103,10 @@ def generate(
     if not work:
         return
     if AUTO in (run.mesh, memory):
-        requests = [request for _, request, _ in work]
+        requests = [one.request for one in work]
         devices, memory = _choose(run.model, requests, run.dtype, run.quantize, devices or run.mesh, memory)
+    if not run.again:
+        work = _going_on(work, spec, devices, run)
     if memory is not None:
         for one in work:
             with one.job.named():
@@ -110,7 +114,7 @@ def generate(
     if run.exact:
         check_exact(devices, one_program=run.one_program)
     if first_process():
-        warn_of_hours(spec, [request for _, request, _ in work], devices)
+        warn_of_hours(spec, [one.request for one in work], devices)
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
         for one in work:
             notes += [lossy_note(one.request), few_steps_note(one.request, spec)]
@@ -139,7 +143,7 @@ def generate(
         texts = _texts(loaded, group)
         for one, text in zip(group, texts, strict=True):
             with one.job.named():
-                _run(loaded, run.model, one, run.progress and first_process(), run.one_program, text)
+                _run(loaded, one, run, text)
 
 
 class Work(NamedTuple):
@@ -148,6 +152,36 @@ class Work(NamedTuple):
     job: Job
     request: "Request"
     digest: str = ""
+    saved: "SavedSteps | None" = None  # steps that an earlier run took of it
+
+
+def _keeps_steps(run: GenerateFlags, request: "Request") -> bool:
+    """Whether the steps of a video are kept: not of several processes, nor of one program, nor of several segments."""
+    return run.keep_steps and not run.one_program and not run.distributed and request.extend is None
+
+
+def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags) -> list[Work]:
+    """The work with what earlier runs kept of it; of one whose seed is to be drawn, with the seed that was.
+
+    Raises: ValueError, one sentence, where steps of another request, or computed otherwise, lie beside a video.
+    """
+    from cogvx_jax.pipelines.generate import request_facts
+    from cogvx_jax.pipelines.saved_steps import early_facts
+
+    found = []
+    for one in work:
+        saved = None
+        with one.job.named():
+            if _keeps_steps(run, one.request):
+                saved = earlier_steps(one.job.out)
+            if saved is not None:
+                if one.job.options.seed == RANDOM:
+                    one = one._replace(request=dataclasses.replace(one.request, seed=saved.seed))
+                facts = early_facts(spec, mesh, exact=run.exact)
+                saved.check(request_facts(one.request) | facts)
+                report(f"{one.job.out}: {saved.steps} of {saved.count} steps were kept, and are gone on with")
+        found.append(one._replace(saved=saved))
+    return found
 
 
 def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
@@ -230,7 +264,7 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
     return states
 
 
-def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool, text: Any) -> None:
+def _run(model: "Model", work: Work, run: GenerateFlags, text: Any) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
     One that goes on with another is written segment by segment, and no latents are kept.
@@ -242,25 +276,27 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
-    job, request, digest = work
+    job, request, digest, earlier = work
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
-    how: dict[str, Any] = dict(progress=progress, one_program=one_program, text=text)
+    how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
     if request.extend is not None:
         size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps))
         _ended(job.out, digest, size, float(request.fps), began)
         return
-    latents = np.asarray(sample(model, request, **how))
+    keeper = Keeper(job.out) if _keeps_steps(run, request) else None
+    with keeper or contextlib.nullcontext():
+        latents = np.asarray(sample(model, request, on_step=keeper, resume=earlier, **how))
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,
         fps=float(request.fps),
-        model=absolute_source(source),
+        model=absolute_source(run.model),
         prompt=job.prompt,
     )
-    with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
+    with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
         size = write_video(model, saved, job.out, request.tiling)
     _ended(job.out, digest, size, saved.fps, began)
 
@@ -278,13 +314,15 @@ def _ended(out: Path, digest: str, size: tuple[int, int, int], fps: float, began
 
 
 @contextlib.contextmanager
-def _kept(saved: "SavedLatents", out: Path):
-    """Keeps the latents until the block has ended well, and else says where they are."""
+def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
+    """Keeps the latents, in place of their steps, until the block has ended well, and else says where they are."""
     from cogvx_jax.pipelines.saved_latents import keep_latents
 
     kept = None
     try:
         kept = keep_latents(out, saved)
+        if steps is not None:
+            steps.forget()
         if kept.parent != out.absolute().parent:
             report(f"no room beside {out}; until it is whole, the sampled latents are kept in {kept}")
     except OSError as error:  # the video may still fit
@@ -298,6 +336,8 @@ def _kept(saved: "SavedLatents", out: Path):
         raise
     if kept is not None:
         kept.unlink(missing_ok=True)
+    elif steps is not None:
+        steps.forget()
 
 
 def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:

@@ -64,6 +64,8 @@ class RunFlags:
         compiling once. None is resident, or turns where the weights do not fit together.
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       exact: the same bits on one device and on any mesh of data and cfg; slower.
+      keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
+        command goes on from there, to the same bits.
       progress: show a progress bar.
     """
 
@@ -76,6 +78,7 @@ class RunFlags:
     memory: MemoryText = None
     one_program: bool = False
     exact: bool = False
+    keep_steps: bool = True
     progress: bool = True
 
 
@@ -87,7 +90,8 @@ class GenerateFlags(RunFlags):
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
         are; cogvx-made.jsonl beside them says which those are.
-      again: make all videos of a prompts file anew, also those that are there and whole.
+      again: make all videos anew: also those of a prompts file that are there and whole, and those of which steps are
+        kept.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.

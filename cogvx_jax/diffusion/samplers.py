@@ -35,6 +35,11 @@ class Sampler:
         """Estimates that it remembers."""
         return self.table.shape[1] - columns(0)
 
+    @property
+    def estimates_noise(self) -> np.ndarray:
+        """Steps whose estimate is of the noise, sqrt(1 - a) x + sqrt(a) v; of others sqrt(a) x - sqrt(1 - a) v: x0."""
+        return self.table[:, 1] < 0
+
 
 def columns(history: int) -> int:
     """Of a table of coefficients, where so many estimates are remembered."""

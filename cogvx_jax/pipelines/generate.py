@@ -1,9 +1,10 @@
 """Text, image and video to video."""
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -16,14 +17,17 @@ from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.continuation import extended
 from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
+from cogvx_jax.pipelines.diffusers_callback import as_on_step
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
+from cogvx_jax.pipelines.on_step import OnStep
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
+from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps, run_facts
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
@@ -41,6 +45,10 @@ def generate(
     noise: NoiseSource | None = None,
     one_program: bool = False,
     exact: bool = False,
+    on_step: OnStep | None = None,
+    resume: str | os.PathLike | None = None,
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **options: Any,
 ) -> Any:
     """Makes one video per prompt. What is omitted is the model's own.
@@ -69,15 +77,24 @@ def generate(
     if exact or model.exact:
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
+    if callback_on_step_end is not None:
+        if on_step is not None:
+            raise ValueError("give either on_step or callback_on_step_end")
+        on_step = as_on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+    check_steps_seen(on_step, resume, one_program)
+    saved = None if resume is None else read_steps(resume)
     request = _request(model, prompt, options, progress)
     if request.extend is not None and output == "latents":
         raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
+    if saved is not None:
+        check_resumed(model, request, saved)
     warn_of_hours(model.spec, [request], model.mesh)
     model = fitting(model, request)
+    how: dict[str, Any] = dict(noise=noise, progress=progress, one_program=one_program, on_step=on_step)
     if request.extend is not None:
-        frames = extended_frames(model, request, noise=noise, progress=progress, one_program=one_program)
+        frames = extended_frames(model, request, **how)
         return Video(frames=np.concatenate(list(frames))[None], fps=request.fps)
-    x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
+    x = sample(model, request, resume=saved, **how)
     if output == "latents":
         return np.asarray(x)
     each = [decode_frames(model, x[i : i + 1], request.padding, tiling=request.tiling) for i in range(len(x))]
@@ -104,6 +121,8 @@ def sample(
     one_program: bool = False,
     text: TextStates | None = None,
     watch: Callable[[Kept], None] | None = None,
+    on_step: OnStep | None = None,
+    resume: SavedSteps | None = None,
 ) -> jax.Array:
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
 
@@ -111,11 +130,14 @@ def sample(
       model: that `fitting` gave, where they are to be decoded.
       text: of `encode_texts`, for the same request; None encodes them here.
       watch: called after each step with what it kept, or without reuse what its blocks added; not with `one_program`.
-    Raises: ValueError for a request that was checked for other models, before anything is computed; NotFiniteError.
+      resume: steps that were taken of this request, see `check_resumed`.
+    Raises: ValueError for a request that was checked for other models, before anything is computed; NotFiniteError;
+      whatever `on_step` raises.
     """
     request.check_model(model.spec)
     check_short(model, request)
     check_programs(model.programs, request.controls)
+    check_steps_seen(on_step, resume, one_program)
     if watch is not None and request.controls:
         raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
     model = positioned(model, request)
@@ -131,18 +153,47 @@ def sample(
     short = short_schedule(model, request, plan)
     if short is None and watch is not None:
         short = every_step(len(plan.timesteps))
-    loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
     given["windows"] = windows_of(model, request, len(plan.timesteps))
-    return loop(model, inputs, words, negative, plan, numbers, **given)
+    if one_program:
+        return denoise_in_one(model, inputs, words, negative, plan, numbers, **given)
+    given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
+    return denoise(model, inputs, words, negative, plan, numbers, **given)
 
 
 def extended_frames(
     model: Model, request: Request, *, text: TextStates | None = None, **how: Any
 ) -> Iterator[np.ndarray]:
     """The frames of a video that goes on with another, (F', H, W, 3) uint8 at a time; arguments as for `sample`."""
-    text = text or encode_texts(model, request)
-    return extended(model, request, lambda one: sample(model, one, text=text, **how))
+    text, numbers, on_step = text or encode_texts(model, request), itertools.count(1), how.pop("on_step", None)
+
+    def make(one: Request) -> jax.Array:
+        number = next(numbers)
+        seen = None if on_step is None else lambda step: on_step(step.of_segment(number, request.segments))
+        return sample(model, one, text=text, on_step=seen, **how)
+
+    return extended(model, request, make)
+
+
+def check_steps_seen(on_step: OnStep | None, resume: Any, one_program: bool) -> None:
+    """Raises ValueError where what is between steps is asked of a program of all steps."""
+    if one_program and (on_step is not None or resume is not None):
+        asked = "on_step" if on_step is not None else "resume"
+        raise ValueError(f"a program of all steps has nothing between them; leave out one_program, or {asked}")
+
+
+def check_resumed(model: Model, request: Request, saved: SavedSteps) -> None:
+    """Raises ValueError where saved steps are of another request, or computed otherwise; `denoise` asks for weights."""
+    if request.extend is not None:
+        raise ValueError("a video that is extended is not gone on with in the middle; leave out resume")
+    model = positioned(model, request)
+    facts = run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
+    saved.check(request_facts(request) | facts)
+
+
+def request_facts(request: Request) -> dict[str, str]:
+    """What saved steps say of the request that they are of."""
+    return {"request": request.digest(), "prompt": request.prompts[0][:200], "seed": str(request.seed)}
 
 
 def positioned(model: Model, request: Request) -> Model:
