@@ -70,7 +70,7 @@ def generate(
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
     from cogvx_jax.pipelines.request import few_steps_note
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if run.distributed:
@@ -96,8 +96,10 @@ def generate(
             check_writable(one.job.out)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
-            if one.request.controls and AUTO in (run.mesh, memory):
-                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
+            if run.programs is not None and not run.exact:
+                check_stored(one.request)
+            if AUTO in (run.mesh, memory):
+                check_counted(one.request)
     if not work:
         return
     if AUTO in (run.mesh, memory):
@@ -175,6 +177,13 @@ def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], aga
     if any(made) and first_process():
         report(f"{sum(made)} of {len(work)} videos are whole already; --again makes them anew")
     return [one for one, found in zip(work, made, strict=True) if not found]
+
+
+def check_counted(request: "Request") -> None:
+    """Raises: ValueError where `auto` would plan for less than a video takes."""
+    for given, what in ((request.controls, "ControlNet"), (request.task == "edit", "video to edit")):
+        if given:
+            raise ValueError(f"auto, for a mesh or memory mode, counts no {what}; name the mesh and the mode")
 
 
 def _lossy(memory: str | None) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def denoise(
     short: Schedule | None = None,
     windows: Laid | None = None,
     watch: Callable[[Kept], None] | None = None,
+    after: Callable[[jax.Array], None] | None = None,
+    what: str = "sampling",
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
 
@@ -50,6 +52,8 @@ def denoise(
       short: which steps are made of what others computed, see `pipelines.shortcuts`; None: none is.
       windows: over the clip in each step; not with `short`. None: the whole clip at once.
       watch: called after each step with what it kept.
+      after: called after each step with its latents, which the next step destroys.
+      what: the steps are of, for people.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` after the step that gave such numbers, else after the last.
     """
@@ -65,32 +69,40 @@ def denoise(
     stochastic = bool(np.any(sampler.draws))
     params = model.params["transformer"]
     count, finite = len(sampler.timesteps), []
-    for i in tqdm(range(count), disable=not progress, unit="step", desc="sampling"):
+    for i in tqdm(range(count), disable=not progress, unit="step", desc=what):
         drawn = replicate(noise.step(i, latents.shape), model.mesh) if stochastic else None
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
         control = None if inputs.control is None else inputs.control.in_step(i)
-        more = given(at(windows, i), control)
+        more = given(at(windows, i), control, _reference(inputs, i, model.mesh))
         run = step if control is None else controlled
         state = run(*arguments, **more) if made is None else made(i, *arguments)
         if known is not None:
             state = known_program(model.mesh)(known, state, np.int32(i))
         if watch is not None and made is not None:
             watch(made.kept)
+        if after is not None:
+            after(state.latents)
         finite.append(all_finite(state.latents))
         if progress and not finite[-1]:  # this waits for the step, so that the bar tells the truth
             break
     for i, good in enumerate(jax.device_get(finite), 1):
         if not good:
-            raise NotFiniteError.of(model, "transformer", f"sampling step {i} of {count}")
+            raise NotFiniteError.of(model, "transformer", f"{what} step {i} of {count}")
     if made is not None:
         _check_computed(short, made.computed())
     return state.latents
 
 
-def given(windows: Any, control: Any) -> dict[str, Any]:
-    """What of both there is, by name: stored programs know neither."""
-    return {name: value for name, value in (("windows", windows), ("control", control)) if value is not None}
+def given(windows: Any, control: Any, reference: Any) -> dict[str, Any]:
+    """What of them there is, by name: stored programs know none."""
+    several = {"windows": windows, "control": control, "reference": reference}
+    return {name: value for name, value in several.items() if value is not None}
+
+
+def _reference(inputs: SamplingInputs, step: int, mesh: Mesh | None) -> jax.Array | None:
+    """The latents that a step's blocks look at, on the devices; None where there are none."""
+    return None if inputs.reference is None else replicate(inputs.reference.at(step), mesh)
 
 
 def denoise_in_one(
@@ -126,7 +138,10 @@ def denoise_in_one(
     if short is None:
         program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
         loop = program if inputs.branches else model.compiled("loop", program)
-        x = loop(params, state, *arguments, **given(windows, inputs.control)).latents
+        reference = inputs.reference
+        if reference is not None:
+            reference = reference._replace(latents=replicate(reference.latents, model.mesh))
+        x = loop(params, state, *arguments, **given(windows, inputs.control, reference)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)
