@@ -98,8 +98,8 @@ def generate(
             check_programs(run.programs, one.request.controls)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
-            if AUTO in (run.mesh, memory):
-                check_counted(one.request)
+            if one.request.controls and AUTO in (run.mesh, memory):
+                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
     if not work:
         return
     if AUTO in (run.mesh, memory):
@@ -179,13 +179,6 @@ def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], aga
     return [one for one, found in zip(work, made, strict=True) if not found]
 
 
-def check_counted(request: "Request") -> None:
-    """Raises: ValueError where `auto` would plan for less than a video takes."""
-    for given, what in ((request.controls, "ControlNet"), (request.task == "edit", "video to edit")):
-        if given:
-            raise ValueError(f"auto, for a mesh or memory mode, counts no {what}; name the mesh and the mode")
-
-
 def _lossy(memory: str | None) -> dict[str, Any]:
     """What a memory mode adds to how videos are made: nothing where it is exact."""
     return {} if memory is None or memory != AUTO and BY_NAME[memory].exact else {"memory": memory}
@@ -205,6 +198,9 @@ def _choose(
     windows = next((request.windows for request in requests if request.windows is not None), None)
     if windows is not None:
         raise ValueError(f"auto knows no windows; choose by `cogvx plan --frames` for about {windows.frames} frames")
+    edits = {request.task == "edit" for request in requests}
+    if len(edits) > 1:
+        raise ValueError("auto plans for videos to edit or for others; make them in two runs, or name mesh and mode")
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     ways = [request.way for request in requests if request.way is not None]
     sampling = Sampling(
@@ -219,7 +215,7 @@ def _choose(
         reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,
     )
-    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
+    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory, edit=edits == {True})
     return choose(source, sampling=sampling, report=report, **how)
 
 

@@ -125,8 +125,8 @@ def sample(
     request.check_model(model.spec)
     check_short(model, request)
     check_programs(model.programs, request.controls)
-    if watch is not None and request.controls:
-        raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
+    if watch is not None and (request.controls or request.task == "edit"):
+        raise ValueError("what blocks add cannot be watched beside a ControlNet or a video to edit; leave it out")
     model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
     texts = encode_texts(model, request) if text is None else TextStates(*text)

@@ -88,8 +88,8 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
         if alone in given and others:
             raise ValueError(f"give a {NAMES[alone]} or {OTHERS[others[0]]}, not both")
     for name in given:
-        if name not in takes.inputs and not (name == "control" and asked.controlnet):
-            raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
+        if not (name == "control" and asked.controlnet):
+            _check_takes(spec, name)
     if "mask" in given and not {"video", "edit"} & set(given):
         raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
     for name, inputs in NEEDS.items():
@@ -103,6 +103,19 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
         if task in given:
             return task
     return "repaint" if "mask" in given else "v2v" if "video" in given else "t2v"
+
+
+def check_edits(spec: ModelSpec) -> Task:
+    """The task of an edit. Raises: ValueError for a model that does not take it."""
+    _check_takes(spec, "edit")
+    return "edit"
+
+
+def _check_takes(spec: ModelSpec, name: str) -> None:
+    """Raises: ValueError where an input is not for a model."""
+    takes = KINDS[spec.kind]
+    if name not in takes.inputs:
+        raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
 
 
 def _check_controlnet(spec: ModelSpec, asked: Options) -> None:

@@ -381,6 +381,11 @@ def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> i
     return samplers.SAMPLERS[settings.sampler].evaluations(spec.schedule, settings.steps, start)
 
 
+def inversions(settings: Settings, strength: float = 1.0) -> int:
+    """Evaluations of one branch that invert the clip of an edit: one for each step that is taken."""
+    return kept_steps(settings, strength) if settings.task == "edit" else 0
+
+
 def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
     """The same counted a branch, with what a guider evaluates beside both."""
     count = evaluations(spec, settings, strength)
@@ -425,9 +430,7 @@ def _check_guider(spec: ModelSpec, settings: Settings) -> None:
     if settings.windows is not None and other is not None:
         raise ValueError(f"windows overlap, so one has no use for what another left to {words} {other}; give one")
     if settings.task == "edit" and other is not None:
-        raise ValueError(
-            f"an edit looks at its clip in all evaluations, and {words} {other} leaves some out; give one"
-        )
+        raise ValueError(f"an edit looks at its clip in all evaluations, and {words} {other} leaves some out; give one")
     if asked and other is not None:
         raise ValueError(
             f"{asked[0]} changes blocks in every evaluation, and {words} {other} leaves some out; give one"
