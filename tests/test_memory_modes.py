@@ -25,7 +25,7 @@ from cogvx_jax.models.lora import Difference, LoRA
 from cogvx_jax.models.lora_blocks import add_to_block
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.nn.stacked import HOST, in_pieces, row_after_row, waits_on_host
+from cogvx_jax.nn.stacked import HOST, in_pieces, rows_after_rows, waits_on_host
 from cogvx_jax.pipelines import memory, memory_modes, turns, weights
 from cogvx_jax.pipelines import model as models
 from cogvx_jax.pipelines.generate import encode_texts
@@ -154,7 +154,7 @@ def test_portions_of_rows_and_tokens(sizes, seen_rows, seen_tokens):
         return y + 1
 
     with activate(mesh):
-        np.testing.assert_array_equal(jax.jit(lambda x: row_after_row(rows, x))(x), x * of_rows[:, None])
+        np.testing.assert_array_equal(jax.jit(lambda x: rows_after_rows(rows, x))(x), x * of_rows[:, None])
         np.testing.assert_array_equal(jax.jit(lambda x: in_pieces(tokens, x, 10))(x), x + 1)
     assert seen == [seen_rows, seen_tokens]
 

@@ -19,7 +19,7 @@ from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.abstract import abstract_params
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
-COMMANDS = re.findall(r"`(cogvx (?:generate|extend|loop) [^`]+ --out [^`]+)`", PAGE)
+COMMANDS = re.findall(r"`(cogvx (?:generate|edit|extend|loop) [^`]+ --out [^`]+)`", PAGE)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 

@@ -72,7 +72,7 @@ def generate(
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
     from cogvx_jax.pipelines.request import few_steps_note
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if run.distributed:
@@ -98,6 +98,8 @@ def generate(
             check_writable(one.job.out)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
+            if run.programs is not None and not run.exact:
+                check_stored(one.request)
             if one.request.controls and AUTO in (run.mesh, memory):
                 raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
     if not work:
@@ -230,6 +232,9 @@ def _choose(
     windows = next((request.windows for request in requests if request.windows is not None), None)
     if windows is not None:
         raise ValueError(f"auto knows no windows; choose by `cogvx plan --frames` for about {windows.frames} frames")
+    edits = {request.task == "edit" for request in requests}
+    if len(edits) > 1:
+        raise ValueError("auto plans for videos to edit or for others; make them in two runs, or name mesh and mode")
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     ways = [request.way for request in requests if request.way is not None]
     sampling = Sampling(
@@ -244,7 +249,7 @@ def _choose(
         reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,
     )
-    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
+    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory, edit=edits == {True})
     return choose(source, sampling=sampling, report=report, **how)
 
 

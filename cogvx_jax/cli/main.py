@@ -15,6 +15,7 @@ from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
 from cogvx_jax.cli.distill import distill
+from cogvx_jax.cli.edit import edit
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.export import export
@@ -39,6 +40,7 @@ class Verb(NamedTuple):
 GOES_ON = "the same command goes on from the newest checkpoint"
 VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
+    "edit": Verb(edit, "the edited video is not written"),
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
     "decode": Verb(decode, "no video was written"),

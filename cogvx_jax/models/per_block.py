@@ -41,13 +41,30 @@ class PerBlock(NamedTuple):
     values: Any = None  # (layers,) float32: 1 has attention give each token its own value
     enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
     states: States | None = None
+    joined: tuple[()] | None = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
+
+
+def paired(x: jax.Array, reference: jax.Array) -> jax.Array:
+    """Rows (B, ...) of videos and of their references as (2 B, ...), each beside its own, which meshes then keep."""
+    return jnp.stack([x, reference], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
+
+
+def unpaired(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `paired` was given."""
+    pairs = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def rows_together(per_block: PerBlock | None) -> int:
+    """How many rows beside each other a block needs at a time."""
+    return 1 if per_block is None or per_block.joined is None else 2
 
 
 def axes_of(per_block: PerBlock | None) -> Any:
     """The axes of `nn.scan` over layers."""
     if per_block is None or per_block.states is None:
         return 0
-    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0))
+    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0), joined=())
 
 
 def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:

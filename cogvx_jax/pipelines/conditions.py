@@ -46,6 +46,17 @@ class Control(NamedTuple):
         return self if self.active is None else self._replace(active=jnp.asarray(self.active)[step])
 
 
+class Reference(NamedTuple):
+    """Latents of a clip at the levels of noise that steps begin with: blocks let the video look at them."""
+
+    latents: Any  # (M, B, T, h, w, C) float32; between steps they lie in the host's memory
+    order: Any  # (N,) int32: which of them each step has
+
+    def at(self, step) -> jax.Array:
+        """(B, T, h, w, C) of a step, whose number may be traced where the arrays are."""
+        return self.latents[self.order[step]]
+
+
 class Known(NamedTuple):
     """Latents that sampling must not change: where `kept` is 1 they are those of a clip, noised as a step leaves them.
 
@@ -73,6 +84,8 @@ class SamplingInputs(NamedTuple):
     known: Known | None = None
     control: Control | None = None
     branches: tuple[ControlBranch, ...] = ()
+    inverted: jax.Array | None = None  # (B, T, h, w, C) float32, the clean latents that `reference` is to be made of
+    reference: Reference | None = None
 
 
 def control_at(control: Control | None, step) -> Control | None:
@@ -83,6 +96,11 @@ def control_at(control: Control | None, step) -> Control | None:
 def condition_at(condition: Condition | None, step) -> jax.Array | None:
     """The channels of a step; None where there are none."""
     return None if condition is None else condition.at(step)
+
+
+def reference_at(reference: Reference | None, step) -> jax.Array | None:
+    """The latents that a step's blocks look at; None where there are none."""
+    return None if reference is None else reference.at(step)
 
 
 @functools.lru_cache

@@ -46,6 +46,7 @@ def denoise(
     on_step: OnStep | None = None,
     resume: SavedSteps | None = None,
     asked: Mapping[str, str] | None = None,
+    what: str = "sampling",
 ) -> jax.Array:
     """The sampling loop: one compiled step, called once per timestep.
 
@@ -60,6 +61,7 @@ def denoise(
       on_step: called after each step, once its numbers are known to be finite.
       resume: steps that were taken of the same arguments, to go on from.
       asked: what the arguments were made of, in words, by which saved steps are known.
+      what: the steps are of, for people.
     Returns: sampled latents, (B, T, h, w, 16) float32.
     Raises: NotFiniteError, with `progress` or `on_step` after the step that gave such numbers, else after the last;
       ValueError where `resume` is of other arguments, before any step; whatever `on_step` raises.
@@ -74,7 +76,7 @@ def denoise(
         first, state, loop.kept = resume.restore(Carried(0, state, loop.kept))
     count, finite = len(sampler.timesteps), []
     looked_at, began = progress or on_step is not None, time.monotonic()
-    bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc="sampling")
+    bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc=what)
     for i in bar:
         before = jnp.copy(state.latents) if on_step is not None and sampler.estimates_noise[i] else None
         state = loop.step(i, state, states)
@@ -93,7 +95,7 @@ def denoise(
                 break
     for i, good in enumerate(jax.device_get(finite), first + 1):
         if not good:
-            raise NotFiniteError.of(model, "transformer", f"sampling step {i} of {count}")
+            raise NotFiniteError.of(model, "transformer", f"{what} step {i} of {count}")
     if short is not None and first + len(finite) == count:
         _check_computed(short, int(loop.kept.computed))
     return state.latents
@@ -146,8 +148,13 @@ class _Loop:
             state = self._made(i, *arguments)
         else:
             run = self._plain if control is None else self._controlled
-            state = run(*arguments, **given(at(self._windows, i), control))
+            state = run(*arguments, **given(at(self._windows, i), control, self._reference(i)))
         return state if inputs.known is None else known_program(mesh)(inputs.known, state, np.int32(i))
+
+    def _reference(self, i: int) -> jax.Array | None:
+        """The latents that a step's blocks look at, on the devices; None where there are none."""
+        reference = self._inputs.reference
+        return None if reference is None else replicate(reference.at(i), self._model.mesh)
 
     def identity(self, states: jax.Array, asked: Mapping[str, str]) -> Identity:
         """What must be the same where the run goes on."""
@@ -158,7 +165,7 @@ class _Loop:
             control, nets = control._replace(params=()), control.params
         short = None if self._short is None else (self._short.computed, self._short.control)
         laid = self._sampler.timesteps, self._sampler.table, self._weights, short, self._windows
-        arrays = inputs.latents, inputs.condition, inputs.known, control, states, laid
+        arrays = inputs.latents, inputs.condition, inputs.known, inputs.reference, control, states, laid
         return identify(facts, {"transformer": self._params, "controlnets": nets}, arrays)
 
 
@@ -173,9 +180,10 @@ def _check_same(resume: SavedSteps, here: Identity) -> None:
         )
 
 
-def given(windows: Any, control: Any) -> dict[str, Any]:
-    """What of both there is, by name: stored programs know neither."""
-    return {name: value for name, value in (("windows", windows), ("control", control)) if value is not None}
+def given(windows: Any, control: Any, reference: Any) -> dict[str, Any]:
+    """What of them there is, by name: stored programs know none."""
+    several = {"windows": windows, "control": control, "reference": reference}
+    return {name: value for name, value in several.items() if value is not None}
 
 
 def denoise_in_one(
@@ -211,7 +219,10 @@ def denoise_in_one(
     if short is None:
         program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
         loop = program if inputs.branches else model.compiled("loop", program)
-        x = loop(params, state, *arguments, **given(windows, inputs.control)).latents
+        reference = inputs.reference
+        if reference is not None:
+            reference = reference._replace(latents=replicate(reference.latents, model.mesh))
+        x = loop(params, state, *arguments, **given(windows, inputs.control, reference)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,16 @@ import numpy as np
 
 from cogvx_jax.data.video import Video
 from cogvx_jax.diffusion import guidance, guiders, samplers, windows
+from cogvx_jax.diffusion.inversion import inversion
 from cogvx_jax.models.kept import Kept
+from cogvx_jax.pipelines.conditions import SamplingInputs
 from cogvx_jax.pipelines.continuation import extended
 from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.diffusers_callback import as_on_step
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
+from cogvx_jax.pipelines.inversion import invert
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
@@ -33,7 +36,13 @@ from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
-TextStates = tuple[Any, Any]  # (B, L, text_dim), as `encode_texts` gives them
+
+class TextStates(NamedTuple):
+    """States (B, L, text_dim) of a request's texts."""
+
+    prompts: Any
+    negative: Any = None  # what to steer away from; None without guidance
+    empty: Any = None  # of an edit, the empty prompt by which its clip is inverted
 
 
 def generate(
@@ -138,13 +147,13 @@ def sample(
     check_short(model, request)
     check_programs(model.programs, request.controls)
     check_steps_seen(on_step, resume, one_program)
-    if watch is not None and request.controls:
-        raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
+    if watch is not None and (request.controls or request.task == "edit"):
+        raise ValueError("what blocks add cannot be watched beside a ControlNet or a video to edit; leave it out")
     model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
-    words, negative = text or encode_texts(model, request)
+    texts = encode_texts(model, request) if text is None else TextStates(*text)
     if text is not None:
-        words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
+        texts = jax.tree.map(lambda x: replicate(x, model.mesh), texts)
     plan = sampler_of(model, request)
     inputs = sampling_inputs(model, request, noise, plan)
     weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
@@ -155,10 +164,23 @@ def sample(
         short = every_step(len(plan.timesteps))
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
     given["windows"] = windows_of(model, request, len(plan.timesteps))
+    if inputs.inverted is not None:
+        inputs = _with_reference(model, request, inputs, texts, plan, noise=noise, progress=progress)
     if one_program:
-        return denoise_in_one(model, inputs, words, negative, plan, numbers, **given)
+        return denoise_in_one(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
     given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
-    return denoise(model, inputs, words, negative, plan, numbers, **given)
+    return denoise(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
+
+
+def _with_reference(
+    model: Model, request: Request, inputs: SamplingInputs, texts: TextStates, plan: samplers.Sampler, **how: Any
+) -> SamplingInputs:
+    """The inputs with the clip at each level of noise of the plan. Raises: NotFiniteError."""
+    assert inputs.inverted is not None
+    steps = inversion(model.spec.schedule, plan.timesteps)
+    how["windows"] = windows_of(model, request, len(steps.timesteps))
+    reference = invert(model, inputs.inverted, texts.empty, steps, plan.timesteps, **how)
+    return inputs._replace(reference=reference, inverted=None)
 
 
 def extended_frames(
@@ -235,15 +257,18 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
 
 
 def encode_texts(model: Model, request: Request) -> TextStates:
-    """States of the prompts, and of what to steer away from; None without guidance. Raises: NotFiniteError."""
-    if not request.guided:
-        return encode_prompts(model, request.prompts), None
-    if request.negative is None:
-        text = encode_prompts(model, request.prompts)
-        return text, jnp.zeros_like(text)
-    both = encode_prompts(model, [*request.negative, *request.prompts])
-    negative, text = jnp.split(both, 2)
-    return text, negative
+    """States of all texts that a request needs. Raises: NotFiniteError."""
+    negative, empty = None, None
+    if request.guided and request.negative is not None:
+        negative, words = jnp.split(encode_prompts(model, [*request.negative, *request.prompts]), 2)
+    else:
+        words = encode_prompts(model, request.prompts)
+        negative = jnp.zeros_like(words) if request.guided else None
+    if request.task == "edit":
+        nothing = ("",) * len(request.prompts)
+        encoded = request.guided and request.negative == nothing
+        empty = negative if encoded else encode_prompts(model, nothing)
+    return TextStates(words, negative, empty)
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

@@ -158,7 +158,7 @@ class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
 
     In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
-    `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `control`, `edit` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
     `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
     authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
     may be a list of a video for each then.
@@ -172,10 +172,12 @@ class Options(Sampling):
       video: what to start from, for text-to-video and inpainting models.
       mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
       mask_dilation: pixels by which the white of the mask grows first, which hides seams.
+      edit: a video to edit by inversion, for text-to-video models: what is made looks at it in every block; with `mask`
+        where that is white.
       extend: a video to go on with, for text-to-video, image-to-video and inpainting models; frames are then those of
         the whole that comes out, any number.
-      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
-        given.
+      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask, and of a video
+        to edit, it is 1 unless given.
       control: a video to follow, such as depth, edges or poses, for control models or with `controlnet`; for several
         ControlNets one for all, or one each, a.mp4,b.mp4.
       controlnet: a ControlNet of TheDenk's, with which text- and image-to-video models follow `control`: a folder, a
@@ -201,6 +203,7 @@ class Options(Sampling):
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
+    edit: Annotated[Any, _word("PATH")] = None
     extend: Annotated[Any, _word("PATH")] = None
     strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
     control: Annotated[Any, _word("PATH")] = None
@@ -222,7 +225,7 @@ class Options(Sampling):
 
 
 PICTURES = ("image", "last_image", "keyframes")
-INPUTS = (*PICTURES, "video", "mask", "control", "extend")  # options whose files are read
+INPUTS = (*PICTURES, "video", "mask", "control", "edit", "extend")  # options whose files are read
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
 
 
@@ -499,6 +502,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,
+    "edit": _source,
     "extend": _source,
     "strength": _strength,
     "control": _source,

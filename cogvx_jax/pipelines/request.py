@@ -217,8 +217,9 @@ def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: in
     nets, task, most = open_controlnets(spec, asked), settings.task, settings.frames
     _check_controlnets(settings, bool(nets))
     clip, mask, fps, clips = None, None, None, list[np.ndarray]()
-    if asked.video is not None:
-        clip, fps = read_video(asked.video, most)
+    source = asked.edit if task == "edit" else asked.video
+    if source is not None:
+        clip, fps = read_video(source, most)
         settings = check_sampling(spec, asked, task, len(clip))
         mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
         clip = clip[: settings.frames]
@@ -380,6 +381,11 @@ def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> i
     return samplers.SAMPLERS[settings.sampler].evaluations(spec.schedule, settings.steps, start)
 
 
+def inversions(settings: Settings, strength: float = 1.0) -> int:
+    """Evaluations of one branch that invert the clip of an edit: one for each step that is taken."""
+    return kept_steps(settings, strength) if settings.task == "edit" else 0
+
+
 def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
     """The same counted a branch, with what a guider evaluates beside both."""
     count = evaluations(spec, settings, strength)
@@ -423,6 +429,8 @@ def _check_guider(spec: ModelSpec, settings: Settings) -> None:
     words = "reuse" if settings.reuse else "guidance"
     if settings.windows is not None and other is not None:
         raise ValueError(f"windows overlap, so one has no use for what another left to {words} {other}; give one")
+    if settings.task == "edit" and other is not None:
+        raise ValueError(f"an edit looks at its clip in all evaluations, and {words} {other} leaves some out; give one")
     if asked and other is not None:
         raise ValueError(
             f"{asked[0]} changes blocks in every evaluation, and {words} {other} leaves some out; give one"
@@ -527,7 +535,7 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task, windows: Windows | N
     # The reference takes clips only where no padding is needed; we take those, too.
     patch = spec.transformer.patch_t or 1
     whole = task not in ("t2v", "i2v") and patch > 1 and latent_frames(spec, frames) % patch == 0
-    if task in ("repaint", "inpaint"):  # masks have a first frame of its own
+    if task in ("repaint", "edit", "inpaint"):  # masks have a first frame of its own
         whole = whole and frames % spec.vae.temporal_compression == 1
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1

@@ -40,6 +40,8 @@ def check_short(model: Model, request: Request) -> None:
 
 def check_stored(settings: Settings) -> None:
     """Raises ValueError for what no stored program does."""
+    if settings.task == "edit":
+        raise ValueError("stored programs look at no clip; leave out the programs, or the video to edit")
     if settings.windows is not None:
         raise ValueError(f"stored programs see whole clips; leave out windows {settings.windows}")
     if settings.positions is not None:

@@ -68,12 +68,29 @@ def from_video(model: Model, request: Request, noise: NoiseSource, sampler: samp
 
 def from_masked_video(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
     """`from_video`, with what the mask keeps put back after every step: no model need know of masks."""
-    assert request.mask is not None
     latents, clean, drawn = _redrawn(model, request, noise, sampler)
+    return SamplingInputs(latents, known=_unmasked(model, request, clean, drawn, sampler))
+
+
+def edit(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
+    """From noise, looking at a clip that is inverted; what a mask keeps is put back as in `from_masked_video`.
+
+    The noise is new, as what the last step of inversion gives; where less than all is redrawn, the clip is under it.
+
+    Source: `inference/ddim_inversion.py` of CogVideo 7a1af71; strength and mask are not in it.
+    """
+    latents, clean, drawn = _redrawn(model, request, noise, sampler)
+    start = latents if request.strength < 1 else drawn
+    known = None if request.mask is None else _unmasked(model, request, clean, drawn, sampler)
+    return SamplingInputs(start, known=known, inverted=clean)
+
+
+def _unmasked(model: Model, request: Request, clean: jax.Array, drawn: jax.Array, sampler: samplers.Sampler) -> Known:
+    """What a mask keeps of a clip with these latents, and this noise."""
+    assert request.mask is not None
     made = latent_mask(_resized_mask(request.mask, request), _latent_shape(model, request))
     kept = np.concatenate([np.repeat(~made[:1], request.padding, axis=0), ~made])[None, ..., None]
-    known = Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, _levels(model, sampler))
-    return SamplingInputs(latents, known=known)
+    return Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, _levels(model, sampler))
 
 
 def from_prefix(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
@@ -266,6 +283,7 @@ TASKS: Mapping[Task, MakeInputs] = {
     "i2v": from_images,
     "v2v": from_video,
     "repaint": from_masked_video,
+    "edit": edit,
     "extend": from_prefix,
     "inpaint": inpaint,
     "control": control,

@@ -27,9 +27,10 @@ from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.json_files import read_json
-from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
+from cogvx_jax.pipelines.duration import sampling_flops
+from cogvx_jax.pipelines.inputs import check_edits
 from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
@@ -39,6 +40,7 @@ from cogvx_jax.pipelines.request import (
     check_sampling,
     check_videos,
     evaluations,
+    inversions,
     latent_frames,
     padded_latent_frames,
     row_evaluations,
@@ -71,6 +73,7 @@ class Trial:
     decode: float | None = None
     step_seconds: float | None = None
     skipped_seconds: float | None = None  # a step that is made of what others computed
+    inversion_seconds: float | None = None  # a step of the inversion of an edit's clip
     other_seconds: float | None = None  # text encoder and decoder, a video
     compile_seconds: float = 0.0
     why: str = ""
@@ -109,6 +112,7 @@ class Plan:
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
     computed: int | None = None  # evaluations that are computed; None where that is known only when they run
+    inversions: int = 0  # evaluations of one branch that invert the clip of an edit
 
     @property
     def chosen(self) -> Trial | None:
@@ -149,6 +153,7 @@ def plan(
     memory: str | MemoryMode | None = None,
     mesh: Mesh | None = None,
     device_gb: float | None = None,
+    edit: bool = False,
     report: Report = lambda line: None,
     **options: Any,
 ) -> Plan:
@@ -166,13 +171,14 @@ def plan(
       memory: a mode to plan for; None or "auto" tries them in order.
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
+      edit: of clips, whose inverted latents lie in the host's memory and are not counted.
       report: gets a line before each compilation, which may take minutes.
       height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance: as for
         `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    made_of = check_sampling(spec, Sampling.of(sampling, options))
+    made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else None)
     check_planned(made_of)
     modes = _modes(memory, made_of)
     check_videos(videos)
@@ -188,6 +194,7 @@ def plan(
         guider=made_of.guider,
         enhance=made_of.enhance,
         short=wanted_of(made_of),
+        edit=edit,
     )
     count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
@@ -202,7 +209,8 @@ def plan(
         "videos": videos,
         "steps": made_of.steps,
         "evaluations": count,
-        "flops": rows * _flops(wanted),
+        "flops": round(sampling_flops(spec, made_of, videos)),
+        "inversions": inversions(made_of),
         "guider": "" if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
         "thirds": rows - count * (1 + made_of.guided),
@@ -259,6 +267,7 @@ def choose(
     quantize: str | None = None,
     mesh: Mesh | str | None = None,
     memory: str | MemoryMode | None = None,
+    edit: bool = False,
     report: Report = lambda line: None,
 ) -> tuple[Mesh | None, MemoryMode]:
     """Mesh and memory mode for the devices that are here; arguments as for `plan`.
@@ -282,6 +291,7 @@ def choose(
         found = _first_mesh(source, sampling, videos, len(target.devices)) if mesh == AUTO else given
         return found, mode or RESIDENT
     asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
+    asked["edit"] = edit
     made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
     if mesh == AUTO and made.chosen is not None:
@@ -354,11 +364,18 @@ class _Question:
     guider: Guider | None = None
     enhance: float | None = None
     short: Wanted | None = None
+    edit: bool = False
     mode: MemoryMode = RESIDENT
 
     @property
     def computed(self) -> Compute:
         return self.mode.of(self.compute)
+
+    @property
+    def timed_only(self) -> tuple[str, ...]:
+        """Programs that take less memory than the step, so that only their time counts."""
+        skips = self.short is not None and self.short.skips
+        return (*(["skipped"] if skips else []), *(["inversion"] if self.edit else []))
 
 
 def check_planned(settings: Settings) -> None:
@@ -390,10 +407,9 @@ def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
     return dataclasses.replace(choose_compute(spec, dtype, platform=target.platform), logit_bound=LIKELY_BOUND)
 
 
-def _flops(wanted: _Question) -> int:
-    """Of one evaluation of one branch, over all videos and devices."""
-    cfg, shape = wanted.spec.transformer, wanted.shape
-    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0])
+def _component(program: str) -> str:
+    """Whose weights a program takes; kinds of steps have no programs of their own names."""
+    return COMPONENT.get(program, "transformer")
 
 
 class _Costs:
@@ -422,7 +438,7 @@ class _Costs:
     @staticmethod
     def _key(wanted: _Question, sizes: dict[str, int], name: str) -> Any:
         tiling = wanted.mode.tiling and name == "decode"
-        return name, tuple(sizes.items()), wanted.computed.of(COMPONENT[name]), tiling, wanted.shape
+        return name, tuple(sizes.items()), wanted.computed.of(_component(name)), tiling, wanted.shape
 
 
 def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
@@ -448,10 +464,10 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
             trial = dataclasses.replace(trial, **beside)
             if limit is not None and trial.memory > limit:
                 return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
-        if wanted.target.slice_chip and wanted.target.slice_chip.clock and wanted.short and wanted.short.skips:
-            skipped = costs.find(wanted, mesh, sizes, "skipped")
-            if not isinstance(skipped, MemoryError):
-                found["skipped"] = skipped
+        for name in wanted.timed_only if wanted.target.slice_chip and wanted.target.slice_chip.clock else ():
+            other = costs.find(wanted, mesh, sizes, name)
+            if not isinstance(other, MemoryError):
+                found[name] = other
     return dataclasses.replace(
         trial,
         **_seconds(wanted, found),
@@ -480,7 +496,7 @@ def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
     tiles = Tiling.of(vae).count(*wanted.shape[2:4]) if wanted.mode.tiling else 1
     video = tiles * (decode[0] + max(batches - 1, 0) * decode[-1])
     made: dict[str, Any] = {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
-    return made | ({"skipped_seconds": times["skipped"][0]} if "skipped" in times else {})
+    return made | {f"{name}_seconds": times[name][0] for name in wanted.timed_only if name in times}
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
@@ -498,6 +514,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         guider=wanted.guider,
         enhance=wanted.enhance,
         short=wanted.short,
+        edit=wanted.edit,
     )
     return video.lower(name)
 
