@@ -81,6 +81,13 @@ def run_kind(folder: StoragePath) -> Literal["transformer", "vae"]:
     return "vae" if read_run(folder, ()).get("trains") == "vae" else "transformer"
 
 
+def run_verb(said: Mapping[str, Any]) -> str:
+    """The verb of `cogvx` that makes runs of which run.json says such things."""
+    if said.get("trains") == "vae":
+        return "train-vae"
+    return "train" if said.get("distill") is None else "distill"
+
+
 def is_vae_run(folder: StoragePath) -> bool:
     """Whether `folder` holds a run that trains a VAE."""
     try:
@@ -104,7 +111,10 @@ def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{folder / 'run.json'} is damaged: its lora, {error}") from None
     adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
-    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank, distilled=distilled)
+    alpha = lora.scale * lora.rank
+    told = f"a run of `cogvx {run_verb(said)}`, {len(adapters)} kernels, rank {lora.rank}, alpha {alpha:g}"
+    told += "" if distilled is None else f", for {distilled}"
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=alpha, told=told, distilled=distilled)
 
 
 def check_trained_from(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:

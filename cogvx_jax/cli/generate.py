@@ -83,9 +83,7 @@ def generate(
         check_takes_lora(run.model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
-        told = adapter.told or (f"a run, for {adapter.distilled}" if adapter.distilled else "")
-        if told:
-            report(f"{path}: {told}, weight {weight:g}")
+        report(f"{path}: {adapter.told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
     work = _check(spec, jobs)  # all of them, before the first is begun
     if run.prompts_file is not None:
@@ -119,7 +117,7 @@ def generate(
         warn_of_hours(spec, [one.request for one in work], devices)
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
         for one in work:
-            notes += [lossy_note(one.request), few_steps_note(one.request, spec)]
+            notes += [lossy_note(one.request, spec), few_steps_note(one.request, spec)]
         for note in dict.fromkeys(notes):  # once each
             if note is not None:
                 report(note)

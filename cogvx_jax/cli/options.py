@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
-from cogvx_jax.pipelines.options import Options, Sampling, parse_weighted
+from cogvx_jax.pipelines.options import Options, Sampling, none_beside, parse_weighted
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
@@ -42,13 +42,45 @@ class VideoFlags(Options):
         return Options(**vars(self))
 
 
+T = TypeVar("T", bound=VideoFlags)
+
+
+def _without(*names: str, **helps: str) -> Callable[[type[T]], type[T]]:
+    """Takes flags away from a class of them, and gives others another help."""
+
+    def narrow(flags: type[T]) -> type[T]:
+        kinds = get_type_hints(VideoFlags, include_extras=True)
+        changed: dict[str, Any] = dict.fromkeys(names, tyro.conf.Suppress)
+        changed |= {name: tyro.conf.arg(help=text) for name, text in helps.items()}
+        form: Any = Annotated
+        flags.__annotations__ = {name: form[kinds[name], about] for name, about in changed.items()}
+        for field in dataclasses.fields(VideoFlags):
+            if field.name in changed:
+                setattr(flags, field.name, field.default)
+        return dataclasses.dataclass(frozen=True, kw_only=True)(flags)
+
+    return narrow
+
+
+EXTENDED = "of the whole that comes out, any number above that of VIDEO; None is a clip of the model's own more."
+
+
+@_without("extend", *none_beside("extend"), frames=EXTENDED)
+class ExtendFlags(VideoFlags):
+    pass
+
+
+@_without("extend")
+class LoopFlags(VideoFlags):
+    pass
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """How a video is made, whatever it shows.
 
     Args:
-      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
-        its stem gets the line's number.
+      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs.
       model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
         makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
@@ -89,7 +121,7 @@ class GenerateFlags(RunFlags):
     Args:
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
-        are; cogvx-made.jsonl beside them says which those are.
+        are; cogvx-made.jsonl beside them says which those are. To the stem of --out the line's number is added.
       again: make all videos anew: also those of a prompts file that are there and whole, and those of which steps are
         kept.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
-from cogvx_jax.convert.runs import is_lora, is_run, is_vae_run, newest_update, read_run
+from cogvx_jax.convert.runs import is_lora, is_run, newest_update, read_run, run_verb
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import quoted
 from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
@@ -31,7 +31,8 @@ def _is_run(asked: Asked) -> bool:
 
 def _tell_run(asked: Asked) -> Facts:
     folder = storage_path(asked.place)
-    said, verb = read_run(folder, ("source", "name")), "train-vae" if is_vae_run(folder) else "train"
+    said = read_run(folder, ("source", "name"))
+    verb = run_verb(said)
     kind = "the VAE" if verb == "train-vae" else "a LoRA" if is_lora(folder) else "the transformer"
     facts: Facts = {"format": f"a run of `cogvx {verb}`", "holds": f"{kind} of {said['name']}"}
     updates = newest_update(folder)

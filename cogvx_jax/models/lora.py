@@ -37,7 +37,7 @@ class Difference:
 class LoRA:
     """Trained or loaded adapters; `rank` is the highest of them, and alpha / rank the factor of a @ b.
 
-    told: of one out of a file, how it was read, for people.
+    told: of one out of a file or a run, how it was read, for people.
     distilled: of one that makes a model of few steps, how it is sampled from.
     """
 

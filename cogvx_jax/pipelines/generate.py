@@ -250,7 +250,7 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
     request = check_request(model.spec, prompt, Options.from_keywords(**options))
     if progress and options.get("seed") == RANDOM:
         print(f"seed {request.seed}")
-    for note in (lossy_note(request), few_steps_note(request, model.spec)):
+    for note in (lossy_note(request, model.spec), few_steps_note(request, model.spec)):
         if progress and note is not None:
             print(note)
     return request

@@ -16,7 +16,7 @@ from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import read_video
 from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
-from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options, control_sources
+from cogvx_jax.pipelines.options import INPUTS, NEEDS, PICTURES, Options, control_sources
 
 # v2v redraws a clip, repaint a part of it, edit looks at one, extend goes on with one; the others are those of the
 # kinds of models.
@@ -45,12 +45,6 @@ USE = {  # option -> the models that take it
     "edit": "a text-to-video model",
     "extend": "a text-to-video, image-to-video or inpainting model",
     "control": "a control model, such as CogVideoX-Fun's Control or Pose, or give a ControlNet, too",
-}
-NEEDS = {  # option -> the inputs that it is for, one of which must be there
-    "image_noise": (*PICTURES, "mask"),
-    "mask_dilation": ("mask",),
-    "strength": ("video", "edit"),
-    **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
 }
 NAMES = {name: name.replace("_", " ") for name in INPUTS} | {
     "control": "control video",

@@ -55,7 +55,7 @@ def load_lora(
       alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
         diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
         may be so, that is warned of.
-    Of a file, a line on stderr tells dialect, modules, rank, alpha and where it stands, and scale.
+    A line on stderr tells a file's dialect, modules, rank, alpha and where it stands, and scale; or what a run has.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """

@@ -226,7 +226,19 @@ class Options(Sampling):
 
 PICTURES = ("image", "last_image", "keyframes")
 INPUTS = (*PICTURES, "video", "mask", "control", "edit", "extend")  # options whose files are read
+NEEDS = {  # option -> the inputs that it is for, one of which must be there
+    "image_noise": (*PICTURES, "mask"),
+    "mask_dilation": ("mask",),
+    "strength": ("video", "edit"),
+    **dict.fromkeys(("controlnet", "control_strength", "control_start", "control_end"), ("control",)),
+}
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
+
+
+def none_beside(name: str) -> tuple[str, ...]:
+    """Options that are refused beside an input that must be the only one."""
+    others = tuple(one for one in INPUTS if one != name)
+    return (*others, *(option for option, inputs in NEEDS.items() if name not in inputs))
 
 
 def control_sources(asked: Options) -> list[Any]:

@@ -42,6 +42,7 @@ from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
+GUIDED_ALONE = ("negative_prompt", "use_dynamic_cfg")  # options that do nothing without guidance
 # Fields that older digests do not know.
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
@@ -183,6 +184,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     _check_steps(spec, settings, strength, asked)
     settings, inputs, fps = read(spec, asked, settings, len(prompts))
     _warn_of_positions(spec, settings)
+    _warn_of_windows(spec, settings)
+    _warn_unguided(spec, settings, asked)
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -325,15 +328,20 @@ def check_sampling(
             "policy of windows"
         )
     if whole:
-        _check_shortcuts(settings, evaluations(spec, settings))
+        _check_shortcuts(spec, settings, evaluations(spec, settings))
     return settings
 
 
 def few_steps_note(request: Request, spec: ModelSpec) -> str | None:
-    """A sentence where a model of few steps is asked for others than it is for; else None."""
+    """A sentence where a model of few steps is asked for others than it is for, or another model for few; else None."""
     own = spec.defaults
     if not own.distilled:
-        return None
+        if not samplers.SAMPLERS[request.sampler].few_steps:
+            return None
+        return (
+            f"sampler {request.sampler} is for models that `cogvx distill` taught it, which {spec.name} is not: expect "
+            "worse videos"
+        )
     wanted = Distilled(
         method=own.distilled,
         steps=own.num_inference_steps,
@@ -356,7 +364,7 @@ def _check_steps(spec: ModelSpec, settings: Settings, strength: float, asked: Op
     if kept_steps(settings, strength) < 1:
         raise ValueError(f"strength {strength} of {settings.steps} steps leaves none to take; raise either")
     count = evaluations(spec, settings, strength)
-    _check_shortcuts(settings, count)
+    _check_shortcuts(spec, settings, count)
     start, end = asked.control_start, asked.control_end
     if asked.control is not None and not shown_steps((start, end), count).any():
         raise ValueError(
@@ -416,14 +424,39 @@ def _warn_of_positions(spec: ModelSpec, settings: Settings) -> None:
         )
 
 
+def _warn_of_windows(spec: ModelSpec, settings: Settings) -> None:
+    """Warns where a window holds the whole clip."""
+    if settings.windows is None:
+        return
+    size, _ = window_latents(spec, settings.windows)
+    if size >= settings.shape[0]:
+        warnings.warn(
+            f"windows of {settings.windows.frames} frames change nothing here: one holds the {settings.frames} frames "
+            "of the clip; give smaller ones, or more frames",
+            stacklevel=4,
+        )
+
+
+def _warn_unguided(spec: ModelSpec, settings: Settings, asked: Options) -> None:
+    """Warns of options that have no effect without guidance."""
+    idle = [name for name in GUIDED_ALONE if getattr(asked, name) != getattr(Options, name)]
+    if settings.guided or not idle:
+        return
+    by = ", as the LoRA of few steps sets it" if _set_by_lora(spec, settings) else ""
+    warnings.warn(
+        f"{' and '.join(idle)} {'change' if idle[1:] else 'changes'} nothing here: guidance is off at a guidance scale "
+        f"of {settings.guidance:g}{by}; give one above 1",
+        stacklevel=4,
+    )
+
+
 def _check_guider(spec: ModelSpec, settings: Settings) -> None:
     """Raises: ValueError for a guider or an enhancement that the model or the other options cannot have."""
     guider, asked = settings.guider, []
     if guider is not None:
-        if not settings.guided:
-            raise ValueError(f"guider {guider.kind} needs a guidance scale above 1, got {settings.guidance:g}")
+        _check_guided(spec, settings, f"guider {guider.name}")
         guider.check_layers(spec.transformer.layers)
-        asked += [f"guider {guider.kind}"] if guider.third else []
+        asked += [f"guider {guider.name}"] if guider.third else []
     asked += [] if settings.enhance is None else ["enhance"]
     other = settings.reuse or settings.way
     words = "reuse" if settings.reuse else "guidance"
@@ -447,13 +480,28 @@ def _check_controlnets(settings: Settings, given: bool) -> None:
         )
 
 
-def _check_shortcuts(settings: Settings, count: int) -> None:
+def _check_guided(spec: ModelSpec, settings: Settings, what: str) -> None:
+    """Raises: ValueError, saying who turned guidance off, for what needs it."""
+    if settings.guided:
+        return
+    found = f"got {settings.guidance:g}"
+    if _set_by_lora(spec, settings):
+        found = f"and the LoRA of few steps sets {settings.guidance:g}"
+    raise ValueError(f"{what} needs a guidance scale above 1, {found}; leave it out, or give a guidance scale")
+
+
+def _set_by_lora(spec: ModelSpec, settings: Settings) -> bool:
+    """Whether the guidance scale is that of a LoRA of few steps."""
+    return bool(spec.defaults.distilled) and settings.guidance == spec.defaults.guidance_scale
+
+
+def _check_shortcuts(spec: ModelSpec, settings: Settings, count: int) -> None:
     """Raises: ValueError for reuse or a way of guidance that so many evaluations, or no guidance, cannot have."""
     reuse, way = settings.reuse, settings.way
     if reuse is not None and way is not None:
         raise ValueError(f"give either reuse {reuse} or guidance {way}: what one keeps, the other does not compute")
-    if way is not None and not settings.guided:
-        raise ValueError(f"guidance {way} needs a guidance scale above 1, got {settings.guidance:g}")
+    if way is not None:
+        _check_guided(spec, settings, f"guidance {way}")
     for one in (reuse, way):
         if one is not None:
             one.check_steps(count)

@@ -20,6 +20,11 @@ from cogvx_jax.pipelines.request import Request, Settings, evaluations
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.sharding import everywhere, format_mesh
 
+# Of four prompts; the costs of METHODS and WAYS are of many steps.
+FEW_STEPS_COST = (
+    "more so with a LoRA of few steps: every:2 makes tiny-fast's videos 27 dB from those of its 4 steps, 2 steps 31 dB"
+)
+
 
 def wanted_of(settings: Settings) -> Wanted | None:
     """What the programs of its steps depend on; None where all steps are plain."""
@@ -93,11 +98,15 @@ def asked_of(settings: Settings) -> str:
     return f"guidance {settings.way}" if settings.way is not None else "neither reuse nor a way of guidance"
 
 
-def lossy_note(settings: Settings) -> str | None:
+def lossy_note(settings: Settings, spec: ModelSpec) -> str | None:
     """What is asked of the steps and its judged cost, for people; None where nothing is."""
     if settings.reuse is not None:
-        return f"{asked_of(settings)} is lossy: {METHODS[settings.reuse.method].cost}"
-    return None if settings.way is None else f"{asked_of(settings)} is lossy: {WAYS[settings.way.name].cost}"
+        cost = METHODS[settings.reuse.method].cost
+    elif settings.way is not None:
+        cost = WAYS[settings.way.name].cost
+    else:
+        return None
+    return f"{asked_of(settings)} is lossy{f', {FEW_STEPS_COST}' if spec.defaults.distilled else f': {cost}'}"
 
 
 def check_mesh(way: Way | None, mesh: Mesh | None) -> None:
