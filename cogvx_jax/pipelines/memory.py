@@ -11,8 +11,6 @@ from cogvx_jax.pipelines.program_cost import beside_weights, compile_cost
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import device_bytes
 
-STRIPS = (16, 32, 64)  # that are tried where whole frames do not fit
-
 
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
     """Bytes that decoding one video takes on each device beside the weights: the most any frame batch takes.
@@ -36,7 +34,7 @@ def encode_bytes(model: Model, shape: tuple[int, ...]) -> int:
 
 
 def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0, strips: int | None = None) -> Model:
-    """The model with as many strips for its VAE as decoding needs, the fewest of `STRIPS`, or as many as are asked for.
+    """The model with the fewest strips of its memory mode in which decoding fits, or with as many as are asked for.
 
     Where the device does not say how much memory it has, as on a CPU, nothing is compiled or changed.
 
@@ -60,14 +58,14 @@ def in_strips(model: Model, strips: int) -> Model:
 
 
 def _fitting(model: Model, work: str, needs: Callable[[Model], int], strips: int | None) -> Model:
-    own = model.compute.strips if strips is None else strips
+    own = strips or (model.compute.strips if model.programs is None else model.programs.strips)
     free = free_bytes()
     if free is None:
         return in_strips(model, own)
     if isinstance(model.params, Turns):  # when it comes to that, the VAE is there and nothing else
         free += model.params.held_bytes() - device_bytes(_vae(model))
     found = ""
-    for count in [own, *(n for n in STRIPS if n > own and strips is None)]:
+    for count in [own, *(n for n in model.memory.strips if n > own and strips is None)]:
         tried, how = in_strips(model, count), f" in {count} strips of rows" if count > 1 else ""
         try:
             needed = needs(tried)
