@@ -14,6 +14,7 @@ from cogvx_jax.configs import Compute
 
 AUTO = "auto"  # the first row that fits the devices that are here
 STRIPS = (1, 16, 32, 64)  # of rows that the VAE works through frames in; 1 is whole frames
+TILE_STRIPS = (1, 4, 8)  # of tiles, which have 240 rows
 MLP_TOKENS = 4096  # of 17776 tokens of 5B, whose hidden activations then take 0.1 GiB and not 0.4
 
 
@@ -27,7 +28,7 @@ class MemoryMode:
     exact: bool = True  # the video is that of `resident`: on a CPU to the bit, elsewhere but for rounding
     turns: bool = True  # components are on the devices one after the other
     tiling: bool = False  # the VAE runs in tiles
-    strips: tuple[int, ...] = STRIPS  # those of the VAE, of which the first that fit are taken: slower, the same video
+    strips: tuple[int, ...] = STRIPS  # those of the VAE, the first that fit are taken: slower, the same video
     compute: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of `Compute`
 
     def of(self, compute: Compute) -> Compute:
@@ -81,7 +82,7 @@ def _in_tiles(mode: MemoryMode) -> MemoryMode:
         costs=f"{mode.costs}; tiles are lossy: the video differs slightly, and seams can show",
         exact=False,
         tiling=True,
-        strips=(1,),  # tiles are small
+        strips=TILE_STRIPS,
     )
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from cogvx_jax import sharding
 from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.pipelines.inputs import CLIPS
@@ -147,9 +148,9 @@ def compile_programs(
     def decode() -> dict[str, Any]:
         weights = weight_bytes(spec, compute, wanted.mesh)["vae"]
         needed = round(beside_weights([read_cost(program.compiled) for program in decoders], weights))
-        whole = [] if mode.tiling else list(made_of.shape)  # of tiles it says nothing about whole frames
+        decoded = Tiling.of(spec.vae).largest(made_of.shape) if mode.tiling else made_of.shape
         count = in_strips.compute.strips
-        return {"latents": whole, "padding": wanted.padding, "bytes": needed, "strips": count}
+        return {"latents": list(decoded), "padding": wanted.padding, "bytes": needed, "strips": count}
 
     with nothing_kept():
         stored.write_programs(folder, compiled(), stored.conditions(spec, compute, mesh, devices), request, decode)

@@ -514,9 +514,9 @@ def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
-    shape = wanted.shape
+    shape: tuple[int, ...] = wanted.shape
     if wanted.mode.tiling and name == "decode":  # the largest tile
-        shape = (*shape[:2], *Tiling.of(wanted.spec.vae).sizes(*shape[2:4])[0], shape[4])
+        shape = Tiling.of(wanted.spec.vae).largest(shape)
     video = programs.VideoPrograms(
         spec=wanted.spec,
         compute=wanted.computed,
