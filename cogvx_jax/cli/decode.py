@@ -53,7 +53,7 @@ def decode(
     loaded = load(
         model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs, **vars(about)
     )
-    if not tiling:
-        loaded = check_decode(loaded, saved.latents.shape, saved.padding, check_strips("strips", strips))
+    count = check_strips("strips", strips)
+    loaded = check_decode(loaded, saved.latents.shape, saved.padding, count, tiling=tiling)
     count, height, width = write_video(loaded, saved, out, tiling)
     print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cogvx_jax.cli.options import DType, MemoryText, QuantizeOption, SamplingFlags, check_memory, report
-from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode
+from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode, strips_note
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -99,6 +99,8 @@ def table(made: "Plan") -> str:
     lines += ["", f"Chosen: --mesh {_mesh(chosen)}{flag}: {_reason(made)}. Weights on a device, GiB: {parts}."]
     if flag:
         lines.append(f"It {mode.changes}. That costs {mode.costs}.")
+    if chosen.strips > 1:
+        lines.append(strips_note(chosen.strips))
     if chosen.host:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if made.short:

@@ -237,9 +237,7 @@ def windows_of(model: Model, request: Request, count: int) -> windows.Laid | Non
 
 def fitting(model: Model, request: Request) -> Model:
     """The model, its VAE in as many strips as are needed: out of memory after the last step would waste all of them."""
-    if request.tiling or model.memory.tiling:
-        return model
-    return check_decode(model, request.batch_shape, request.padding, request.strips)
+    return check_decode(model, request.batch_shape, request.padding, request.strips, tiling=request.tiling)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:

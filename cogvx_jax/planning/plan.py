@@ -5,7 +5,8 @@
     model = cx.load("5b", mesh=plan.mesh, memory=plan.mode)
 
 Memory modes are tried in the order of their table, and for each the meshes that make sense in the order of
-`candidates`. The first that fits is chosen. A program that several of them run is compiled once.
+`candidates`. The VAE works through whole frames, or through as few strips of rows as fit, as in `generate`. The first
+that fits is chosen. A program that several of them run is compiled once.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.duration import sampling_flops
 from cogvx_jax.pipelines.inputs import check_edits
-from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode
+from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
@@ -78,6 +79,7 @@ class Trial:
     compile_seconds: float = 0.0
     why: str = ""
     mode: str = RESIDENT.name  # of `pipelines.memory_modes`
+    strips: int = 1  # of rows that the VAE decodes in; 1 is whole frames
     host: float = 0.0  # GiB of the transformer's kernels that every step brings from the host's memory
 
     @property
@@ -218,7 +220,7 @@ def plan(
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
     sizes_of = None if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
-    kept = _file(wanted, facts | {"every": every, "modes": [mode.name for mode in modes], "mesh": sizes_of})
+    kept = _file(wanted, facts | {"every": every, "modes": [repr(mode) for mode in modes], "mesh": sizes_of})
     if not fresh and (known := _read(kept)) is not None:
         return known
     trials, costs = [], _Costs(report)
@@ -298,6 +300,8 @@ def choose(
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
     if mode is None:
         report(f"--memory {made.mode.name}: it {made.mode.changes}; that costs {made.mode.costs}")
+        if made.chosen is not None and made.chosen.strips > 1:
+            report(strips_note(made.chosen.strips))
     return found, made.mode
 
 
@@ -366,10 +370,19 @@ class _Question:
     short: Wanted | None = None
     edit: bool = False
     mode: MemoryMode = RESIDENT
+    strips: int = 1
 
     @property
     def computed(self) -> Compute:
-        return self.mode.of(self.compute)
+        return dataclasses.replace(self.mode.of(self.compute), strips=self.strips)
+
+    def ways(self, name: str) -> list["_Question"]:
+        """With every count of strips that the mode has and that makes another program, fewest first."""
+        found: dict[Compute, _Question] = {}
+        for count in self.mode.strips:
+            way = dataclasses.replace(self, strips=count)
+            found.setdefault(way.computed.of(COMPONENT[name]), way)
+        return list(found.values())
 
     @property
     def timed_only(self) -> tuple[str, ...]:
@@ -426,6 +439,7 @@ class _Costs:
         key = self._key(wanted, sizes, name)
         if key not in self._known:
             words = [wanted.mode.name] if wanted.mode != RESIDENT else []
+            words += [f"in {wanted.strips} strips of rows"] if wanted.strips > 1 else []
             self._report(" ".join([f"compiling {name} for {sharding.format_mesh(sizes)}", *words]))
             here = wanted.target.slice_chip is None
             with contextlib.nullcontext() if here else cache.nothing_on_disk():
@@ -437,8 +451,10 @@ class _Costs:
 
     @staticmethod
     def _key(wanted: _Question, sizes: dict[str, int], name: str) -> Any:
-        tiling = wanted.mode.tiling and name == "decode"
-        return name, tuple(sizes.items()), wanted.computed.of(_component(name)), tiling, wanted.shape
+        tiling, computed = wanted.mode.tiling and name == "decode", wanted.computed.of(_component(name))
+        # In strips each device works through whole frames, on any mesh of the slice.
+        spread = tuple(sizes.items()) if computed.strips == 1 else ()
+        return name, spread, computed, tiling, wanted.shape
 
 
 def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
@@ -455,15 +471,15 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
     names = sorted(("step", "text", "decode"), key=lambda name: not costs.knows(wanted, sizes, name))
     with programs.compiling_for(wanted.target.platform, mesh):
         for name in names:
-            cost, weight = costs.find(wanted, mesh, sizes, name), weights[COMPONENT[name]]
-            if isinstance(cost, MemoryError):
-                size: dict[str, Any] = {name: _beside_at_least(cost, weight)}
-                return dataclasses.replace(trial, **size, why=f"{name} does not fit: {cost}")
-            found[name] = cost
-            beside: dict[str, Any] = {name: beside_weights(cost, weight * GIB) / GIB}
-            trial = dataclasses.replace(trial, **beside)
-            if limit is not None and trial.memory > limit:
-                return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
+            tried = []
+            for way in wanted.ways(name):
+                cost = costs.find(way, mesh, sizes, name)
+                tried.append(_with(trial, way, name, cost, limit))
+                if not tried[-1].why:
+                    break
+            if isinstance(cost, MemoryError) or tried[-1].why:
+                return min(tried, key=lambda trial: getattr(trial, name) or math.inf)
+            trial, found[name] = tried[-1], cost
         for name in wanted.timed_only if wanted.target.slice_chip and wanted.target.slice_chip.clock else ():
             other = costs.find(wanted, mesh, sizes, name)
             if not isinstance(other, MemoryError):
@@ -474,6 +490,20 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
         fits=True,
         compile_seconds=sum(cost.seconds for some in found.values() for cost in some),
     )
+
+
+def _with(trial: Trial, way: _Question, name: str, cost: list[Cost] | MemoryError, limit: float | None) -> Trial:
+    """The trial with what a program takes beside its component's weights, and why that does not fit, if so."""
+    weight, how = trial.weights[COMPONENT[name]], f" in {way.strips} strips of rows" if way.strips > 1 else ""
+    made: dict[str, Any] = {"strips": max(trial.strips, way.strips)}
+    if isinstance(cost, MemoryError):
+        made |= {name: _beside_at_least(cost, weight), "why": f"{name}{how} does not fit: {cost}"}
+        return dataclasses.replace(trial, **made)
+    made[name] = beside_weights(cost, weight * GIB) / GIB
+    trial = dataclasses.replace(trial, **made)
+    if limit is not None and trial.memory > limit:
+        return dataclasses.replace(trial, why=f"{name}{how} takes {trial.memory:.1f} of {limit:.1f} GiB")
+    return trial
 
 
 def _beside_at_least(error: MemoryError, weights: float) -> float | None:
@@ -500,9 +530,9 @@ def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
-    shape = wanted.shape
+    shape: tuple[int, ...] = wanted.shape
     if wanted.mode.tiling and name == "decode":  # the largest tile
-        shape = (*shape[:2], *Tiling.of(wanted.spec.vae).sizes(*shape[2:4])[0], shape[4])
+        shape = Tiling.of(wanted.spec.vae).largest(shape)
     video = programs.VideoPrograms(
         spec=wanted.spec,
         compute=wanted.computed,
