@@ -22,16 +22,17 @@ def queue_url(request, tmp_path):
     """The URL of an empty queue."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/queue.sqlite"
-    return new_database(request.getfixturevalue("postgres_url"))
+    return new_schema(request.getfixturevalue("postgres_url"))
 
 
-def new_database(url):
+def new_schema(url):
+    """The URL of the same server with empty tables; a database of its own would be 300 files."""
     import sqlalchemy as sa
 
     name = f"queue{next(NAMES)}"
     with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    return url.replace("/postgres?", f"/{name}?")
+        connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+    return f"{url}&options=-csearch_path%3D{name}"
 
 
 def files_of(folder):
