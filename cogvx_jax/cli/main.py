@@ -29,6 +29,7 @@ from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
+from cogvx_jax.cli.work import work
 
 
 class Verb(NamedTuple):
@@ -56,6 +57,7 @@ VERBS = {
     "train-vae": Verb(train_vae, GOES_ON),
     "distill": Verb(distill, GOES_ON),
     "export": Verb(export, "nothing was written"),
+    "work": Verb(work, "the job at hand goes to another worker"),
 }
 
 
