@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
 import sys
 import time
 import traceback
@@ -14,9 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cogvx_jax import __version__
 from cogvx_jax.serving import openai_api, own_api, zhipu_api
-from cogvx_jax.serving.guards import App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
+from cogvx_jax.serving.guards import SILENT, App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
 from cogvx_jax.serving.keys import Keys
 from cogvx_jax.serving.measures import Measures
 from cogvx_jax.serving.queue import Full, KeyUsed
@@ -30,19 +30,22 @@ LIMIT = 128 * 2**20  # bytes of a body
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
-def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, origins: tuple[str, ...] = ()) -> FastAPI:
+def make_app(
+    service: Service, keys: Keys, *, limit: int = LIMIT, origins: tuple[str, ...] = (), silent: float = SILENT
+) -> FastAPI:
     """The app of a server. A page may be mounted beside its routes.
 
     Args:
       limit: bytes of a body.
       origins: whose pages may send requests, beside our own.
+      silent: seconds in which the next part of a body must come.
     """
-    app = FastAPI(title="cogvx_jax", version=__version__, lifespan=_lifespan)
+    app = FastAPI(title="cogvx_jax", version=importlib.metadata.version("cogvx_jax"), lifespan=_lifespan)
     app.state.site = Site(service=service, keys=keys, watcher=Watcher(service.queue), measures=Measures())
     for part in (openai_api, zhipu_api, own_api):
         app.include_router(part.router)
     guard: Any = Guard
-    app.add_middleware(guard, limit=limit, origins=origins)
+    app.add_middleware(guard, limit=limit, origins=origins, silent=silent)
     measured: Any = Measured  # the last one is outermost: what a guard refuses counts, too
     app.add_middleware(measured, measures=app.state.site.measures)
     for kind in (Refused, Full, KeyUsed, OSError):

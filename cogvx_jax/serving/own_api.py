@@ -8,7 +8,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from cogvx_jax import __version__
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
 from cogvx_jax.serving.bodies import read_fields
@@ -21,9 +20,9 @@ TARGETS = ("all", "transformer")
 
 
 @router.get("/health", **schemas.gets(schemas.ANY))
-async def health() -> Response:
+async def health(request: Request) -> Response:
     """This process answers."""
-    return JSONResponse({"status": "ok", "version": __version__})
+    return JSONResponse({"status": "ok", "version": request.app.version})
 
 
 @router.get("/ready", **schemas.gets(schemas.ANY))
