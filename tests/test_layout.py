@@ -45,11 +45,14 @@ MAY_IMPORT = {
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning"}  # cogvx_jax/__init__.py
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {""}
+MAY_IMPORT["serving"] = BELOW_TRAIN
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
+# The same of `serve` and `test-serve`; what is left without them still says how to install them.
+SERVE_ONLY = set("fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 
@@ -161,7 +164,7 @@ def test_the_reference_is_not_needed():
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted((ROOT / "tests").glob("**/test_*.py"))])
 def test_tests_are_collected_with_the_extra_test_alone(path):
-    """What the extra `parity` brings is imported after a line that skips the file without it."""
+    """What the extras `parity` and `serve` bring is imported after a line that skips the file without it."""
     skips = set()
     for line in ast.parse(path.read_text()).body:
         match line:
@@ -176,7 +179,7 @@ def test_tests_are_collected_with_the_extra_test_alone(path):
             case _:
                 continue
         # safetensors.torch and their like import what they are named after.
-        needed = {part for name in names for part in name.split(".")} & PARITY_ONLY
+        needed = {part for name in names for part in name.split(".")} & (PARITY_ONLY | SERVE_ONLY)
         assert needed <= skips, f"line {line.lineno} imports {needed - skips}: skip the file without it first"
 
 

@@ -27,9 +27,11 @@ from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.quantize import quantize
+from cogvx_jax.cli.serve import serve
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
+from cogvx_jax.cli.work import work
 
 
 class Verb(NamedTuple):
@@ -58,6 +60,8 @@ VERBS = {
     "train-vae": Verb(train_vae, GOES_ON),
     "distill": Verb(distill, GOES_ON),
     "export": Verb(export, "nothing was written"),
+    "serve": Verb(serve, "the jobs wait in the queue"),
+    "work": Verb(work, "the job at hand goes to another worker"),
 }
 
 

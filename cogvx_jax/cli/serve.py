@@ -1,0 +1,242 @@
+"""`cogvx serve`: the server, and a worker beside it."""
+
+import dataclasses
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_memory, parse_lora, report
+from cogvx_jax.cli.work import WorkFlags, check_lease, serving_packages
+from cogvx_jax.given import Given
+
+if TYPE_CHECKING:
+    from cogvx_jax.configs import ModelSpec
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+STOP = 4.0  # seconds in which a worker may end with its server; it ends by itself later
+AGAIN = (1.0, 30.0)  # seconds until a worker that died is started again: at first, and at most
+BOUNDS: dict[str, tuple[float, float]] = {  # of flags, both ends included
+    "port": (0, 65535),
+    "workers": (0, 64),
+    "max_jobs": (1, 10**7),
+    "max_upload_mb": (0.01, 10**4),
+    "url_minutes": (1, 10**5),
+    "keep_hours": (0.01, 10**6),
+    "keep_videos": (1, 10**9),
+    "keep_gb": (0.001, 10**9),
+}
+REFUSED = 2  # exit status of a worker that cannot work as it is asked to
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeFlags(WorkFlags):
+    """How videos are served.
+
+    Args:
+      host: the address to listen on; one that other machines reach needs --keys, or --open.
+      port: to listen on; 0 takes one that is free, and prints it.
+      keys: a TOML file of API keys, stored as hashes, with their limits.
+      new_key: print a new key for this name with the lines for the file of keys, and end.
+      open: let anyone ask who reaches the address.
+      workers: worker processes beside the server; 0 where they run elsewhere. An accelerator belongs to one.
+      strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      keep_hours: for which videos are kept; None is without a bound.
+      keep_videos: that are kept at most, the newest; None is without a bound.
+      keep_gb: gigabytes of videos that are kept at most; None is without a bound.
+      max_jobs: that may wait at a time; further ones are refused.
+      max_upload_mb: megabytes of a request.
+      url_minutes: for which an address of a video needs no key.
+      public_url: under which clients reach this server, where a proxy changes it.
+      allow_origin: such as https://example.com, whose pages may use this server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: Path | None = None
+    new_key: str | None = None
+    open: bool = False
+    workers: int = 1
+    strict: bool = False
+    keep_hours: float | None = 24.0
+    keep_videos: int | None = None
+    keep_gb: float | None = None
+    max_jobs: int = 10_000
+    max_upload_mb: float = 128.0
+    url_minutes: float = 60.0
+    public_url: str | None = None
+    allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+
+
+def serve(
+    *,
+    run: Annotated[ServeFlags, tyro.conf.OmitArgPrefixes] = ServeFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
+) -> None:
+    """Serves videos over HTTP, by OpenAI's API and Zhipu's, and makes them in a process beside it.
+
+    Jobs wait in a queue that outlives both. docs/serving.md has the calls.
+    """
+    about = given.checked()
+    with serving_packages("serve"):
+        from cogvx_jax.serving.keys import Keys, new_key
+    if run.new_key is not None:
+        key, lines = new_key(run.new_key)
+        print(f"# The key, which is shown once: {key}\n{lines}")
+        return
+    _check(run)
+    keys = Keys(run.keys)
+    listening = _listen(run.host, run.port)
+    environment = dict(os.environ)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the worker's
+    app = _app(run, about, keys)
+    host, port = listening.getsockname()[:2]
+    with _Workers(run, about, environment) as workers:
+        report(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {run.model}; /docs has the calls")
+        _serve(app, listening, workers)
+
+
+def _serve(app: Any, listening: socket.socket, workers: "_Workers") -> None:
+    from cogvx_jax.serving.http import run as make_server
+
+    server = make_server(app, "", 0)
+    workers.give_up = lambda: setattr(server, "should_exit", True)
+    server.run(sockets=[listening])
+    if workers.refused:
+        raise ValueError("the worker cannot make videos, its own words are above; without one, --workers 0 serves on")
+
+
+def _check(run: ServeFlags) -> None:
+    """Raises: ValueError for flags that cannot be, before anything is begun."""
+    check_memory(run.memory)
+    check_lease(run.lease, run.save_every)
+    if run.keys is None and not run.open and not _is_loopback(run.host):
+        raise ValueError(f"{run.host} can be reached by others: give --keys, or --open to let anyone make videos")
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(run, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} must be from {low:g} to {high:g}, got {value:g}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Raises: OSError, naming the address, where it cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
+    from cogvx_jax.serving.adapters import Adapters
+    from cogvx_jax.serving.http import make_app
+    from cogvx_jax.serving.queue import Queue, Retention
+    from cogvx_jax.serving.service import Rules, Service
+    from cogvx_jax.serving.store import Store
+
+    keep = Retention(
+        age=None if run.keep_hours is None else run.keep_hours * 3600,
+        count=run.keep_videos,
+        bytes=None if run.keep_gb is None else round(run.keep_gb * 1e9),
+    )
+    rules = Rules(strict=run.strict, url_seconds=run.url_minutes * 60, keep=keep, public_url=run.public_url)
+    queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
+    spec, adapters = _spec(run, about), Adapters(run.loras)
+    service = Service(queue, Store(run.store), model=run.model, spec=spec, adapters=adapters, rules=rules)
+    return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin)
+
+
+def _spec(run: ServeFlags, about: Given) -> "ModelSpec":
+    """Of the model with the LoRAs that workers add to it."""
+    from cogvx_jax.models.lora import first_distilled
+    from cogvx_jax.pipelines.lora import find_lora
+    from cogvx_jax.pipelines.model import load_spec
+
+    spec = load_spec(run.model, about)
+    found = [(find_lora(path, spec).distilled, weight) for path, weight in map(parse_lora, run.lora)]
+    return spec.distilled(first_distilled(found))
+
+
+class _Workers:
+    """Worker processes, started again when they die; they end with the block, or when this process is killed.
+
+    refused: they cannot work as they are asked to, which starting them again does not change.
+    """
+
+    def __init__(self, run: ServeFlags, about: Given, environment: dict[str, str]):
+        self._command = [
+            sys.executable,
+            "-m",
+            "cogvx_jax.cli",
+            "work",
+            *_arguments(run, WorkFlags),
+            *_arguments(about, Given),
+        ]
+        self._environment = environment | {"COGVX_PARENT": "1", "COGVX_QUEUE": run.url}
+        self._count, self._ending, self.refused = run.workers, threading.Event(), False
+        self._processes: list[subprocess.Popen] = []
+        self.give_up: Any = lambda: None
+
+    def __enter__(self) -> "_Workers":
+        for _ in range(self._count):
+            threading.Thread(target=self._keep_one, name="worker", daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ending.set()
+        for process in self._processes:
+            process.terminate()
+        until = time.monotonic() + STOP
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                report("the worker ends after its step")
+
+    def _keep_one(self) -> None:
+        pause = AGAIN[0]
+        while not self._ending.is_set():
+            began = time.monotonic()
+            # Its standard input ends when this process does, however that ends.
+            process = subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE)
+            self._processes.append(process)
+            status = process.wait()
+            self._processes.remove(process)
+            if self._ending.is_set():
+                return
+            if status == REFUSED:
+                self.refused = True
+                self.give_up()
+                return
+            pause = AGAIN[0] if time.monotonic() - began > 60 else min(2 * pause, AGAIN[1])
+            report(f"the worker ended with status {status}; it is started again in {pause:g} s")
+            self._ending.wait(pause)
+
+
+def _arguments(flags: Any, of: type) -> list[str]:
+    """Flags as words of a command line, those that differ from their defaults; the queue goes by the environment."""
+    words = []
+    for field in dataclasses.fields(of):
+        value, flag = getattr(flags, field.name), field.name.replace("_", "-")
+        if value == field.default or field.name == "queue":
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}={one}" for one in (value if isinstance(value, tuple) else (value,))]
+    return words

@@ -1,0 +1,177 @@
+"""`cogvx work`: a worker, which makes the videos that a queue holds."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cogvx_jax.cli.errors import sentence
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, check_memory, parse_lora, report
+from cogvx_jax.pipelines.memory_modes import AUTO
+from cogvx_jax.pipelines.options import Sampling
+
+if TYPE_CHECKING:
+    from cogvx_jax.given import Given
+    from cogvx_jax.pipelines.model import Model
+
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+
+EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreFlags:
+    """What server and workers share.
+
+    Args:
+      store: the folder that holds the jobs' files, the same one for all machines.
+      queue: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME; None is the file queue.sqlite in the store,
+        for one machine. It may stand in the variable COGVX_QUEUE, where no list of processes shows the password.
+      loras: a folder of LoRAs that requests may name; "tiny-fast" is there without one.
+    """
+
+    store: Path = Path("cogvx-videos")
+    queue: str | None = None
+    loras: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the queue. The store's folder is made where the queue lies in it."""
+        given = self.queue or os.environ.get("COGVX_QUEUE")
+        if given is not None:
+            return given
+        self.store.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{self.store.absolute()}/queue.sqlite"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkFlags(RunFlags, StoreFlags):
+    """How a worker makes videos.
+
+    Args:
+      lease: seconds after which another worker takes over, if this one is not heard of.
+      save_every: seconds of sampling after which its state is saved, for another worker to go on from.
+      until_idle: end when no job waits.
+    """
+
+    # A job has its own file, and is stopped and told of between its steps.
+    out: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress] = RunFlags.out
+    one_program: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+    progress: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
+    lease: float = 30.0
+    save_every: float = 60.0
+    until_idle: bool = False
+
+
+def work(
+    *,
+    run: Annotated[WorkFlags, tyro.conf.OmitArgPrefixes] = WorkFlags(),  # noqa: B008
+    given: ModelFlags = GivenFlags(),  # noqa: B008
+) -> None:
+    """Makes the videos that a queue holds, one after the other, until SIGTERM.
+
+    SIGTERM gives the job at hand back, from where another worker goes on. Ctrl-C gives it back at once.
+    """
+    about = given.checked()
+    check_memory(run.memory)
+    check_lease(run.lease, run.save_every)
+    with serving_packages("work"):
+        from cogvx_jax.serving.queue import Queue
+        from cogvx_jax.serving.store import Store
+        from cogvx_jax.serving.worker import Worker
+    from cogvx_jax.pipelines.model import load_spec
+
+    queue, store = Queue(run.url), Store(run.store)
+    load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
+    from cogvx_jax.serving.adapters import Adapters
+    from cogvx_jax.serving.making import Maker
+
+    adapters = Adapters(run.loras)
+    maker = Maker(load_model(run, about), adapters, run.save_every)
+    worker = Worker(
+        queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
+    )
+    report(f"worker {worker.name} makes videos with {run.model}")
+    with sigterm(worker.end):
+        worker.run(until_idle=run.until_idle)
+    report(f"worker {worker.name} has ended")
+
+
+def check_lease(lease: float, save_every: float) -> None:
+    """Raises: ValueError for seconds that are none."""
+    if not 1 <= lease <= 3600:
+        raise ValueError(f"--lease must be from 1 to 3600 seconds, got {lease:g}")
+    if not save_every > 0:
+        raise ValueError(f"--save-every must be above 0 seconds, got {save_every:g}")
+
+
+@contextlib.contextmanager
+def serving_packages(verb: str) -> Iterator[None]:
+    """Around imports: says which packages are missing. Raises: ValueError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("cogvx_jax"):
+            raise
+        raise ValueError(f"cogvx {verb} {EXTRA} ({error.name} is missing)") from None
+
+
+def load_model(run: RunFlags, about: "Given") -> "Model":
+    """The model that the flags stand for, with its LoRAs. Raises: as `load` and `load_lora`."""
+    from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
+    from cogvx_jax.pipelines.model import load, load_spec
+    from cogvx_jax.planning.plan import choose
+    from cogvx_jax.sharding import parse_mesh
+
+    spec = load_spec(run.model, about)
+    memory: Any = run.memory
+    adapters = [(find_lora(path, spec), weight) for path, weight in map(parse_lora, run.lora)]
+    devices: Any = run.mesh if run.mesh in (None, AUTO) else parse_mesh(run.mesh)
+    if AUTO in (run.mesh, memory):
+        how = dict(dtype=run.dtype, quantize=run.quantize, mesh=devices, memory=memory)
+        devices, memory = choose(run.model, sampling=Sampling(), report=report, **how)  # type: ignore[arg-type]
+    # To a quantised model's kernels nothing can be added later.
+    first = None if run.quantize is None else stack_loras(adapters)
+    how = dict(dtype=run.dtype, mesh=devices, quantize=run.quantize, lora=first, memory=memory)
+    model = load(run.model, **how, **vars(about))  # type: ignore[arg-type]
+    for adapter, weight in adapters if run.quantize is None else ():
+        model = load_lora(model, adapter, weight)
+    return dataclasses.replace(model, exact=True) if run.exact else model
+
+
+@contextlib.contextmanager
+def sigterm(end: Callable[[], None]) -> Iterator[None]:
+    """Inside, a first SIGTERM calls `end`; a second one ends as Ctrl-C does.
+
+    Where COGVX_PARENT is set, the end of standard input counts as a SIGTERM: whoever started this has ended.
+    """
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, before)
+        report("SIGTERM: ends after this step")
+        end()
+
+    if os.environ.get("COGVX_PARENT"):
+        threading.Thread(target=_end_with_parent, args=(end,), name="parent", daemon=True).start()
+    before: Any = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_parent(end: Callable[[], None]) -> None:
+    sys.stdin.buffer.read()
+    end()
+
+
+def _own_name() -> str | None:
+    """The name under which whoever started this worker knows it."""
+    return os.environ.get("COGVX_WORKER") or None

@@ -1,0 +1,341 @@
+"""From the fields of a request, in the words of several vendors, to options of a generation.
+
+Vendors' sizes and durations become ones that the model makes. What a field would have to do and cannot is refused: no
+field is passed over.
+"""
+
+import dataclasses
+import math
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.json_files import quoted
+from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling
+from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
+from cogvx_jax.serving.bodies import Fields
+from cogvx_jax.serving.files import TAKES, file_of
+from cogvx_jax.serving.refusals import Refused
+
+# Of the vendors' forms, width first. Asked for one of these, a user means a shape, not the model's own pixels.
+SIZES = (
+    *("720x1280", "1280x720", "1024x1792", "1792x1024"),  # OpenAI
+    *("1024x1024", "1920x1080", "1080x1920", "2048x1080", "3840x2160", "720x480", "1280x960", "960x1280"),  # Zhipu
+)
+RATIOS = {"16:9": "1280x720", "9:16": "720x1280", "1:1": "1024x1024"}
+MAX_PROMPT = 10_000  # characters; models read about 1,000
+MAX_SECONDS = 3600.0
+TEXT, WHOLE, NUMBER, YES = "string", "integer", "number", "boolean"  # of JSON schemas
+OPTIONS = {  # field, which is an option of `pipelines.options` or diffusers' name of one -> its kind
+    "num_frames": WHOLE,
+    "num_inference_steps": WHOLE,
+    "frames": WHOLE,
+    "steps": WHOLE,
+    "guidance_scale": NUMBER,
+    "negative_prompt": TEXT,
+    "seed": WHOLE,
+    "fps": NUMBER,
+    "sampler": TEXT,
+    "reuse": TEXT,
+    "guidance": TEXT,
+    "guider": TEXT,
+    "enhance": NUMBER,
+    "windows": TEXT,
+    "positions": TEXT,
+    "image_noise": NUMBER,
+    "mask_dilation": WHOLE,
+    "strength": NUMBER,
+    "control_strength": NUMBER,
+    "control_start": NUMBER,
+    "control_end": NUMBER,
+    "use_dynamic_cfg": YES,
+    "tiling": YES,
+    "strips": WHOLE,
+}
+FILES: dict[str, tuple[str, ...]] = {  # field -> options that its file may become
+    "input_reference": ("image", "video"),
+    "image_reference": ("image",),
+    "video_reference": ("video",),
+    "reference_url": ("image", "video"),
+    **{option: (option,) for option in TAKES},
+}
+# Fields of other servers -> the value with which they ask for nothing, and why another is refused.
+NOTHING: dict[str, tuple[Any, str]] = {
+    "n": (1, "one video is made for a request"),
+    "with_audio": (False, "videos have no sound yet"),
+    "generate_sound": (False, "videos have no sound yet"),
+    "sound_duration": (None, "videos have no sound yet"),
+    "watermark_enabled": (False, "videos get no watermark here"),
+    "enable_teacache": (False, "say it as reuse, such as teacache:0.2; it is lossy"),
+    "enable_frame_interpolation": (False, "frames are not interpolated here"),
+    "frame_interpolation_exp": (None, "frames are not interpolated here"),
+    "frame_interpolation_scale": (None, "frames are not interpolated here"),
+    "guidance_scale_2": (None, "these models have one transformer"),
+    "true_cfg_scale": (None, "say it as guidance_scale"),
+    "boundary_ratio": (None, "these models have one transformer"),
+    "flow_shift": (None, "these models are no flow models"),
+    "output_quality": (None, "videos are written in one quality"),
+    "output_compression": (None, "videos are written in one quality"),
+    "output_path": (None, "files of the server are not written by name"),
+    "generator_device": (None, "noise does not depend on the device here"),
+    "control_reference": (None, "say it as control"),
+    "control_type": (None, "say it as control, a video of what is to be followed"),
+    "response_format": (None, "the answer is JSON, and the video is an mp4"),
+}
+LORA_NAMES, LORA_WEIGHTS = ("name", "lora_name", "lora_nickname"), ("weight", "strength", "scale", "lora_scale")
+OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request asks for.
+
+    options: of `pipelines.options`, as JSON.
+    files: option -> suffix and bytes.
+    loras: names with weights; None: those that are active for all.
+    seeded: the seed is the client's, not drawn here.
+    notes: where the video will differ from what was asked, sentences.
+    """
+
+    prompt: str
+    options: dict[str, Any]
+    files: dict[str, tuple[str, bytes]] = dataclasses.field(default_factory=dict)
+    loras: tuple[tuple[str, float], ...] | None = None
+    user: str | None = None
+    seeded: bool = True
+    notes: tuple[str, ...] = ()
+
+
+def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False) -> Asked:
+    """What fields ask of a model, each checked by itself.
+
+    Args:
+      strict: refuse the vendors' sizes and durations that the model does not make.
+    Raises: Refused.
+    """
+    values = _known(fields)
+    prompt = check_prompt(values.get("prompt"))
+    options, files, notes = _options(fields, values), _files(values), list[str]()
+    if (size := _size(fields, values)) is not None:
+        options["size"] = fit_size(spec, size, strict, notes)
+    if "seconds" in values and "frames" not in options:
+        seconds = read_seconds(values["seconds"])
+        options |= fit_frames(spec, seconds, options.get("fps"), strict, notes)
+    seeded = "seed" in options
+    options.setdefault("seed", secrets.randbelow(2**31))  # a job that is begun anew makes the same video
+    user = values.get("user")
+    if user is not None and not isinstance(user, str):
+        raise Refused("invalid_value", f"user must be text, got {quoted(user)}", "user")
+    return Asked(
+        prompt=prompt, options=options, files=files, loras=_loras(values), user=user, notes=tuple(notes), seeded=seeded
+    )
+
+
+def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value") -> str:
+    """Raises: Refused."""
+    if prompt is None:
+        raise Refused("missing_required_parameter", "prompt is missing: say what the video shows", "prompt")
+    if not isinstance(prompt, str):
+        raise Refused("invalid_value", f"prompt must be text, got {quoted(prompt)}", "prompt")
+    if not prompt.strip():
+        raise Refused("invalid_value", "prompt is empty: say what the video shows", "prompt")
+    if len(prompt) > most:
+        raise Refused(code, f"prompt has {len(prompt):,} characters, of which at most {most:,} are taken", "prompt")
+    if "\0" in prompt:
+        raise Refused("invalid_value", "prompt holds a NUL character", "prompt")
+    return prompt
+
+
+def _known(fields: Fields) -> dict[str, Any]:
+    """The fields that ask for something. Raises: Refused for one that is not known, or cannot be had."""
+    found = {}
+    for name, value in fields.values.items():
+        if name in NOTHING:
+            harmless, why = NOTHING[name]
+            given = _plain(name, value, YES) if fields.textual and isinstance(harmless, bool) else value
+            given = _plain(name, value, WHOLE) if fields.textual and name == "n" else given
+            if given != harmless or type(given) is not type(harmless):
+                raise Refused("invalid_value", f"{name} cannot be had: {why}", name)
+        elif name in OPTIONS or name in FILES or name in OTHERS:
+            found[name] = value
+        else:
+            known = ", ".join((*OTHERS, *OPTIONS, *FILES))
+            raise Refused("unknown_parameter", f"unknown field {name[:60]!r}; the known ones are {known}", name[:60])
+    return found
+
+
+def _options(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, kind in OPTIONS.items():
+        if field not in values:
+            continue
+        option = DIFFUSERS_NAMES.get(field, field)
+        if option in found:
+            raise Refused("exclusive_parameters", f"{field} says the same as {option}; give one", field)
+        value = _plain(field, values[field], kind) if fields.textual else values[field]
+        found[option] = _checked(field, option, value)
+    return found
+
+
+def _plain(field: str, text: Any, kind: str) -> Any:
+    """A field of a form as a value of JSON. Raises: Refused."""
+    if not isinstance(text, str) or kind == TEXT:
+        return text
+    if kind == YES and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if kind == WHOLE and re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        return int(text)
+    if kind == NUMBER and re.fullmatch(r"[+-]?([0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})([eE][+-]?[0-9]{1,2})?", text):
+        return float(text)
+    raise Refused("invalid_value", f"{field} must be {_WORDS[kind]}, got {text[:60]!r}", field)
+
+
+_WORDS = {YES: "true or false", WHOLE: "a whole number", NUMBER: "a number"}
+
+
+def _checked(field: str, option: str, value: Any) -> Any:
+    """The value, as given, if the option takes it. Raises: Refused."""
+    if isinstance(value, list | dict) or (option == "seed" and isinstance(value, str)):
+        raise Refused(
+            "invalid_value", f"{field} must be {_WORDS.get(OPTIONS[field], 'text')}, got {quoted(value)}", field
+        )
+    try:
+        CHECKS[option](field, value)
+    except (ValueError, OverflowError) as error:
+        raise Refused("invalid_value", str(error), field) from None
+    return value
+
+
+def _files(values: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+    found: dict[str, tuple[str, bytes]] = {}
+    for field, options in FILES.items():
+        if field in values:
+            option, suffix, data = file_of(values[field], field, options)
+            if option in found:
+                raise Refused(
+                    "exclusive_parameters", f"{field} is a second {option.replace('_', ' ')}; give one", field
+                )
+            found[option] = suffix, data
+    return found
+
+
+def _size(fields: Fields, values: Mapping[str, Any]) -> str | None:
+    """The size that is asked for, "WIDTHxHEIGHT". Raises: Refused."""
+    given = [name for name in ("size", "aspect_ratio") if name in values]
+    sides = [name for name in ("width", "height") if name in values]
+    if len(given) + bool(sides) > 1:
+        raise Refused("exclusive_parameters", f"give {given[0]} or {(given + sides)[-1]}, not both", given[0])
+    if "size" in given:
+        return values["size"]
+    if "aspect_ratio" in given:
+        if values["aspect_ratio"] not in RATIOS:
+            said = f"aspect_ratio must be one of {', '.join(RATIOS)}, got {quoted(values['aspect_ratio'])}"
+            raise Refused("invalid_value", said, "aspect_ratio")
+        return RATIOS[values["aspect_ratio"]]
+    if len(sides) == 1:
+        raise Refused("missing_required_parameter", "give width and height, or neither", sides[0])
+    if not sides:
+        return None
+    return f"{_side(fields, values, 'width')}x{_side(fields, values, 'height')}"
+
+
+def _side(fields: Fields, values: Mapping[str, Any], name: str) -> int:
+    value = _plain(name, values[name], WHOLE) if fields.textual else values[name]
+    if type(value) is not int or not 0 < value < 10**5:
+        raise Refused("invalid_value", f"{name} must be a whole number of pixels, got {quoted(value)}", name)
+    return value
+
+
+def fit_size(spec: ModelSpec, text: Any, strict: bool, notes: list[str]) -> str:
+    """The model's HEIGHTxWIDTH for a form's WIDTHxHEIGHT: of a vendor's size its shape, of others the pixels.
+
+    Raises: Refused for what is no size, and with `strict` for a vendor's that the model does not make.
+    """
+    parts = re.fullmatch(r"([0-9]{1,5})[xX*]([0-9]{1,5})", text) if isinstance(text, str) else None
+    if parts is None:
+        raise Refused("invalid_value", f"size must be WIDTHxHEIGHT, such as 720x480, got {quoted(text)}", "size")
+    width, height = int(parts[1]), int(parts[2])
+    own = spec.defaults
+    small = width * height <= own.width * own.height
+    if f"{width}x{height}" not in SIZES or (small and _is_legal(spec, height, width)):
+        return f"{height}x{width}"
+    if strict:
+        said = f"{spec.name} makes videos of {own.width}x{own.height}, not {width}x{height}"
+        raise Refused("invalid_value", said, "size")
+    sides = sorted((own.height, own.width))
+    tall = (sides[1], sides[0]) if height > width else (sides[0], sides[1])
+    found = tall if (height > width) != (own.height > own.width) and _is_legal(spec, *tall) else (own.height, own.width)
+    notes.append(f"size {width}x{height} became {found[1]}x{found[0]}, which {spec.name} makes")
+    return f"{found[0]}x{found[1]}"
+
+
+def _is_legal(spec: ModelSpec, height: int, width: int) -> bool:
+    try:
+        check_sampling(spec, Sampling(size=(height, width)))
+    except ValueError:
+        return False
+    return True
+
+
+def read_seconds(value: Any) -> float:
+    """Raises: Refused."""
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,9})?", text):
+        raise Refused("invalid_value", f"seconds must be a number such as 4, got {quoted(value)}", "seconds")
+    seconds = float(text)
+    if not 0 < seconds <= MAX_SECONDS:
+        raise Refused("invalid_value", f"seconds must be above 0 and at most {MAX_SECONDS:g}, got {text}", "seconds")
+    return seconds
+
+
+def fit_frames(spec: ModelSpec, seconds: float, fps: Any, strict: bool, notes: list[str]) -> dict[str, int]:
+    """The option `frames` for a duration: the nearest that the model makes, at most as many as it is for.
+
+    Args:
+      fps: that was asked for; None is the model's own.
+    Raises: Refused, with `strict` for more than the model makes.
+    """
+    own, unit, rate = spec.defaults.num_frames, frame_unit(spec), float(fps or spec.defaults.fps)
+    wanted = max(round((min(seconds * rate, MAX_FRAMES) - 1) / unit), 0) * unit + 1
+    frames = own if spec.transformer.position == "rope+learned" else min(max(wanted, min(unit + 1, own)), own)
+    if math.isclose(frames / rate, seconds, rel_tol=0.01):
+        return {"frames": frames}
+    if strict and abs(frames - seconds * rate) > unit:
+        said = f"{spec.name} makes videos of {own / rate:g} seconds, not {seconds:g}"
+        raise Refused("invalid_value", said, "seconds")
+    notes.append(f"{seconds:g} seconds became {frames / rate:g}, {frames} frames, which {spec.name} makes")
+    return {"frames": frames}
+
+
+def _loras(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...] | None:
+    """Names and weights of an object, or a list of objects or names. Raises: Refused."""
+    if "lora" in values and "loras" in values:
+        raise Refused("exclusive_parameters", "give lora or loras, not both", "lora")
+    field = "lora" if "lora" in values else "loras"
+    given = values.get(field)
+    if given is None:
+        return None
+    several = given if isinstance(given, list) else [given]
+    if len(several) > 16:
+        raise Refused("invalid_value", f"{field} has {len(several)} entries, of which at most 16 are taken", field)
+    return tuple(_lora(one, field) for one in several)
+
+
+def _lora(given: Any, field: str) -> tuple[str, float]:
+    if isinstance(given, str):
+        return given, 1.0
+    if not isinstance(given, Mapping):
+        raise Refused("invalid_value", f"{field} must be a name, or have name and weight, got {quoted(given)}", field)
+    names, weights = ([given[k] for k in keys if k in given] for keys in (LORA_NAMES, LORA_WEIGHTS))
+    if len(names) != 1 or len(weights) > 1 or not given.keys() <= {*LORA_NAMES, *LORA_WEIGHTS}:
+        raise Refused(
+            "invalid_value", f"{field} must have name and, if not 1, weight; got {quoted(dict(given))}", field
+        )
+    name, weight = names[0], weights[0] if weights else 1.0
+    if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise Refused("invalid_value", f"{field} must have a text as name and a number as weight", field)
+    if not abs(weight) <= 100:
+        raise Refused("invalid_value", f"the weight of a LoRA must be from -100 to 100, got {weight:g}", field)
+    return name, float(weight)

@@ -1,0 +1,115 @@
+"""Bodies of requests, JSON or forms, as fields: names with plain values or files."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from cogvx_jax.json_files import parse_value, quoted
+from cogvx_jax.serving.refusals import Refused
+
+MAX_FIELDS = 200
+MAX_TEXT = 2**20  # bytes of a field of a form that is no file
+MERGED = ("extra_body", "extra_params", "diffusers_kwargs")  # objects whose keys are fields
+FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A file of a form."""
+
+    data: bytes = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """What a body says. A field that is null, or an empty text of a form, is not there.
+
+    textual: of a form, where numbers are text, too.
+    """
+
+    values: Mapping[str, Any]
+    textual: bool = False
+
+
+async def read_fields(request: Request, files: Mapping[str, int]) -> Fields:
+    """The fields of a body.
+
+    Args:
+      files: names of fields that may be files, and the most bytes of each.
+    Raises: Refused.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in FORMS:
+        found, textual = await _form(request, files), True
+    elif kind in ("application/json", "") or kind.endswith("+json"):
+        found, textual = _json(await request.body()), False
+    else:
+        raise Refused("unsupported_media_type", f"a body is JSON or a form, not {kind[:60]}")
+    for name in MERGED:
+        found = _merged(found, name)
+    return Fields({name: value for name, value in found.items() if value is not None}, textual)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        found = parse_value(body)
+    except ValueError as error:
+        raise Refused("invalid_request", f"the body is {error}") from None
+    if not isinstance(found, dict):
+        raise Refused("invalid_request", f"the body must be a JSON object, got {quoted(found)}")
+    return found
+
+
+async def _form(request: Request, files: Mapping[str, int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        form = await request.form(max_files=len(files), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
+    except HTTPException as error:  # broken, or too many fields
+        raise Refused("invalid_request", f"the form cannot be read: {error.detail}") from None
+    try:
+        for name, value in form.multi_items():
+            if name in found:
+                raise Refused("invalid_request", f"{name[:60]} stands in the form twice", name[:60])
+            found[name] = await _file(name, value, files) if isinstance(value, UploadFile) else _text(name, value)
+    finally:
+        await form.close()
+    return found
+
+
+async def _file(name: str, file: UploadFile, files: Mapping[str, int]) -> Upload:
+    if name not in files:
+        raise Refused("invalid_value", f"{name[:60]} must be no file", name[:60])
+    most = files[name]
+    if file.size is not None and file.size > most:
+        raise Refused("body_too_large", f"{name} has {file.size:,} bytes, of which at most {most:,} are taken", name)
+    return Upload(await file.read())
+
+
+def _text(name: str, value: str) -> Any:
+    """A field of a form; what looks like JSON's objects and lists is read as such."""
+    if "[" in name:
+        plain = re.split(r"\[", name)[0][:60]
+        raise Refused("unknown_parameter", f"give {plain} as one field with JSON text in it", plain)
+    if value[:1] in ("{", "[") and name not in ("prompt", "negative_prompt"):
+        try:
+            return parse_value(value)
+        except ValueError as error:
+            raise Refused("invalid_value", f"{name[:60]} is {error}", name[:60]) from None
+    return value or None
+
+
+def _merged(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """The fields with those of an object inside them. Raises: Refused for one that stands in both."""
+    inner = found.pop(name, None)
+    if inner is None:
+        return found
+    if not isinstance(inner, dict):
+        raise Refused("invalid_value", f"{name} must be a JSON object, got {quoted(inner)}", name)
+    if twice := sorted(found.keys() & inner.keys()):
+        raise Refused("invalid_request", f"{twice[0][:60]} stands in the body and in {name}", twice[0][:60])
+    return found | inner

@@ -1,0 +1,118 @@
+"""How a worker makes the video of a job with a loaded model."""
+
+import dataclasses
+import inspect
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.writer import VideoWriter
+from cogvx_jax.pipelines import generate
+from cogvx_jax.pipelines.latents import decode_frames
+from cogvx_jax.pipelines.lora import find_lora, load_lora
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.request import Request, check_request
+from cogvx_jax.serving.adapters import Adapters
+from cogvx_jax.serving.queue import Job
+from cogvx_jax.serving.worker import Progress, Stopped
+
+STEPS = "steps.safetensors"  # of a job whose sampling goes on elsewhere
+
+
+def request_of(spec: ModelSpec, asked: Any, folder: Path) -> Request:
+    """The checked request of a job; its pictures and videos are read. Raises: ValueError, OSError."""
+    files = {name: folder / file for name, file in asked.get("files", {}).items()}
+    return check_request(spec, asked["prompt"], Options(**asked["options"] | files))
+
+
+class Maker:
+    """Makes videos of jobs, of one loaded model.
+
+    Args:
+      save_every: seconds of sampling after which its state is saved, for another worker to go on from.
+    """
+
+    def __init__(self, model: Model, adapters: Adapters, save_every: float = 60.0):
+        self._model, self._adapters, self._save_every = model, adapters, save_every
+        self._adapted: tuple[Any, Model] = ([], model)
+        self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
+
+    def __call__(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
+        """See `worker.Make`."""
+        model = self._with_loras(job.asked.get("loras", []))
+        request = request_of(model.spec, job.asked, folder)
+        model = generate.fitting(model, request)
+        shape = (request.batch_shape, request.guided, request.sampler, request.task)
+        progress.tell(stage="sampling" if shape in self._compiled else "compiling")
+        sampling = _Sampling(folder / STEPS, progress, self._save_every)
+        if request.extend is not None:
+            frames = generate.extended_frames(model, request, progress=False, **sampling.watching(model, request))
+        else:
+            latents = np.asarray(generate.sample(model, request, progress=False, **sampling.watching(model, request)))
+            progress.tell(stage="decoding")
+            frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
+        self._compiled.add(shape)
+        _write(frames, out, request, progress)
+
+    def _with_loras(self, loras: list[Any]) -> Model:
+        """The model with a job's LoRAs, names and weights; those of the job before are kept."""
+        if self._adapted[0] != loras:
+            model = self._model
+            for name, weight in loras:
+                model = load_lora(model, find_lora(self._adapters.path(name), model.spec), weight)
+            self._adapted = loras, model
+        return self._adapted[1]
+
+
+def _write(frames: Iterator[np.ndarray], out: Path, request: Request, progress: Progress) -> None:
+    with VideoWriter(out, fps=request.fps) as writer:
+        for pixels in frames:
+            progress.check()
+            writer.write(pixels)
+
+
+@dataclasses.dataclass
+class _Sampling:
+    """Tells of sampling steps, saves them, and stops between them."""
+
+    file: Path
+    progress: Progress
+    save_every: float
+    saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def watching(self, model: Model, request: Request) -> dict[str, Any]:
+        """Arguments of `sample`. Before it has `on_step`, a job is stopped only between sampling and decoding."""
+        if "on_step" not in inspect.signature(generate.sample).parameters:
+            return {}
+        found: dict[str, Any] = {"on_step": self.step}
+        if request.extend is None and self.file.exists():
+            found["resume"] = self._resumed(model, request)
+        return found
+
+    def step(self, step: Any) -> None:
+        """What `on_step` calls."""
+        self._save(step)
+        self.progress.tell(stage="sampling", step=step.number, steps=step.count)
+
+    def _save(self, step: Any) -> None:
+        """Saves now and then, and where this worker ends: a job that was cancelled needs none."""
+        now = time.monotonic()
+        if step.segments == 1 and (now - self.saved > self.save_every or self.progress.why == Stopped.ENDING):
+            step.save(self.file)
+            self.saved = now
+
+    def _resumed(self, model: Model, request: Request) -> Any:
+        """Steps that another worker saved; None where they are none of this request and these weights."""
+        from cogvx_jax.pipelines import saved_steps  # type: ignore[attr-defined]
+
+        try:
+            saved = saved_steps.read_steps(self.file)
+            generate.check_resumed(model, request, saved)  # type: ignore[attr-defined]
+        except (ValueError, OSError):
+            return None
+        return saved

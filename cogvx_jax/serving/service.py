@@ -1,0 +1,286 @@
+"""What a server does for whoever asks: jobs in, videos out. The APIs, and a page, are thin over it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.models.lora import first_distilled
+from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
+from cogvx_jax.pipelines.lora import find_lora
+from cogvx_jax.pipelines.request import Request
+from cogvx_jax.serving.adapters import Adapters
+from cogvx_jax.serving.asking import Asked
+from cogvx_jax.serving.files import CLIPS, check_clip
+from cogvx_jax.serving.keys import Key, Signer
+from cogvx_jax.serving.making import request_of
+from cogvx_jax.serving.queue import COMPLETED, Job, Queue, Retention, new_id
+from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.store import ID, Store
+
+ROOM = 64 * 2**20  # bytes that the disk must have free, or no job is taken
+OF_INPUTS = ("frames", "windows", "strength", "mask_dilation", "control_strength", "control_start", "control_end")
+ACTIVE = "active LoRAs"  # what the queue keeps for all processes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a server answers.
+
+    Args:
+      strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      url_seconds: for which an address of a video needs no key.
+      keep: how much is kept of what has ended.
+      public_url: under which clients reach the server, where that is not what they say, as behind a proxy.
+      poll: milliseconds after which a client is to ask again.
+    """
+
+    strict: bool = False
+    url_seconds: float = 3600.0
+    keep: Retention = Retention()
+    public_url: str | None = None
+    poll: int = 1000
+
+
+class Service:
+    """Jobs of one model.
+
+    Args:
+      model: its name, as workers have it.
+      spec: that requests are checked against.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        *,
+        model: str,
+        spec: ModelSpec,
+        adapters: Adapters | None = None,
+        rules: Rules = Rules(),  # noqa: B008
+    ):
+        self.queue, self.store, self.model, self.spec = queue, store, model, spec
+        self.adapters, self.rules = adapters or Adapters(None), rules
+        self.signer = Signer(queue.kept("secret", lambda: secrets.token_hex(32)), rules.url_seconds)
+        self._reading = threading.Lock()  # pictures and clips of one request at a time are in memory
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Under which the model may be asked for."""
+        return tuple(dict.fromkeys((self.model, self.spec.name)))
+
+    def check_model(self, name: Any, others: Sequence[str] = ()) -> None:
+        """Raises: Refused for a model that is not served; `others` are names that mean whichever is."""
+        if name is None or name in self.names or (name in others and not self.rules.strict):
+            return
+        raise Refused("model_not_found", f"there is no model {str(name)[:80]!r} here; there is {self.model!r}", "model")
+
+    def submit(
+        self,
+        asked: Asked,
+        key: Key,
+        *,
+        request_key: str | None = None,
+        shown: Mapping[str, Any] | None = None,
+        repeated: bool = True,
+        priority: int = 0,
+        extra_seconds: float | None = None,
+    ) -> Job:
+        """Checks what is asked for, all of it, and puts it into the queue.
+
+        Args:
+          request_key: of the client: the same key and request again give the same job.
+          shown: what the APIs answer of the job, too.
+          repeated: False refuses a key that was used before, also for the same request.
+          priority: added to that of the key.
+          extra_seconds: by which a video is extended; None is a clip of the model's own.
+        Raises: Refused; OSError of queue and disk.
+        """
+        fingerprint = _fingerprint(asked, extra_seconds)
+        if request_key is not None and (before := self.queue.of_request(key.name, request_key)) is not None:
+            if before.fingerprint != fingerprint or not repeated:
+                raise Refused("request_repeated", "this id of a request was used before; give each request its own")
+            return before
+        if self.store.free() < ROOM:
+            raise Refused("disk_full", "the server's disk is full; try again later")
+        id = new_id()
+        folder = self.store.make(id)
+        try:
+            stored = self._stored(asked, folder)
+            facts = {"model": self.model, "prompt": asked.prompt} | self._complete(stored, folder, extra_seconds)
+            facts |= {"notes": list(asked.notes)} if asked.notes else {}
+            job, new = self.queue.submit(
+                id=id,
+                owner=key.name,
+                model=self.model,
+                asked=stored,
+                shown=facts | dict(shown or {}),
+                fingerprint=fingerprint,
+                request_key=request_key,
+                priority=key.priority + priority,
+                most=key.jobs,
+                size=self.store.size(id),
+            )
+        except BaseException:
+            self.store.remove(id)
+            raise
+        if not new:  # the same request came twice at a time
+            self.store.remove(id)
+        return job
+
+    def _stored(self, asked: Asked, folder: Path) -> dict[str, Any]:
+        """What the worker reads; the files are written. Raises: Refused for a LoRA that is not here."""
+        files = {}
+        for option, (suffix, data) in asked.files.items():
+            files[option] = f"{option}{suffix}"
+            (folder / files[option]).write_bytes(data)
+        loras: list[Any] = self.active() if asked.loras is None else [list(one) for one in asked.loras]
+        with _refused("loras"):
+            for name, _ in loras:
+                self.adapters.path(name)
+        return {"prompt": asked.prompt, "options": dict(asked.options), "files": files, "loras": loras}
+
+    def _complete(self, stored: dict[str, Any], folder: Path, extra: float | None) -> dict[str, Any]:
+        """Checks what is stored and writes into it what it is completed to; gives facts of the video."""
+        with _refused("loras"):
+            spec = self._spec_with(stored["loras"])
+        with _refused(None, folder), self._reading if stored["files"] else contextlib.nullcontext():
+            for option, file in stored["files"].items():
+                if Path(file).suffix in CLIPS:
+                    check_clip(folder / file, option)
+            request = request_of(spec, stored, folder)
+            if extra is not None and request.extend is not None:
+                more = max(1, round(extra * float(request.fps)))
+                stored["options"]["frames"] = len(request.extend) + more
+                request = request_of(spec, stored, folder)
+            facts = _facts(request)
+        stored["options"] |= {
+            "size": f"{request.height}x{request.width}",
+            "frames": facts["num_frames"],
+            "steps": request.steps,
+            "guidance_scale": request.guidance,
+            "sampler": request.sampler,
+            "seed": request.seed,
+        }
+        return facts
+
+    def _spec_with(self, loras: Sequence[Sequence[Any]]) -> ModelSpec:
+        """The spec with what distilled LoRAs bring; the first of them decides."""
+        found = [(find_lora(self.adapters.path(name), self.spec).distilled, weight) for name, weight in loras]
+        return self.spec if self.spec.defaults.distilled else self.spec.distilled(first_distilled(found))
+
+    def get(self, id: str, key: Key) -> Job:
+        """Raises: Refused where there is no such job of this key."""
+        job = self.queue.get(id, key.name) if ID.fullmatch(id) else None
+        if job is None:
+            raise Refused("not_found", f"there is no video {id[:60]!r}")
+        return job
+
+    def video_of(self, job: Job) -> Path:
+        """The file of a video that is whole. Raises: Refused."""
+        if job.status != COMPLETED or job.result is None:
+            said = "has failed" if job.ended else "is not ready yet"
+            raise Refused("not_ready", f"the video {job.id} {said}; its status is {job.status}")
+        file = self.store.folder_of(job.id) / job.result
+        if not file.is_file():
+            raise Refused("not_found", f"the file of the video {job.id} is gone")
+        return file
+
+    def cancel(self, id: str, key: Key) -> Job:
+        """Ends a job that waits or runs; one that has ended stays as it is. Raises: Refused."""
+        self.get(id, key)
+        self.queue.cancel(id)
+        return self.get(id, key)
+
+    def delete(self, id: str, key: Key) -> None:
+        """Removes a job and its files, and stops it. Raises: Refused."""
+        self.get(id, key)
+        self.queue.delete(id)
+        self.store.remove(id)
+
+    def again(self, job: Job, prompt: str) -> Asked:
+        """What a remix asks for: the video redrawn by another prompt, or, of a model that takes none, made anew."""
+        options: dict[str, Any] = dict(job.asked["options"]) | {"seed": secrets.randbelow(2**31)}
+        loras = tuple((name, weight) for name, weight in job.asked["loras"])
+        if self.takes("video"):
+            options = {name: value for name, value in options.items() if name not in OF_INPUTS}
+            files = {"video": (".mp4", self.video_of(job).read_bytes())}
+        else:
+            folder, names = self.store.folder_of(job.id), job.asked["files"]
+            files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
+        return Asked(prompt=prompt, options=options, files=files, loras=loras)
+
+    def takes(self, option: str) -> bool:
+        """Whether the model takes such an input."""
+        return option in MODEL_KINDS[self.spec.kind].inputs
+
+    # --- LoRAs that are active for all requests that name none
+
+    def active(self) -> list[list[Any]]:
+        """Names and weights."""
+        return json.loads(self.queue.kept(ACTIVE, lambda: "[]"))
+
+    def set_active(self, loras: Sequence[tuple[str, float]]) -> None:
+        """Raises: Refused for a name that is not here, or a LoRA of another model."""
+        with _refused("lora_nickname"):
+            for name, _ in loras:
+                find_lora(self.adapters.path(name), self.spec)
+        self.queue.keep(ACTIVE, [list(one) for one in loras])
+
+    # --- in the background
+
+    def tidy(self) -> None:
+        """Removes what is beyond what is kept, and files of jobs that are no more."""
+        for id in self.queue.expire(self.rules.keep):
+            self.store.remove(id)
+        ids = self.store.ids()
+        known = [id for i in range(0, len(ids), 500) for id in self.queue.several(ids[i : i + 500])]
+        self.store.remove_others(known)
+
+    def expires(self, job: Job) -> float | None:
+        """When the files of an ended job may go, in seconds since 1970."""
+        if job.finished is None or self.rules.keep.age is None:
+            return None
+        return job.finished + self.rules.keep.age
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    """What the APIs answer of a checked request; sizes have the width first."""
+    frames = request.frames if request.finished is None else request.finished
+    return {
+        "size": f"{request.width}x{request.height}",
+        "num_frames": frames,
+        "fps": round(float(request.fps), 3),
+        "seconds": f"{float(frames / request.fps):.4g}",
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "seed": request.seed,
+        "task": request.task,
+    }
+
+
+def _fingerprint(asked: Asked, extra: float | None) -> str:
+    """Of what is asked for, but for a seed that was drawn here, which differs each time."""
+    found = hashlib.sha256(asked.prompt.encode())
+    options = {name: value for name, value in asked.options.items() if name != "seed" or asked.seeded}
+    found.update(json.dumps([options, asked.loras, asked.user, extra], sort_keys=True, default=str).encode())
+    for option, (_, data) in sorted(asked.files.items()):
+        found.update(option.encode() + hashlib.sha256(data).digest())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _refused(param: str | None, folder: Path | None = None) -> Iterator[None]:
+    """Inside, an input that cannot be used is the client's fault; where it lies here is not said."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error)
+        raise Refused("invalid_value", text.replace(f"{folder}/", "") if folder else text, param) from None

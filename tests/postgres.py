@@ -1,0 +1,82 @@
+"""A Postgres of the tests' own, in a temporary folder, where the machine has one installed."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+FOLDERS = ("", *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True))
+
+
+def find(program):
+    """The path of a program of Postgres; None where none is installed. Debian keeps it outside PATH."""
+    found = (shutil.which(program, path=folder or None) for folder in FOLDERS)
+    return next((path for path in found if path and "postgres" in os.path.realpath(path)), None)
+
+
+def _user():
+    """Whom it runs as: it refuses root."""
+    if os.getuid():
+        return {}
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return {"user": "postgres" if "postgres" in names else "nobody"}
+
+
+@contextlib.contextmanager
+def running():
+    """The URL of a new, empty server, which ends with the block."""
+    folder = Path(tempfile.mkdtemp(prefix="cogvx-postgres-"))
+    who = _user()
+    if who:
+        shutil.chown(folder, who["user"])
+    quiet = dict(cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who)
+    made = [
+        find("initdb"),
+        "-D",
+        folder / "data",
+        "-U",
+        "cogvx",
+        "--auth=trust",
+        "--no-sync",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
+    subprocess.run(made, check=True, **quiet)
+    where = [
+        "-D",
+        folder / "data",
+        "-k",
+        folder,
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "fsync=off",
+        "-c",
+        "max_connections=200",
+    ]
+    server = subprocess.Popen([find("postgres"), *where], **quiet)
+    try:
+        url = f"postgresql+psycopg://cogvx@/postgres?host={folder}"
+        _wait(server, folder)
+        yield url
+    finally:
+        server.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
+        server.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(server, folder):
+    ready = [find("pg_isready") or "pg_isready", "-h", folder, "-q"]
+    for _ in range(300):
+        if server.poll() is not None:
+            raise RuntimeError(f"postgres ended with {server.returncode}")
+        if subprocess.run(ready).returncode == 0:
+            return
+        time.sleep(0.1)
+    raise RuntimeError("postgres did not get ready in 30 seconds")
