@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
@@ -34,6 +35,7 @@ __all__ = [
     "SLG",
     "STG",
     "Video",
+    "WarpedNoise",
     "Windows",
     "ZeroStar",
     "compile_programs",
@@ -52,6 +54,7 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
+    "WarpedNoise": "diffusion.warped",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",

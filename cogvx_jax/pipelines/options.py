@@ -22,6 +22,7 @@ from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.diffusion.warped import WarpedNoise, parse_warped
 from cogvx_jax.diffusion.windows import Windows, parse_windows
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
@@ -158,7 +159,8 @@ class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
 
     In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
-    `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool. `noises` and
+    `flow` may be arrays, or `cx.WarpedNoise`.
     `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
     authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
     may be a list of a video for each then.
@@ -184,6 +186,10 @@ class Options(Sampling):
         of its blocks, such as 1,0.8,0.5.
       control_start: first part of the steps that sees the control video, 0 to 1.
       control_end: last part of the steps that sees it.
+      noises: noise to start from that moves, for LoRAs of Go-with-the-Flow: a .npy file of (frames, h, w, channels),
+        and how it is used, noises.npy:degradation=0.5,frames=nearest; docs/tasks.md has the keys.
+      flow: a .npy file of (frames - 1, height, width, 2) pixels to the right and down, by which such noise is made;
+        flow.npy:cell=32 and the same keys.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
       seed: the same seed gives the same video; "random" draws one and prints it.
       strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
@@ -210,6 +216,8 @@ class Options(Sampling):
     control_strength: Annotated[Any, _word("NUMBER[,...]", _read_numbers)] = 1.0
     control_start: float = 0.0
     control_end: float = 1.0
+    noises: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
+    flow: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
     use_dynamic_cfg: bool = False
     seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
     strips: Annotated[
@@ -366,6 +374,16 @@ def _optional_path(name: str, value: Any) -> Any:
     return None if value is None else check_path(name, value)
 
 
+def _warped(name: str, value: Any) -> WarpedNoise | None:
+    """Of a path with its options, an array, or what was read before."""
+    if value is None or isinstance(value, WarpedNoise):
+        return value
+    if isinstance(value, str):
+        return parse_warped(value)
+    _path_or_pixels(name, value)
+    return WarpedNoise(value)
+
+
 def _dilation(name: str, value: Any) -> int:
     number = _whole(name, value)
     if number is None or not 0 <= number <= MAX_DILATION:
@@ -506,6 +524,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "control_strength": _control_strength,
     "control_start": _number(0, 1, optional=False),
     "control_end": _number(0, 1, optional=False),
+    "noises": _warped,
+    "flow": _warped,
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,
     "strips": check_strips,

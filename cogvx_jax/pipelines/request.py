@@ -38,6 +38,7 @@ from cogvx_jax.pipelines.inputs import (
 )
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
+from cogvx_jax.pipelines.warped_noise import Warped, read_warped
 
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
@@ -46,6 +47,7 @@ MAX_FRAMES = 2**14
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
+    "warped",
 )
 
 
@@ -103,6 +105,7 @@ class Request(Settings):
     carried: int | None = None  # frames of its end that the next one begins with
     finished: int | None = None  # frames that come out together
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
+    warped: Warped | None = None  # noise that moves; None: noise that does not
 
     @property
     def segments(self) -> int:
@@ -183,6 +186,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     _check_steps(spec, settings, strength, asked)
     settings, inputs, fps = read(spec, asked, settings, len(prompts))
     _warn_of_positions(spec, settings)
+    shape = (settings.shape[0] - settings.padding, *settings.shape[1:])
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -199,6 +203,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         mask_dilation=asked.mask_dilation or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
+        warped=read_warped(asked, settings.frames, shape),
         **inputs,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
