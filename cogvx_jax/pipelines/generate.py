@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.data.video import Video
-from cogvx_jax.diffusion import guidance, guiders, samplers, windows
+from cogvx_jax.diffusion import guidance, guiders, samplers, travel, windows
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.continuation import extended
 from cogvx_jax.pipelines.controlnets import check_programs
@@ -29,7 +29,7 @@ from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
-TextStates = tuple[Any, Any]  # (B, L, text_dim), as `encode_texts` gives them
+TextStates = tuple[Any, Any]  # (B, L, text_dim), or of K prompts that follow (B, K, L, text_dim)
 
 
 def generate(
@@ -154,12 +154,18 @@ def positioned(model: Model, request: Request) -> Model:
 
 
 def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
-    """The windows of `count` evaluations; None where the model sees the whole clip at once."""
-    if request.windows is None:
+    """The windows of `count` evaluations; None where the model sees the whole clip at once, and one prompt."""
+    if request.windows is None and request.travel is None:
         return None
-    size, overlap = window_latents(model.spec, request.windows)
+    asked, size, overlap = request.windows or windows.Windows(1, overlap=0), request.shape[0], 0
+    if request.windows is not None:
+        size, overlap = window_latents(model.spec, request.windows)
     first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
-    return windows.lay_out(request.windows, request.shape[0], count, size=size, overlap=overlap, first=first)
+    laid = windows.lay_out(asked, request.shape[0], count, size=size, overlap=overlap, first=first)
+    if request.travel is None:
+        return laid
+    geometry = dict(per_latent=model.spec.vae.temporal_compression, padding=request.padding)
+    return laid._replace(prompts=travel.lay_out(request.travel, laid, **geometry))
 
 
 def fitting(model: Model, request: Request) -> Model:
@@ -185,14 +191,19 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
 
 def encode_texts(model: Model, request: Request) -> TextStates:
     """States of the prompts, and of what to steer away from; None without guidance. Raises: NotFiniteError."""
+    follow = () if request.travel is None else request.travel.prompts
+    count = len(request.prompts)
+    negatives = request.negative if request.guided and request.negative is not None else ()
+    states = encode_prompts(model, [*negatives, *request.prompts, *follow])
+    negative, text, following = jnp.split(states, [len(negatives), len(negatives) + count])
+    if follow:
+        each = jnp.broadcast_to(following[None], (count, *following.shape))
+        text = jnp.concatenate([text[:, None], each], axis=1)
     if not request.guided:
-        return encode_prompts(model, request.prompts), None
+        return text, None
     if request.negative is None:
-        text = encode_prompts(model, request.prompts)
         return text, jnp.zeros_like(text)
-    both = encode_prompts(model, [*request.negative, *request.prompts])
-    negative, text = jnp.split(both, 2)
-    return text, negative
+    return text, jnp.broadcast_to(negative[:, None], text.shape) if follow else negative
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

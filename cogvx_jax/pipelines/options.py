@@ -22,6 +22,7 @@ from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.diffusion.travel import Travel, parse_travel
 from cogvx_jax.diffusion.warped import WarpedNoise, parse_warped
 from cogvx_jax.diffusion.windows import Windows, parse_windows
 
@@ -167,6 +168,8 @@ class Options(Sampling):
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
+      travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
+        star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
       image: the first frame, for image-to-video and inpainting models; it is stretched to the video's size.
       last_image: the last frame, for the same models.
       keyframes: pictures at frames of the clip, for the same models: 24=b.png,48=c.png; a mapping in Python and JSON.
@@ -200,6 +203,9 @@ class Options(Sampling):
     """
 
     negative_prompt: Annotated[Any, _word("STR")] = ""
+    travel: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE=PROMPT", help_behavior_hint=NO_HINT)
+    ] = ()
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
@@ -374,6 +380,20 @@ def _optional_path(name: str, value: Any) -> Any:
     return None if value is None else check_path(name, value)
 
 
+def _travel(name: str, value: Any) -> Travel | tuple[()]:
+    """Of a mapping, of "24=a blue star" or several of it, or what was read before."""
+    if value is None or isinstance(value, tuple | list) and not value:
+        return ()
+    if isinstance(value, Travel):
+        return value
+    if isinstance(value, Mapping):
+        return parse_travel(list(value.items()))
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, tuple | list) or not all(isinstance(one, str) and "=" in one for one in several):
+        raise ValueError(f"{name} must be places and their prompts, such as 24=a blue star, got {_shown(value)}")
+    return parse_travel([(place, prompt) for place, _, prompt in (one.partition("=") for one in several)])
+
+
 def _warped(name: str, value: Any) -> WarpedNoise | None:
     """Of a path with its options, an array, or what was read before."""
     if value is None or isinstance(value, WarpedNoise):
@@ -510,6 +530,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "windows": _parsed(Windows, parse_windows, "48:8"),
     "positions": _positions,
     "negative_prompt": _texts,
+    "travel": _travel,
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,

@@ -16,6 +16,7 @@ from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
+from cogvx_jax.diffusion.travel import Travel
 from cogvx_jax.diffusion.windows import Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
@@ -47,7 +48,7 @@ MAX_FRAMES = 2**14
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
-    "warped",
+    *("warped", "travel"),
 )
 
 
@@ -106,6 +107,7 @@ class Request(Settings):
     finished: int | None = None  # frames that come out together
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
     warped: Warped | None = None  # noise that moves; None: noise that does not
+    travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
 
     @property
     def segments(self) -> int:
@@ -203,6 +205,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         mask_dilation=asked.mask_dilation or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
+        travel=_find_travel(spec, settings, asked),
         warped=read_warped(asked, settings.frames, shape),
         **inputs,
     )
@@ -372,6 +375,32 @@ def shown_steps(part: tuple[float, float], count: int) -> np.ndarray:
     """Which of `count` evaluations lie in a part of them, its ends included: (N,) bool."""
     places = np.arange(count) / count
     return (part[0] <= places) & (places <= part[1])
+
+
+def _find_travel(spec: ModelSpec, settings: Settings, asked: Options) -> Travel | None:
+    """The prompts that follow. Raises: ValueError where they cannot."""
+    travel: Any = asked.travel or None
+    if travel is None:
+        return None
+    other = settings.reuse or settings.way
+    if other is not None:
+        words = "reuse" if settings.reuse else "guidance"
+        raise ValueError(f"travel changes the prompt on the way, and {words} {other} goes on with an old one; give one")
+    if travel.over == "steps":
+        return travel
+    windows = settings.windows
+    if windows is None or window_latents(spec, windows)[0] >= settings.shape[0]:
+        raise ValueError(
+            f"travel over frames needs windows shorter than the clip of {settings.frames} frames, each of which has a "
+            "prompt; give windows=16:8, say, or places in the steps, such as 50%"
+        )
+    if asked.extend is not None:
+        raise ValueError("travel over frames is of one clip; give a video to extend places in the steps, such as 50%")
+    if travel.places[-1] >= settings.frames:
+        raise ValueError(
+            f"frame {travel.places[-1]:g} of travel is outside the clip, whose frames are 0 to {settings.frames - 1}"
+        )
+    return travel
 
 
 def _control_steps(asked: Options) -> tuple[float, float] | None:
