@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogvx_jax.data.regions import Region
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
     from cogvx_jax.diffusion.warped import WarpedNoise
@@ -32,6 +33,7 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Region",
     "SLG",
     "STG",
     "Video",
@@ -53,6 +55,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
+    "Region": "data.regions",
     "Video": "data.video",
     "WarpedNoise": "diffusion.warped",
     "Windows": "diffusion.windows",

@@ -73,6 +73,7 @@ class SamplingInputs(NamedTuple):
     known: Known | None = None
     control: Control | None = None
     branches: tuple[ControlBranch, ...] = ()
+    regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
 
 
 def control_at(control: Control | None, step) -> Control | None:

@@ -29,7 +29,7 @@ from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
-TextStates = tuple[Any, Any]  # (B, L, text_dim), or of K prompts that follow (B, K, L, text_dim)
+TextStates = tuple[Any, Any]  # (B, L, text_dim), of K that follow (B, K, L, text_dim), of regions (B, K L, text_dim)
 
 
 def generate(
@@ -191,19 +191,19 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
 
 def encode_texts(model: Model, request: Request) -> TextStates:
     """States of the prompts, and of what to steer away from; None without guidance. Raises: NotFiniteError."""
-    follow = () if request.travel is None else request.travel.prompts
+    others = next((one.prompts for one in (request.travel, request.regions) if one is not None), ())
     count = len(request.prompts)
     negatives = request.negative if request.guided and request.negative is not None else ()
-    states = encode_prompts(model, [*negatives, *request.prompts, *follow])
-    negative, text, following = jnp.split(states, [len(negatives), len(negatives) + count])
-    if follow:
-        each = jnp.broadcast_to(following[None], (count, *following.shape))
-        text = jnp.concatenate([text[:, None], each], axis=1)
+    states = encode_prompts(model, [*negatives, *request.prompts, *others])
+    negative, text, more = jnp.split(states, [len(negatives), len(negatives) + count])
+    if others:  # of all prompts that a video has, (B, K, L, text_dim)
+        text = jnp.concatenate([text[:, None], jnp.broadcast_to(more[None], (count, *more.shape))], axis=1)
+        negative = jnp.broadcast_to(negative[:, None], (len(negative), *text.shape[1:]))
+    if request.regions is not None:  # side by side
+        text, negative = (x.reshape(len(x), -1, x.shape[-1]) for x in (text, negative))
     if not request.guided:
         return text, None
-    if request.negative is None:
-        return text, jnp.zeros_like(text)
-    return text, jnp.broadcast_to(negative[:, None], text.shape) if follow else negative
+    return text, jnp.zeros_like(text) if request.negative is None else negative
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.data.regions import MAX_REGIONS, Region, parse_region
 from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
@@ -170,6 +171,9 @@ class Options(Sampling):
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
       travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
         star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
+      region: prompts of parts of the picture, for models with rotary positions alone, such as 5B and 1.5: a box of
+        left, top, right, bottom, 0,0,0.5,1=a blue star, or what is white in a picture or video, left.png=a blue star.
+        In Python and JSON a list of pairs.
       image: the first frame, for image-to-video and inpainting models; it is stretched to the video's size.
       last_image: the last frame, for the same models.
       keyframes: pictures at frames of the clip, for the same models: 24=b.png,48=c.png; a mapping in Python and JSON.
@@ -205,6 +209,10 @@ class Options(Sampling):
     negative_prompt: Annotated[Any, _word("STR")] = ""
     travel: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE=PROMPT", help_behavior_hint=NO_HINT)
+    ] = ()
+    region: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="BOX|PATH=PROMPT", help_behavior_hint=NO_HINT),
     ] = ()
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
@@ -394,6 +402,25 @@ def _travel(name: str, value: Any) -> Travel | tuple[()]:
     return parse_travel([(place, prompt) for place, _, prompt in (one.partition("=") for one in several)])
 
 
+def _regions(name: str, value: Any) -> tuple[Region, ...]:
+    """Of text, or several: texts, pairs of a place and a prompt, or what was read before."""
+    if value is None:
+        return ()
+    several = [value] if isinstance(value, str | Region) else value
+    if not isinstance(several, tuple | list) or len(several) > MAX_REGIONS:
+        raise ValueError(f"{name} must be at most {MAX_REGIONS} places with their prompts, got {_shown(value)}")
+    found = []
+    for each in several:
+        if isinstance(each, str):
+            each = parse_region(each)
+        elif isinstance(each, tuple | list) and len(each) == 2:
+            each = Region(*each)
+        if not isinstance(each, Region):
+            raise ValueError(f"{name} must be a place and its prompt, such as 0,0,0.5,1=a star, got {_shown(each)}")
+        found.append(each)
+    return tuple(found)
+
+
 def _warped(name: str, value: Any) -> WarpedNoise | None:
     """Of a path with its options, an array, or what was read before."""
     if value is None or isinstance(value, WarpedNoise):
@@ -531,6 +558,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "positions": _positions,
     "negative_prompt": _texts,
     "travel": _travel,
+    "region": _regions,
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,

@@ -12,6 +12,7 @@ from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.controlnet import ControlBranch, added_states
 from cogvx_jax.models.per_block import PerBlock, States
+from cogvx_jax.models.regions import region_sets
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
@@ -35,11 +36,12 @@ def step_program(
     `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. By name may follow:
       windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
       control: the `Control` of the step for ControlNets, whose `branches` these are.
+      regions: (B, T, h, w), of `SamplingInputs`; not with `control`. Then text is that of all prompts side by side.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
-        return one(params, state, text, condition, t, row, weight, noise, windows, control)
+    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None, regions=None):
+        return one(params, state, text, condition, t, row, weight, noise, windows, control, regions)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
@@ -58,10 +60,12 @@ def loop_program(
     """
     one = _update(transformer, guided, mesh, guider=guider, branches=branches)
 
-    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, windows=None, control=None):
+    def loop(
+        params, state, text, condition, timesteps, rows, weights, noise, known, windows=None, control=None, regions=None
+    ):
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            channels, more = condition_at(condition, i), (at(windows, i), control_at(control, i))
+            channels, more = condition_at(condition, i), (at(windows, i), control_at(control, i), regions)
             state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
@@ -100,13 +104,17 @@ def _update(
     guider: str = "cfg",
     branches: Branches = (),
 ):
-    """One step of sampling: (params, state, text, condition, t, row, weight, noise, windows, control) -> state."""
+    """One step of sampling: (params, state, text, condition, t, row, weight, noise, and what is by name) -> state."""
+    cfg = transformer.cfg
 
-    def predict(weights, x, text, t, *controls):
+    def predict(weights, x, text, t, *beside):
         params, per_block, control = weights
+        if control is None and beside:
+            sets = region_sets(*beside, text.shape[1] // cfg.text_length, cfg.text_length, cfg.patch, cfg.patch_t)
+            per_block = (per_block or PerBlock())._replace(regions=sets)
         if control is not None:
-            states = _states(branches, control, x, controls, text, t)
-            per_block = (per_block or PerBlock())._replace(states=States.of(states, transformer.cfg.layers))
+            states = _states(branches, control, x, beside, text, t)
+            per_block = (per_block or PerBlock())._replace(states=States.of(states, cfg.layers))
         return transformer.apply({"params": params}, x, text, t, per_block=per_block).astype(jnp.float32)
 
     def predict_on_mesh(*inputs):
@@ -115,7 +123,7 @@ def _update(
 
     of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None):
+    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None, regions=None):
         x = state.latents
         velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
         controls: tuple[jax.Array, ...] = () if control is None else control.channels
@@ -125,6 +133,8 @@ def _update(
         alone, third = (x, *controls), _of_third(weight)
         if guided:  # both branches in one batch: [negative, positive]
             x, *controls = (jnp.concatenate([y, y]) for y in alone)
+        if regions is not None:  # the negative has no regions: all of its video sees the first text
+            alone, controls = (*alone, regions), [jnp.concatenate([0 * regions, regions]) if guided else regions]
         prediction = velocity((params, _of_both(weight), control), x, text, jnp.full((x.shape[0],), t), *controls)
         if guided:
             perturbed = None

@@ -32,8 +32,13 @@ MakeInputs = Callable[[Model, Request, NoiseSource, samplers.Sampler], SamplingI
 
 
 def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
-    """What a request's task and its ControlNets give to the loop. Raises: NotFiniteError."""
+    """What a request's task, its regions and its ControlNets give to the loop. Raises: NotFiniteError."""
     inputs = TASKS[request.task](model, request, noise, sampler)
+    if request.regions is not None:
+        latents = request.regions.latents
+        inputs = inputs._replace(
+            regions=replicate(np.broadcast_to(latents, request.batch_shape[:1] + latents.shape), model.mesh)
+        )
     if request.controls is None:
         return inputs
     part, size = request.control_steps, (request.height, request.width)
