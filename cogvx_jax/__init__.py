@@ -12,8 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogvx_jax.data.regions import Region
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
@@ -34,10 +36,12 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Region",
     "SLG",
     "STG",
     "Step",
     "Video",
+    "WarpedNoise",
     "Windows",
     "ZeroStar",
     "compile_programs",
@@ -56,7 +60,9 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     **dict.fromkeys(("Cancelled", "Change", "Step"), "pipelines.on_step"),
     "Model": "pipelines.model",
+    "Region": "data.regions",
     "Video": "data.video",
+    "WarpedNoise": "diffusion.warped",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",

@@ -50,6 +50,8 @@ def files(tmp_path_factory):
         with VideoWriter(folder / f"{name}.mp4", 8) as writer:
             writer.write(frames)
     Image.fromarray(mask[0]).save(folder / "mask.png")
+    np.save(folder / "flow.npy", rng.normal(size=(8, 16, 24, 2)))
+    np.save(folder / "noises.npy", rng.normal(size=(9, 4, 6, 4)))
     for name in ("first", "middle", "last"):
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{name}.png")
     return folder

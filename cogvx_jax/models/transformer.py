@@ -228,7 +228,7 @@ class Block(nn.Module):
         y, gate = ExpertNorm(cfg, compute, length, name="norm1")(x, time, clips, pick)
         if attention is None:
             attend = Attention(cfg, compute, self.tokens, length, self.frames, name="attention")
-            attention = attend(y, rope, clips, per_block)
+            attention = attend(y, rope, clips, None if per_block is None else per_block.of_rows(pick))
         x = x + gate * attention
         y, gate = ExpertNorm(cfg, compute, length, name="norm2")(x, time, clips, pick)
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
@@ -297,6 +297,9 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
+        if per_block is not None and per_block.regions is not None:
+            clips = jnp.pad(per_block.regions, ((0, 0), (0, x.shape[1] - self.tokens)))
+            how["overlap"] = True
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
         if per_block is not None and per_block.joined is not None:
             y = attend_joined(softmax, q, k, v, tokens=self.tokens)

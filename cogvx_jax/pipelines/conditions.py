@@ -86,6 +86,7 @@ class SamplingInputs(NamedTuple):
     branches: tuple[ControlBranch, ...] = ()
     inverted: jax.Array | None = None  # (B, T, h, w, C) float32, the clean latents that `reference` is to be made of
     reference: Reference | None = None
+    regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
 
 
 def control_at(control: Control | None, step) -> Control | None:

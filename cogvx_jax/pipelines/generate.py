@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.data.video import Video
-from cogvx_jax.diffusion import guidance, guiders, samplers, windows
+from cogvx_jax.diffusion import guidance, guiders, samplers, travel, windows
 from cogvx_jax.diffusion.inversion import inversion
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.conditions import SamplingInputs
@@ -38,7 +38,7 @@ from cogvx_jax.sharding import replicate
 
 
 class TextStates(NamedTuple):
-    """States (B, L, text_dim) of a request's texts."""
+    """States (B, L, text_dim) of a request's texts; of K that follow (B, K, L, text_dim), of regions (B, K L, text_dim)."""
 
     prompts: Any
     negative: Any = None  # what to steer away from; None without guidance
@@ -227,12 +227,18 @@ def positioned(model: Model, request: Request) -> Model:
 
 
 def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
-    """The windows of `count` evaluations; None where the model sees the whole clip at once."""
-    if request.windows is None:
+    """The windows of `count` evaluations; None where the model sees the whole clip at once, and one prompt."""
+    if request.windows is None and request.travel is None:
         return None
-    size, overlap = window_latents(model.spec, request.windows)
+    asked, size, overlap = request.windows or windows.Windows(1, overlap=0), request.shape[0], 0
+    if request.windows is not None:
+        size, overlap = window_latents(model.spec, request.windows)
     first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
-    return windows.lay_out(request.windows, request.shape[0], count, size=size, overlap=overlap, first=first)
+    laid = windows.lay_out(asked, request.shape[0], count, size=size, overlap=overlap, first=first)
+    if request.travel is None:
+        return laid
+    geometry = dict(per_latent=model.spec.vae.temporal_compression, padding=request.padding)
+    return laid._replace(prompts=travel.lay_out(request.travel, laid, **geometry))
 
 
 def fitting(model: Model, request: Request) -> Model:
@@ -256,17 +262,23 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
 
 def encode_texts(model: Model, request: Request) -> TextStates:
     """States of all texts that a request needs. Raises: NotFiniteError."""
-    negative, empty = None, None
-    if request.guided and request.negative is not None:
-        negative, words = jnp.split(encode_prompts(model, [*request.negative, *request.prompts]), 2)
-    else:
-        words = encode_prompts(model, request.prompts)
-        negative = jnp.zeros_like(words) if request.guided else None
+    others = next((one.prompts for one in (request.travel, request.regions) if one is not None), ())
+    count = len(request.prompts)
+    negatives = request.negative if request.guided and request.negative is not None else ()
+    states = encode_prompts(model, [*negatives, *request.prompts, *others])
+    negative, text, more = jnp.split(states, [len(negatives), len(negatives) + count])
+    if others:  # of all prompts that a video has, (B, K, L, text_dim)
+        text = jnp.concatenate([text[:, None], jnp.broadcast_to(more[None], (count, *more.shape))], axis=1)
+        negative = jnp.broadcast_to(negative[:, None], (len(negative), *text.shape[1:]))
+    if request.regions is not None:  # side by side
+        text, negative = (x.reshape(len(x), -1, x.shape[-1]) for x in (text, negative))
+    if request.negative is None:
+        negative = jnp.zeros_like(text)
+    empty = None
     if request.task == "edit":
-        nothing = ("",) * len(request.prompts)
-        encoded = request.guided and request.negative == nothing
-        empty = negative if encoded else encode_prompts(model, nothing)
-    return TextStates(words, negative, empty)
+        nothing = ("",) * count
+        empty = negative if negatives == nothing else encode_prompts(model, nothing)
+    return TextStates(text, negative if request.guided else None, empty)
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

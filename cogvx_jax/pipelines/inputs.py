@@ -234,7 +234,7 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
       most: frames that the clip was read up to.
     Raises: ValueError for a mask of another size or length; OSError.
     """
-    grey = _grey_frames(source, most)
+    grey = grey_frames(source, most)
     frames, (height, width) = len(clip), clip.shape[1:3]
     if grey.shape[1:] != (height, width) or len(grey) not in (1, frames):
         raise ValueError(
@@ -244,8 +244,8 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
     return np.broadcast_to(grey >= WHITE, (frames, height, width))
 
 
-def _grey_frames(source: Any, most: int) -> np.ndarray:
-    """(F, H, W) numbers of 0 to 255 of a video, a picture, or arrays of either."""
+def grey_frames(source: Any, most: int) -> np.ndarray:
+    """(F, H, W) numbers of 0 to 255 of a video, up to `most` frames of it, of a picture, or of arrays of either."""
     if isinstance(source, str | os.PathLike):
         frames = read_video(source, most)[0]
     elif isinstance(source, PIL.Image.Image):

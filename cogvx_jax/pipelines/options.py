@@ -18,10 +18,13 @@ import numpy as np
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.data.regions import MAX_REGIONS, Region, parse_region
 from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.diffusion.travel import Travel, parse_travel
+from cogvx_jax.diffusion.warped import WarpedNoise, parse_warped
 from cogvx_jax.diffusion.windows import Windows, parse_windows
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
@@ -159,12 +162,18 @@ class Options(Sampling):
 
     In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
     `control`, `edit` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `noises` and `flow` may be arrays, or `cx.WarpedNoise`.
     `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
     authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
     may be a list of a video for each then.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
+      travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
+        star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
+      region: prompts of parts of the picture, for models with rotary positions alone, such as 5B and 1.5: a box of
+        left, top, right, bottom, 0,0,0.5,1=a blue star, or what is white in a picture or video, left.png=a blue star.
+        In Python and JSON a list of pairs.
       image: the first frame, for image-to-video and inpainting models; it is stretched to the video's size.
       last_image: the last frame, for the same models.
       keyframes: pictures at frames of the clip, for the same models: 24=b.png,48=c.png; a mapping in Python and JSON.
@@ -186,6 +195,10 @@ class Options(Sampling):
         of its blocks, such as 1,0.8,0.5.
       control_start: first part of the steps that sees the control video, 0 to 1.
       control_end: last part of the steps that sees it.
+      noises: noise to start from that moves, for LoRAs of Go-with-the-Flow: a .npy file of (frames, h, w, channels),
+        and how it is used, noises.npy:degradation=0.5,frames=nearest; docs/tasks.md has the keys.
+      flow: a .npy file of (frames - 1, height, width, 2) pixels to the right and down, by which such noise is made;
+        flow.npy:cell=32 and the same keys.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
       seed: the same seed gives the same video; "random" draws one and prints it.
       strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
@@ -196,6 +209,13 @@ class Options(Sampling):
     """
 
     negative_prompt: Annotated[Any, _word("STR")] = ""
+    travel: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE=PROMPT", help_behavior_hint=NO_HINT)
+    ] = ()
+    region: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="BOX|PATH=PROMPT", help_behavior_hint=NO_HINT),
+    ] = ()
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
@@ -213,6 +233,8 @@ class Options(Sampling):
     control_strength: Annotated[Any, _word("NUMBER[,...]", _read_numbers)] = 1.0
     control_start: float = 0.0
     control_end: float = 1.0
+    noises: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
+    flow: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
     use_dynamic_cfg: bool = False
     seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
     strips: Annotated[
@@ -381,6 +403,49 @@ def _optional_path(name: str, value: Any) -> Any:
     return None if value is None else check_path(name, value)
 
 
+def _travel(name: str, value: Any) -> Travel | tuple[()]:
+    """Of a mapping, of "24=a blue star" or several of it, or what was read before."""
+    if value is None or isinstance(value, tuple | list) and not value:
+        return ()
+    if isinstance(value, Travel):
+        return value
+    if isinstance(value, Mapping):
+        return parse_travel(list(value.items()))
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, tuple | list) or not all(isinstance(one, str) and "=" in one for one in several):
+        raise ValueError(f"{name} must be places and their prompts, such as 24=a blue star, got {_shown(value)}")
+    return parse_travel([(place, prompt) for place, _, prompt in (one.partition("=") for one in several)])
+
+
+def _regions(name: str, value: Any) -> tuple[Region, ...]:
+    """Of text, or several: texts, pairs of a place and a prompt, or what was read before."""
+    if value is None:
+        return ()
+    several = [value] if isinstance(value, str | Region) else value
+    if not isinstance(several, tuple | list) or len(several) > MAX_REGIONS:
+        raise ValueError(f"{name} must be at most {MAX_REGIONS} places with their prompts, got {_shown(value)}")
+    found = []
+    for each in several:
+        if isinstance(each, str):
+            each = parse_region(each)
+        elif isinstance(each, tuple | list) and len(each) == 2:
+            each = Region(*each)
+        if not isinstance(each, Region):
+            raise ValueError(f"{name} must be a place and its prompt, such as 0,0,0.5,1=a star, got {_shown(each)}")
+        found.append(each)
+    return tuple(found)
+
+
+def _warped(name: str, value: Any) -> WarpedNoise | None:
+    """Of a path with its options, an array, or what was read before."""
+    if value is None or isinstance(value, WarpedNoise):
+        return value
+    if isinstance(value, str):
+        return parse_warped(value)
+    _path_or_pixels(name, value)
+    return WarpedNoise(value)
+
+
 def _dilation(name: str, value: Any) -> int:
     number = _whole(name, value)
     if number is None or not 0 <= number <= MAX_DILATION:
@@ -507,6 +572,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "windows": _parsed(Windows, parse_windows, "48:8"),
     "positions": _positions,
     "negative_prompt": _texts,
+    "travel": _travel,
+    "region": _regions,
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,
@@ -522,6 +589,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "control_strength": _control_strength,
     "control_start": _number(0, 1, optional=False),
     "control_end": _number(0, 1, optional=False),
+    "noises": _warped,
+    "flow": _warped,
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,
     "strips": check_strips,

@@ -16,6 +16,7 @@ from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
+from cogvx_jax.diffusion.travel import Travel
 from cogvx_jax.diffusion.windows import Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
@@ -38,6 +39,8 @@ from cogvx_jax.pipelines.inputs import (
 )
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
+from cogvx_jax.pipelines.regions import Regions, read_regions
+from cogvx_jax.pipelines.warped_noise import Warped, read_warped
 
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
@@ -47,6 +50,7 @@ GUIDED_ALONE = ("negative_prompt", "use_dynamic_cfg")  # options that do nothing
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
+    *("warped", "travel", "regions"),
 )
 
 
@@ -104,6 +108,9 @@ class Request(Settings):
     carried: int | None = None  # frames of its end that the next one begins with
     finished: int | None = None  # frames that come out together
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
+    warped: Warped | None = None  # noise that moves; None: noise that does not
+    travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
+    regions: Regions | None = None  # with prompts of their own, the same for all videos
 
     @property
     def segments(self) -> int:
@@ -186,6 +193,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     _warn_of_positions(spec, settings)
     _warn_of_windows(spec, settings)
     _warn_unguided(spec, settings, asked)
+    shape = (settings.shape[0] - settings.padding, *settings.shape[1:])
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -202,6 +210,9 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         mask_dilation=asked.mask_dilation or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
+        travel=_find_travel(spec, settings, asked),
+        regions=read_regions(spec, asked, settings.frames, settings.shape, settings.padding),
+        warped=read_warped(asked, settings.frames, shape),
         **inputs,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
@@ -376,6 +387,34 @@ def shown_steps(part: tuple[float, float], count: int) -> np.ndarray:
     """Which of `count` evaluations lie in a part of them, its ends included: (N,) bool."""
     places = np.arange(count) / count
     return (part[0] <= places) & (places <= part[1])
+
+
+def _find_travel(spec: ModelSpec, settings: Settings, asked: Options) -> Travel | None:
+    """The prompts that follow. Raises: ValueError where they cannot."""
+    travel: Any = asked.travel or None
+    if travel is None:
+        return None
+    other = settings.reuse or settings.way
+    if other is not None:
+        words = "reuse" if settings.reuse else "guidance"
+        raise ValueError(f"travel changes the prompt on the way, and {words} {other} goes on with an old one; give one")
+    if asked.edit is not None:
+        raise ValueError("an edit's clip is seen by one prompt; give travel or a video to edit, not both")
+    if travel.over == "steps":
+        return travel
+    windows = settings.windows
+    if windows is None or window_latents(spec, windows)[0] >= settings.shape[0]:
+        raise ValueError(
+            f"travel over frames needs windows shorter than the clip of {settings.frames} frames, each of which has a "
+            "prompt; give windows=16:8, say, or places in the steps, such as 50%"
+        )
+    if asked.extend is not None:
+        raise ValueError("travel over frames is of one clip; give a video to extend places in the steps, such as 50%")
+    if travel.places[-1] >= settings.frames:
+        raise ValueError(
+            f"frame {travel.places[-1]:g} of travel is outside the clip, whose frames are 0 to {settings.frames - 1}"
+        )
+    return travel
 
 
 def _control_steps(asked: Options) -> tuple[float, float] | None:

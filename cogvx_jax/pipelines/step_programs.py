@@ -12,6 +12,7 @@ from cogvx_jax.diffusion.guiders import Numbers
 from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.controlnet import ControlBranch, added_states
 from cogvx_jax.models.per_block import PerBlock, States, paired, unpaired
+from cogvx_jax.models.regions import region_sets
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known, reference_at
 from cogvx_jax.pipelines.exact import row_by_row
@@ -36,11 +37,26 @@ def step_program(
       windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
       control: the `Control` of the step for ControlNets, whose `branches` these are.
       reference: latents like the state's, which the video's tokens look at in every block.
+      regions: (B, T, h, w), of `SamplingInputs`. Then text is that of all prompts side by side.
+    Of control, reference and regions there is one at most.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None, reference=None):
-        return one(params, state, text, condition, t, row, weight, noise, windows, control, reference)
+    def step(
+        params,
+        state,
+        text,
+        condition,
+        t,
+        row,
+        weight,
+        noise,
+        windows=None,
+        control=None,
+        reference=None,
+        regions=None,
+    ):
+        return one(params, state, text, condition, t, row, weight, noise, windows, control, reference, regions)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
@@ -73,10 +89,11 @@ def loop_program(
         windows=None,
         control=None,
         reference=None,
+        regions=None,
     ):
         def body(i, state):
             drawn, channels = drawn_inside(noise, i, state, mesh), condition_at(condition, i)
-            more = at(windows, i), control_at(control, i), reference_at(reference, i)
+            more = at(windows, i), control_at(control, i), reference_at(reference, i), regions
             state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
@@ -116,6 +133,7 @@ def _update(
     branches: Branches = (),
 ):
     """One step of sampling, of the arguments of `step_program`."""
+    cfg = transformer.cfg
 
     def predict(weights, x, text, t, *beside):
         params, per_block, control = weights
@@ -126,7 +144,10 @@ def _update(
             return unpaired(evaluate(x, text, t, per_block=per_block))[0].astype(jnp.float32)
         if control is not None:
             states = _states(branches, control, x, beside, text, t)
-            per_block = (per_block or PerBlock())._replace(states=States.of(states, transformer.cfg.layers))
+            per_block = (per_block or PerBlock())._replace(states=States.of(states, cfg.layers))
+        elif beside:
+            sets = region_sets(*beside, text.shape[1] // cfg.text_length, cfg.text_length, cfg.patch, cfg.patch_t)
+            per_block = (per_block or PerBlock())._replace(regions=sets)
         return evaluate(x, text, t, per_block=per_block).astype(jnp.float32)
 
     def predict_on_mesh(*inputs):
@@ -135,7 +156,20 @@ def _update(
 
     of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None, reference=None):
+    def one(
+        params,
+        state,
+        text,
+        condition,
+        t,
+        row,
+        weight,
+        noise,
+        windows=None,
+        control=None,
+        reference=None,
+        regions=None,
+    ):
         x = state.latents
         velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
         beside: tuple[jax.Array, ...] = () if control is None else control.channels
@@ -146,6 +180,8 @@ def _update(
         alone, third = (x, *beside), _of_third(weight)
         if guided:  # both branches in one batch: [negative, positive]
             x, *beside = (jnp.concatenate([y, y]) for y in alone)
+        if regions is not None:  # the negative has no regions: all of its video sees the first text
+            alone, beside = (*alone, regions), (jnp.concatenate([0 * regions, regions]) if guided else regions,)
         weights = params, _joined(_of_both(weight), reference), control
         prediction = velocity(weights, x, text, jnp.full((x.shape[0],), t), *beside)
         if guided:

@@ -6,6 +6,7 @@ F pixel frames, T latents, h w their size, E extra channels.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_laten
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps, window_latents
+from cogvx_jax.pipelines.warped_noise import warped_latents
 from cogvx_jax.sharding import replicate
 
 BLACK = -1.0  # what a model of masks sees where it must make something
@@ -30,8 +32,13 @@ MakeInputs = Callable[[Model, Request, NoiseSource, samplers.Sampler], SamplingI
 
 
 def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
-    """What a request's task and its ControlNets give to the loop. Raises: NotFiniteError."""
+    """What a request's task, its regions and its ControlNets give to the loop. Raises: NotFiniteError."""
     inputs = TASKS[request.task](model, request, noise, sampler)
+    if request.regions is not None:
+        latents = request.regions.latents
+        inputs = inputs._replace(
+            regions=replicate(np.broadcast_to(latents, request.batch_shape[:1] + latents.shape), model.mesh)
+        )
     if request.controls is None:
         return inputs
     part, size = request.control_steps, (request.height, request.width)
@@ -242,14 +249,17 @@ def dilate(made: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _noise(model: Model, request: Request, noise: NoiseSource) -> jax.Array:
-    """The noise that a video starts from, or that is given to its clip; with windows, by FreeNoise where asked for."""
+    """The noise that a video starts from, or that is given to its clip, as it is asked for."""
     if request.latents is not None:
         return replicate(request.latents, model.mesh)
-    drawn, windows = noise.latents(request.batch_shape), request.windows
+    drawn: Any = noise.latents(request.batch_shape)
+    windows = request.windows
     if windows is not None and windows.noise == "free":
         keys = np.asarray(noise.order(request.batch_shape[:2]))
         which = shuffled(keys, *window_latents(model.spec, windows))
         drawn = jnp.take_along_axis(drawn, jnp.asarray(which)[..., None, None, None], axis=1)
+    if request.warped is not None:
+        drawn = warped_latents(request.warped, noise, np.asarray(drawn), request.padding)
     return replicate(drawn, model.mesh)
 
 
