@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
+    from cogvx_jax.pipelines.record import Record, read_record
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
@@ -31,6 +32,7 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Record",
     "SLG",
     "STG",
     "Video",
@@ -45,6 +47,7 @@ __all__ = [
     "load_spec",
     "make_mesh",
     "plan",
+    "read_record",
 ]
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
@@ -52,6 +55,7 @@ _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
     "Model": "pipelines.model",
     "Video": "data.video",
+    "Record": "pipelines.record",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
@@ -63,6 +67,7 @@ _HOMES = {
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",
     "plan": "planning.plan",
+    "read_record": "pipelines.record",
 }
 
 

@@ -5,12 +5,13 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from cogvx_jax.cli.attempts import Attempts
 from cogvx_jax.cli.options import (
     GenerateFlags,
     GivenFlags,
@@ -29,6 +30,7 @@ from cogvx_jax.quantization import find_quantization
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
     from cogvx_jax.pipelines.model import Model
+    from cogvx_jax.pipelines.record import Record
     from cogvx_jax.pipelines.request import Request
     from cogvx_jax.pipelines.saved_latents import SavedLatents
 
@@ -55,8 +57,28 @@ def generate(
     """
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, run.prompts_file, run.out, video.checked())
-    weighted = [parse_lora(text) for text in run.lora]
-    about = given.checked()
+    make_videos(jobs, run, given.checked(), Plan(skip_made=run.prompts_file is not None))
+
+
+class Plan(NamedTuple):
+    """How videos are made one after the other, beside the flags.
+
+    skip_made: leave those that an earlier run made, and note those that this one makes.
+    attempts: what an error in one of them does.
+    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
+    """
+
+    skip_made: bool = False
+    attempts: Attempts = Attempts()
+    record_as: Callable[["Record"], "Record"] = lambda record: record
+
+
+def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
+    """Makes the videos of jobs; gives those that it made.
+
+    Raises: ValueError or OSError before the first is begun, and as `plan.attempts` has it.
+    """
+    weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
     if about and AUTO in (run.mesh, memory):
@@ -85,27 +107,28 @@ def generate(
         if told:
             report(f"{path}: {told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
-    work = _check(spec, jobs)  # all of them, before the first is begun
-    if run.prompts_file is not None:
+    work = _check(spec, jobs, attempts)  # all of them, before the first is begun
+    if plan.skip_made:
         asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
         asked |= {} if how is None else {"quantize": how.name}
+        asked |= {} if run.record else {"record": False}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
     for one in work:
-        with one.job.named():
-            check_writable(one.job.out)
+        with attempts.at(one.job):
+            check_writable(one.job.out, commented=run.record)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
             if one.request.controls and AUTO in (run.mesh, memory):
                 raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
-    if not work:
-        return
+    if not (work := attempts.left(work)):
+        return []
     if AUTO in (run.mesh, memory):
         requests = [request for _, request, _ in work]
         devices, memory = _choose(run.model, requests, run.dtype, run.quantize, devices or run.mesh, memory)
     if memory is not None:
         for one in work:
-            with one.job.named():
+            with attempts.at(one.job):
                 check_in_mode(find_mode(memory), one.request)
     if run.exact:
         check_exact(devices, one_program=run.one_program)
@@ -133,13 +156,14 @@ def generate(
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
-        with one.job.named():
+        with attempts.at(one.job):
             check_short(loaded, one.request)
+    work = attempts.left(work)
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
-        texts = _texts(loaded, group)
-        for one, text in zip(group, texts, strict=True):
-            with one.job.named():
-                _run(loaded, run.model, one, run.progress and first_process(), run.one_program, text)
+        for one, text in _texts(loaded, group, attempts):
+            with attempts.at(one.job):
+                _run(loaded, run, one, text, plan.record_as)
+    return [one.job for one in attempts.left(work)]
 
 
 class Work(NamedTuple):
@@ -150,15 +174,15 @@ class Work(NamedTuple):
     digest: str = ""
 
 
-def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
+def _check(spec: "ModelSpec", jobs: Sequence[Job], attempts: Attempts) -> list[Work]:
     """The jobs and their requests, whose inputs are read and held: a file that is gone later costs nothing."""
     from cogvx_jax.cli.inputs import Inputs
     from cogvx_jax.pipelines.request import check_request
 
     inputs, work = Inputs(), []
     for job in jobs:
-        with job.named():
-            work.append(Work(job, inputs.hold(check_request(spec, job.prompt, job.options))))
+        with attempts.at(job):
+            work.append(Work(job, inputs.hold(check_request(spec, job.together, job.options))))
     return work
 
 
@@ -214,7 +238,7 @@ def _choose(
     return choose(source, sampling=sampling, report=report, **how)
 
 
-def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
+def _texts(model: "Model", group: Sequence[Work], attempts: Attempts) -> list[tuple[Work, Any]]:
     """States of the texts of several videos, on the host, where components take turns: encoded before any is made."""
     import jax
     import numpy as np
@@ -222,15 +246,15 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
     from cogvx_jax.pipelines.generate import encode_texts
 
     if not model.memory.turns:
-        return [None for _ in group]
+        return [(one, None) for one in group]
     states = []
     for one in group:
-        with one.job.named():
-            states.append(jax.tree.map(np.asarray, encode_texts(model, one.request)))
+        with attempts.at(one.job):
+            states.append((one, jax.tree.map(np.asarray, encode_texts(model, one.request))))
     return states
 
 
-def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool, text: Any) -> None:
+def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: Callable[["Record"], "Record"]) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
     One that goes on with another is written segment by segment, and no latents are kept.
@@ -239,26 +263,31 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
 
     from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
     from cogvx_jax.pipelines.model import absolute_source
+    from cogvx_jax.pipelines.provenance import record_text
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
     job, request, digest = work
+    record = None
+    if run.record:
+        record = record_text(model, request, job.index, record_as, one_program=run.one_program)
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
-    how: dict[str, Any] = dict(progress=progress, one_program=one_program, text=text)
+    how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps))
+        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps), record)
         _ended(job.out, digest, size, float(request.fps), began)
         return
-    latents = np.asarray(sample(model, request, **how))
+    latents = np.asarray(sample(model, request, **how))[job.index : job.index + 1]
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,
         fps=float(request.fps),
-        model=absolute_source(source),
+        model=absolute_source(run.model),
         prompt=job.prompt,
+        record=record,
     )
     with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
         size = write_video(model, saved, job.out, request.tiling)
@@ -304,16 +333,17 @@ def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
     """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
     from cogvx_jax.pipelines.latents import decode_frames
 
-    return write_frames(decode_frames(model, saved.latents, saved.padding, tiling=tiling), out, saved.fps)
+    frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
+    return write_frames(frames, out, saved.fps, saved.record)
 
 
-def write_frames(frames: Iterable[Any], out: Path, fps: float) -> tuple[int, int, int]:
+def write_frames(frames: Iterable[Any], out: Path, fps: float, record: str | None) -> tuple[int, int, int]:
     """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
-    with VideoWriter(out, fps=fps) if first_process() else contextlib.nullcontext() as writer:
+    with VideoWriter(out, fps=fps, comment=record) if first_process() else contextlib.nullcontext() as writer:
         for pixels in frames:
             if writer is not None:
                 writer.write(pixels)

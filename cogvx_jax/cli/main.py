@@ -26,6 +26,8 @@ from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.quantize import quantize
+from cogvx_jax.cli.replay import replay
+from cogvx_jax.cli.show import show
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -41,6 +43,8 @@ VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
+    "show": Verb(show, "nothing was written"),
+    "replay": Verb(replay, "the video is not written"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),

@@ -65,6 +65,8 @@ class RunFlags:
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
+      record: let the file tell how it was made, prompt included; `cogvx show` prints it, `cogvx replay` makes the video
+        again. A .gif or .webp has a file beside it for that, NAME.gif.json.
     """
 
     out: Path = Path("out.mp4")
@@ -77,6 +79,7 @@ class RunFlags:
     one_program: bool = False
     exact: bool = False
     progress: bool = True
+    record: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

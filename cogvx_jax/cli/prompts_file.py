@@ -26,6 +26,13 @@ class Job:
     out: Path
     options: Options
     line: str = ""  # "FILE, line N"; nothing for the command line
+    batch: tuple[str, ...] = ()  # prompts of all videos that it is made together with; none: it is made alone
+    index: int = 0  # of it among these
+
+    @property
+    def together(self) -> list[str]:
+        """The prompts of the request."""
+        return list(self.batch or (self.prompt,))
 
     @property
     def place(self) -> str:

@@ -23,6 +23,7 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.pipelines.provenance import record_texts
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
@@ -73,15 +74,16 @@ def generate(
     if request.extend is not None and output == "latents":
         raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
     warn_of_hours(model.spec, [request], model.mesh)
+    records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
     model = fitting(model, request)
     if request.extend is not None:
         frames = extended_frames(model, request, noise=noise, progress=progress, one_program=one_program)
-        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps)
+        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps, records=records)
     x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
     if output == "latents":
         return np.asarray(x)
     each = [decode_frames(model, x[i : i + 1], request.padding, tiling=request.tiling) for i in range(len(x))]
-    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps)
+    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps, records=records)
 
 
 def _shown_options() -> inspect.Signature:

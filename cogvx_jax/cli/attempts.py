@@ -1,0 +1,61 @@
+"""What an error in one of several videos does: it ends the command, or it is noted and the others are made."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from cogvx_jax.cli.errors import sentence
+from cogvx_jax.cli.prompts_file import Job
+
+
+class HasJob(Protocol):
+    @property
+    def job(self) -> Job: ...
+
+
+One = TypeVar("One", bound=HasJob)
+
+
+class Attempts:
+    """Of a command that the first error ends."""
+
+    @contextlib.contextmanager
+    def at(self, job: Job) -> Iterator[None]:
+        """Inside, an error is of that video."""
+        with job.named():
+            yield
+
+    def left(self, work: Sequence[One]) -> list[One]:
+        """The videos that may still be made."""
+        return list(work)
+
+
+class NotedAttempts(Attempts):
+    """Of a command that goes on after an error; `failed` has a sentence for each line that failed."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, tuple[Job | None, str]] = {}  # by the line
+
+    @contextlib.contextmanager
+    def at(self, job: Job) -> Iterator[None]:
+        with self.at_line(job.line, job):
+            yield
+
+    @contextlib.contextmanager
+    def at_line(self, line: str, job: Job | None = None) -> Iterator[None]:
+        """Inside, an error is of that line, of which there may be no job yet."""
+        try:
+            yield
+        except Exception as error:
+            said = sentence(error)
+            if said is None:  # of this program; the other lines may do without what is wrong
+                traceback.print_exc()
+                said = f"{type(error).__name__}: {error}"
+            said = said.removeprefix(f"{line}: ")
+            self.failed[line] = job, said
+            print(f"cogvx: {line}: {said}", file=sys.stderr, flush=True)
+
+    def left(self, work: Sequence[One]) -> list[One]:
+        return [one for one in work if one.job.line not in self.failed]
