@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from cogvx_jax.cli.errors import sentence
@@ -33,10 +33,15 @@ class Attempts:
 
 
 class NotedAttempts(Attempts):
-    """Of a command that goes on after an error; `failed` has a sentence for each line that failed."""
+    """Of a command that goes on after an error.
 
-    def __init__(self) -> None:
-        self.failed: dict[str, tuple[Job | None, str]] = {}  # by the line
+    Args:
+      note: called with each line that fails, its video where it is known, and what is wrong.
+    """
+
+    def __init__(self, note: Callable[[str, Job | None, str], None]):
+        self.failed: dict[str, str] = {}  # line -> what is wrong
+        self._note = note
 
     @contextlib.contextmanager
     def at(self, job: Job) -> Iterator[None]:
@@ -54,8 +59,12 @@ class NotedAttempts(Attempts):
                 traceback.print_exc()
                 said = f"{type(error).__name__}: {error}"
             said = said.removeprefix(f"{line}: ")
-            self.failed[line] = job, said
+            self.failed[line] = said
+            self._note(line, job, said)
             print(f"cogvx: {line}: {said}", file=sys.stderr, flush=True)
 
     def left(self, work: Sequence[One]) -> list[One]:
         return [one for one in work if one.job.line not in self.failed]
+
+    def left_of(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.line not in self.failed]

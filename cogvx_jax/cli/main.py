@@ -10,6 +10,7 @@ from typing import NamedTuple
 import tyro
 
 from cogvx_jax import __version__
+from cogvx_jax.cli.batch import batch
 from cogvx_jax.cli.calibrate import calibrate
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
@@ -43,6 +44,7 @@ VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
+    "batch": Verb(batch, "videos made so far are kept; the same command makes the others"),
     "show": Verb(show, "nothing was written"),
     "replay": Verb(replay, "the video is not written"),
     "decode": Verb(decode, "no video was written"),

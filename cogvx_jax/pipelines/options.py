@@ -459,7 +459,8 @@ def _seed(name: str, value: Any) -> int | str:
 
 
 def _fps(name: str, value: Any) -> fractions.Fraction | None:
-    number = _number(-math.inf, math.inf)(name, _read_rate(value) if isinstance(value, str) else value)
+    value = _read_rate(value) if isinstance(value, str) and "/" in value else value  # JSON has no fractions
+    number = _number(-math.inf, math.inf)(name, value)
     if number is None:
         return None
     return frame_rate(number if isinstance(number, fractions.Fraction) else float(number))
