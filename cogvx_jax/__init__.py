@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
+    from cogvx_jax.prompting.enhance import enhance_prompt
     from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ __all__ = [
     "Windows",
     "ZeroStar",
     "compile_programs",
+    "enhance_prompt",
     "find_lora",
     "generate",
     "load",
@@ -59,6 +61,7 @@ _HOMES = {
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
+    "enhance_prompt": "prompting.enhance",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",

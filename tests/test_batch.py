@@ -57,7 +57,7 @@ def test_lines_that_fail_stop_no_others(batch, tmp_path, monkeypatch):
         '{"prompt": "x"',
         {"prompt": "x", "frames": 16},
         {"prompt": "x", "video": "none.mp4"},
-        {"prompt": "y", "out": "own.gif", "frames": 5},
+        {"prompt": "y", "out": "own.gif", "frames": 9},
         {"prompt": "A red panda, in the rain!", "seed": 0},
         {"prompt": "z", "out": "own.gif"},
         {"prompt": "w", "out": "own.txt"},
@@ -81,12 +81,12 @@ def test_lines_that_fail_stop_no_others(batch, tmp_path, monkeypatch):
         assert part in told[line] and f"jobs.jsonl, line {line}: " in said
     gif, panda = sorted(made(videos), key=lambda name: name.endswith(".mp4"))
     assert panda.startswith("a-red-panda-in-the-rain-") and gif == "own.gif"
-    assert len(read_video(videos / panda)[0]) == 9 and len(read_video(videos / gif)[0]) == 5
+    assert len(read_video(videos / panda)[0]) == 9 and len(read_video(videos / gif)[0]) == 9
 
     # What is whole is left, wherever its line stands now; what failed is tried again.
     with monkeypatch.context() as nothing_is_made:
         nothing_is_made.setattr(verbs, "_run", None)
-        said = batch({"prompt": "y", "out": "own.gif", "frames": 5}, lines[0])
+        said = batch({"prompt": "y", "out": "own.gif", "frames": 9}, lines[0])
     assert "videos: 0 videos made, 2 whole already, 0 of 2 lines failed" in said
     assert not (videos / "cogvx-failed.jsonl").exists()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from cogvx_jax.cli.attempts import Attempts
+from cogvx_jax.cli.enhance import language_note, prompt_enhancer
 from cogvx_jax.cli.options import (
     GenerateFlags,
     GivenFlags,
@@ -25,6 +26,7 @@ from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
 from cogvx_jax.pipelines.options import RANDOM, Sampling
+from cogvx_jax.prompting.enhance import Endpoint
 from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.record import Record
     from cogvx_jax.pipelines.request import Request
     from cogvx_jax.pipelines.saved_latents import SavedLatents
+    from cogvx_jax.prompting.enhance import Enhancer
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -81,6 +84,9 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
+    if run.enhance_prompt and run.distributed:
+        raise ValueError("several processes would get a prompt each of the language model; use `cogvx enhance` before")
+    enhancer = prompt_enhancer(run.model, about, Endpoint(llm=run.llm)) if run.enhance_prompt else None
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
@@ -112,6 +118,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
         asked |= {} if how is None else {"quantize": how.name}
         asked |= {} if run.record else {"record": False}
+        asked |= {"enhance_prompt": run.llm or ""} if run.enhance_prompt else {}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
     for one in work:
@@ -122,6 +129,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
             if one.request.controls and AUTO in (run.mesh, memory):
                 raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
     if not (work := attempts.left(work)):
+        return []
+    if enhancer is not None and not (work := _enhanced(work, enhancer, attempts)):
         return []
     if AUTO in (run.mesh, memory):
         requests = [request for _, request, _ in work]
@@ -137,6 +146,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
         for one in work:
             notes += [lossy_note(one.request), few_steps_note(one.request, spec)]
+            notes += [language_note(one.job.prompt)] if enhancer is None else []
         for note in dict.fromkeys(notes):  # once each
             if note is not None:
                 report(note)
@@ -184,6 +194,18 @@ def _check(spec: "ModelSpec", jobs: Sequence[Job], attempts: Attempts) -> list[W
         with attempts.at(job):
             work.append(Work(job, inputs.hold(check_request(spec, job.together, job.options))))
     return work
+
+
+def _enhanced(work: list[Work], enhancer: "Enhancer", attempts: Attempts) -> list[Work]:
+    """The work with prompts that a language model wrote, which are printed. A digest stays that of what was asked."""
+    found = []
+    for one in work:
+        with attempts.at(one.job):
+            text = enhancer(one.job.prompt, one.job.options.image)
+            report(f"{one.job.out}: {text}")
+            job = dataclasses.replace(one.job, prompt=text, wish=one.job.prompt, llm=enhancer.llm)
+            found.append(one._replace(job=job, request=dataclasses.replace(one.request, prompts=(text,))))
+    return found
 
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
@@ -268,9 +290,14 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
     from cogvx_jax.sharding import first_process
 
     job, request, digest = work
+
+    def told(found: "Record") -> "Record":
+        enhanced = {"wish": job.wish, "llm": job.llm} if job.wish else {}
+        return record_as(dataclasses.replace(found, enhanced=enhanced))
+
     record = None
     if run.record:
-        record = record_text(model, request, job.index, record_as, one_program=run.one_program)
+        record = record_text(model, request, job.index, told, one_program=run.one_program)
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)

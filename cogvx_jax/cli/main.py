@@ -18,6 +18,7 @@ from cogvx_jax.cli.decode import decode
 from cogvx_jax.cli.distill import distill
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
+from cogvx_jax.cli.enhance import enhance
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.generate import generate
@@ -45,6 +46,7 @@ VERBS = {
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
     "batch": Verb(batch, "videos made so far are kept; the same command makes the others"),
+    "enhance": Verb(enhance, "nothing was printed"),
     "show": Verb(show, "nothing was written"),
     "replay": Verb(replay, "the video is not written"),
     "decode": Verb(decode, "no video was written"),

@@ -65,6 +65,9 @@ class RunFlags:
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       progress: show a progress bar.
+      enhance_prompt: let a language model make a long English description of the prompt first, as `cogvx enhance` does.
+        OPENAI_BASE_URL and OPENAI_API_KEY name its endpoint.
+      llm: name of that language model; None is OPENAI_MODEL, or the only one that the server has.
       record: let the file tell how it was made, prompt included; `cogvx show` prints it, `cogvx replay` makes the video
         again. A .gif or .webp has a file beside it for that, NAME.gif.json.
     """
@@ -79,6 +82,8 @@ class RunFlags:
     one_program: bool = False
     exact: bool = False
     progress: bool = True
+    enhance_prompt: bool = False
+    llm: str | None = None
     record: bool = True
 
 

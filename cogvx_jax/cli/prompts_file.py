@@ -28,6 +28,8 @@ class Job:
     line: str = ""  # "FILE, line N"; nothing for the command line
     batch: tuple[str, ...] = ()  # prompts of all videos that it is made together with; none: it is made alone
     index: int = 0  # of it among these
+    wish: str = ""  # what a language model made the prompt of; nothing: the prompt is as it was given
+    llm: str = ""  # the language model
 
     @property
     def together(self) -> list[str]:

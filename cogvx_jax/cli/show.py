@@ -41,6 +41,7 @@ def show(
 def _facts(file: Path, record: Record) -> Iterator[tuple[str, str | list[str]]]:
     model, others = record.model, len(record.prompts) - 1
     yield "prompt", printable(record.prompt)
+    yield "enhanced", [f"{key} {_text(value)}" for key, value in record.enhanced.items()]
     yield "made with", f"{others} others, as video {record.index} of them" if others else ""
     yield "options", [f"{name} {_text(value)}" for name, value in record.options.items() if _counts(name, value)]
     how = ("dtype", "quantize", "memory", "mesh", "exact", "one_program")

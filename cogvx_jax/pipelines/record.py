@@ -33,6 +33,7 @@ class Record:
       inputs: what was read: option, path, sha256, and of a video that has a record the id of that.
       versions: of the packages that decide about numbers and bytes.
       device: on which it was computed.
+      enhanced: what the prompt was made of by a language model, `wish`, and the name of that, `llm`.
       decoded: flags of `cogvx decode`, where that decoded it in another way.
     Raises: ValueError, one sentence, for fields of another kind.
     """
@@ -45,6 +46,7 @@ class Record:
     inputs: tuple[Mapping[str, Any], ...] = ()
     versions: Mapping[str, str]
     device: Mapping[str, Any]
+    enhanced: Mapping[str, str] = dataclasses.field(default_factory=dict)
     decoded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -163,8 +165,8 @@ def _check(record: Record) -> None:
         raise ValueError(f"prompts must be texts, got {quoted(prompts)}")
     if type(record.index) is not int or not 0 <= record.index < len(prompts):
         raise ValueError(f"index must be from 0 to {len(prompts) - 1}, got {quoted(record.index)}")
-    for name in ("options", "files", "versions", "device", "decoded"):
-        _check_section(name, getattr(record, name), (str,) if name in ("files", "versions") else None)
+    for name in ("options", "files", "versions", "device", "enhanced", "decoded"):
+        _check_section(name, getattr(record, name), (str,) if name in ("files", "versions", "enhanced") else None)
     _check_keys("model", record.model, MODEL)
     _check_section("given", record.model["given"], _PLAIN)
     for lora in record.model["loras"]:
