@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
+    from cogvx_jax.pipelines.record import Record, read_record
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
+    from cogvx_jax.prompting.enhance import enhance_prompt
     from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
@@ -36,6 +38,7 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Record",
     "Region",
     "SLG",
     "STG",
@@ -45,6 +48,7 @@ __all__ = [
     "Windows",
     "ZeroStar",
     "compile_programs",
+    "enhance_prompt",
     "find_lora",
     "generate",
     "load",
@@ -53,6 +57,7 @@ __all__ = [
     "load_spec",
     "make_mesh",
     "plan",
+    "read_record",
 ]
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
@@ -63,9 +68,11 @@ _HOMES = {
     "Region": "data.regions",
     "Video": "data.video",
     "WarpedNoise": "diffusion.warped",
+    "Record": "pipelines.record",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
     "compile_programs": "planning.compile",
+    "enhance_prompt": "prompting.enhance",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",
@@ -74,6 +81,7 @@ _HOMES = {
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",
     "plan": "planning.plan",
+    "read_record": "pipelines.record",
 }
 
 

@@ -308,7 +308,7 @@ def test_runs_of_one_target_keep_latents_of_their_own(tmp_path):
 )
 def test_damaged_latents_are_named(tmp_path, changes, said):
     file = tmp_path / "x.latents.safetensors"
-    facts = {name: value for name, value in (vars(LATENTS) | changes).items() if name != "latents"}
+    facts = {name: value for name, value in (vars(LATENTS) | changes).items() if name not in ("latents", "record")}
     metadata = {"format": "cogvx latents 1", "run": json.dumps(facts)}
     save_file({"latents": changes.get("latents", LATENTS.latents)}, file, metadata)
     with pytest.raises(ValueError, match=rf"x.latents.safetensors is damaged: .*{said}"):

@@ -5,12 +5,14 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from cogvx_jax.cli.attempts import Attempts
+from cogvx_jax.cli.enhance import language_note, prompt_enhancer
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
@@ -25,14 +27,17 @@ from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
 from cogvx_jax.pipelines.options import RANDOM, Sampling
+from cogvx_jax.prompting.enhance import Endpoint
 from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
     from cogvx_jax.pipelines.model import Model
+    from cogvx_jax.pipelines.record import Record
     from cogvx_jax.pipelines.request import Request
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.pipelines.saved_steps import SavedSteps
+    from cogvx_jax.prompting.enhance import Enhancer
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -57,10 +62,33 @@ def generate(
     """
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, run.prompts_file, run.out, video.checked())
-    weighted = [parse_lora(text) for text in run.lora]
-    about = given.checked()
+    make_videos(jobs, run, given.checked(), Plan(skip_made=run.prompts_file is not None))
+
+
+class Plan(NamedTuple):
+    """How videos are made one after the other, beside the flags.
+
+    skip_made: leave those that an earlier run made, and note those that this one makes.
+    attempts: what an error in one of them does.
+    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
+    """
+
+    skip_made: bool = False
+    attempts: Attempts = Attempts()
+    record_as: Callable[["Record"], "Record"] = lambda record: record
+
+
+def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
+    """Makes the videos of jobs; gives those that it made.
+
+    Raises: ValueError or OSError before the first is begun, and as `plan.attempts` has it.
+    """
+    weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
+    if run.enhance_prompt and run.distributed:
+        raise ValueError("several processes would get a prompt each of the language model; use `cogvx enhance` before")
+    enhancer = prompt_enhancer(run.model, about, Endpoint(llm=run.llm)) if run.enhance_prompt else None
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
@@ -85,31 +113,35 @@ def generate(
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         report(f"{path}: {adapter.told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
-    work = _check(spec, jobs)  # all of them, before the first is begun
-    if run.prompts_file is not None:
+    work = _check(spec, jobs, attempts)  # all of them, before the first is begun
+    if plan.skip_made:
         asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
         asked |= {} if how is None else {"quantize": how.name}
+        asked |= {} if run.record else {"record": False}
+        asked |= {"enhance_prompt": run.llm or ""} if run.enhance_prompt else {}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
     for one in work:
-        with one.job.named():
-            check_writable(one.job.out)
+        with attempts.at(one.job):
+            check_writable(one.job.out, commented=run.record)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
             if one.request.controls and AUTO in (run.mesh, memory):
                 raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
-    if not work:
-        return
+    if not (work := attempts.left(work)):
+        return []
+    if enhancer is not None and not (work := _enhanced(work, enhancer, attempts)):
+        return []
     if AUTO in (run.mesh, memory):
         requests = [one.request for one in work]
         devices, memory = _choose(run.model, requests, run.dtype, run.quantize, devices or run.mesh, memory)
     if not run.again:
-        work = _going_on(work, spec, devices, run)
+        work = _going_on(work, spec, devices, run, attempts)
     if memory is not None:
         for one in work:
-            with one.job.named():
+            with attempts.at(one.job):
                 check_in_mode(find_mode(memory), one.request)
     if run.exact:
         check_exact(devices, one_program=run.one_program)
@@ -118,6 +150,7 @@ def generate(
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
         for one in work:
             notes += [lossy_note(one.request, spec), few_steps_note(one.request, spec)]
+            notes += [language_note(one.job.prompt)] if enhancer is None else []
         for note in dict.fromkeys(notes):  # once each
             if note is not None:
                 report(note)
@@ -137,13 +170,14 @@ def generate(
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
-        with one.job.named():
+        with attempts.at(one.job):
             check_short(loaded, one.request)
+    work = attempts.left(work)
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
-        texts = _texts(loaded, group)
-        for one, text in zip(group, texts, strict=True):
-            with one.job.named():
-                _run(loaded, one, run, text)
+        for one, text in _texts(loaded, group, attempts):
+            with attempts.at(one.job):
+                _run(loaded, run, one, text, plan.record_as)
+    return [one.job for one in attempts.left(work)]
 
 
 class Work(NamedTuple):
@@ -160,7 +194,7 @@ def _keeps_steps(run: GenerateFlags, request: "Request") -> bool:
     return run.keep_steps and not run.one_program and not run.distributed and request.extend is None
 
 
-def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags) -> list[Work]:
+def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags, attempts: Attempts) -> list[Work]:
     """The work with what earlier runs kept of it; of one whose seed is to be drawn, with the seed that was.
 
     Raises: ValueError, one sentence, where steps of another request, or computed otherwise, lie beside a video.
@@ -171,7 +205,7 @@ def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags
     found = []
     for one in work:
         saved = None
-        with one.job.named():
+        with attempts.at(one.job):
             if _keeps_steps(run, one.request):
                 saved = earlier_steps(one.job.out)
             if saved is not None:
@@ -181,19 +215,31 @@ def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags
                 saved.check(request_facts(one.request) | facts)
                 report(f"{one.job.out}: {saved.steps} of {saved.count} steps were kept, and are gone on with")
         found.append(one._replace(saved=saved))
-    return found
+    return attempts.left(found)
 
 
-def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
+def _check(spec: "ModelSpec", jobs: Sequence[Job], attempts: Attempts) -> list[Work]:
     """The jobs and their requests, whose inputs are read and held: a file that is gone later costs nothing."""
     from cogvx_jax.cli.inputs import Inputs
     from cogvx_jax.pipelines.request import check_request
 
     inputs, work = Inputs(), []
     for job in jobs:
-        with job.named():
-            work.append(Work(job, inputs.hold(check_request(spec, job.prompt, job.options))))
+        with attempts.at(job):
+            work.append(Work(job, inputs.hold(check_request(spec, job.together, job.options))))
     return work
+
+
+def _enhanced(work: list[Work], enhancer: "Enhancer", attempts: Attempts) -> list[Work]:
+    """The work with prompts that a language model wrote, which are printed. A digest stays that of what was asked."""
+    found = []
+    for one in work:
+        with attempts.at(one.job):
+            text = enhancer(one.job.prompt, one.job.options.image)
+            report(f"{one.job.out}: {text}")
+            job = dataclasses.replace(one.job, prompt=text, wish=one.job.prompt, llm=enhancer.llm)
+            found.append(one._replace(job=job, request=dataclasses.replace(one.request, prompts=(text,))))
+    return found
 
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
@@ -251,7 +297,7 @@ def _choose(
     return choose(source, sampling=sampling, report=report, **how)
 
 
-def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
+def _texts(model: "Model", group: Sequence[Work], attempts: Attempts) -> list[tuple[Work, Any]]:
     """States of the texts of several videos, on the host, where components take turns: encoded before any is made."""
     import jax
     import numpy as np
@@ -259,15 +305,15 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
     from cogvx_jax.pipelines.generate import encode_texts
 
     if not model.memory.turns:
-        return [None for _ in group]
+        return [(one, None) for one in group]
     states = []
     for one in group:
-        with one.job.named():
-            states.append(jax.tree.map(np.asarray, encode_texts(model, one.request)))
+        with attempts.at(one.job):
+            states.append((one, jax.tree.map(np.asarray, encode_texts(model, one.request))))
     return states
 
 
-def _run(model: "Model", work: Work, run: GenerateFlags, text: Any) -> None:
+def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: Callable[["Record"], "Record"]) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
     One that goes on with another is written segment by segment, and no latents are kept.
@@ -276,28 +322,38 @@ def _run(model: "Model", work: Work, run: GenerateFlags, text: Any) -> None:
 
     from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
     from cogvx_jax.pipelines.model import absolute_source
+    from cogvx_jax.pipelines.provenance import record_text
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
     job, request, digest, earlier = work
+
+    def told(found: "Record") -> "Record":
+        enhanced = {"wish": job.wish, "llm": job.llm} if job.wish else {}
+        return record_as(dataclasses.replace(found, enhanced=enhanced))
+
+    record = None
+    if run.record:
+        record = record_text(model, request, job.index, told, one_program=run.one_program)
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps))
+        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps), record)
         _ended(job.out, digest, size, float(request.fps), began)
         return
     keeper = Keeper(job.out) if _keeps_steps(run, request) else None
     with keeper or contextlib.nullcontext():
-        latents = np.asarray(sample(model, request, on_step=keeper, resume=earlier, **how))
+        latents = np.asarray(sample(model, request, on_step=keeper, resume=earlier, **how))[job.index : job.index + 1]
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,
         fps=float(request.fps),
         model=absolute_source(run.model),
         prompt=job.prompt,
+        record=record,
     )
     with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
         size = write_video(model, saved, job.out, request.tiling)
@@ -347,16 +403,17 @@ def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
     """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
     from cogvx_jax.pipelines.latents import decode_frames
 
-    return write_frames(decode_frames(model, saved.latents, saved.padding, tiling=tiling), out, saved.fps)
+    frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
+    return write_frames(frames, out, saved.fps, saved.record)
 
 
-def write_frames(frames: Iterable[Any], out: Path, fps: float) -> tuple[int, int, int]:
+def write_frames(frames: Iterable[Any], out: Path, fps: float, record: str | None) -> tuple[int, int, int]:
     """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
-    with VideoWriter(out, fps=fps) if first_process() else contextlib.nullcontext() as writer:
+    with VideoWriter(out, fps=fps, comment=record) if first_process() else contextlib.nullcontext() as writer:
         for pixels in frames:
             if writer is not None:
                 writer.write(pixels)

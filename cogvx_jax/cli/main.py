@@ -10,6 +10,7 @@ from typing import NamedTuple
 import tyro
 
 from cogvx_jax import __version__
+from cogvx_jax.cli.batch import batch
 from cogvx_jax.cli.calibrate import calibrate
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
@@ -18,6 +19,7 @@ from cogvx_jax.cli.distill import distill
 from cogvx_jax.cli.edit import edit
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
+from cogvx_jax.cli.enhance import enhance
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.generate import generate
@@ -27,7 +29,9 @@ from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
 from cogvx_jax.cli.quantize import quantize
+from cogvx_jax.cli.replay import replay
 from cogvx_jax.cli.serve import serve
+from cogvx_jax.cli.show import show
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -45,6 +49,10 @@ VERBS = {
     "edit": Verb(edit, "the edited video is not written"),
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
+    "batch": Verb(batch, "videos made so far are kept; the same command makes the others"),
+    "enhance": Verb(enhance, "nothing was printed"),
+    "show": Verb(show, "nothing was written"),
+    "replay": Verb(replay, "the video is not written"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),

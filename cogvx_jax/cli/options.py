@@ -99,6 +99,11 @@ class RunFlags:
       keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
         command goes on from there, to the same bits.
       progress: show a progress bar.
+      enhance_prompt: let a language model make a long English description of the prompt first, as `cogvx enhance` does.
+        OPENAI_BASE_URL and OPENAI_API_KEY name its endpoint.
+      llm: name of that language model; None is OPENAI_MODEL, or the only one that the server has.
+      record: let the file tell how it was made, prompt included; `cogvx show` prints it, `cogvx replay` makes the video
+        again. A .gif or .webp has a file beside it for that, NAME.gif.json.
     """
 
     out: Path = Path("out.mp4")
@@ -112,6 +117,9 @@ class RunFlags:
     exact: bool = False
     keep_steps: bool = True
     progress: bool = True
+    enhance_prompt: bool = False
+    llm: str | None = None
+    record: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
 from cogvx_jax.convert.runs import is_lora, is_run, newest_update, read_run, run_verb
 from cogvx_jax.convert.safetensors import read_header
-from cogvx_jax.json_files import quoted
+from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
@@ -129,8 +129,8 @@ def _tell_latents(asked: Asked) -> Facts:
     return {
         "format": "latents that `cogvx generate` kept, for `cogvx decode`",
         "latents": f"{frames - saved.padding} frames of {height}x{width}, {channels} channels, {saved.fps:g} fps",
-        "model": saved.model,
-        "prompt": saved.prompt,
+        "model": printable(saved.model),
+        "prompt": printable(saved.prompt),
         "use": [command(*use)],
     }
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -32,20 +33,28 @@ class Video:
     Attributes:
       frames: (B, F, H, W, 3) uint8, RGB.
       fps: frames per second; kept as an exact fraction, whose numerator and denominator are those of the rate.
+      records: of each clip, the text that says how it was made; None, or nothing at all, where that is not known.
     Raises: ValueError if `frames` has another shape or type, or `fps` is not positive.
     """
 
     frames: np.ndarray
     fps: fractions.Fraction | float
+    records: Sequence[str | None] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "frames", check_frames(self.frames, "BFHW3"))
         object.__setattr__(self, "fps", frame_rate(self.fps))
+        object.__setattr__(self, "records", tuple(self.records) or (None,) * len(self.frames))
+        if len(self.records) != len(self.frames):
+            raise ValueError(f"{len(self.records)} records of {len(self.frames)} clips; give one each, or none")
 
-    def save(self, path) -> list[pathlib.Path]:
+    def save(self, path, *, record: bool = True) -> list[pathlib.Path]:
         """Writes the clips, by the suffix of `path`: .mp4, .gif, .webm, .webp or, without one, a folder of PNGs.
 
         Files of the same name are replaced; a folder must be new or empty.
+
+        Args:
+          record: let the files tell how they were made, prompt included, where that is known; `cogvx show` prints it.
         Returns: the paths written: `path` itself if B is 1, else `stem-0.mp4`, `stem-1.mp4`, ... beside it.
         Raises: what `check_writable` and `VideoWriter` raise.
         """
@@ -55,10 +64,11 @@ class Video:
             paths = [path]
         else:
             paths = [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(self.frames))]
-        for target in paths:
-            check_writable(target)
-        for target, clip in zip(paths, self.frames, strict=True):
-            with VideoWriter(target, self.fps) as writer:
+        comments = self.records if record else (None,) * len(paths)
+        for target, comment in zip(paths, comments, strict=True):
+            check_writable(target, commented=comment is not None)
+        for target, clip, comment in zip(paths, self.frames, comments, strict=True):
+            with VideoWriter(target, self.fps, comment) as writer:
                 writer.write(clip)
         return paths
 
@@ -77,7 +87,7 @@ class Video:
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            clips = [base64.b64encode(p.read_bytes()).decode() for p in self.save(f"{folder}/clip.mp4")]
+            clips = [base64.b64encode(p.read_bytes()).decode() for p in self.save(f"{folder}/clip.mp4", record=False)]
         tag = '<video controls loop autoplay muted playsinline src="data:video/mp4;base64,{}"></video>'
         return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(map(tag.format, clips))}</div>'
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from cogvx_jax.diffusion.number_text import number_text
+
 MAX_LAYERS = 1000
 
 
@@ -281,4 +283,4 @@ def _read(name: str, key: str, value: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else number_text(value)

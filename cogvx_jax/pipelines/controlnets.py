@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
 from cogvx_jax.convert.controlnet import CONFIG, StoredControlNet
 from cogvx_jax.convert.controlnet import open_controlnet as open_stored
+from cogvx_jax.convert.fingerprints import fingerprint
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
@@ -26,7 +26,6 @@ from cogvx_jax.pipelines.conditions import Control
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
 from cogvx_jax.sharding import everywhere, replicate
-from cogvx_jax.storage import open_files, parent_and_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +33,7 @@ class ControlNet:
     """A ControlNet that was found to fit a model; `load_controlnet` gives it.
 
     name: where it lies.
-    digest: of its files' names, sizes and times.
+    digest: its `fingerprint`.
     params: on the devices, of `placed_for`; None: they are read whenever sampling begins, and freed after it.
     """
 
@@ -101,7 +100,7 @@ def open_controlnet(source: Any, spec: ModelSpec) -> ControlNet:
         raise FileNotFoundError(f"there is no ControlNet {name}; give a folder, a file or a hub id")
     stored = open_stored(place)
     check_fits(stored.cfg, name, spec)
-    return ControlNet(name=name, stored=stored, digest=_digest(place))
+    return ControlNet(name=name, stored=stored, digest=fingerprint(place))
 
 
 def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
@@ -171,18 +170,3 @@ def encode_program(branch: ControlBranch, mesh: Mesh | None):
         return branch.apply({"params": params}, frames, method="encode")
 
     return jax.jit(encode, out_shardings=everywhere(mesh))
-
-
-def _digest(place: str | Path) -> str:
-    """Of its files by name, size and time, which are not read."""
-    files, names, folder = open_files(place), list[str](), place
-    if files.is_folder():
-        names = sorted(name for name in files.names() if files.exists(name))
-    else:
-        folder, name = parent_and_name(place)
-        files, names = open_files(folder), [name]
-    found = hashlib.sha256()
-    for name in names:
-        changed = Path(folder, name).stat().st_mtime_ns if "://" not in str(folder) else ""
-        found.update(f"{name} {files.size(name)} {changed}\n".encode())
-    return found.hexdigest()[:16]

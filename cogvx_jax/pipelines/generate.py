@@ -29,6 +29,7 @@ from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.on_step import OnStep
 from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.pipelines.provenance import record_texts
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
 from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps, run_facts
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
@@ -98,16 +99,17 @@ def generate(
     if saved is not None:
         check_resumed(model, request, saved)
     warn_of_hours(model.spec, [request], model.mesh)
+    records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
     model = fitting(model, request)
     how: dict[str, Any] = dict(noise=noise, progress=progress, one_program=one_program, on_step=on_step)
     if request.extend is not None:
         frames = extended_frames(model, request, **how)
-        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps)
+        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps, records=records)
     x = sample(model, request, resume=saved, **how)
     if output == "latents":
         return np.asarray(x)
     each = [decode_frames(model, x[i : i + 1], request.padding, tiling=request.tiling) for i in range(len(x))]
-    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps)
+    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps, records=records)
 
 
 def _shown_options() -> inspect.Signature:

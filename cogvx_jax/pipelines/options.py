@@ -539,6 +539,7 @@ def _seed(name: str, value: Any) -> int | str:
 
 
 def _fps(name: str, value: Any) -> fractions.Fraction | None:
+    value = _read_rate(value) if isinstance(value, str) and "/" in value else value  # JSON has no fractions
     number = _number(-math.inf, math.inf)(name, value)
     if number is None:
         return None

@@ -20,6 +20,7 @@ from cogvx_jax.diffusion.travel import Travel
 from cogvx_jax.diffusion.windows import Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
+from cogvx_jax.pipelines.input_sources import InputSource, input_sources
 from cogvx_jax.pipelines.inputs import (
     KINDS,
     NAMES,
@@ -111,6 +112,8 @@ class Request(Settings):
     warped: Warped | None = None  # noise that moves; None: noise that does not
     travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
     regions: Regions | None = None  # with prompts of their own, the same for all videos
+    asked: Options | None = None  # the options that this is of, completed by what is set here
+    sources: tuple[InputSource, ...] = ()  # what was read
 
     @property
     def segments(self) -> int:
@@ -150,6 +153,8 @@ class Request(Settings):
         """A hash of all that is asked for, pixels included; equal requests have equal ones. `seed` counts it in."""
         found = hashlib.sha256()
         for field in dataclasses.fields(self):
+            if field.name in ("asked", "sources"):  # which the other fields say
+                continue
             value = getattr(self, field.name) if seed or field.name != "seed" else None
             if value is None and field.name in LATER:
                 continue
@@ -217,7 +222,27 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
         raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
-    return request
+    return dataclasses.replace(request, asked=_completed(asked, request), sources=input_sources(asked))
+
+
+def _completed(asked: Options, request: Request) -> Options:
+    """Options that ask for the same whatever the model's own settings are."""
+    held: dict[str, Any] = {}
+    if asked.video is not None:
+        held["strength"] = request.strength
+    if request.image_noise is not None and (request.stills is not None or request.mask is not None):
+        held["image_noise"] = request.image_noise
+    return dataclasses.replace(
+        asked,
+        size=(request.height, request.width),
+        frames=request.frames if request.finished is None else request.finished,
+        steps=request.steps,
+        guidance_scale=request.guidance,
+        sampler=request.sampler,
+        seed=request.seed,
+        fps=request.fps,
+        **held,
+    )
 
 
 Inputs = tuple[Settings, dict[str, Any], fractions.Fraction | None]
