@@ -210,7 +210,7 @@ def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags
                 saved = earlier_steps(one.job.out)
             if saved is not None:
                 if one.job.options.seed == RANDOM:
-                    one = one._replace(request=dataclasses.replace(one.request, seed=saved.seed))
+                    one = one._replace(request=one.request.with_seed(saved.seed))
                 facts = early_facts(spec, mesh, exact=run.exact)
                 saved.check(request_facts(one.request) | facts)
                 report(f"{one.job.out}: {saved.steps} of {saved.count} steps were kept, and are gone on with")

@@ -39,7 +39,7 @@ from cogvx_jax.sharding import replicate
 
 
 class TextStates(NamedTuple):
-    """States (B, L, text_dim) of a request's texts; of K that follow (B, K, L, text_dim), of regions (B, K L, text_dim)."""
+    """Of a request's texts, (B, L, text_dim); of K that follow (B, K, L, text_dim), of regions (B, K L, text_dim)."""
 
     prompts: Any
     negative: Any = None  # what to steer away from; None without guidance

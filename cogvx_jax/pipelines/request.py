@@ -149,6 +149,11 @@ class Request(Settings):
                 f"the request was checked for {self.model}, whose videos are not like those of {spec.name}"
             )
 
+    def with_seed(self, seed: int) -> "Request":
+        """The same with another seed."""
+        asked = None if self.asked is None else dataclasses.replace(self.asked, seed=seed)
+        return dataclasses.replace(self, seed=seed, asked=asked)
+
     def digest(self, *, seed: bool = True) -> str:
         """A hash of all that is asked for, pixels included; equal requests have equal ones. `seed` counts it in."""
         found = hashlib.sha256()
