@@ -71,7 +71,7 @@ def sampled(model, inputs, plan, text, negative=None, weight=6.0):
     """The latents after each step."""
     after: list[np.ndarray] = []
     many = np.full(len(plan.timesteps), weight, np.float32)
-    how = dict(noise=SeededNoise(0), progress=False, after=lambda x: after.append(np.asarray(x)))
+    how = dict(noise=SeededNoise(0), progress=False, on_step=lambda step: after.append(np.asarray(step.latents)))
     denoise(model, inputs, text, negative, plan, many, **how)
     return np.stack(after)
 
@@ -342,7 +342,7 @@ def test_what_knows_no_clip_is_refused(model):
     other = check_request(model.spec, "x")
     with pytest.raises(ValueError, match="auto plans for videos to edit or for others; make them in two runs"):
         _choose("tiny", [request, other], None, None, AUTO, None)
-    with pytest.raises(ValueError, match="ControlNet or clip to edit or extend"):
+    with pytest.raises(ValueError, match="clip to edit or extend"):
         check_requests([request])
 
 

@@ -189,6 +189,7 @@ def command(small, tmp_path, monkeypatch, capfd):
 
         monkeypatch.setattr(Keeper, "__call__", signalled)
         arguments = ["generate", *arguments, "--model", small("5b")[0], "--no-progress", "--sampler", "dpm"]
+        arguments.append("--no-record")
         monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments)])
         capfd.readouterr()
         try:

@@ -83,7 +83,7 @@ def test_each_window_has_the_states_of_its_prompt(small):
     states = {
         p: encode_texts(model, check_request(model.spec, p)) for p in ("a red circle", "a blue star", "a green square")
     }
-    red, blue, green = ((np.float32(text), np.float32(negative)) for text, negative in states.values())
+    red, blue, green = ((np.float32(text), np.float32(negative)) for text, negative, _ in states.values())
     close(found[:, :2], clip(0, ((red[0] + blue[0]) / 2, red[1]))[:, :2])
     close(found[:, 3:], clip(2, green)[:, 1:])
     assert np.abs(clip(2, green) - clip(2, red)).max() > 0.02

@@ -71,7 +71,7 @@ def axes_of(per_block: PerBlock | None) -> Any:
     if per_block is None:
         return 0
     states: Any = 0 if per_block.states is None else States(values=nn.broadcast, place=0)
-    return PerBlock(skip=0, values=0, enhance=0, states=states, joined=(), regions=nn.broadcast)
+    return PerBlock(skip=0, values=0, enhance=0, states=states, joined=per_block.joined, regions=nn.broadcast)
 
 
 def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:
