@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion import objective
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.controlnet import ControlBranch
+from cogvx_jax.models.tora import Motion
 from cogvx_jax.sharding import everywhere
 
 
@@ -74,6 +75,7 @@ class SamplingInputs(NamedTuple):
     control: Control | None = None
     branches: tuple[ControlBranch, ...] = ()
     regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
+    motion: Motion | None = None  # what the blocks are given of trajectories
 
 
 def control_at(control: Control | None, step) -> Control | None:

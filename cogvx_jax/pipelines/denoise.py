@@ -70,7 +70,7 @@ def denoise(
         t = np.int32(sampler.timesteps[i])
         arguments = params, state, states, condition_at(condition, i), t, rows[i], at(weights, i), drawn
         control = None if inputs.control is None else inputs.control.in_step(i)
-        more = given(at(windows, i), control, inputs.regions)
+        more = given(at(windows, i), control, inputs)
         run = step if control is None else controlled
         state = run(*arguments, **more) if made is None else made(i, *arguments)
         if known is not None:
@@ -88,9 +88,9 @@ def denoise(
     return state.latents
 
 
-def given(windows: Any, control: Any, regions: Any) -> dict[str, Any]:
+def given(windows: Any, control: Any, inputs: SamplingInputs) -> dict[str, Any]:
     """What of these there is, by name: stored programs know none."""
-    named = dict(windows=windows, control=control, regions=regions)
+    named = dict(windows=windows, control=control, regions=inputs.regions, motion=inputs.motion)
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -127,7 +127,7 @@ def denoise_in_one(
     if short is None:
         program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
         loop = program if inputs.branches else model.compiled("loop", program)
-        x = loop(params, state, *arguments, **given(windows, inputs.control, inputs.regions)).latents
+        x = loop(params, state, *arguments, **given(windows, inputs.control, inputs)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

@@ -13,6 +13,7 @@ from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.controlnet import ControlBranch, added_states
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.regions import region_sets
+from cogvx_jax.models.tora import Motion
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known
 from cogvx_jax.pipelines.exact import row_by_row
@@ -36,12 +37,13 @@ def step_program(
     `weight` is what `guiders.lay_out` gives for the step, `guider` a row of `combining.COMBINE`. By name may follow:
       windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
       control: the `Control` of the step for ControlNets, whose `branches` these are.
+      motion: of `SamplingInputs`.
       regions: (B, T, h, w), of `SamplingInputs`; not with `control`. Then text is that of all prompts side by side.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(params, state, text, condition, t, row, weight, noise, windows=None, control=None, regions=None):
-        return one(params, state, text, condition, t, row, weight, noise, windows, control, regions)
+    def step(params, state, text, condition, t, row, weight, noise, **named):
+        return one(params, state, text, condition, t, row, weight, noise, **named)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
@@ -60,13 +62,13 @@ def loop_program(
     """
     one = _update(transformer, guided, mesh, guider=guider, branches=branches)
 
-    def loop(
-        params, state, text, condition, timesteps, rows, weights, noise, known, windows=None, control=None, regions=None
-    ):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, **named):
+        windows, control = (named.pop(name, None) for name in ("windows", "control"))
+
         def body(i, state):
             drawn = drawn_inside(noise, i, state, mesh)
-            channels, more = condition_at(condition, i), (at(windows, i), control_at(control, i), regions)
-            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
+            channels, own = condition_at(condition, i), dict(windows=at(windows, i), control=control_at(control, i))
+            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, **own, **named)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -123,24 +125,32 @@ def _update(
 
     of_clip = row_by_row(predict, mesh) if exact else predict_on_mesh
 
-    def one(params, state, text, condition, t, row, weight, noise, windows=None, control=None, regions=None):
+    def one(
+        params, state, text, condition, t, row, weight, noise, windows=None, control=None, regions=None, motion=None
+    ):
         x = state.latents
         velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
         controls: tuple[jax.Array, ...] = () if control is None else control.channels
         control = None if control is None else control._replace(channels=())
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
-        alone, third = (x, *controls), _of_third(weight)
+        alone, both, third = (x, *controls), _moving(_of_both(weight), motion), _of_third(weight)
         if guided:  # both branches in one batch: [negative, positive]
             x, *controls = (jnp.concatenate([y, y]) for y in alone)
         if regions is not None:  # the negative has no regions: all of its video sees the first text
             alone, controls = (*alone, regions), [jnp.concatenate([0 * regions, regions]) if guided else regions]
-        prediction = velocity((params, _of_both(weight), control), x, text, jnp.full((x.shape[0],), t), *controls)
+        prediction = velocity((params, both, control), x, text, jnp.full((x.shape[0],), t), *controls)
         if guided:
             perturbed = None
             if third is not None:
                 rows = alone[0].shape[0]
-                inputs = (params, third, control), alone[0], text[rows:], jnp.full((rows,), t), *alone[1:]
+                inputs = (
+                    (params, _moving(third, motion), control),
+                    alone[0],
+                    text[rows:],
+                    jnp.full((rows,), t),
+                    *alone[1:],
+                )
                 active = weight.own["scale"] != 0
                 perturbed = jax.lax.cond(active, lambda: velocity(*inputs), lambda: prediction[rows:])
             prediction, state = combined(guider, prediction, weight, state, perturbed)
@@ -159,6 +169,11 @@ def _states(branches: Branches, control: Control, x, controls, text, t) -> jax.A
         return compute()
     found = jax.eval_shape(compute)
     return jax.lax.cond(control.active, compute, lambda: jnp.zeros(found.shape, found.dtype))
+
+
+def _moving(per_block: PerBlock | None, motion: Motion | None) -> PerBlock | None:
+    """What the blocks do beside their own, with trajectories."""
+    return per_block if motion is None else (per_block or PerBlock())._replace(motion=motion)
 
 
 def _of_both(numbers: Any) -> PerBlock | None:
