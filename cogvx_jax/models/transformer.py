@@ -226,6 +226,8 @@ class Block(nn.Module):
         cfg, compute, x = self.cfg, self.compute, block_input(x)
         start, length = x, self.text_length
         y, gate = ExpertNorm(cfg, compute, length, name="norm1")(x, time, clips, pick)
+        if per_block is not None and per_block.motion is not None:
+            y = per_block.motion.fuse(y, length, self.tokens, compute.dtype)
         if attention is None:
             attend = Attention(cfg, compute, self.tokens, length, self.frames, name="attention")
             attention = attend(y, rope, clips, None if per_block is None else per_block.of_rows(pick))

@@ -96,7 +96,7 @@ def _compare(now: jax.Array, before: jax.Array, tokens: int) -> tuple[jax.Array,
 
 CHANGES = (  # fields that change what steps do
     *("guider", "enhance", "windows", "positions"),
-    *("controls", "extend", "travel", "regions"),
+    *("controls", "extend", "travel", "regions", "motion"),
 )
 
 
@@ -108,7 +108,7 @@ def check_requests(requests: Sequence[Request]) -> None:
         if request.task == "edit" or any(getattr(request, name) is not None for name in CHANGES):
             raise ValueError(
                 "a calibration is of the model's own steps: no guider, enhance, windows, positions, ControlNet, "
-                "travel, region or clip to edit or extend"
+                "travel, region, trajectory or clip to edit or extend"
             )
         if request.steps < FEWEST_STEPS:
             raise ValueError(f"a calibration needs at least {FEWEST_STEPS} steps, got {request.steps}")

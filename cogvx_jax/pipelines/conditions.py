@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion import objective
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.controlnet import ControlBranch
+from cogvx_jax.models.tora import Motion
 from cogvx_jax.sharding import everywhere
 
 
@@ -87,6 +88,7 @@ class SamplingInputs(NamedTuple):
     inverted: jax.Array | None = None  # (B, T, h, w, C) float32, the clean latents that `reference` is to be made of
     reference: Reference | None = None
     regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
+    motion: Motion | None = None  # what the blocks are given of trajectories
 
 
 def control_at(control: Control | None, step) -> Control | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, ToraConfig
+from cogvx_jax.convert.checkpoint import Published
 from cogvx_jax.convert.controlnet import CONFIG, StoredControlNet
 from cogvx_jax.convert.controlnet import open_controlnet as open_stored
 from cogvx_jax.convert.fingerprints import fingerprint
@@ -54,17 +55,30 @@ class ControlNet:
         """The parameters on the devices. Raises: ValueError for numbers that are not finite."""
         if self.params is not None and self.placed_for == (mesh, dtype):
             return self.params
-        source, flat = self.stored.parameters, {}
-        parameters = abstract_params(self.cfg)
-        where = sharding.shardings(parameters, mesh)
-        for path, parameter in parameters.items():
-            read = functools.partial(source.read, path, np.dtype(dtype))
-            flat[path] = sharding.put(read, parameter.shape, np.dtype(dtype), where[path], stacked=parameter.stacked)
-            source.release()
-        params = traverse_util.unflatten_dict(flat, sep="/")
-        if (bad := find_not_finite(params)) is not None:
-            raise ValueError(f"{self.name} holds numbers that are not finite in {bad}: the file is damaged")
-        return params
+        return read_beside(self.cfg, lambda path: self.stored.parameters, mesh, dtype, self.name)
+
+
+def read_beside(
+    cfg: ControlNetConfig | ToraConfig, source_of: Callable[[str], Published], mesh: Mesh | None, dtype: str, name: str
+) -> Any:
+    """The parameters of a network beside the transformer, on the devices.
+
+    Args:
+      source_of: where the parameter of a path is read.
+      name: of the network, for messages.
+    Raises: ValueError for numbers that are not finite.
+    """
+    parameters, flat = abstract_params(cfg), {}
+    where = sharding.shardings(parameters, mesh)
+    for path, parameter in parameters.items():
+        source = source_of(path)
+        read = functools.partial(source.read, path, np.dtype(dtype))
+        flat[path] = sharding.put(read, parameter.shape, np.dtype(dtype), where[path], stacked=parameter.stacked)
+        source.release()
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    if (bad := find_not_finite(params)) is not None:
+        raise ValueError(f"{name} holds numbers that are not finite in {bad}: the file is damaged")
+    return params
 
 
 class ControlUse(NamedTuple):

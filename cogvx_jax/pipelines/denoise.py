@@ -148,7 +148,7 @@ class _Loop:
             state = self._made(i, *arguments)
         else:
             run = self._plain if control is None else self._controlled
-            state = run(*arguments, **given(at(self._windows, i), control, self._reference(i), inputs.regions))
+            state = run(*arguments, **given(at(self._windows, i), control, self._reference(i), inputs))
         return state if inputs.known is None else known_program(mesh)(inputs.known, state, np.int32(i))
 
     def _reference(self, i: int) -> jax.Array | None:
@@ -163,10 +163,14 @@ class _Loop:
         control, nets = inputs.control, ()
         if control is not None:
             control, nets = control._replace(params=()), control.params
+        motion, fusers = inputs.motion, ()
+        if motion is not None:
+            motion, fusers = motion._replace(fusers=()), motion.fusers
+        beside = inputs.known, inputs.reference, inputs.regions, motion, control
         short = None if self._short is None else (self._short.computed, self._short.control)
         laid = self._sampler.timesteps, self._sampler.table, self._weights, short, self._windows
-        arrays = inputs.latents, inputs.condition, inputs.known, inputs.reference, inputs.regions, control, states, laid
-        return identify(facts, {"transformer": self._params, "controlnets": nets}, arrays)
+        arrays = inputs.latents, inputs.condition, beside, states, laid
+        return identify(facts, {"transformer": self._params, "controlnets": nets, "tora": fusers}, arrays)
 
 
 def _check_same(resume: SavedSteps, here: Identity) -> None:
@@ -180,10 +184,10 @@ def _check_same(resume: SavedSteps, here: Identity) -> None:
         )
 
 
-def given(windows: Any, control: Any, reference: Any, regions: Any) -> dict[str, Any]:
+def given(windows: Any, control: Any, reference: Any, inputs: SamplingInputs) -> dict[str, Any]:
     """What of them there is, by name: stored programs know none."""
-    several = {"windows": windows, "control": control, "reference": reference, "regions": regions}
-    return {name: value for name, value in several.items() if value is not None}
+    named = dict(windows=windows, control=control, reference=reference, regions=inputs.regions, motion=inputs.motion)
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def denoise_in_one(
@@ -222,7 +226,7 @@ def denoise_in_one(
         reference = inputs.reference
         if reference is not None:
             reference = reference._replace(latents=replicate(reference.latents, model.mesh))
-        x = loop(params, state, *arguments, **given(windows, inputs.control, reference, inputs.regions)).latents
+        x = loop(params, state, *arguments, **given(windows, inputs.control, reference, inputs)).latents
     else:
         loop, (kept, *which) = in_one(model, short, latents.shape, guided=guided, guider=kind)
         ended, kept = loop(params, state, kept, *arguments, *which)

@@ -273,7 +273,7 @@ def encode_texts(model: Model, request: Request) -> TextStates:
         text = jnp.concatenate([text[:, None], jnp.broadcast_to(more[None], (count, *more.shape))], axis=1)
         negative = jnp.broadcast_to(negative[:, None], (len(negative), *text.shape[1:]))
     if request.regions is not None:  # side by side
-        text, negative = (x.reshape(len(x), -1, x.shape[-1]) for x in (text, negative))
+        text, negative = (x.reshape(len(x), text.shape[1] * text.shape[2], text.shape[3]) for x in (text, negative))
     if request.negative is None:
         negative = jnp.zeros_like(text)
     empty = None

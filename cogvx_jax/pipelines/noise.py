@@ -10,7 +10,7 @@ import numpy as np
 
 from cogvx_jax.sharding import of_first_process
 
-LATENTS, POSTERIOR, STEPS, PIXELS, ORDER, WARP = range(6)  # what the noise is for; each has a stream of its own
+LATENTS, POSTERIOR, STEPS, PIXELS, ORDER, WARP, MOTION = range(7)  # what the noise is for; each has a stream of its own
 
 
 class NoiseSource(Protocol):
@@ -33,6 +33,9 @@ class NoiseSource(Protocol):
 
     def warp(self, index: int, shape: tuple[int, ...]) -> jax.Array:
         """The noise that a flow moves, on its own grid (0), or that its step `index` adds; of `flow` alone."""
+
+    def motion(self, shape: tuple[int, ...]) -> jax.Array:
+        """The noise with which pictures of a trajectory are drawn from their posterior."""
 
 
 class SeededNoise:
@@ -67,6 +70,9 @@ class SeededNoise:
 
     def warp(self, index, shape):
         return self._draw(shape, WARP, index)
+
+    def motion(self, shape):
+        return self._draw(shape, MOTION, 0)
 
     def _draw(self, shape, stream, index):
         videos = self._first + jnp.arange(shape[0])

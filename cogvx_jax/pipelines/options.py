@@ -34,6 +34,7 @@ MAX_STRIPS = 1024
 MAX_IMAGE_NOISE = 2.0  # from black to white
 MAX_CONTROL = 100.0
 MAX_DILATION = 1024  # pixels
+MAX_TRAJECTORIES = 64
 RANDOM = "random"
 POSITIONS = ("riflex",)  # beside those of training
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
@@ -171,6 +172,9 @@ class Options(Sampling):
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
       travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
         star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
+      trajectory: points that things move along, on a canvas of 256 x 256, with `tora`: "60,128 200,128", or a file with
+        a line for each point; several move side by side. In Python a list of lists of pairs.
+      tora: Tora's two files, EXTRACTOR,FUSER, or their folder, and their weight if not 1, for 5B and 5B-I2V.
       region: prompts of parts of the picture, for models with rotary positions alone, such as 5B and 1.5: a box of
         left, top, right, bottom, 0,0,0.5,1=a blue star, or what is white in a picture or video, left.png=a blue star.
         In Python and JSON a list of pairs.
@@ -212,6 +216,11 @@ class Options(Sampling):
     travel: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE=PROMPT", help_behavior_hint=NO_HINT)
     ] = ()
+    trajectory: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="X,Y X,Y ...|PATH", help_behavior_hint=NO_HINT),
+    ] = ()
+    tora: Annotated[Any, _word("PATH[:WEIGHT]"), NONE] = None
     region: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(metavar="BOX|PATH=PROMPT", help_behavior_hint=NO_HINT),
@@ -417,6 +426,29 @@ def _travel(name: str, value: Any) -> Travel | tuple[()]:
     return parse_travel([(place, prompt) for place, _, prompt in (one.partition("=") for one in several)])
 
 
+def _trajectories(name: str, value: Any) -> tuple[Any, ...]:
+    """Texts, paths or points of one or several; they are looked at when they are read."""
+    if value is None:
+        return ()
+    if isinstance(value, str | os.PathLike):
+        return (value,)
+    if not isinstance(value, tuple | list) or len(value) > MAX_TRAJECTORIES:
+        raise ValueError(f"{name} must be at most {MAX_TRAJECTORIES} lists of points x,y, got {_shown(value)}")
+    return tuple(value)
+
+
+def _tora(name: str, value: Any) -> tuple[str, float] | None:
+    """A path with its weight, as text or a pair."""
+    if value is None:
+        return None
+    source, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
+    if isinstance(value, str):
+        source, weight = parse_weighted(value, "Tora")
+    number = _number(-MAX_CONTROL, MAX_CONTROL, optional=False)(f"the weight of {name}", weight)
+    assert number is not None
+    return str(check_path(name, source)), float(number)
+
+
 def _regions(name: str, value: Any) -> tuple[Region, ...]:
     """Of text, or several: texts, pairs of a place and a prompt, or what was read before."""
     if value is None:
@@ -574,6 +606,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "positions": _positions,
     "negative_prompt": _texts,
     "travel": _travel,
+    "trajectory": _trajectories,
+    "tora": _tora,
     "region": _regions,
     "image": _source,
     "last_image": _source,

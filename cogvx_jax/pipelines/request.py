@@ -41,6 +41,7 @@ from cogvx_jax.pipelines.inputs import (
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
 from cogvx_jax.pipelines.regions import Regions, read_regions
+from cogvx_jax.pipelines.tora import MotionUse, read_motion
 from cogvx_jax.pipelines.warped_noise import Warped, read_warped
 
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
@@ -51,7 +52,7 @@ GUIDED_ALONE = ("negative_prompt", "use_dynamic_cfg")  # options that do nothing
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
-    *("warped", "travel", "regions"),
+    *("warped", "travel", "regions", "motion"),
 )
 
 
@@ -112,6 +113,7 @@ class Request(Settings):
     warped: Warped | None = None  # noise that moves; None: noise that does not
     travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
     regions: Regions | None = None  # with prompts of their own, the same for all videos
+    motion: MotionUse | None = None  # trajectories that all videos follow
     asked: Options | None = None  # the options that this is of, completed by what is set here
     sources: tuple[InputSource, ...] = ()  # what was read
 
@@ -222,6 +224,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         latents=asked.latents,
         travel=_find_travel(spec, settings, asked),
         regions=read_regions(spec, asked, settings.frames, settings.shape, settings.padding),
+        motion=read_motion(spec, asked, settings.frames),
         warped=read_warped(asked, settings.frames, shape),
         **inputs,
     )

@@ -13,6 +13,7 @@ from cogvx_jax.diffusion.update import SamplerState, update
 from cogvx_jax.models.controlnet import ControlBranch, added_states
 from cogvx_jax.models.per_block import PerBlock, States, paired, unpaired
 from cogvx_jax.models.regions import region_sets
+from cogvx_jax.models.tora import Motion
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known, reference_at
 from cogvx_jax.pipelines.exact import row_by_row
@@ -37,26 +38,14 @@ def step_program(
       windows: of the step, of `windows.lay_out`; else the whole clip is seen at once.
       control: the `Control` of the step for ControlNets, whose `branches` these are.
       reference: latents like the state's, which the video's tokens look at in every block.
+      motion: of `SamplingInputs`.
       regions: (B, T, h, w), of `SamplingInputs`. Then text is that of all prompts side by side.
     Of control, reference and regions there is one at most.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
-    def step(
-        params,
-        state,
-        text,
-        condition,
-        t,
-        row,
-        weight,
-        noise,
-        windows=None,
-        control=None,
-        reference=None,
-        regions=None,
-    ):
-        return one(params, state, text, condition, t, row, weight, noise, windows, control, reference, regions)
+    def step(params, state, text, condition, t, row, weight, noise, **named):
+        return one(params, state, text, condition, t, row, weight, noise, **named)
 
     return jax.jit(step, donate_argnums=1, out_shardings=everywhere(mesh))
 
@@ -76,25 +65,13 @@ def loop_program(
     """
     one = _update(transformer, guided, mesh, guider=guider, branches=branches)
 
-    def loop(
-        params,
-        state,
-        text,
-        condition,
-        timesteps,
-        rows,
-        weights,
-        noise,
-        known,
-        windows=None,
-        control=None,
-        reference=None,
-        regions=None,
-    ):
+    def loop(params, state, text, condition, timesteps, rows, weights, noise, known, **named):
+        per_step = {"windows": at, "control": control_at, "reference": reference_at}
+
         def body(i, state):
             drawn, channels = drawn_inside(noise, i, state, mesh), condition_at(condition, i)
-            more = at(windows, i), control_at(control, i), reference_at(reference, i), regions
-            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, *more)
+            own = named | {name: pick(named[name], i) for name, pick in per_step.items() if name in named}
+            state = one(params, state, text, channels, timesteps[i], rows[i], at(weights, i), drawn, **own)
             state = put_known(known, state, i)
             # Between steps it lies as between the calls of `denoise`.
             return state if mesh is None else jax.lax.with_sharding_constraint(state, everywhere(mesh))
@@ -169,6 +146,7 @@ def _update(
         control=None,
         reference=None,
         regions=None,
+        motion=None,
     ):
         x = state.latents
         velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
@@ -178,18 +156,20 @@ def _update(
         if condition is not None:
             x = jnp.concatenate([x, condition], axis=-1)
         alone, third = (x, *beside), _of_third(weight)
+
+        def weights(per_block):
+            return params, _joined(_moving(per_block, motion), reference), control
+
         if guided:  # both branches in one batch: [negative, positive]
             x, *beside = (jnp.concatenate([y, y]) for y in alone)
         if regions is not None:  # the negative has no regions: all of its video sees the first text
             alone, beside = (*alone, regions), (jnp.concatenate([0 * regions, regions]) if guided else regions,)
-        weights = params, _joined(_of_both(weight), reference), control
-        prediction = velocity(weights, x, text, jnp.full((x.shape[0],), t), *beside)
+        prediction = velocity(weights(_of_both(weight)), x, text, jnp.full((x.shape[0],), t), *beside)
         if guided:
             perturbed = None
             if third is not None:
                 rows = alone[0].shape[0]
-                weights = params, _joined(third, reference), control
-                inputs = weights, alone[0], text[rows:], jnp.full((rows,), t), *alone[1:]
+                inputs = weights(third), alone[0], text[rows:], jnp.full((rows,), t), *alone[1:]
                 active = weight.own["scale"] != 0
                 perturbed = jax.lax.cond(active, lambda: velocity(*inputs), lambda: prediction[rows:])
             prediction, state = combined(guider, prediction, weight, state, perturbed)
@@ -213,6 +193,11 @@ def _states(branches: Branches, control: Control, x, controls, text, t) -> jax.A
         return compute()
     found = jax.eval_shape(compute)
     return jax.lax.cond(control.active, compute, lambda: jnp.zeros(found.shape, found.dtype))
+
+
+def _moving(per_block: PerBlock | None, motion: Motion | None) -> PerBlock | None:
+    """What the blocks do beside their own, with trajectories."""
+    return per_block if motion is None else (per_block or PerBlock())._replace(motion=motion)
 
 
 def _of_both(numbers: Any) -> PerBlock | None:

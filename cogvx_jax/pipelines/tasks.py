@@ -24,6 +24,7 @@ from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_laten
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps, window_latents
+from cogvx_jax.pipelines.tora import motion_inputs
 from cogvx_jax.pipelines.warped_noise import warped_latents
 from cogvx_jax.sharding import replicate
 
@@ -32,13 +33,17 @@ MakeInputs = Callable[[Model, Request, NoiseSource, samplers.Sampler], SamplingI
 
 
 def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
-    """What a request's task, its regions and its ControlNets give to the loop. Raises: NotFiniteError."""
+    """What a request's task, and what goes beside it, give to the loop. Raises: NotFiniteError."""
     inputs = TASKS[request.task](model, request, noise, sampler)
     if request.regions is not None:
         latents = request.regions.latents
         inputs = inputs._replace(
             regions=replicate(np.broadcast_to(latents, request.batch_shape[:1] + latents.shape), model.mesh)
         )
+    if request.motion is not None:
+        size = request.height, request.width
+        motion = motion_inputs(model, request.motion, request.frames, size, noise, tiling=request.tiling)
+        inputs = inputs._replace(motion=motion)
     if request.controls is None:
         return inputs
     part, size = request.control_steps, (request.height, request.width)

@@ -43,8 +43,10 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
 
 def mixed(text: jax.Array, shares: jax.Array) -> jax.Array:
     """Text states (B, K, L, D) of K prompts as those of one, (B, L, D), by their shares (K,)."""
+    # Barriers: merged with what surrounds it, a mesh would round it in another way.
+    text, shares = jax.lax.optimization_barrier((text, shares))
     sums = jnp.sum(text.astype(jnp.float32) * shares[None, :, None, None], axis=1)
-    return sums.astype(text.dtype)
+    return jax.lax.optimization_barrier(sums.astype(text.dtype))
 
 
 def _with_first(part: jax.Array, x: jax.Array, first: jax.Array, channels: int) -> jax.Array:
