@@ -80,7 +80,7 @@ def make_draw(spec: ModelSpec, compute: Compute, options: Objective) -> Callable
             rest = ((0, 0), (0, x.shape[1] - 1), (0, 0), (0, 0), (0, 0))
             x = jnp.concatenate([x, jnp.pad(first, rest)], axis=-1)
         if spec.kind == "inpaint":
-            known = _known_channels(spec, vae, batch, options, next(keys))
+            known = known_channels(spec, vae, batch, options, next(keys))
             x = jnp.concatenate([x, _lengthened(spec, known)], axis=-1)
         return {"x": x, "x0": x0, "noise": noise, "text": text, "t": t}
 
@@ -160,7 +160,7 @@ def _image_latents(
     return latents * (image_scale(spec) if options.image_scale is None else options.image_scale)
 
 
-def _known_channels(
+def known_channels(
     spec: ModelSpec, vae: vaes.VAE, batch: Mapping[str, Any], options: Objective, key: jax.Array
 ) -> jax.Array:
     """What an inpainting model is told of clips (B, T, h, w, 17), scaled: how far it is known, and its latents.
