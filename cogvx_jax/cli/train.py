@@ -249,6 +249,7 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     """The model with what training needs of it; its clips are encoded."""
     from cogvx_jax.nn.backend import formulations
     from cogvx_jax.pipelines.model import load
+    from cogvx_jax.train.clips.batches import ENCODED
     from cogvx_jax.train.clips.encode import check_model
 
     unencoded = options.unencoded
@@ -260,9 +261,8 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     else:
         check_model(caches, encoders)
     # What training does not need any more leaves its memory to the transformer.
-    kept = {
-        name: x for name, x in encoders.params.items() if has_videos or encoders.spec.kind == "i2v" and name == "vae"
-    }
+    needed = ("vae",) if encoders.spec.kind in ENCODED else ()
+    kept = {name: x for name, x in encoders.params.items() if has_videos or name in needed}
     tokenizer = encoders.tokenizer
     del encoders
     loaded = load(options.model, components=("transformer",), **about)

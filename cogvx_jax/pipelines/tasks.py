@@ -16,7 +16,7 @@ import PIL.Image
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion import objective, samplers, schedule
 from cogvx_jax.diffusion.windows import shuffled
-from cogvx_jax.nn.resize import resize_linear
+from cogvx_jax.nn.resize import Array, resize_linear
 from cogvx_jax.pipelines.conditions import Condition, Known, SamplingInputs
 from cogvx_jax.pipelines.controlnets import control_inputs
 from cogvx_jax.pipelines.inputs import Still, Task
@@ -172,8 +172,8 @@ def latent_mask(made: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return np.concatenate([space[:1], rest])
 
 
-def resize_known(known: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """How far latents (T, h, w) are known by pixels (F, H, W) bool: float32, 0 to 1.
+def resize_known(known: Array, shape: tuple[int, int, int]) -> Array:
+    """How far latents (T, h, w) are known by pixels (F, H, W) bool: float32, 0 to 1, of the kind of `known`.
 
     The first frame is the first latent. Of the others two of each four count, in space 2x2 of each 8x8, so that thin
     regions vanish, and so does a last frame alone.
@@ -185,7 +185,7 @@ def resize_known(known: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     parts = [resize_linear(first, space)]
     if shape[0] > 1:
         parts.append(resize_linear(rest, {0: shape[0] - 1} | space))
-    return np.concatenate(parts)
+    return known.__array_namespace__().concatenate(parts)
 
 
 def _known_clip(request: Request, per_latent: int) -> tuple[np.ndarray, np.ndarray] | None:

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.pipelines.request import latent_frames
 from cogvx_jax.train.clips.cache import ClipCache
 from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan_rows, video_tokens
+
+# Kind of a model -> what of a clip the objective encodes itself, by the VAE.
+ENCODED: Mapping[Kind, str] = {"i2v": "image", "inpaint": "pixels"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +81,8 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
 
 def read(spec: ModelSpec, cache: ClipCache, numbers: Sequence[int]) -> dict[str, Any]:
     """What the objective of `spec` needs of these clips, stacked."""
-    found = cache.batch(numbers)
-    if spec.kind != "i2v":
-        del found["image"]
-    return found
+    found, wanted = cache.batch(numbers), {"moments", "text", ENCODED.get(spec.kind)}
+    return {name: array for name, array in found.items() if name in wanted}
 
 
 def choose(shares: Sequence[Share], which: int, place: int, seed: tuple[int, ...]) -> int:

@@ -2,7 +2,8 @@
 
 FOLDER/arrays/     a `Store` of clip/KEY and text/KEY:
                      clip: moments, posterior mean and log variance (T, h, w, 32), float32, and
-                           image, the first frame or the image that goes with it (H, W, 3), uint8
+                           image, the first frame or the image that goes with it (H, W, 3), uint8;
+                           of caches for inpainting models pixels, the clip itself (F, H, W, 3), uint8
                      text: states of a prompt (L, text_dim), float32
 FOLDER/cache.json  what the last encoding was of, and the keys of its clips
 """
@@ -48,6 +49,7 @@ class ClipCache:
     shape: Shape
     clips: tuple[tuple[str, str], ...]
     empty: str  # key of the states of ""
+    pixels: bool = False  # whether entries hold the clips themselves, too
 
     @property
     def digest(self) -> str:
@@ -55,7 +57,7 @@ class ClipCache:
         return hashlib.sha256(json.dumps(self.clips).encode()).hexdigest()[:16]
 
     def batch(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Moments, text and image of these clips, stacked; images in [-1, 1].
+        """Moments, text and image of these clips, stacked, and pixels where there are any; images in [-1, 1].
 
         Raises: ValueError naming the folder and the entry for what is damaged, not finite or of another shape.
         """
@@ -64,11 +66,12 @@ class ClipCache:
         found = _store(self.folder).read(names)
         self._check(dict(zip(names, found, strict=True)))
         clips, texts = found[: len(chosen)], found[len(chosen) :]
-        return {
+        batch = {
             "moments": np.stack([clip["moments"] for clip in clips]),
             "text": np.stack([text["states"] for text in texts]),
             "image": np.stack([clip["image"] for clip in clips]).astype(np.float32) / 127.5 - 1,
         }
+        return batch | ({"pixels": np.stack([clip["pixels"] for clip in clips])} if self.pixels else {})
 
     def empty_text(self) -> np.ndarray:
         """States of the empty prompt (L, text_dim)."""
@@ -113,7 +116,8 @@ class ClipCache:
             return {"states": _text_shape(self.folder, text_name(self.empty))}
         height, width = self.shape.height, self.shape.width
         latents = (self.shape.frames - 1) // TIME + 1, height // SPACE, width // SPACE
-        return {"moments": (*latents, None), "image": (height, width, 3)}
+        shapes: dict[str, tuple[int | None, ...]] = {"moments": (*latents, None), "image": (height, width, 3)}
+        return shapes | ({"pixels": (self.shape.frames, height, width, 3)} if self.pixels else {})
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
@@ -138,6 +142,8 @@ def open_cache(folder: StoragePath) -> ClipCache:
         facts = parse_json(read_file(folder / FILE, MAX_BYTES))
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
         cache = ClipCache(folder=folder, clips=clips, shape=_shape(facts.pop("shape")), **facts)
+        if type(cache.pixels) is not bool:
+            raise ValueError(f"its pixels are {quoted(cache.pixels)}, not true or false")
         if not all(isinstance(text, str) for text in (cache.model, cache.vae, cache.text_encoder, cache.empty)):
             raise ValueError("its names and hashes are no texts")
     except (ValueError, TypeError, KeyError) as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
 from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.models import vae as vaes
@@ -24,6 +25,7 @@ from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import params_digest, replicate, wait_for_all
 from cogvx_jax.storage import StoragePath, write_whole
+from cogvx_jax.train.clips.batches import ENCODED
 from cogvx_jax.train.clips.cache import ClipCache, Shape, clip_name, store_of, text_name, write_cache
 from cogvx_jax.train.clips.store import Store
 
@@ -54,7 +56,8 @@ def encode(
     store = store_of(folder)
     names = store.names()
     text = functools.partial(_text, model, encoder=encoders["text_encoder"], store=store, names=names)
-    read = functools.partial(_read_missing, names=names, vae=encoders["vae"], shape=shape)
+    pixels = holds_pixels(model.spec)
+    read = functools.partial(_read_missing, names=names, vae=encoders["vae"], shape=shape, pixels=pixels)
     own = [(i, sources[i]) for i in range(process, len(sources), processes)]
     try:
         part = _encode_part(model, own, store, names, read, text, report)
@@ -68,7 +71,8 @@ def encode(
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
     keys, empty = tuple((clip, prompt) for _, clip, prompt in clips), text("")
     store.commit()
-    cache = ClipCache(folder=folder, model=model.spec.name, shape=shape, clips=keys, empty=empty, **encoders)
+    facts: dict[str, Any] = {"model": model.spec.name, "shape": shape, "pixels": pixels, **encoders}
+    cache = ClipCache(folder=folder, clips=keys, empty=empty, **facts)
     if process == 0:
         report(
             f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
@@ -109,7 +113,8 @@ def _encode_part(
             if not np.isfinite(moments).all():
                 skip(source, "not finite", f"the VAE of {model.spec.name} gives numbers that are not finite")
                 continue
-            store.add(clip_name(key), {"moments": moments, "image": clip.image})
+            own = {"pixels": clip.pixels} if holds_pixels(model.spec) else {}
+            store.add(clip_name(key), {"moments": moments, "image": clip.image} | own)
             names.add(clip_name(key))
             part["new"] += 1
         part["clips"].append((number, key, text(source.prompt)))
@@ -130,12 +135,22 @@ def _exchange(folder: StoragePath, part: dict[str, Any], process: int, processes
     return parts
 
 
+def holds_pixels(spec: ModelSpec) -> bool:
+    """Whether entries for a model hold the clips themselves: masks are laid over them anew in every update."""
+    return ENCODED.get(spec.kind) == "pixels"
+
+
 def check_model(caches: Iterable[ClipCache], model: Model) -> None:
-    """Raises ValueError if one was made by other encoders than those that the model was loaded with."""
+    """Raises ValueError if one was made by other encoders than those of the model, or lacks what it learns from."""
     own: dict[str, str] = {}
     for name in model.params.keys() & {"vae", "text_encoder"}:
         own[name] = params_digest(model.params[name])
     for cache in caches:
+        if holds_pixels(model.spec) and not cache.pixels:
+            raise ValueError(
+                f"{cache.folder} was encoded for {cache.model} and holds no pixels, over which the masks of an "
+                f"inpainting model are laid; run `cogvx encode` with the model you train, to another folder"
+            )
         for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
             if own.get(name, theirs) != theirs:
                 raise ValueError(
@@ -152,15 +167,18 @@ class _Clip:
     image: np.ndarray
 
 
-def _read_missing(source: Source, *, names: Collection[str], vae: str, shape: Shape) -> tuple[str, _Clip | None]:
+def _read_missing(
+    source: Source, *, names: Collection[str], vae: str, shape: Shape, pixels: bool
+) -> tuple[str, _Clip | None]:
     """The key of a clip, and the clip where it is not among the entries."""
-    images = [] if source.image is None else [_key(read_chunks(source.image))]
-    key = _key(read_chunks(source.video), vae, shape, *images)
+    others = [] if source.image is None else [_key(read_chunks(source.image))]
+    others += ["pixels"] if pixels else []
+    key = _key(read_chunks(source.video), vae, shape, *others)
     if clip_name(key) in names:
         return key, None
-    pixels = read_clip(source.video, **dataclasses.asdict(shape))
-    image = pixels[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
-    return key, _Clip(pixels, image)
+    clip = read_clip(source.video, **dataclasses.asdict(shape))
+    image = clip[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
+    return key, _Clip(clip, image)
 
 
 def _ahead(

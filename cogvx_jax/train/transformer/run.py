@@ -29,7 +29,7 @@ from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, run_folder
 from cogvx_jax.train.checkpoint import newest_update
-from cogvx_jax.train.clips.batches import Feed, Share, clip_tokens, feed, packed_feed
+from cogvx_jax.train.clips.batches import ENCODED, Feed, Share, clip_tokens, feed, packed_feed
 from cogvx_jax.train.clips.cache import open_cache
 from cogvx_jax.train.clips.encode import check_model
 from cogvx_jax.train.clips.held_out import hold_out
@@ -76,7 +76,8 @@ def train(
     stage's last update is that of the next one's first.
 
     Args:
-      model: of its components, the transformer is needed, for image-to-video models the VAE, for videos all.
+      model: of its components, the transformer is needed, for image-to-video and inpainting models the VAE, for
+        videos all.
       source: what the model was loaded from; it is noted in the run.
       videos: of the moving average, see `videos.write_videos`.
       release: the given model is not used any more: parameters that are trained are freed when the state has them.
@@ -111,7 +112,7 @@ def train(
         if done:
             run.let_go()
         fixed: dict[str, Any] = {"base": run.frozen, "empty": replicate(shares[0][0].cache.empty_text(), model.mesh)}
-        if run.spec.kind == "i2v":
+        if run.spec.kind in ENCODED:
             fixed["vae"] = jax.tree.map(jnp.asarray, model.params["vae"])
         for number, end in enumerate(run_folder.ends(stages)[:-1]):
             if done < end:  # its state is not held here: the next stage reads it from the checkpoint
@@ -122,9 +123,10 @@ def train(
 
 def check_kind(spec: ModelSpec) -> None:
     """Raises ValueError for a kind of model whose condition no batch of clips holds."""
-    if spec.kind not in ("t2v", "i2v"):
+    if spec.kind == "control":
         raise ValueError(
-            f"{spec.name} is of the kind {spec.kind}, which cannot be trained here; use a text-to-video or an I2V model"
+            f"{spec.name} is of the kind control, which cannot be trained here; use a text-to-video, image-to-video or "
+            "inpainting model"
         )
 
 

@@ -10,6 +10,24 @@ from cogvx_jax.diffusion.samplers import LCM_STEPS
 from cogvx_jax.diffusion.schedule import exact_steps
 
 
+class MaskShare(NamedTuple):
+    """How often a kind of mask is drawn, beside the others: of a clip, and of a clip of one frame."""
+
+    clips: float
+    pictures: float
+
+
+# What an inpainting model is to make of a clip, in the shares of CogVideoX-Fun's training: all of it, all after its
+# first frames, all between its first and last frames, a block in all frames, a block in some frames.
+MASKS: Mapping[str, MaskShare] = {
+    "all": MaskShare(0.3, 0.8),
+    "first": MaskShare(0.3, 0.0),
+    "first-last": MaskShare(0.3, 0.0),
+    "block": MaskShare(0.05, 0.2),
+    "block-in-time": MaskShare(0.05, 0.0),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is random about the loss. The defaults are the authors', but for the two that name others.
@@ -32,10 +50,16 @@ class Objective:
     image_dropout: float = 0.05  # of those models, share of images replaced by zeros
     # Of image latents. None is what `generate` uses; the authors' trainer has the scaling factor, for 1.5 too.
     image_scale: float | None = None
+    # of inpainting models, kinds of masks to draw: all, first, first-last, block, block-in-time; for clips of one frame
+    # all and block
+    masks: tuple[str, ...] = tuple(MASKS)
+    # of those models, share of masks of all the clip that are told by zeros, as in a video from text; the others are
+    # encoded as black clips
+    text_alone: float = 0.9
     noise_offset: float = 0.0  # deviation of one number per clip, added to all of its noise
 
     def __post_init__(self):
-        for name in ("text_dropout", "image_dropout"):
+        for name in ("text_dropout", "image_dropout", "text_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         for name in ("noise_offset", "image_noise_spread"):
@@ -44,6 +68,9 @@ class Objective:
         for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        unknown = [name for name in self.masks if name not in MASKS]
+        if unknown or not self.masks:
+            raise ValueError(f"masks must be some of {', '.join(MASKS)}, got {unknown[0] if unknown else 'none'!r}")
 
 
 class DistillationMethod(NamedTuple):
