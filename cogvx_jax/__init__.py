@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
+    from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
@@ -34,6 +35,7 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Preview",
     "SLG",
     "STG",
     "Step",
@@ -59,6 +61,7 @@ _HOMES = {
     "Video": "data.video",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
+    "Preview": "pipelines.previews",
     "compile_programs": "planning.compile",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",

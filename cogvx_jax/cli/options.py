@@ -66,6 +66,7 @@ class RunFlags:
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
         command goes on from there, to the same bits.
+      preview: a .webp or .gif file for small frames of what is being sampled, written anew while the steps go on.
       progress: show a progress bar.
     """
 
@@ -79,6 +80,7 @@ class RunFlags:
     one_program: bool = False
     exact: bool = False
     keep_steps: bool = True
+    preview: Path | None = None
     progress: bool = True
 
 
