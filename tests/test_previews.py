@@ -1,10 +1,15 @@
 """Previews: small frames of what is being sampled."""
 
+import base64
 import dataclasses
+import io
 import json
+import re
 import sys
+import types
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import cogvx_jax as cx
@@ -111,6 +116,34 @@ def test_clips_to_fit_to_are_of_the_shape_that_is_said():
     clips = previews.fitting_clips("CogVideoX-5b")
     assert clips.shape == (16, 17, 64, 64, 3) and clips.dtype == np.uint8
     assert 40 < clips[8:].std() < 80 and len(previews.fitting_clips("tiny")) == 8
+
+
+def test_a_notebook_shows_them_in_one_place(small, short_clips, monkeypatch):
+    model, pages = small("5b")[1], []
+
+    class Shown:
+        def update(self, page):
+            pages[-1].append(page)
+
+    def display(page, display_id):
+        assert display_id
+        pages.append([page])
+        return Shown()
+
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(HTML=str, display=display))
+    monkeypatch.setattr(previews, "SHARE", 1)
+    preview = cx.Preview(model)
+    for _ in range(2):
+        cx.generate(model, ["a red circle"] * 2, progress=False, output="latents", on_step=preview.show)
+    assert [len(shown) for shown in pages] == [4, 4]
+    first, *_ = re.findall('src="data:image/webp;base64,([^"]+)"', pages[0][0])
+    picture = PIL.Image.open(io.BytesIO(base64.b64decode(first)))
+    assert picture.size == (6, 4) and picture.n_frames == 3
+    assert "step 4 of 4" in pages[1][-1] and pages[1][-1].count("<img") == 2
+    monkeypatch.setitem(sys.modules, "IPython.display", None)
+    with pytest.raises(ValueError, match="`show` is for notebooks"):
+        cx.generate(model, "a red circle", progress=False, output="latents", on_step=preview.show)
 
 
 @pytest.mark.full

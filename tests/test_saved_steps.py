@@ -233,7 +233,7 @@ def test_again_begins_anew_and_a_drawn_seed_is_gone_on_with(command, tmp_path):
 
 def test_steps_are_kept_now_and_then_and_a_full_disk_ends_nothing(command, tmp_path, monkeypatch):
     monkeypatch.setattr(kept_steps, "EVERY", 0.0)
-    monkeypatch.setattr(kept_steps, "SHARE", 0)
+    monkeypatch.setattr(kept_steps, "SHARE", 1)
     saved, save = [], cx.Step.save
 
     def saves(step, file):

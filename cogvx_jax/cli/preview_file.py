@@ -1,16 +1,16 @@
 """`--preview FILE`: an animation of what is being sampled, written anew while the steps go on."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cogvx_jax.cli.options import report
+from cogvx_jax.pipelines.seldom import Seldom
 
 if TYPE_CHECKING:
     from cogvx_jax.pipelines.model import Model
     from cogvx_jax.pipelines.on_step import Step
 
-SHARE = 50  # times as long as a preview takes goes by before the next: a fiftieth of the time at most
+SHARE = 1 / 50  # of the time that previews take at most
 KINDS = (".webp", ".gif")
 
 
@@ -36,15 +36,12 @@ class PreviewFile:
 
         self._preview, self._file = Preview(model), file
         self._fps = out_fps / model.spec.vae.temporal_compression
-        self._again, self._writes = 0.0, True
+        self._seldom, self._writes = Seldom(SHARE), True
 
     def __call__(self, step: "Step") -> None:
-        began = time.monotonic()
-        if not self._writes or (began < self._again and step.number < step.count):
-            return
-        self._write(step)
-        took = time.monotonic() - began
-        self._again = began + took * (1 + SHARE)
+        if self._writes and (self._seldom.due() or step.number == step.count):
+            with self._seldom.doing():
+                self._write(step)
 
     def _write(self, step: "Step") -> None:
         from cogvx_jax.data.video import VideoWriter

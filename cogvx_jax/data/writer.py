@@ -62,13 +62,15 @@ class VideoWriter:
 
     Args:
       fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
+      crf: of an .mp4 or .webm, how coarse it is; more is smaller. None is nearly without loss.
     Raises: what `check_writable` raises, on construction; ValueError if `fps` is not positive, if chunks
       differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError, which names `path`,
       if it cannot be written, as on a full disk.
     """
 
-    def __init__(self, path, fps: float | fractions.Fraction):
+    def __init__(self, path, fps: float | fractions.Fraction, *, crf: int | None = None):
         check_writable(path)
+        self._options = {} if crf is None else {"crf": str(crf)}
         self.path, self.fps, self._final = Path(path), frame_rate(fps), written_place(path)
         self._partial: Path | None = None  # in a hidden folder beside it
         self._hidden = contextlib.ExitStack()
@@ -94,9 +96,13 @@ class VideoWriter:
                 folder = self._hidden.enter_context(hidden_folder(self._final.parent))
                 self._partial = folder / self.path.name
                 self._output = _Pictures(self._partial) if not suffix else None
-                self._output = self._output or _Encoder(self._partial, FORMATS[suffix], self.fps, size)
+                self._output = self._output or _Encoder(self._partial, self._kind(suffix), self.fps, size)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
+
+    def _kind(self, suffix: str) -> Format:
+        kind = FORMATS[suffix]
+        return kind._replace(options=kind.options | self._options)
 
     def __exit__(self, kind, value, traceback) -> None:
         try:

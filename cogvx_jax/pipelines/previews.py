@@ -3,6 +3,8 @@
 The map belongs to one VAE. It is fitted to what that VAE encodes, and kept under the hash of its weights.
 """
 
+import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from cogvx_jax import cache
 from cogvx_jax.data.video import to_uint8
@@ -19,6 +22,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import decode_frames, encode_moments
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.on_step import Step
+from cogvx_jax.pipelines.seldom import Seldom
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.storage import read_file, write_whole
 from cogvx_jax.tiny import shapes
@@ -28,6 +32,8 @@ CLIPS = 8  # that a map is fitted to; more of them gain 0.2 dB
 RIDGE = 1e-3
 MAX_BYTES = 2**16  # of a map's file
 SEED = 16
+SHARE = 1 / 50  # of the time that showing takes at most
+SHOWN, MILLISECONDS = 240, 500  # pixels of a shown frame's height, and how long each is shown
 
 
 class Preview:
@@ -48,6 +54,7 @@ class Preview:
             if ours != theirs:
                 raise ValueError(f"the decoder of previews must take latents of {ours} channels, it takes {theirs}")
         self._decoder, self._colours = decoder, None if decoder is not None else colour_map(model)
+        self._seldom, self._shown, self._last = Seldom(SHARE), None, (0, 0)
 
     def __call__(self, step: Step) -> np.ndarray:
         """Frames of all videos, uint8: (B, T, H / 8, W / 8, 3), or with a decoder (B, F, H, W, 3)."""
@@ -56,6 +63,38 @@ class Preview:
             return np.asarray(_coloured(x0, self._colours))
         videos = [list(decode_frames(self._decoder, x0[i : i + 1])) for i in range(len(x0))]
         return np.stack([np.concatenate(frames) for frames in videos])
+
+    def show(self, step: Step) -> None:
+        """Shows the frames in a notebook's output, in place of those before: a function for `on_step`.
+
+        It takes a fiftieth of the time at most, so that steps may be passed over.
+        Raises: ValueError outside of notebooks.
+        """
+        now = step.segment, step.number
+        if now <= self._last:  # another generation
+            self._shown = None
+        self._last = now
+        if step.number < step.count and not self._seldom.due():
+            return
+        try:
+            from IPython.display import HTML, display
+        except ImportError:
+            raise ValueError("`show` is for notebooks, and IPython is not there; call the preview instead") from None
+        with self._seldom.doing():
+            pictures = "".join(map(_picture, self(step)))
+            page = HTML(f"<div>step {step.number} of {step.count}</div>{pictures}")
+            if self._shown is None:
+                self._shown = display(page, display_id=True)
+            else:
+                self._shown.update(page)
+
+
+def _picture(frames: np.ndarray) -> str:
+    """An animation of frames (F, H, W, 3), as HTML that holds it."""
+    pictures, file = [PIL.Image.fromarray(frame) for frame in frames], io.BytesIO()
+    pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=MILLISECONDS, loop=0)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img style="height:{SHOWN}px;image-rendering:pixelated" src="data:image/webp;base64,{data}">'
 
 
 def colour_map(model: Model) -> np.ndarray:
