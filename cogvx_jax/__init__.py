@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
+    from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.pipelines.record import Record, read_record
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
@@ -38,6 +39,7 @@ __all__ = [
     "ControlNet",
     "Model",
     "PAG",
+    "Preview",
     "Record",
     "Region",
     "SLG",
@@ -71,6 +73,7 @@ _HOMES = {
     "Record": "pipelines.record",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
+    "Preview": "pipelines.previews",
     "compile_programs": "planning.compile",
     "enhance_prompt": "prompting.enhance",
     "find_lora": "pipelines.lora",

@@ -23,6 +23,7 @@ from cogvx_jax.cli.options import (
     parse_lora,
     report,
 )
+from cogvx_jax.cli.preview_file import PreviewFile, check_preview
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
@@ -92,6 +93,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
+    if run.preview is not None:
+        check_preview(run.preview, run.one_program, run.distributed)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs
@@ -121,6 +124,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         asked |= {"enhance_prompt": run.llm or ""} if run.enhance_prompt else {}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
+    if run.preview is not None:
+        check_writable(run.preview)
     for one in work:
         with attempts.at(one.job):
             check_writable(one.job.out, commented=run.record)
@@ -322,6 +327,7 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
 
     from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
     from cogvx_jax.pipelines.model import absolute_source
+    from cogvx_jax.pipelines.on_step import in_turn
     from cogvx_jax.pipelines.provenance import record_text
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
@@ -340,13 +346,15 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
+    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps))
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps), record)
+        size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, float(request.fps), record)
         _ended(job.out, digest, size, float(request.fps), began)
         return
     keeper = Keeper(job.out) if _keeps_steps(run, request) else None
     with keeper or contextlib.nullcontext():
-        latents = np.asarray(sample(model, request, on_step=keeper, resume=earlier, **how))[job.index : job.index + 1]
+        looks = in_turn(*(one for one in (shows, keeper) if one is not None))
+        latents = np.asarray(sample(model, request, on_step=looks, resume=earlier, **how))[job.index : job.index + 1]
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,

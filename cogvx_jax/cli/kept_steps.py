@@ -1,7 +1,6 @@
 """The steps of a video that is sampled, kept in a file beside it: the same command goes on where it was stopped."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -9,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from cogvx_jax.cli import signals
 from cogvx_jax.cli.options import report
+from cogvx_jax.pipelines.seldom import Seldom
 
 if TYPE_CHECKING:
     from cogvx_jax.pipelines.on_step import Step
     from cogvx_jax.pipelines.saved_steps import SavedSteps
 
 EVERY = 5.0  # seconds of sampling after which its steps are kept, though no signal came
-SHARE = 20  # times as long as keeping takes is sampled before the next: a twentieth of the time at most
+SHARE = 1 / 20  # of the time that keeping them takes at most
 
 
 class Keeper:
@@ -26,7 +26,7 @@ class Keeper:
 
     def __init__(self, out: Path):
         self.file, self._out = steps_file(out), out
-        self._kept_at, self._cost = time.monotonic(), 0.0
+        self._seldom, self._said = Seldom(SHARE, EVERY), ""
         self._ends = contextlib.ExitStack()
         self._signalled: Callable[[], bool] | None = None
 
@@ -47,8 +47,7 @@ class Keeper:
             if self._keep(step):
                 report(f"{step.number} of {step.count} steps of {self._out} are kept; the same command goes on")
             self._ends.close()  # raises what came
-        last, wait = step.number == step.count, max(EVERY, SHARE * self._cost)
-        if not last and time.monotonic() - self._kept_at >= wait:
+        if step.number < step.count and self._seldom.due():
             self._keep(step)
 
     def forget(self) -> None:
@@ -56,16 +55,16 @@ class Keeper:
         self.file.unlink(missing_ok=True)
 
     def _keep(self, step: "Step") -> bool:
-        began = time.monotonic()
         try:
-            step.save(self.file)
-            return True
+            with self._seldom.doing():
+                step.save(self.file)
         except OSError as error:  # sampling may still end well
-            report(f"the steps of {self._out} could not be kept ({error})")
+            said = f"the steps of {self._out} could not be kept ({error})"
+            if said != self._said:
+                report(said)
+            self._said = said
             return False
-        finally:
-            self._kept_at = time.monotonic()
-            self._cost = self._kept_at - began
+        return True
 
 
 def steps_file(out: Path) -> Path:

@@ -98,6 +98,7 @@ class RunFlags:
       exact: the same bits on one device and on any mesh of data and cfg; slower.
       keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
         command goes on from there, to the same bits.
+      preview: a .webp or .gif file for small frames of what is being sampled, written anew while the steps go on.
       progress: show a progress bar.
       enhance_prompt: let a language model make a long English description of the prompt first, as `cogvx enhance` does.
         OPENAI_BASE_URL and OPENAI_API_KEY name its endpoint.
@@ -116,6 +117,7 @@ class RunFlags:
     one_program: bool = False
     exact: bool = False
     keep_steps: bool = True
+    preview: Path | None = None
     progress: bool = True
     enhance_prompt: bool = False
     llm: str | None = None

@@ -65,13 +65,15 @@ class VideoWriter:
     Args:
       fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
       comment: a text that the video carries, such as how it was made; `data.comments` says where.
+      crf: of an .mp4 or .webm, how coarse it is; more is smaller. None is nearly without loss.
     Raises: what `check_writable` raises, on construction; ValueError if `fps` is not positive, if chunks
       differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError, which names `path`,
       if it cannot be written, as on a full disk.
     """
 
-    def __init__(self, path, fps: float | fractions.Fraction, comment: str | None = None):
+    def __init__(self, path, fps: float | fractions.Fraction, comment: str | None = None, *, crf: int | None = None):
         check_writable(path, commented=comment is not None)
+        self._options = {} if crf is None else {"crf": str(crf)}
         self.path, self.fps, self._final = Path(path), frame_rate(fps), written_place(path)
         self._comment = comment
         self._partial: Path | None = None  # in a hidden folder beside it
@@ -99,9 +101,13 @@ class VideoWriter:
                 self._partial = folder / self.path.name
                 self._output = _Pictures(self._partial, self._comment) if not suffix else None
                 inside = None if suffix in BESIDE else self._comment
-                self._output = self._output or _Encoder(self._partial, FORMATS[suffix], self.fps, size, inside)
+                self._output = self._output or _Encoder(self._partial, self._kind(suffix), self.fps, size, inside)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
+
+    def _kind(self, suffix: str) -> Format:
+        kind = FORMATS[suffix]
+        return kind._replace(options=kind.options | self._options)
 
     def __exit__(self, kind, value, traceback) -> None:
         try:

@@ -27,7 +27,7 @@ from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
-from cogvx_jax.pipelines.on_step import OnStep
+from cogvx_jax.pipelines.on_step import OnStep, told
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.provenance import record_texts
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
@@ -170,6 +170,7 @@ def sample(
         inputs = _with_reference(model, request, inputs, texts, plan, noise=noise, progress=progress)
     if one_program:
         return denoise_in_one(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
+    on_step = None if on_step is None else told(on_step, padding=request.padding)
     given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
     return denoise(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
 
@@ -193,7 +194,7 @@ def extended_frames(
 
     def make(one: Request) -> jax.Array:
         number = next(numbers)
-        seen = None if on_step is None else lambda step: on_step(step.of_segment(number, request.segments))
+        seen = None if on_step is None else told(on_step, segment=number, segments=request.segments)
         return sample(model, one, text=text, on_step=seen, **how)
 
     return extended(model, request, make)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ class Step:
     timestep: that the model was told.
     seconds: since sampling began in this process, the first step's compilation included.
     segment, segments: of a video that is extended, which of its parts this is, and of how many; else 1 and 1.
+    padding: latents at the front that no frames are made of.
     """
 
     number: int
@@ -62,6 +63,7 @@ class Step:
     seconds: float
     segment: int = 1
     segments: int = 1
+    padding: int = 0
     seen: Seen = dataclasses.field(repr=False)
 
     @functools.cached_property
@@ -86,10 +88,6 @@ class Step:
         """States of the texts, (B, L, text_dim) or with guidance (2 B, L, text_dim), the negatives first."""
         return self.seen.text
 
-    def of_segment(self, number: int, count: int) -> "Step":
-        """The same step as that of a part of a longer video."""
-        return dataclasses.replace(self, segment=number, segments=count)
-
     def save(self, file: str | os.PathLike) -> None:
         """Writes all that sampling carries to a file, with which `generate(..., resume=file)` goes on bit for bit.
 
@@ -107,6 +105,21 @@ class Step:
 
 
 OnStep = Callable[[Step], Change | None]
+
+
+def in_turn(*looks: Callable[[Step], None]) -> OnStep | None:
+    """One function that calls several, which change nothing; None of none."""
+
+    def look(step: Step) -> None:
+        for one in looks:
+            one(step)
+
+    return look if looks else None
+
+
+def told(on_step: OnStep, **more: Any) -> OnStep:
+    """The function, called with steps of which more is said."""
+    return lambda step: on_step(dataclasses.replace(step, **more))
 
 
 def changed(carried: jax.Array, given: jax.Array | np.ndarray | None, name: str) -> jax.Array:
