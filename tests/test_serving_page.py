@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
+pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 pytest.importorskip("openai", reason="tests of the server need the extra `test-serve`")
 pytest.importorskip("zai", reason="tests of the server need the extra `test-serve`")
 
