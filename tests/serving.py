@@ -146,3 +146,8 @@ class Site:
             assert time.monotonic() < until, job
             time.sleep(0.02)
         return job
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]

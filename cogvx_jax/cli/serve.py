@@ -143,9 +143,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
+    from cogvx_jax.serving.queue import Queue, Retention
+
+    queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
     from cogvx_jax.serving.adapters import Adapters
     from cogvx_jax.serving.http import make_app
-    from cogvx_jax.serving.queue import Queue, Retention
     from cogvx_jax.serving.service import Rules, Service
     from cogvx_jax.serving.store import Store
 
@@ -155,8 +157,7 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
         bytes=None if run.keep_gb is None else round(run.keep_gb * 1e9),
     )
     rules = Rules(strict=run.strict, url_seconds=run.url_minutes * 60, keep=keep, public_url=run.public_url)
-    queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
-    spec, adapters = _spec(run, about), Adapters(run.loras)
+    adapters, spec = Adapters(run.loras), _spec(run, about)
     service = Service(queue, Store(run.store), model=run.model, spec=spec, adapters=adapters, rules=rules)
     return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin)
 

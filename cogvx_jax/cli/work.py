@@ -58,6 +58,7 @@ class WorkFlags(RunFlags, StoreFlags):
     Args:
       lease: seconds after which another worker takes over, if this one is not heard of.
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
+      previews: show what is sampled while it is; takes a fiftieth of the time at most.
       until_idle: end when no job waits.
     """
 
@@ -67,6 +68,7 @@ class WorkFlags(RunFlags, StoreFlags):
     progress: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
     lease: float = 30.0
     save_every: float = 60.0
+    previews: bool = True
     until_idle: bool = False
 
 
@@ -92,9 +94,11 @@ def work(
     load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
     from cogvx_jax.serving.adapters import Adapters
     from cogvx_jax.serving.making import Maker
+    from cogvx_jax.serving.stepping import previews_of
 
     adapters = Adapters(run.loras)
-    maker = Maker(load_model(run, about), adapters, run.save_every)
+    model = load_model(run, about)
+    maker = Maker(model, adapters, run.save_every, previews_of(model) if run.previews else None)
     worker = Worker(
         queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
     )

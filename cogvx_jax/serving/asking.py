@@ -154,8 +154,7 @@ def _known(fields: Fields) -> dict[str, Any]:
     for name, value in fields.values.items():
         if name in NOTHING:
             harmless, why = NOTHING[name]
-            given = _plain(name, value, YES) if fields.textual and isinstance(harmless, bool) else value
-            given = _plain(name, value, WHOLE) if fields.textual and name == "n" else given
+            given = _plain(name, value, _KIND_OF[type(harmless)], fields.textual)
             if given != harmless or type(given) is not type(harmless):
                 raise Refused("invalid_value", f"{name} cannot be had: {why}", name)
         elif name in OPTIONS or name in FILES or name in OTHERS:
@@ -174,14 +173,16 @@ def _options(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
         option = DIFFUSERS_NAMES.get(field, field)
         if option in found:
             raise Refused("exclusive_parameters", f"{field} says the same as {option}; give one", field)
-        value = _plain(field, values[field], kind) if fields.textual else values[field]
+        value = _plain(field, values[field], kind, fields.textual)
         found[option] = _checked(field, option, value)
     return found
 
 
-def _plain(field: str, text: Any, kind: str) -> Any:
-    """A field of a form as a value of JSON. Raises: Refused."""
-    if not isinstance(text, str) or kind == TEXT:
+def _plain(field: str, text: Any, kind: str, textual: bool) -> Any:
+    """A field as a value of its kind, also of a form, where all is text. Raises: Refused."""
+    if kind == WHOLE and isinstance(text, float) and text.is_integer():  # JSON has one kind of numbers
+        return int(text)
+    if not textual or not isinstance(text, str) or kind == TEXT:
         return text
     if kind == YES and text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -192,6 +193,7 @@ def _plain(field: str, text: Any, kind: str) -> Any:
     raise Refused("invalid_value", f"{field} must be {_WORDS[kind]}, got {text[:60]!r}", field)
 
 
+_KIND_OF = {bool: YES, int: WHOLE, type(None): TEXT}
 _WORDS = {YES: "true or false", WHOLE: "a whole number", NUMBER: "a number"}
 
 
@@ -242,7 +244,7 @@ def _size(fields: Fields, values: Mapping[str, Any]) -> str | None:
 
 
 def _side(fields: Fields, values: Mapping[str, Any], name: str) -> int:
-    value = _plain(name, values[name], WHOLE) if fields.textual else values[name]
+    value = _plain(name, values[name], WHOLE, fields.textual)
     if type(value) is not int or not 0 < value < 10**5:
         raise Refused("invalid_value", f"{name} must be a whole number of pixels, got {quoted(value)}", name)
     return value

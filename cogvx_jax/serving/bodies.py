@@ -15,6 +15,8 @@ from cogvx_jax.serving.refusals import Refused
 MAX_FIELDS = 200
 MAX_TEXT = 2**20  # bytes of a field of a form that is no file
 MERGED = ("extra_body", "extra_params", "diffusers_kwargs")  # objects whose keys are fields
+WORDS = ("prompt", "negative_prompt", "user")  # which may begin as JSON does, and be "null"
+LISTS = ("loras",)  # which may stand in a form several times
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
@@ -73,9 +75,13 @@ async def _form(request: Request, files: Mapping[str, int]) -> dict[str, Any]:
         raise Refused("invalid_request", f"the form cannot be read: {error.detail}") from None
     try:
         for name, value in form.multi_items():
-            if name in found:
+            read = await _file(name, value, files) if isinstance(value, UploadFile) else _text(name, value)
+            if name in LISTS:
+                found[name] = [*(found.get(name) or ()), *(read if isinstance(read, list) else [read])]
+            elif name in found:
                 raise Refused("invalid_request", f"{name[:60]} stands in the form twice", name[:60])
-            found[name] = await _file(name, value, files) if isinstance(value, UploadFile) else _text(name, value)
+            else:
+                found[name] = read
     finally:
         await form.close()
     return found
@@ -95,7 +101,9 @@ def _text(name: str, value: str) -> Any:
     if "[" in name:
         plain = re.split(r"\[", name)[0][:60]
         raise Refused("unknown_parameter", f"give {plain} as one field with JSON text in it", plain)
-    if value[:1] in ("{", "[") and name not in ("prompt", "negative_prompt"):
+    if name not in WORDS and value == "null":
+        return None
+    if name not in WORDS and value[:1] in ("{", "["):
         try:
             return parse_value(value)
         except ValueError as error:

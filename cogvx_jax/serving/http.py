@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,6 +27,7 @@ from cogvx_jax.serving.site import Site
 from cogvx_jax.serving.watching import Watcher
 from cogvx_jax.serving.worker import is_full
 
+PARTS = (openai_api, zhipu_api, own_api)
 LIMIT = 128 * 2**20  # bytes of a body
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
@@ -42,7 +44,7 @@ def make_app(
     """
     app = FastAPI(title="cogvx_jax", version=importlib.metadata.version("cogvx_jax"), lifespan=_lifespan)
     app.state.site = Site(service=service, keys=keys, watcher=Watcher(service.queue), measures=Measures())
-    for part in (openai_api, zhipu_api, own_api):
+    for part in PARTS:
         app.include_router(part.router)
     guard: Any = Guard
     app.add_middleware(guard, limit=limit, origins=origins, silent=silent)
@@ -102,7 +104,16 @@ def _http_error(request: Request, error: Exception) -> Response:
     said = words.get(error.status_code, str(error.detail))
     answer = _answer(request, Refused(CODES.get(error.status_code, "invalid_request"), said))
     answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(sorted(_methods(request.url.path)))
     return answer
+
+
+def _methods(path: str) -> set[str]:
+    """Of all routes of a path; Starlette names those of the first alone."""
+    routes = [route for part in PARTS for route in part.router.routes if isinstance(route, APIRoute)]
+    found = [route for route in routes if route.path == path] or [r for r in routes if r.path_regex.match(path)]
+    return {method for route in found for method in route.methods or ()}
 
 
 def _bug(request: Request, error: Exception) -> Response:

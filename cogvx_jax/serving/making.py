@@ -1,8 +1,5 @@
 """How a worker makes the video of a job with a loaded model."""
 
-import dataclasses
-import inspect
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.queue import Job
-from cogvx_jax.serving.worker import Progress, Stopped
-
-STEPS = "steps.safetensors"  # of a job whose sampling goes on elsewhere
+from cogvx_jax.serving.stepping import Stepping
+from cogvx_jax.serving.worker import Progress
 
 
 def request_of(spec: ModelSpec, asked: Any, folder: Path) -> Request:
@@ -35,10 +31,11 @@ class Maker:
 
     Args:
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
+      preview: of `previews_of`; None shows none.
     """
 
-    def __init__(self, model: Model, adapters: Adapters, save_every: float = 60.0):
-        self._model, self._adapters, self._save_every = model, adapters, save_every
+    def __init__(self, model: Model, adapters: Adapters, save_every: float = 60.0, preview: Any = None):
+        self._model, self._adapters, self._save_every, self._preview = model, adapters, save_every, preview
         self._adapted: tuple[Any, Model] = ([], model)
         self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
 
@@ -49,11 +46,11 @@ class Maker:
         model = generate.fitting(model, request)
         shape = (request.batch_shape, request.guided, request.sampler, request.task)
         progress.tell(stage="sampling" if shape in self._compiled else "compiling")
-        sampling = _Sampling(folder / STEPS, progress, self._save_every)
+        stepping = Stepping(folder, progress, self._save_every, self._preview)
         if request.extend is not None:
-            frames = generate.extended_frames(model, request, progress=False, **sampling.watching(model, request))
+            frames = generate.extended_frames(model, request, progress=False, **stepping.watching())
         else:
-            latents = np.asarray(generate.sample(model, request, progress=False, **sampling.watching(model, request)))
+            latents = np.asarray(stepping.sample(model, request))
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
         self._compiled.add(shape)
@@ -74,45 +71,3 @@ def _write(frames: Iterator[np.ndarray], out: Path, request: Request, progress: 
         for pixels in frames:
             progress.check()
             writer.write(pixels)
-
-
-@dataclasses.dataclass
-class _Sampling:
-    """Tells of sampling steps, saves them, and stops between them."""
-
-    file: Path
-    progress: Progress
-    save_every: float
-    saved: float = dataclasses.field(default_factory=time.monotonic)
-
-    def watching(self, model: Model, request: Request) -> dict[str, Any]:
-        """Arguments of `sample`. Before it has `on_step`, a job is stopped only between sampling and decoding."""
-        if "on_step" not in inspect.signature(generate.sample).parameters:
-            return {}
-        found: dict[str, Any] = {"on_step": self.step}
-        if request.extend is None and self.file.exists():
-            found["resume"] = self._resumed(model, request)
-        return found
-
-    def step(self, step: Any) -> None:
-        """What `on_step` calls."""
-        self._save(step)
-        self.progress.tell(stage="sampling", step=step.number, steps=step.count)
-
-    def _save(self, step: Any) -> None:
-        """Saves now and then, and where this worker ends: a job that was cancelled needs none."""
-        now = time.monotonic()
-        if step.segments == 1 and (now - self.saved > self.save_every or self.progress.why == Stopped.ENDING):
-            step.save(self.file)
-            self.saved = now
-
-    def _resumed(self, model: Model, request: Request) -> Any:
-        """Steps that another worker saved; None where they are none of this request and these weights."""
-        from cogvx_jax.pipelines import saved_steps  # type: ignore[attr-defined]
-
-        try:
-            saved = saved_steps.read_steps(self.file)
-            generate.check_resumed(model, request, saved)  # type: ignore[attr-defined]
-        except (ValueError, OSError):
-            return None
-        return saved

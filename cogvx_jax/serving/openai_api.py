@@ -192,14 +192,14 @@ def _source(request: Request, given: Any) -> tuple[str, bytes, str | None]:
     return suffix, data, None
 
 
-@router.post("/videos/characters", **schemas.posts(schemas.ERROR, schemas.CHARACTER, status=501))
+@router.post("/videos/characters", include_in_schema=False)
 async def make_character(request: Request) -> Response:
     """Characters are not there."""
     key_of(request)
     raise Refused("not_implemented", "characters are not there: these models make a video of a prompt and its inputs")
 
 
-@router.get("/videos/characters/{id}", **schemas.gets(schemas.ERROR, status=501))
+@router.get("/videos/characters/{id}", include_in_schema=False)
 async def character(request: Request, id: str) -> Response:
     """Characters are not there."""
     return await make_character(request)
@@ -268,7 +268,7 @@ def _check_range(text: str | None, size: int) -> None:
         raise Refused("range_not_satisfiable", f"the video has {size} bytes, the range begins at {begin[:20]}")
 
 
-@router.get("/videos/{id}/events", **schemas.gets(schemas.FILE, media="text/event-stream"))
+@router.get("/videos/{id}/events", **schemas.gets({}, media="text/event-stream"))
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: the video at each change, with previews, until it has ended.
 

@@ -116,7 +116,7 @@ async def unset_loras(request: Request) -> Response:
     return JSONResponse({"status": "ok", "message": "no LoRA is active"})
 
 
-@router.post("/v1/merge_lora_weights", **schemas.gets(schemas.ERROR, status=501))
+@router.post("/v1/merge_lora_weights", include_in_schema=False)
 async def merge_loras(request: Request) -> Response:
     """LoRAs are not merged: each request may have others."""
     key_of(request)

@@ -79,7 +79,6 @@ _WITHOUT = {name: schema for name, schema in _FIELDS.items() if name not in FILE
 EDIT = _object(("prompt", "video"), closed=True, **_WITHOUT, video=FILE_TEXT | {"pattern": "^video_[0-9a-f]{32}$"})
 EXTEND = EDIT
 REMIX = _object(("prompt",), closed=True, prompt=PROMPT)
-CHARACTER = _object(name=TEXT)
 PAGING = (
     {"name": "limit", "in": "query", "schema": WHOLE | {"minimum": 1, "maximum": 100}},
     {"name": "order", "in": "query", "schema": TEXT | {"enum": ["asc", "desc"]}},
@@ -93,30 +92,30 @@ VARIANT = (
 STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 429, 500, 503, 507)
 
 
-def gets(schema: Schema, parameters: tuple = (), media: str = "application/json", status: int = 200) -> dict[str, Any]:
+def gets(schema: Schema, parameters: tuple = (), media: str = "application/json") -> dict[str, Any]:
     """Arguments of a route without a body."""
-    return _route(schema, media, status, {"parameters": list(parameters)} if parameters else {})
+    return _route(schema, media, {"parameters": list(parameters)} if parameters else {})
 
 
-def posts(schema: Schema, body: Schema, media: str = "application/json", status: int = 200) -> dict[str, Any]:
+def posts(schema: Schema, body: Schema, media: str = "application/json") -> dict[str, Any]:
     """Arguments of a route with a body of JSON, or a form of the same fields."""
-    return _route(schema, media, status, {"requestBody": _body(body, "application/json", "multipart/form-data")})
+    return _route(schema, media, {"requestBody": _body(body, "application/json", "multipart/form-data")})
 
 
 def posts_json(schema: Schema, body: Schema) -> dict[str, Any]:
     """Arguments of a route with a body of JSON alone."""
-    return _route(schema, "application/json", 200, {"requestBody": _body(body, "application/json")})
+    return _route(schema, "application/json", {"requestBody": _body(body, "application/json")})
 
 
 def _body(schema: Schema, *media: str) -> dict[str, Any]:
     return {"required": True, "content": {kind: {"schema": schema} for kind in media}}
 
 
-def _route(schema: Schema, media: str, status: int, extra: dict[str, Any]) -> dict[str, Any]:
+def _route(schema: Schema, media: str, extra: dict[str, Any]) -> dict[str, Any]:
     errors: dict[int | str, Any] = {
         code: {"content": {"application/json": {"schema": ERROR}}, "description": "Error"} for code in STATUSES
     }
-    errors[status] = {"content": {media: {"schema": schema}}, "description": "Successful Response"}
+    errors[200] = {"content": {media: {"schema": schema}}, "description": "Successful Response"}
     return {"responses": errors, "openapi_extra": extra, "response_model": None}
 
 

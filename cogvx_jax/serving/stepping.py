@@ -1,0 +1,114 @@
+"""What a worker does between the sampling steps of a job: tells of them, saves them, shows a preview, and stops."""
+
+import inspect
+import io
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from cogvx_jax.pipelines import generate
+from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.request import Request
+from cogvx_jax.serving.worker import Progress, Stopped
+
+STEPS = "steps.safetensors"  # in a job's folder: where its sampling goes on
+SHARE = 1 / 50  # of the time that previews take at most
+MAX_PREVIEW = 64 * 2**10  # bytes; an event carries it
+# Without a function for its steps, sampling tells nothing, and a job is stopped before or after it.
+SEEN = "on_step" in inspect.signature(generate.sample).parameters
+
+
+class Stepping:
+    """The sampling of one job.
+
+    Args:
+      preview: makes frames of a step; None shows none.
+      save_every: seconds of sampling after which its state is saved.
+    """
+
+    def __init__(self, folder: Path, progress: Progress, save_every: float, preview: Any = None):
+        self._file, self._progress, self._save_every, self._preview = folder / STEPS, progress, save_every, preview
+        self._saved, self._next_preview, self.taken = time.monotonic(), 0.0, 0
+
+    def sample(self, model: Model, request: Request) -> Any:
+        """The latents of a request, from the step on that was saved last, where there is one."""
+        saved = self._earlier(model, request)
+        try:
+            return generate.sample(model, request, progress=False, **self.watching(saved))
+        except ValueError as error:  # saved with other weights, which is seen only now
+            if saved is None or self.taken:
+                raise
+            print(f"cogvx: {self._file}: {error}; sampling begins anew", file=sys.stderr)
+            return generate.sample(model, request, progress=False, **self.watching(None))
+
+    def watching(self, saved: Any = None) -> dict[str, Any]:
+        """Arguments of `sample` and `extended_frames`."""
+        return {"on_step": self._step} | ({} if saved is None else {"resume": saved}) if SEEN else {}
+
+    def _step(self, step: Any) -> None:
+        self.taken += 1
+        if step.segments == 1:
+            self._save(step)
+        shown = self._shown(step)
+        told = {} if shown is None else {"preview": shown}
+        self._progress.tell(stage="sampling", step=step.number, steps=step.count, **told)
+
+    def _save(self, step: Any) -> None:
+        """Saves now and then, and where this worker ends; a job that was cancelled needs none."""
+        now = time.monotonic()
+        if self._progress.why != Stopped.ENDING and now - self._saved < self._save_every:
+            return
+        try:
+            step.save(self._file)
+        except (OSError, ValueError) as error:  # the video may still be made
+            print(f"cogvx: the steps of {self._file.parent.name} are not saved: {error}", file=sys.stderr)
+        self._saved = now
+
+    def _shown(self, step: Any) -> bytes | None:
+        """A small animation of what the model takes for the clean video, as seldom as its cost makes it."""
+        began = time.monotonic()
+        if self._preview is None or (began < self._next_preview and step.number < step.count):
+            return None
+        found = animation(self._preview(step)[0])
+        ended = time.monotonic()
+        self._next_preview = ended + (ended - began) / SHARE
+        return found
+
+    def _earlier(self, model: Model, request: Request) -> Any:
+        """The steps that another worker saved; None where they are not of this request, or none are there."""
+        if not SEEN or request.extend is not None or not self._file.exists():
+            return None
+        from cogvx_jax.pipelines import saved_steps  # type: ignore[attr-defined,unused-ignore]
+
+        try:
+            saved = saved_steps.read_steps(self._file)
+            generate.check_resumed(model, request, saved)  # type: ignore[attr-defined,unused-ignore]
+        except (ValueError, OSError) as error:
+            print(f"cogvx: {error}; sampling begins anew", file=sys.stderr)
+            return None
+        return saved
+
+
+def previews_of(model: Model) -> Any:
+    """What makes frames of a step of the model; None where there is no such thing. Fitting it takes a while, once."""
+    if not SEEN:
+        return None
+    try:
+        from cogvx_jax.pipelines.previews import Preview  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError:
+        return None
+    return Preview(model)
+
+
+def animation(frames: np.ndarray) -> bytes:
+    """Frames (F, H, W, 3) uint8 as an animated WebP of at most `MAX_PREVIEW` bytes; of more, the middle one alone."""
+    pictures, file = [PIL.Image.fromarray(frame) for frame in frames], io.BytesIO()
+    pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=250, loop=0, quality=60)
+    if file.tell() > MAX_PREVIEW:
+        file = io.BytesIO()
+        pictures[len(pictures) // 2].save(file, "WEBP", quality=60)
+    return file.getvalue()
