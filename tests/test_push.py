@@ -88,7 +88,7 @@ def test_the_licence_is_that_of_the_base(base, hub, licence):
         assert (
             data["license_link"] == f"https://huggingface.co/{hub}/blob/main/LICENSE" and data["license_link"] in body
         )
-    with pytest.raises(ValueError, match="the licence of mine is not known here; give --base, one of tiny, 2b"):
+    with pytest.raises(ValueError, match="the licence of 'mine' is not known here; give --base, one of tiny, 2b"):
         find_base("mine")
 
 
@@ -138,6 +138,7 @@ def test_what_cannot_be_published_is_refused(lora_2b, tmp_path, monkeypatch, cap
         writer.write(np.zeros((2, 32, 48, 3), np.uint8))
     assert "plain.mp4' carries no record" in err(lora_2b, "me/x", "--sample", tmp_path / "plain.mp4")
     assert "is no sample" in err(lora_2b, "me/x", "--sample", lora_2b)
+    assert "panda.safetensors cannot be of CogVideoX-5b: " in err(lora_2b, "me/x", "--base", "5b")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert "nobody is logged in to the hub" in err(lora_2b, "me/x", "--yes")
     renamed = lora_2b.rename(tmp_path / "x.safetensors")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from cogvx_jax.configs import Kind
+from cogvx_jax.json_files import quoted
 from cogvx_jax.presets import HUB, LICENCES, PRESETS
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name under which diffusers looks for a LoRA
@@ -50,7 +51,7 @@ def find_base(model: str) -> Base:
             link = f"https://huggingface.co/{hub}/blob/main/LICENSE"
             return Base(hub=hub, licence="other", name="cogvideox-license", link=link)
     known = ", ".join([OWN, *HUB])
-    raise ValueError(f"the licence of {model} is not known here; give --base, one of {known}")
+    raise ValueError(f"the licence of {quoted(model)} is not known here; give --base, one of {known}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.model_card import SAMPLES, WEIGHTS, Base, Card, find_base
+from cogvx_jax.cli.model_card import OWN, SAMPLES, WEIGHTS, Base, Card, find_base
 from cogvx_jax.json_files import printable
-from cogvx_jax.pipelines.record import read_record
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
@@ -78,6 +77,8 @@ def _prompt(file: Path) -> str:
     """The prompt of a sample. Raises: ValueError for what carries none, or is no file that pages show."""
     if file.suffix.lower() not in (".mp4", ".webm", ".gif", ".webp"):
         raise ValueError(f"{file} is no sample: give an .mp4, .webm, .gif or .webp file")
+    from cogvx_jax.pipelines.record import read_record
+
     return read_record(file).prompt
 
 
@@ -118,7 +119,7 @@ def _stage_run(source: str, base: str | None, folder: Path) -> Card:
 
 def _stage_lora(source: str, base: str | None, folder: Path) -> Card:
     from cogvx_jax.convert import convert_lora, open_lora
-    from cogvx_jax.convert.lora_models import BASE_KEYS, fits
+    from cogvx_jax.convert.lora_models import BASE_KEYS, fits, misfit
     from cogvx_jax.pipelines.model import load_spec
 
     file = open_lora(source)
@@ -126,7 +127,9 @@ def _stage_lora(source: str, base: str | None, folder: Path) -> Card:
     if not isinstance(told, str):  # a guess by shapes is no licence
         raise ValueError(f"{source} does not tell which model it is of; give --base, one of {', '.join(fits(file))}")
     found = find_base(told)
-    spec = load_spec(found.hub or told)
+    spec = load_spec(found.hub or OWN)
+    if (why := misfit(file, spec)) is not None:
+        raise ValueError(f"{source} cannot be of {spec.name}: {why}")
     convert_lora(folder / WEIGHTS, file)
     return _card("adapter", spec, found, [f"rank {file.ranks_text()}, alpha {file.alphas_text()}"])
 
