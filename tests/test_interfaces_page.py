@@ -51,6 +51,7 @@ def test_the_commands_run(files, monkeypatch, capsys):
     with chat_server(lambda asked: ANSWER) as stub:
         monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
         for command in COMMANDS:
+            capsys.readouterr()
             run(command)
             if command.startswith("cogvx enhance"):
                 assert capsys.readouterr().out == f"{ANSWER}\n", command

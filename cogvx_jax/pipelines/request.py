@@ -38,7 +38,7 @@ from cogvx_jax.pipelines.inputs import (
     read_stills,
 )
 from cogvx_jax.pipelines.noise import random_seed
-from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
+from cogvx_jax.pipelines.options import RANDOM, Options, Sampling, check_text
 
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
@@ -179,6 +179,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
+    for text in prompts:
+        check_text("prompt", text)
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
     read = _read_inputs if asked.extend is None else _going_on
