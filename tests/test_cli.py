@@ -104,7 +104,7 @@ def test_an_interrupted_decode_keeps_the_latents(tmp_path, monkeypatch, capsys):
     run("decode", kept, "--out", out, monkeypatch=monkeypatch)
     whole = tmp_path / "whole.mp4"
     run("generate", "a red circle", "--out", whole, *TINY, monkeypatch=monkeypatch)
-    assert (read_video(out)[0] == read_video(whole)[0]).all()
+    assert out.read_bytes() == whole.read_bytes()  # their records, too
     assert {*tmp_path.iterdir()} == {kept, out, whole}
 
 

@@ -107,6 +107,8 @@ def test_a_sidecar_is_of_its_file_alone(tmp_path):
     check_writable(file)
     with pytest.raises(ValueError, match="x.gif.json' would be replaced by the record of x.gif; move it"):
         check_writable(file, commented=True)
+    with pytest.raises(OSError, match="is too long for .json after it; give a shorter one"):
+        check_writable(tmp_path / f"{'x' * 247}.gif", commented=True)
     beside.unlink()
     for name in ("x.gif", "y.gif"):
         with VideoWriter(tmp_path / name, 8, comment=name) as writer:

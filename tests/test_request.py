@@ -208,6 +208,12 @@ def test_videos_that_would_replace_each_other_are_refused(lines, tmp_path):
     assert len(lines({"prompt": "x", "out": "a.mp4", "video": "a.mp4"}, {"prompt": "y", "out": "a.gif"})) == 2
 
 
+def test_bytes_that_are_no_text_are_refused():
+    for ask in (lambda: check_request(SPEC, "a\udcff"), lambda: Options(negative_prompt=["x", "a\udcff"])):
+        with pytest.raises(ValueError, match="prompt holds bytes that are no UTF-8 text, from character 1 on"):
+            ask()
+
+
 def test_every_option_has_a_check_and_a_flag():
     assert CHECKS.keys() == set(Options.__dataclass_fields__) and PYTHON_ONLY < CHECKS.keys()
     with pytest.raises(

@@ -10,7 +10,6 @@ import tyro
 
 from cogvx_jax.cli.generate import write_video
 from cogvx_jax.cli.options import DType, GivenFlags, MeshText, ModelFlags
-from cogvx_jax.pipelines.record import parse_record
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -68,6 +67,8 @@ def decode(
 
 def _record(latents: Path, text: str | None, flags: Mapping[str, Any]) -> str | None:
     """The record for the video, which tells of flags that decode it otherwise. Raises: ValueError for a damaged one."""
+    from cogvx_jax.pipelines.record import parse_record
+
     if text is None:
         return None
     try:

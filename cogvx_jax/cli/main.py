@@ -28,6 +28,7 @@ from cogvx_jax.cli.inspect import inspect
 from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
+from cogvx_jax.cli.push import push
 from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.replay import replay
 from cogvx_jax.cli.serve import serve
@@ -61,6 +62,7 @@ VERBS = {
     "calibrate": Verb(calibrate, "no calibration was written"),
     "convert": Verb(convert, "no model was written"),
     "lora": Verb(lora, "nothing was written"),
+    "push": Verb(push, "what the hub has not confirmed was not published"),
     "quantize": Verb(quantize, "no model was written"),
     "verify": Verb(verify, "not everything was compared"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),

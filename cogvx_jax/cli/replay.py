@@ -3,18 +3,21 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cogvx_jax.cli.generate import Plan, make_videos
 from cogvx_jax.cli.options import GenerateFlags, report
 from cogvx_jax.cli.prompts_file import Job
-from cogvx_jax.data.comments import file_sha256
 from cogvx_jax.given import Given
 from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.record import PATHS, Record, compared, differences, read_record
+
+if TYPE_CHECKING:
+    from cogvx_jax.pipelines.record import Record
+
+# Imports that take seconds, of jax and flax, or tenths of one, of av and pillow, come inside.
 
 SHOWN = 6  # differences in a message
 ONE_DEVICE = "one device"  # the mesh of a record that has none
@@ -41,6 +44,8 @@ def replay(
       anyway: make it with what is here, whatever differs.
       progress: show a progress bar.
     """
+    from cogvx_jax.pipelines.record import differences, read_record
+
     old = read_record(file)
     _check_replayable(file, old)
     moves, problems = _find_inputs(file, old)
@@ -50,7 +55,7 @@ def replay(
     _settle(file, problems, anyway)
     run = dataclasses.replace(_flags(file, old, model, out), progress=progress)
 
-    def record_as(new: Record) -> Record:
+    def record_as(new: "Record") -> "Record":
         found = differences(old, new)
         _settle(file, [line for line in found if line not in problems], anyway)
         return new if found else old
@@ -71,7 +76,7 @@ def _settle(file: Path, problems: list[str], anyway: bool) -> None:
     raise ValueError(f"{file} would come out otherwise: {said}; --anyway makes it with what is here")
 
 
-def _check_replayable(file: Path, old: Record) -> None:
+def _check_replayable(file: Path, old: "Record") -> None:
     """Raises: ValueError for what nothing can bring back."""
     lost = [one["option"] for one in old.inputs if one["path"] is None]
     lost += ["a LoRA" for lora in old.model["loras"] if lora["source"] is None]
@@ -81,8 +86,10 @@ def _check_replayable(file: Path, old: Record) -> None:
         raise ValueError(f"{file} was made by parameters that are of no file, such as trained ones; nothing loads them")
 
 
-def _find_inputs(file: Path, old: Record) -> tuple[dict[str, str], list[str]]:
+def _find_inputs(file: Path, old: "Record") -> tuple[dict[str, str], list[str]]:
     """Where each input is now, by where it was, and what is wrong. Raises: FileNotFoundError for one that is gone."""
+    from cogvx_jax.data.comments import file_sha256
+
     moves, problems = {}, []
     for one in old.inputs:
         was = one["path"]
@@ -101,12 +108,13 @@ def _find_inputs(file: Path, old: Record) -> tuple[dict[str, str], list[str]]:
     return moves, problems
 
 
-def _compare_early(old: Record, model: str | None) -> list[str]:
+def _compare_early(old: "Record", model: str | None) -> list[str]:
     """What differs of versions, device and the model's files, before anything is loaded."""
     from cogvx_jax.convert.fingerprints import part_fingerprints
     from cogvx_jax.convert.sources import open_source
     from cogvx_jax.pipelines.model import resolve
     from cogvx_jax.pipelines.provenance import device, versions
+    from cogvx_jax.pipelines.record import compared
 
     files = part_fingerprints(open_source(resolve(model or old.model["source"]), Given(**old.model["given"])))
     theirs = {key: value for key, value in old.files.items() if key != "calibration"}
@@ -114,7 +122,7 @@ def _compare_early(old: Record, model: str | None) -> list[str]:
     return lines + compared("device", old.device, device(old.device.get("count", 1)))
 
 
-def _flags(file: Path, old: Record, model: str | None, out: Path | None) -> GenerateFlags:
+def _flags(file: Path, old: "Record", model: str | None, out: Path | None) -> GenerateFlags:
     made = old.model
     return GenerateFlags(
         out=out or file.with_name(f"{file.stem}-replay{file.suffix}"),
@@ -129,11 +137,13 @@ def _flags(file: Path, old: Record, model: str | None, out: Path | None) -> Gene
     )
 
 
-def _given(file: Path, old: Record) -> Given:
+def _given(file: Path, old: "Record") -> Given:
     return Given(**_known(file, old.model["given"], Given))
 
 
-def _job(file: Path, old: Record, moves: Mapping[str, str], out: Path) -> Job:
+def _job(file: Path, old: "Record", moves: Mapping[str, str], out: Path) -> Job:
+    from cogvx_jax.pipelines.record import PATHS
+
     options = _known(file, old.options, Options)
     options |= {name: _moved(options[name], moves) for name in PATHS if name in options}
     return Job(prompt=old.prompt, out=out, options=Options(**options), batch=old.prompts, index=old.index)

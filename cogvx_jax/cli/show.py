@@ -3,17 +3,20 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cogvx_jax.cli.options import print_facts
 from cogvx_jax.convert.commands import command, path_word
-from cogvx_jax.data.comments import OTHERS, read_tags
 from cogvx_jax.json_files import printable
 from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.record import Record, read_record
+
+if TYPE_CHECKING:
+    from cogvx_jax.pipelines.record import Record
+
+# Imports that take tenths of a second, of av and pillow, come inside: `cogvx --help` needs none of them.
 
 ALWAYS = ("size", "frames", "steps", "guidance_scale", "sampler", "seed", "fps")  # options that are shown always
 DEFAULTS = as_json(Options())
@@ -31,6 +34,8 @@ def show(
       file: a video of `cogvx generate` or of Python, or a folder of PNGs.
       as_json: print the whole record as JSON.
     """
+    from cogvx_jax.pipelines.record import read_record
+
     record = read_record(file)
     if as_json:
         print(json.dumps(json.loads(record.text), indent=2, ensure_ascii=False))
@@ -38,7 +43,9 @@ def show(
     print_facts({name: value for name, value in _facts(file, record) if value}, as_json=False)
 
 
-def _facts(file: Path, record: Record) -> Iterator[tuple[str, str | list[str]]]:
+def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]]:
+    from cogvx_jax.data.comments import OTHERS, read_tags
+
     model, others = record.model, len(record.prompts) - 1
     yield "prompt", printable(record.prompt)
     yield "enhanced", [f"{key} {_text(value)}" for key, value in record.enhanced.items()]

@@ -22,6 +22,7 @@ from cogvx_jax.json_files import read_json
 
 TAG = "comment"
 MAX_BYTES = 2**20  # of a text
+MAX_NAME = 255  # bytes, of file systems
 SIDECAR = ".json"  # after the whole name, such as clip.gif.json
 PICTURES = (".png", ".webp")  # kinds of files that are not read by FFmpeg, which knows no moving WebP
 BESIDE = (".gif", ".webp")  # kinds of files that hold no text themselves
@@ -67,6 +68,8 @@ def sidecar(path: Path) -> Path:
 def check_sidecar(path: Path) -> None:
     """Raises: ValueError where the sidecar of a video would replace a file that is none; OSError."""
     beside = sidecar(path)
+    if len(os.fsencode(beside.name)) > MAX_NAME:
+        raise OSError(f"the name {path.name[:40]}... is too long for {SIDECAR} after it; give a shorter one")
     if beside.exists() and not _is_sidecar(beside):
         raise ValueError(f"{str(beside)!r} would be replaced by the record of {path.name}; move it, or write no record")
 

@@ -286,6 +286,11 @@ def check_writable(path, *, commented: bool = False) -> None:
         raise PermissionError(f"the folder {str(folder)!r} cannot be written to ({e.strerror}); write elsewhere") from e
 
 
+def encoder_version() -> str:
+    """Of FFmpeg's library of encoders, which decides about bytes."""
+    return ".".join(map(str, av.library_versions["libavcodec"]))
+
+
 def check_frames(frames, axes: str) -> np.ndarray:
     """`frames` as an array, if it is uint8 with these axes, one letter each; leading dots stand for any."""
     frames = np.asarray(frames)

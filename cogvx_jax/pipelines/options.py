@@ -511,12 +511,21 @@ def _positions(name: str, value: Any) -> str | None:
     return value
 
 
+def check_text(name: str, value: str) -> str:
+    """Raises: ValueError for what no tokenizer takes, such as an argument that was not in UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds bytes that are no UTF-8 text, from character {error.start} on") from None
+    return value
+
+
 def _texts(name: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None or isinstance(value, str):
-        return value
+        return None if value is None else check_text(name, value)
     if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{name} must be text, got {_shown(value)}")
-    return tuple(value)
+    return tuple(check_text(name, one) for one in value)
 
 
 def _source(name: str, value: Any) -> Any:

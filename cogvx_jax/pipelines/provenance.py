@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import av
 import jax
 
 from cogvx_jax.convert.fingerprints import CALIBRATION, fingerprint
 from cogvx_jax.data.comments import MAX_BYTES
+from cogvx_jax.data.writer import encoder_version
 from cogvx_jax.json_files import Json
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.option_json import as_json
@@ -83,7 +83,7 @@ def record_text(
 def versions() -> dict[str, str]:
     """Of the packages that decide about numbers and bytes, and of FFmpeg's encoders."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return found | {"libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
+    return found | {"libavcodec": encoder_version()}
 
 
 def device(count: int = 1) -> Json:

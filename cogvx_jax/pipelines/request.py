@@ -39,7 +39,7 @@ from cogvx_jax.pipelines.inputs import (
     read_stills,
 )
 from cogvx_jax.pipelines.noise import random_seed
-from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
+from cogvx_jax.pipelines.options import RANDOM, Options, Sampling, check_text
 from cogvx_jax.pipelines.regions import Regions, read_regions
 from cogvx_jax.pipelines.tora import MotionUse, read_motion
 from cogvx_jax.pipelines.warped_noise import Warped, read_warped
@@ -194,6 +194,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
+    for text in prompts:
+        check_text("prompt", text)
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
     read = _read_inputs if asked.extend is None else _going_on

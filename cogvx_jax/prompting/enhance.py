@@ -13,9 +13,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import PIL.Image
-
-from cogvx_jax.data.pictures import read_image
 from cogvx_jax.prompting.wording import Message, messages, shorter
 
 URL, KEY, LLM = "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"  # variables of the environment
@@ -185,6 +182,10 @@ def cleaned(answer: str) -> str:
 
 def data_url(image: Any) -> str:
     """A picture as a data: URL, JPEG of at most `SIDE` pixels a side. Raises: as `read_image`."""
+    import PIL.Image
+
+    from cogvx_jax.data.pictures import read_image
+
     picture, data = PIL.Image.fromarray(read_image(image)), io.BytesIO()
     picture.thumbnail((SIDE, SIDE))
     picture.save(data, "JPEG", quality=90)
