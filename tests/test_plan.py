@@ -255,18 +255,15 @@ def test_a_plan_takes_the_options_of_a_video(scripted):
 
 def test_programs_that_take_less_than_a_step_are_timed(scripted):
     """The skipped step of reuse, and a step of the inversion of an edit's clip."""
-    compiled, takes = scripted
+    _, takes = scripted
     takes |= {"skipped": 2**20, "inversion": 2**20}
     asked = dict(topology="v5e:2x2", height=32, width=32, num_frames=9, num_inference_steps=10)
     plain, edit = (plan("tiny", **asked, **how) for how in ({}, dict(edit=True)))
-    assert "inversion" not in [name for mesh, name in compiled if mesh == plain.chosen.mesh][:3]
     assert (plain.inversions, edit.inversions, edit.chosen.inversion_seconds) == (0, 10, 1.0)
     assert 2.5 < edit.flops / plain.flops < 3.5
     assert "The clip is inverted first, by 10 evaluations of one branch, of 1.000 s each." in table(edit)
-    seconds = [
-        float(line.split()[-1]) for made in (plain, edit) for line in table(made).splitlines() if " yes " in line
-    ]
-    assert seconds[1] == seconds[0] + 10
+    rows = [line for made in (plain, edit) for line in table(made).splitlines() if " yes " in line]
+    assert float(rows[1].split()[-1]) == float(rows[0].split()[-1]) + 10
     assert plan("tiny", reuse="every:2", **asked).chosen.skipped_seconds == 1.0
     with pytest.raises(ValueError, match="takes no video to edit; use a text-to-video model"):
         plan("5b-i2v", topology="v5e:2x2", edit=True)
