@@ -70,7 +70,7 @@ def generate(
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
     from cogvx_jax.pipelines.request import few_steps_note
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if run.distributed:
@@ -96,8 +96,10 @@ def generate(
             check_writable(one.job.out)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
-            if one.request.controls and AUTO in (run.mesh, memory):
-                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
+            if run.programs is not None:
+                check_stored(one.request)
+            if AUTO in (run.mesh, memory) and (beside := one.request.beside):
+                raise ValueError(f"auto, for a mesh or memory mode, counts no {beside}; name the mesh and the mode")
     if not work:
         return
     if AUTO in (run.mesh, memory):
