@@ -185,6 +185,14 @@ def test_motion_is_a_colour():
     assert down != half
 
 
+def test_one_trajectory_needs_no_list():
+    pairs = [[60, 128], [200, 128]]
+    for one in (pairs, [pairs], np.array(pairs)):
+        (found,) = Options(trajectory=one).trajectory
+        assert read_trajectory(found) == ((60, 128), (200, 128))
+    assert Options(trajectory=None).trajectory == Options(trajectory=[]).trajectory == ()
+
+
 def test_points_are_read(tmp_path):
     (tmp_path / "points.txt").write_text("60,128\n200.4,128\n")
     wanted = ((60, 128), (200, 128))
