@@ -13,8 +13,9 @@ from PIL import Image
 from small_files import small_spec, write_small
 
 from cogvx_jax.cli.main import VERBS
-from cogvx_jax.configs import ControlNetConfig
+from cogvx_jax.configs import ControlNetConfig, ToraConfig
 from cogvx_jax.convert.controlnet import write_controlnet
+from cogvx_jax.convert.tora import write_tora
 from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.abstract import abstract_params
 
@@ -42,6 +43,9 @@ def files(tmp_path_factory):
     for name in ("canny", "hed"):
         folder_of = folder / f"cogvideox-5b-controlnet-{name}"
         write_controlnet(folder_of, cfg, traverse_util.unflatten_dict(params, sep="/"))
+    tora = ToraConfig(layers=1, width=48, channels=8, latent_channels=4)
+    params = {path: np.full(p.shape, 0.01, np.float32) for path, p in abstract_params(tora).items()}
+    write_tora(folder / "Tora", tora, traverse_util.unflatten_dict(params, sep="/"))
     rng = np.random.default_rng(0)
     mask = np.zeros((9, 32, 48, 3), np.uint8)
     mask[:, :, :24] = 255

@@ -185,6 +185,14 @@ def test_motion_is_a_colour():
     assert down != half
 
 
+def test_one_trajectory_needs_no_list():
+    pairs = [[60, 128], [200, 128]]
+    for one in (pairs, [pairs], np.array(pairs)):
+        (found,) = Options(trajectory=one).trajectory
+        assert read_trajectory(found) == ((60, 128), (200, 128))
+    assert Options(trajectory=None).trajectory == Options(trajectory=[]).trajectory == ()
+
+
 def test_points_are_read(tmp_path):
     (tmp_path / "points.txt").write_text("60,128\n200.4,128\n")
     wanted = ((60, 128), (200, 128))
@@ -272,7 +280,10 @@ WRONG = {
     "a trajectory is 2 to 16384 points x,y, such as 60,128 200,128, got": dict(trajectory="60,128"),
     "points of a trajectory lie on a canvas of 256 x 256, got 0.0 to 256.0": dict(trajectory="0,0 256,3"),
     "there is no file 'somewhere.txt'": dict(trajectory="somewhere.txt"),
-    "a trajectory is points x,y, such as 60,128 200,128, got '1,2,3'": dict(trajectory="1,2,3"),
+    "this text holds no trajectory, whose points are x,y, such as 60,128 200,128: '1,2,3'": dict(trajectory="1,2,3"),
+    "a trajectory is 2 to 16384 points x,y, such as 60,128 200,128, got '[[1, 2], [3]]'": dict(
+        trajectory=[[[1, 2], [3]]]
+    ),
     "trajectory must be at most 64 lists of points x,y, got": dict(trajectory=[PATH] * 65),
     "a trajectory needs at least 2 frames to move in, got 1": dict(num_frames=1),
 }

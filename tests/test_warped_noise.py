@@ -184,6 +184,9 @@ WRONG = {
     ),
     "the array must hold numbers of float16, float32, float64, got int64": dict(flow=FLOW.astype(int)),
     "the array has 3072 numbers that are not finite": dict(flow=FLOW * [1, np.inf]),
+    "the noise of 8192x16384 points would take more than can be held; lower cell=64": dict(
+        flow=WarpedNoise(FLOW, cell=64), height=1024, width=2048
+    ),
     "give noises or flow, not both": dict(noises=NOISES, flow=FLOW),
     "give noises or latents, not both": dict(noises=NOISES, latents=np.zeros((1, 3, 4, 6, 4))),
     "give flow or a video to extend, not both": dict(flow=FLOW, extend=np.zeros((8, 32, 48, 3), np.uint8)),
@@ -195,7 +198,8 @@ WRONG = {
 def test_what_cannot_be_is_one_sentence(said):
     spec = small_spec("5b")
     with pytest.raises((ValueError, OSError)) as error:
-        check_request(spec, "x", Options.from_keywords(height=32, width=48, num_frames=9, **WRONG[said]))
+        options = dict(height=32, width=48, num_frames=9) | WRONG[said]
+        check_request(spec, "x", Options.from_keywords(**options))
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -227,7 +231,7 @@ def spoiled(tmp_path, name):
         ("empty", "is no .npy file"),
         ("huge", "is no .npy file"),
         ("vast", "is no .npy file|is cut short"),
-        ("none", "must hold numbers"),
+        ("none", "holds no numbers: its shape is"),
     ],
 )
 def test_files_of_strangers_are_not_believed(tmp_path, name, said):

@@ -133,8 +133,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
             check_programs(run.programs, one.request.controls)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
-            if one.request.controls and AUTO in (run.mesh, memory):
-                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
+            if AUTO in (run.mesh, memory) and (beside := one.request.beside):
+                raise ValueError(f"auto, for a mesh or memory mode, counts no {beside}; name the mesh and the mode")
     if not (work := attempts.left(work)):
         return []
     if enhancer is not None and not (work := _enhanced(work, enhancer, attempts)):

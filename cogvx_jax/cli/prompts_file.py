@@ -128,7 +128,9 @@ def _sources(options: Options) -> list[Any]:
     """The files that a video is made of."""
     given = [getattr(options, name) for name in INPUTS if name != "control"] + control_sources(options)
     nets: Any = options.controlnet
+    regions: Any = options.region
     given += [source for source, _ in nets]
+    given += [region.place for region in regions if region.box is None]
     return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
 
 

@@ -22,7 +22,8 @@ class Stored(NamedTuple):
 
     def float32(self, index: Any) -> np.ndarray:
         """A part of it. Raises: ValueError for numbers that are not finite."""
-        part = np.array(self.array[index], np.float32)  # a copy, which the file cannot change
+        with np.errstate(over="ignore"):  # what is too large for float32 is not finite there
+            part = np.array(self.array[index], np.float32)  # a copy, which the file cannot change
         if bad := int(np.sum(~np.isfinite(part))):
             raise ValueError(f"{self.name} has {bad} numbers that are not finite; give others")
         return part
@@ -37,8 +38,8 @@ def open_array(source: Any) -> Stored:
         array, name = np.asarray(source), "the array"
     else:
         array, name = _mapped(Path(str(existing(source)))), str(source)
-    if str(array.dtype) not in FLOATS or not array.size:
-        raise ValueError(f"{name} must hold numbers of {', '.join(FLOATS)}, got {array.dtype} {array.shape}")
+    if array.dtype.name not in FLOATS or not array.size:
+        raise ValueError(f"{name} must hold numbers of {', '.join(FLOATS)}, got {array.dtype.name} {array.shape}")
     return Stored(array, name)
 
 
@@ -56,5 +57,5 @@ def _mapped(file: Path) -> np.ndarray:
     if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > bytes_there:
         raise ValueError(f"{str(file)!r} is cut short: it has {bytes_there} bytes for {dtype} {shape}")
     if math.prod(shape) == 0:
-        return np.zeros(shape[:8], dtype)
+        raise ValueError(f"{str(file)!r} holds no numbers: its shape is {str(shape)[:60]}")
     return np.lib.format.open_memmap(file, "r")

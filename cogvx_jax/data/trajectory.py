@@ -18,6 +18,7 @@ CANVAS = 256
 MAX_POINTS = 2**14
 MAX_BYTES = 2**20
 SIGMA, REACH = 10, 49  # of the blur, in pixels
+POINT = r"([0-9]{1,5}(?:\.[0-9]{1,9})?),([0-9]{1,5}(?:\.[0-9]{1,9})?)"
 WHEEL = (15, 6, 4, 11, 13, 6)  # colours from red over yellow, green, cyan, blue and magenta to red
 Points = tuple[tuple[int, int], ...]
 
@@ -29,16 +30,14 @@ def read_trajectory(source: Any) -> Points:
     """
     if isinstance(source, str | os.PathLike):
         source = _parsed(str(source))
-    pairs = np.asarray(source)
-    if (
-        pairs.ndim != 2
-        or pairs.shape[-1:] != (2,)
-        or not 2 <= len(pairs) <= MAX_POINTS
-        or pairs.dtype.kind not in "iuf"
-    ):
-        raise ValueError(
-            f"a trajectory is 2 to {MAX_POINTS} points x,y, such as 60,128 200,128, got {str(source)[:60]!r}"
-        )
+    wrong = f"a trajectory is 2 to {MAX_POINTS} points x,y, such as 60,128 200,128, got {str(source)[:60]!r}"
+    try:
+        pairs = np.asarray(source)
+    except ValueError:  # of lists of several lengths
+        raise ValueError(wrong) from None
+    numeric = pairs.dtype.kind in "iuf" and pairs.ndim == 2 and pairs.shape[1] == 2
+    if not numeric or not 2 <= len(pairs) <= MAX_POINTS:
+        raise ValueError(wrong)
     if not np.all((pairs >= 0) & (pairs < CANVAS)):
         raise ValueError(
             f"points of a trajectory lie on a canvas of {CANVAS} x {CANVAS}, got {pairs.min()} to {pairs.max()}"
@@ -47,18 +46,17 @@ def read_trajectory(source: Any) -> Points:
 
 
 def _parsed(text: str) -> list[tuple[float, float]]:
-    number = r"[0-9]{1,5}(?:\.[0-9]{1,9})?"
-    pair = rf"({number}),({number})"
-    if not re.fullmatch(rf"\s*{pair}([\s;]+{pair})*[\s;]*", text):
-        if len(text) < 4096 and not Path(text).exists() and re.fullmatch(r"[\d\s.,;-]+", text):
-            raise ValueError(f"a trajectory is points x,y, such as 60,128 200,128, got {text[:60]!r}")
-        file = Path(str(existing(text)))
+    """The points that text holds, or the file that it names."""
+    if re.fullmatch(r"[0-9\s.,;-]+", text):
+        points, name = text, "this text"
+    else:
+        file, name = Path(str(existing(text))), repr(text)
         if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{text!r} has more than {MAX_BYTES} bytes; a trajectory has a line x,y for each point")
-        name, text = text, file.read_text("utf-8", "replace")
-        if not re.fullmatch(rf"\s*{pair}([\s;]+{pair})*[\s;]*", text):
-            raise ValueError(f"{name!r} holds no trajectory; a line is a point x,y, such as 60,128")
-    return [(float(x), float(y)) for x, y in re.findall(pair, text)]
+            raise ValueError(f"{name} has more than {MAX_BYTES} bytes; a trajectory has a line x,y for each point")
+        points = file.read_text("utf-8", "replace")
+    if not re.fullmatch(rf"\s*{POINT}([\s;]+{POINT})*[\s;]*", points):
+        raise ValueError(f"{name} holds no trajectory, whose points are x,y, such as 60,128 200,128: {points[:40]!r}")
+    return [(float(x), float(y)) for x, y in re.findall(POINT, points)]
 
 
 def resampled(points: Points, frames: int) -> Points:

@@ -173,7 +173,7 @@ class Options(Sampling):
       travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
         star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
       trajectory: points that things move along, on a canvas of 256 x 256, with `tora`: "60,128 200,128", or a file with
-        a line for each point; several move side by side. In Python a list of lists of pairs.
+        a line for each point; several move side by side. In Python and JSON also pairs, or a list of such lists.
       tora: Tora's two files, EXTRACTOR,FUSER, or their folder, and their weight if not 1, for 5B and 5B-I2V.
       region: prompts of parts of the picture, for models with rotary positions alone, such as 5B and 1.5: a box of
         left, top, right, bottom, 0,0,0.5,1=a blue star, or what is white in a picture or video, left.png=a blue star.
@@ -428,13 +428,21 @@ def _travel(name: str, value: Any) -> Travel | tuple[()]:
 
 def _trajectories(name: str, value: Any) -> tuple[Any, ...]:
     """Texts, paths or points of one or several; they are looked at when they are read."""
-    if value is None:
+    if value is None or isinstance(value, tuple | list) and not value:
         return ()
-    if isinstance(value, str | os.PathLike):
+    if isinstance(value, str | os.PathLike) or getattr(value, "ndim", 0) == 2 or _are_points(value):
         return (value,)
     if not isinstance(value, tuple | list) or len(value) > MAX_TRAJECTORIES:
         raise ValueError(f"{name} must be at most {MAX_TRAJECTORIES} lists of points x,y, got {_shown(value)}")
     return tuple(value)
+
+
+def _are_points(value: Any) -> bool:
+    """Whether it is pairs of numbers, of one trajectory."""
+    return isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, numbers.Real) for n in pair)
+        for pair in value
+    )
 
 
 def _tora(name: str, value: Any) -> tuple[str, float] | None:

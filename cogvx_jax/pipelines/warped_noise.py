@@ -14,6 +14,8 @@ from cogvx_jax.nn.resize import resize_linear
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.options import Options
 
+MAX_POINTS = 2**25  # of a frame's noise: a step holds about ten times its 16 channels
+
 
 class Warped(NamedTuple):
     """What the noise of a request is made of: `noises` or `flow`."""
@@ -61,6 +63,10 @@ def _read_noises(how: WarpedNoise, frames: int, shape: tuple[int, int, int, int]
 def _read_flow(how: WarpedNoise, frames: int, shape: tuple[int, int, int, int]) -> tuple[None, np.ndarray]:
     stored = open_array(how.source)
     found, most = stored.array.shape, (shape[1] * how.cell, shape[2] * how.cell)
+    if most[0] * most[1] > MAX_POINTS:
+        raise ValueError(
+            f"the noise of {most[0]}x{most[1]} points would take more than can be held; lower cell={how.cell}"
+        )
     if len(found) != 4 or found[0] < frames - 1 or found[3] != 2:
         raise ValueError(
             f"{stored.name} is a flow of {found}, and a video of {frames} frames needs (frames - 1, height, width, 2) "
