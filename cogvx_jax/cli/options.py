@@ -21,6 +21,7 @@ MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 QuantizeText = Annotated[str, tyro.conf.arg(metavar="int8|w8a8|w8a8qk|int4[:GROUP]")]
 QuantizeOption = Annotated[str | None, tyro.conf.arg(metavar="int8|w8a8|w8a8qk|int4[:GROUP]")]
 LoRAText = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")]
+ControlNetText = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
-from cogvx_jax.convert.runs import is_lora, is_run, newest_update, read_run, run_verb
+from cogvx_jax.convert.runs import is_run, newest_update, read_run, run_verb, trained_part
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
@@ -33,7 +33,8 @@ def _tell_run(asked: Asked) -> Facts:
     folder = storage_path(asked.place)
     said = read_run(folder, ("source", "name"))
     verb = run_verb(said)
-    kind = "the VAE" if verb == "train-vae" else "a LoRA" if is_lora(folder) else "the transformer"
+    part = "vae" if verb == "train-vae" else trained_part(read_run(folder))
+    kind = {"vae": "the VAE", "lora": "a LoRA", "controlnet": "a ControlNet", "parts": "the transformer"}[part]
     facts: Facts = {"format": f"a run of `cogvx {verb}`", "holds": f"{kind} of {said['name']}"}
     updates = newest_update(folder)
     facts["updates"] = str(updates)
@@ -41,10 +42,12 @@ def _tell_run(asked: Asked) -> Facts:
     if not updates:
         facts["mind"] = "it has no checkpoint yet"
         return facts | {"use": [command(verb, "--config", path_word(config), "--out", run)]}
-    if kind != "a LoRA":
+    if part in ("vae", "parts"):
         return facts | {"use": [command("export", run, "--out", new_name(asked.place, "-model"))]}
-    made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), "--lora", run)
-    return facts | {"use": [made, command("export", run, "--out", new_name(asked.place, ".safetensors"))]}
+    flags = ["--lora", run] if part == "lora" else ["--controlnet", run, "--control", "CONTROL.mp4"]
+    made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), *flags)
+    out = new_name(asked.place, ".safetensors" if part == "lora" else "-controlnet")
+    return facts | {"use": [made, command("export", run, "--out", out)]}
 
 
 def _source_word(source: str) -> str:
@@ -68,9 +71,11 @@ def _tell_cache(asked: Asked) -> Facts:
     shape = cache.shape
     model = "tiny" if cache.model == "tiny" else published_word(cache.model) or "MODEL"
     train = ["--data", folder, "--model", model, "--out", new_name(asked.place, "", "runs/")]
+    train += ["--controlnet", "new"] if cache.controls else []
+    frames = f"{shape.frames} frames at {shape.fps:g} fps" + (", with control videos" if cache.controls else "")
     return {
         "format": "clips of `cogvx encode`",
-        "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {shape.frames} frames at {shape.fps:g} fps",
+        "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {frames}",
         "model": f"encoded by {cache.model}",
         "use": [command("train", *train), command("verify", folder)],
     }
@@ -97,6 +102,7 @@ def _tell_programs(asked: Asked) -> Facts:
         ("--mesh", made_for.get("mesh"), "one device"),
         ("--quantize", made_for.get("quantization"), "none"),
         ("--memory", request.get("memory"), "resident"),
+        ("--windows", request.get("windows"), None),
     ):
         words += [option, value] if isinstance(value, str) and value != usual else []
     if type(steps := request.get("steps in one program")) is int:

@@ -91,11 +91,12 @@ def _check_login() -> None:
 
 def _stage(source: str, base: str | None, folder: Path) -> Card:
     """Puts what is published into a folder; gives what its page says of it. Raises: ValueError; OSError."""
-    from cogvx_jax.convert.runs import find_run, is_lora, is_vae_run
+    from cogvx_jax.convert.runs import check_trains, find_run, is_vae_run, read_run
 
     if (run := find_run(source)) is not None:
-        if is_vae_run(run) or not is_lora(run):
-            raise ValueError(f"{source} trained a model; write that by `cogvx export`, and push its folder")
+        if is_vae_run(run):
+            raise ValueError(f"{source} trained a VAE; write that by `cogvx export`, and push its folder")
+        check_trains(run, read_run(run), "lora")
         return _stage_run(source, base, folder)
     if (Path(source) / "model_index.json").is_file():
         return _stage_model(Path(source), base, folder)

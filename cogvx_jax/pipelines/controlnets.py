@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, ToraConfig
 from cogvx_jax.convert.checkpoint import Published
-from cogvx_jax.convert.controlnet import CONFIG, StoredControlNet
+from cogvx_jax.convert.controlnet import CONFIG, Held, StoredControlNet
 from cogvx_jax.convert.controlnet import open_controlnet as open_stored
 from cogvx_jax.convert.fingerprints import fingerprint
+from cogvx_jax.convert.runs import find_run, read_run_controlnet, run_controlnet_config
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
@@ -26,7 +27,7 @@ from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.pipelines.conditions import Control
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
-from cogvx_jax.sharding import everywhere, replicate
+from cogvx_jax.sharding import everywhere, params_digest, replicate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +60,11 @@ class ControlNet:
 
 
 def read_beside(
-    cfg: ControlNetConfig | ToraConfig, source_of: Callable[[str], Published], mesh: Mesh | None, dtype: str, name: str
+    cfg: ControlNetConfig | ToraConfig,
+    source_of: Callable[[str], Published | Held],
+    mesh: Mesh | None,
+    dtype: str,
+    name: str,
 ) -> Any:
     """The parameters of a network beside the transformer, on the devices.
 
@@ -93,7 +98,8 @@ def load_controlnet(source: str | os.PathLike, model: Model) -> ControlNet:
     """A ControlNet on a model's devices, for `controlnet` of `generate`, which would read it for every video else.
 
     Args:
-      source: a folder in TheDenk's layout, its file of weights alone, the URL of either, or a hub id.
+      source: a folder in TheDenk's layout, its file of weights alone, a run of `cogvx train --controlnet`, the URL of
+        any of them, or a hub id.
     Raises: ValueError for one that does not fit the model, or cannot be read; FileNotFoundError; OSError.
     """
     check_model(model)
@@ -109,12 +115,24 @@ def open_controlnet(source: Any, spec: ModelSpec) -> ControlNet:
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"controlnet must be a path or what `load_controlnet` gives, got {quoted(source)}")
     name = source_text(source)
+    if (run := find_run(name)) is not None:
+        check_fits(run_controlnet_config(run), name, spec)
+        return held_controlnet(name, *read_run_controlnet(run))
     place = fetch_hub(name, [CONFIG, "*.safetensors"]) if is_hub_id(name) else name
     if "://" not in str(place) and not Path(place).exists():
         raise FileNotFoundError(f"there is no ControlNet {name}; give a folder, a file or a hub id")
     stored = open_stored(place)
     check_fits(stored.cfg, name, spec)
     return ControlNet(name=name, stored=stored, digest=fingerprint(place))
+
+
+def held_controlnet(name: str, cfg: ControlNetConfig, params: Any) -> ControlNet:
+    """One whose parameters, nested, are in memory. Raises: ValueError for numbers that are not finite."""
+    if (bad := find_not_finite(params)) is not None:
+        raise ValueError(f"{name} holds numbers that are not finite in {bad}: its training diverged")
+    return ControlNet(
+        name=name, stored=StoredControlNet(cfg=cfg, parameters=Held(params)), digest=params_digest(params)
+    )
 
 
 def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
@@ -148,10 +166,22 @@ def check_programs(programs: Any, controls: Sequence[ControlUse] | None) -> None
         raise ValueError("stored programs know no ControlNet; leave out the programs, or the ControlNet")
 
 
-def branch_of(net: ControlNet, spec: ModelSpec, compute: Compute) -> ControlBranch:
+def branch_of(cfg: ControlNetConfig, spec: ModelSpec, compute: Compute) -> ControlBranch:
     """Its module, computed as the transformer is but for what is of that one's weights, and all rows at once."""
-    own = Compute(dtype=compute.of("transformer").dtype, mlp_tokens=compute.mlp_tokens)
-    return ControlBranch(net.cfg, spec.transformer, own)
+    return ControlBranch(cfg, spec.transformer, branch_compute(compute))
+
+
+def abstract_controlnet(cfg: ControlNetConfig, compute: Compute, mesh: Mesh | None) -> Any:
+    """Its parameters as `ControlNet.on` places them, without their numbers."""
+    parameters, dtype = abstract_params(cfg), np.dtype(compute.parameter_dtype("transformer"))
+    where = sharding.shardings(parameters, mesh)
+    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def branch_compute(compute: Compute) -> Compute:
+    """How a ControlNet is computed beside a model that is computed so."""
+    return Compute(dtype=compute.of("transformer").dtype, mlp_tokens=compute.mlp_tokens)
 
 
 def control_inputs(
@@ -165,7 +195,7 @@ def control_inputs(
       shown: (N,) bool, the steps that see them; None: all.
     """
     dtype = model.compute.parameter_dtype("transformer")
-    branches = tuple(branch_of(use.net, model.spec, model.compute) for use in controls)
+    branches = tuple(branch_of(use.net.cfg, model.spec, model.compute) for use in controls)
     params = tuple(use.net.on(model.mesh, dtype) for use in controls)
     channels = []
     for use, branch, own in zip(controls, branches, params, strict=True):

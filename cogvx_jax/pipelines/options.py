@@ -194,7 +194,7 @@ class Options(Sampling):
       control: a video to follow, such as depth, edges or poses, for control models or with `controlnet`; for several
         ControlNets one for all, or one each, a.mp4,b.mp4.
       controlnet: a ControlNet of TheDenk's, with which text- and image-to-video models follow `control`: a folder, a
-        file or a hub id, and its weight if not 1; several add up.
+        file, a run of `cogvx train --controlnet` or a hub id, and its weight if not 1; several add up.
       control_strength: factor of what a control model sees of it, or a ControlNet adds; of one also a number for each
         of its blocks, such as 1,0.8,0.5.
       control_start: first part of the steps that sees the control video, 0 to 1.

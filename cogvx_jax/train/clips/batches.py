@@ -25,6 +25,7 @@ class Share:
     weight: int
     clips: tuple[int, ...]  # numbers of those to train on
     held_out: tuple[int, ...] = ()  # and of those to validate with
+    controls: bool = False  # whether their control videos are read, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
     def batches(step: int, rows: Sequence[int]) -> dict[str, Any]:
         which, before = turn(weights, step)
         places = [before * batch_size + row for row in rows]
-        return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in places])
+        return read(spec, shares[which], [choose(shares, which, place, seed) for place in places])
 
     tokens = sum(share.weight * (clip_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
     return Feed(batches, batch_size, batch_size, batch_size * tokens / sum(weights))
@@ -79,9 +80,10 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     return Feed(batches, rows, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
-def read(spec: ModelSpec, cache: ClipCache, numbers: Sequence[int]) -> dict[str, Any]:
+def read(spec: ModelSpec, share: Share, numbers: Sequence[int]) -> dict[str, Any]:
     """What the objective of `spec` needs of these clips, stacked."""
-    found, wanted = cache.batch(numbers), {"moments", "text", ENCODED.get(spec.kind)}
+    found = share.cache.batch(numbers, controls=share.controls)
+    wanted = {"moments", "text", "control", ENCODED.get(spec.kind)}
     return {name: array for name, array in found.items() if name in wanted}
 
 

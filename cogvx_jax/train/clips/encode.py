@@ -1,7 +1,8 @@
 """Clips and prompts as the models see them, encoded once and kept in a cache.
 
 Every entry is named by what it was made of: the video's bytes, those of an image that goes with it, its size and
-length, the encoder's weights. So encoding again does only what is missing, and nothing stale is ever read.
+length, the encoder's weights. So encoding again does only what is missing, and nothing stale is ever read. A control
+video is an entry of its own: the same clip may go with several.
 """
 
 import collections
@@ -11,12 +12,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
+from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture, shown
 from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
@@ -26,10 +27,20 @@ from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import params_digest, replicate, wait_for_all
 from cogvx_jax.storage import StoragePath, write_whole
 from cogvx_jax.train.clips.batches import ENCODED
-from cogvx_jax.train.clips.cache import ClipCache, Shape, clip_name, store_of, text_name, write_cache
+from cogvx_jax.train.clips.cache import (
+    ClipCache,
+    Shape,
+    clip_name,
+    control_name,
+    deflated,
+    store_of,
+    text_name,
+    write_cache,
+)
 from cogvx_jax.train.clips.store import Store
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
+APART = 0.02  # the share by which sides and rate of a control video may differ from those of the video
 READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
 
 
@@ -69,10 +80,11 @@ def encode(
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not clips:
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
-    keys, empty = tuple((clip, prompt) for _, clip, prompt in clips), text("")
+    keys, empty = tuple((clip, prompt) for _, clip, prompt, _ in clips), text("")
     store.commit()
-    facts: dict[str, Any] = {"model": model.spec.name, "shape": shape, "pixels": pixels, **encoders}
-    cache = ClipCache(folder=folder, clips=keys, empty=empty, **facts)
+    controls = tuple(control for *_, control in clips if control)
+    about: dict[str, Any] = {"model": model.spec.name, "shape": shape, "pixels": pixels, "empty": empty, **encoders}
+    cache = ClipCache(folder=folder, clips=keys, controls=controls, **about)
     if process == 0:
         report(
             f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
@@ -87,11 +99,11 @@ def _encode_part(
     sources: Sequence[tuple[int, Source]],
     store: Store,
     names: set[str],
-    read: Callable[[Source], tuple[str, "_Clip | None"]],
+    read: Callable[[Source], "_Read"],
     text: Callable[[str], str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What this process adds to the store: number, key and text of clips, counts of those left out and of new ones."""
+    """What this process adds to the store: of clips number and keys, counts of those left out and of new ones."""
     part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
 
     def skip(source: Source, reason: str, why: Any) -> None:
@@ -101,7 +113,7 @@ def _encode_part(
     numbers = [number for number, _ in sources]
     for number, (source, reading) in zip(numbers, _ahead(read, [s for _, s in sources]), strict=True):
         try:
-            key, clip = reading.result()
+            key, clip, control_key, control = reading.result()
         except (ValueError, OSError) as error:
             reason = "too short" if isinstance(error, TooShort) else "unreadable"
             skip(source, reason, getattr(error, "strerror", None) or error)
@@ -117,7 +129,10 @@ def _encode_part(
             store.add(clip_name(key), {"moments": moments, "image": clip.image} | own)
             names.add(clip_name(key))
             part["new"] += 1
-        part["clips"].append((number, key, text(source.prompt)))
+        if control is not None and control_name(control_key) not in names:
+            store.add(control_name(control_key), {"pixels": deflated(control)})
+            names.add(control_name(control_key))
+        part["clips"].append((number, key, text(source.prompt), control_key))
     return part
 
 
@@ -167,8 +182,54 @@ class _Clip:
     image: np.ndarray
 
 
-def _read_missing(
-    source: Source, *, names: Collection[str], vae: str, shape: Shape, pixels: bool
+class _Read(NamedTuple):
+    """Keys of a clip and of its control video, "" where it has none; each where it is not among the entries."""
+
+    key: str
+    clip: _Clip | None
+    control_key: str = ""
+    control: np.ndarray | None = None  # (F, H, W, 3) uint8
+
+
+def _read_missing(source: Source, *, names: Collection[str], vae: str, shape: Shape, pixels: bool) -> _Read:
+    key, clip = _read_clip(source, names, vae, shape, pixels)
+    return _Read(key, clip, *_read_control(source, names, shape, new=clip is not None))
+
+
+def _read_control(source: Source, names: Collection[str], shape: Shape, new: bool) -> tuple[str, np.ndarray | None]:
+    """Of a control video, whose frames are taken as those of the video are; that one is `new` or known.
+
+    Raises: as `read_clip`, naming it; ValueError for one whose frames would be of other moments, or cropped elsewhere.
+    """
+    if source.control is None:
+        return "", None
+    try:
+        key = _key(read_chunks(source.control), shape)
+        known = control_name(key) in names
+        if new or not known:
+            _check_pair(source, shape.fps)
+        return (key, None) if known else (key, read_clip(source.control, **dataclasses.asdict(shape)))
+    except (ValueError, OSError) as error:
+        kind = type(error) if isinstance(error, TooShort) else ValueError
+        raise kind(f"its control video {source.control}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_pair(source: Source, fps: float) -> None:
+    """Raises: ValueError where a video and its control do not show the same places at the same moments."""
+    assert source.control is not None
+    video, control = shown(source.video), shown(source.control)
+    if abs(video.height * control.width - video.width * control.height) > APART * video.width * control.height:
+        raise ValueError(
+            f"it is {control.height}x{control.width} and the video {video.height}x{video.width}; their shapes must be "
+            "the same"
+        )
+    ours, theirs = (min(one.fps or fps, fps) for one in (video, control))  # at which frames are taken
+    if abs(ours - theirs) > APART * ours:
+        raise ValueError(f"it has {theirs:g} frames a second and the video {ours:g}; their rates must be the same")
+
+
+def _read_clip(
+    source: Source, names: Collection[str], vae: str, shape: Shape, pixels: bool
 ) -> tuple[str, _Clip | None]:
     """The key of a clip, and the clip where it is not among the entries."""
     others = [] if source.image is None else [_key(read_chunks(source.image))]

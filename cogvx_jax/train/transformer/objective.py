@@ -17,6 +17,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import lora
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.per_block import PerBlock
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import image_scale
@@ -87,13 +88,14 @@ def make_draw(spec: ModelSpec, compute: Compute, options: Objective) -> Callable
     return draw
 
 
-def make_errors(spec: ModelSpec, compute: Compute) -> Callable[[Any, Rows], jax.Array]:
-    """`errors(params, rows)`: the loss (B,) of each clip that `make_draw` has drawn."""
+def make_errors(spec: ModelSpec, compute: Compute) -> Callable[..., jax.Array]:
+    """`errors(params, rows, per_block=None)`: the loss (B,) of each clip that `make_draw` has drawn."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
 
-    def errors(params: Any, rows: Rows) -> jax.Array:
-        prediction = cast(jax.Array, transformer.apply({"params": params}, rows["x"], rows["text"], rows["t"]))
+    def errors(params: Any, rows: Rows, per_block: PerBlock | None = None) -> jax.Array:
+        seen = rows["x"], rows["text"], rows["t"]
+        prediction = cast(jax.Array, transformer.apply({"params": params}, *seen, per_block=per_block))
         return objective.loss(prediction, rows["x0"], rows["noise"], jnp.asarray(alphas_bar)[rows["t"]])
 
     return errors

@@ -82,6 +82,7 @@ class DistillationMethod(NamedTuple):
     from_starts: bool = False  # of phases alone; else jumps are learnt from all points
 
 
+NEW = "new"  # in place of a ControlNet to go on from
 METHODS: Mapping[str, DistillationMethod] = {
     "progressive": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps, from_starts=True),
     "phased": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps),
@@ -158,13 +159,33 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlNetTraining:
+    """A ControlNet that is trained beside a model, which stays as it is. Raises: ValueError for numbers that cannot be.
+
+    `start` None trains none.
+    """
+
+    # trains a ControlNet of TheDenk's layout, on clips with control videos: "new", or one to go on from, as for
+    # `generate`. A new one begins with the weights of the model's first blocks and adds nothing yet
+    start: str | None = None
+    layers: int | None = None  # blocks of a new one; None is 6, or half of the model's where that is less
+
+    def __post_init__(self):
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"a ControlNet needs a block, got {self.layers} layers")
+        if self.layers is not None and self.start not in (None, NEW):
+            raise ValueError(f"the ControlNet {self.start} has layers of its own; leave out the number, or begin anew")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """Of a stage of a run, all but its data. Raises: ValueError for numbers that cannot be."""
 
     steps: int = 1000  # updates, those of an earlier part of the run included; with --stages, those of a stage
     batch_size: int = 4  # clips an update; of packed ones, rows
     accumulate: int = 1  # computes a batch in so many parts, one after the other, which saves memory
-    # reached after `warmup` updates; None is 5e-4 for a LoRA (the authors use up to 1e-3), else 1e-5
+    # reached after `warmup` updates; None is 5e-4 for a LoRA (the authors use up to 1e-3), 1e-4 for a ControlNet, else
+    # 1e-5
     learning_rate: float | None = None
     schedule: Literal["constant", "cosine"] = "constant"  # from then on, or a cosine to 1% at the last of `steps`
     warmup: int = 50  # updates from 0 to the learning rate
@@ -205,6 +226,7 @@ class RunConfig:
     parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
     objective: Objective = Objective()  # What is random about the loss
     distill: Distillation | None = None  # what is learnt of the base itself; None learns from the clips
+    controlnet: ControlNetTraining | None = None  # in place of the others, what is trained beside the model
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps far less than adamw
     weight_decay: float = 1e-4  # of the optimizer
     # what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is rounded at random,
@@ -217,8 +239,10 @@ class RunConfig:
     seed: int = 0  # of all that is random
 
     def __post_init__(self):
-        if (self.lora is None) != bool(self.parts):
-            raise ValueError("a run trains either a LoRA or parts of the model")
+        if self.controlnet is not None and self.controlnet.start is None:
+            raise ValueError("a run of a ControlNet begins with a new one, or with one that there is")
+        if (self.lora is not None) + bool(self.parts) + (self.controlnet is not None) != 1:
+            raise ValueError("a run trains either a LoRA, or parts of the model, or a ControlNet")
         if self.lora is not None and self.trained_dtype != "float32":
             raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
         if self.distill is not None and self.lora is None:
@@ -229,4 +253,6 @@ class RunConfig:
     @property
     def learning_rate(self) -> float:
         """Of stages that have none of their own."""
+        if self.controlnet is not None:
+            return 1e-4
         return 1e-5 if self.lora is None else 5e-4
