@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -19,6 +20,7 @@ import cogvx_jax as cx
 from cogvx_jax.cli import ends, kept_steps, signals
 from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.kept_steps import Keeper
+from cogvx_jax.pipelines.saved_steps import _weights_digest
 
 PROMPT = "a red circle"
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
@@ -94,6 +96,37 @@ def test_exact_steps_go_on_on_another_mesh(small, tmp_path, sampler):
             made(model, resume=tmp_path / "3.safetensors", **(options | {"exact": False}))
 
 
+@pytest.mark.full
+def test_steps_on_a_mesh_go_on_there_and_nowhere_else(small, tmp_path):
+    folder, model = small("5b")
+    there = cx.load(folder, mesh=cx.make_mesh(cfg=2, sp=2, devices=jax.devices()[:4]))
+    options = dict(reuse="taylor:2", num_inference_steps=6)
+    assert goes_on(there, tmp_path, **options) == 6
+    with pytest.raises(ValueError, match=r"of a run with mesh cfg=2,.* \(here .*\), and would not go on bit for bit"):
+        made(model, resume=tmp_path / "3.safetensors", **options)
+
+
+def test_names_of_weights_are_of_all_types_and_places():
+    """Integers of four bits, scalars, and arrays of more axes; a number of those looked at makes another name."""
+    params = {"a": jnp.ones((9, 20, 3)), "b": {"c": jnp.ones((4,), jnp.int4), "d": jnp.zeros(())}}
+    names = {_weights_digest(params), _weights_digest(jax.tree.map(np.asarray, params))}
+    assert len(names) == 1
+    names.add(_weights_digest(params | {"a": params["a"].at[0, 0, 0].set(2)}))
+    names.add(_weights_digest(params | {"b": params["b"] | {"d": jnp.ones(())}}))
+    names.add(_weights_digest(params | {"a": jnp.ones((9, 20, 4))}))
+    assert len(names) == 4
+
+
+def test_text_that_was_changed_is_not_saved(small, tmp_path):
+    def look(step):
+        if step.number == 2:
+            step.save(tmp_path / "file")
+        return cx.Change(text=-step.text)
+
+    with pytest.raises(ValueError, match="once on_step has changed the text"):
+        cx.generate(small("5b")[1], PROMPT, progress=False, on_step=look)
+
+
 @pytest.fixture
 def saved(small, tmp_path):
     """The file of step 2 of the small 5B."""
@@ -135,6 +168,7 @@ def _rewritten(file, arrays=None, **changes):
     "changes, said",
     [
         (dict(steps=9), "is damaged: it says 9 of 4 steps"),
+        (dict(count=5), "is damaged: it says 5 steps, there are 4"),
         (dict(steps="2"), "is damaged: it says '2' of 4 steps"),
         (dict(facts=["x"]), "is damaged: its facts must be text"),
         (dict(computed=3), "is damaged: it says 3 of 2 steps were computed"),

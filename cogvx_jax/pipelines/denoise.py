@@ -1,5 +1,6 @@
 """The sampling loop over a model's steps, or all of them as one program."""
 
+import contextlib
 import functools
 import time
 import warnings
@@ -66,36 +67,38 @@ def denoise(
     """
     assert windows is None or short is None, "what a window keeps, another cannot use"
     loop = _Loop(model, inputs, sampler, weights, negative is not None, guider, noise, short, windows)
-    state, states = _begin(model, inputs.latents, text, negative, sampler, guider)
-    identity = functools.cache(functools.partial(loop.identity, states, asked or {}))
-    first = 0
-    if resume is not None:
-        _check_same(resume, identity())
-        first, state, loop.kept = resume.restore(Carried(0, state, loop.kept))
-    count, finite = len(sampler.timesteps), []
-    looked_at, began = progress or on_step is not None, time.monotonic()
-    bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc="sampling")
-    for i in bar:
-        before = jnp.copy(state.latents) if on_step is not None and sampler.estimates_noise[i] else None
-        state = loop.step(i, state, states)
-        if watch is not None and short is not None:
-            watch(loop.kept)
-        finite.append(all_finite(state.latents))
-        if looked_at and not finite[-1]:  # this waits for the step, so that the bar and `on_step` tell the truth
-            break
-        if on_step is not None:
-            seen = Seen(Carried(i + 1, state, loop.kept), loop.rows[i], before, states, identity)
-            t, seconds = int(sampler.timesteps[i]), time.monotonic() - began
-            change = on_step(Step(number=i + 1, count=count, timestep=t, seconds=seconds, seen=seen)) or Change()
-            state = state._replace(latents=changed(state.latents, change.latents, "latents"))
-            states = changed(states, change.text, "text")
-            if change.end:
+    with contextlib.closing(loop):
+        state, states = _begin(model, inputs.latents, text, negative, sampler, guider)
+        identity = functools.cache(functools.partial(loop.identity, states, asked or {}))
+        count, first, finite, words = len(sampler.timesteps), 0, [], states
+        if resume is not None:
+            _check_same(resume, identity(), count)
+            first, state, loop.kept = resume.restore(Carried(0, state, loop.kept))
+        looked_at, began = progress or on_step is not None, time.monotonic()
+        bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc="sampling")
+        for i in bar:
+            before = jnp.copy(state.latents) if on_step is not None and sampler.estimates_noise[i] else None
+            state = loop.step(i, state, words)
+            if watch is not None and short is not None:
+                watch(loop.kept)
+            finite.append(all_finite(state.latents))
+            if looked_at and not finite[-1]:  # this waits for the step, so that the bar and `on_step` tell the truth
                 break
+            if on_step is not None:
+                known = identity if words is states else _other_text
+                seen = Seen(Carried(i + 1, state, loop.kept), loop.rows[i], before, words, known)
+                t, seconds = int(sampler.timesteps[i]), time.monotonic() - began
+                change = on_step(Step(number=i + 1, count=count, timestep=t, seconds=seconds, seen=seen)) or Change()
+                state = state._replace(latents=changed(state.latents, change.latents, "latents"))
+                words = changed(words, change.text, "text")
+                if change.end:
+                    break
+        computed = None if short is None or first + len(finite) < count else int(loop.kept.computed)
     for i, good in enumerate(jax.device_get(finite), first + 1):
         if not good:
             raise NotFiniteError.of(model, "transformer", f"sampling step {i} of {count}")
-    if short is not None and first + len(finite) == count:
-        _check_computed(short, int(loop.kept.computed))
+    if computed is not None:
+        _check_computed(short, computed)
     return state.latents
 
 
@@ -149,6 +152,10 @@ class _Loop:
             state = run(*arguments, **given(at(self._windows, i), control))
         return state if inputs.known is None else known_program(mesh)(inputs.known, state, np.int32(i))
 
+    def close(self) -> None:
+        """Lets go of the weights, which a `Step` that somebody keeps would hold."""
+        self._params = None
+
     def identity(self, states: jax.Array, asked: Mapping[str, str]) -> Identity:
         """What must be the same where the run goes on."""
         model, inputs = self._model, self._inputs
@@ -162,15 +169,21 @@ class _Loop:
         return identify(facts, {"transformer": self._params, "controlnets": nets}, arrays)
 
 
-def _check_same(resume: SavedSteps, here: Identity) -> None:
+def _check_same(resume: SavedSteps, here: Identity, count: int) -> None:
     """Raises ValueError where steps were taken of something else; warns where what is computed again has other bits."""
     resume.check(here.facts)
+    if resume.count != count:
+        raise ValueError(f"{resume.file} is damaged: it says {resume.count} steps, there are {count}")
     if resume.identity.inputs != here.inputs:
         warnings.warn(
             f"what {resume.file} was made of came out otherwise this time, at least in its last bits, and so may the "
             "video",
             stacklevel=4,
         )
+
+
+def _other_text() -> Identity:
+    raise ValueError("steps cannot be saved once on_step has changed the text, which is encoded again where they go on")
 
 
 def given(windows: Any, control: Any) -> dict[str, Any]:
