@@ -202,6 +202,14 @@ def test_a_changed_number_is_found_and_other_files_are_refused(small, saved, tmp
         made(model, resume=saved)
 
 
+def test_inspect_tells_what_is_kept(saved, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cogvx", "inspect", str(saved)])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "the command that began them, once more, goes on" in said
+    assert "2 of 4" in said and "'a red circle'" in said and "exact: 'no'" in said
+
+
 @pytest.fixture
 def command(small, tmp_path, monkeypatch, capfd):
     """`command(*arguments, at=None, number=SIGTERM)`: the exit status, and what was said.
@@ -252,6 +260,20 @@ def test_the_same_command_goes_on(command, tmp_path):
     assert command(PROMPT, "--out", "whole.gif", "--no-keep-steps")[0] == 0
     assert (tmp_path / "out.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"out.gif", "whole.gif"}
+
+
+@pytest.mark.full
+def test_a_line_of_a_prompts_file_goes_on(command, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")
+    asked = "--prompts-file", "prompts.txt", "--out", "out.gif"
+    assert command(*asked, "--no-keep-steps")[0] == 0
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")}
+    (tmp_path / "out-1.gif").unlink()
+    status, said = command(*asked, at=1)
+    assert status == 143 and "1 of 2 videos are whole already" in said and "2 of 4 steps of out-1.gif are kept" in said
+    status, said = command(*asked)
+    assert status == 0 and "out-1.gif: 2 of 4 steps were kept, and are gone on with" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")} == whole
 
 
 def test_again_begins_anew_and_a_drawn_seed_is_gone_on_with(command, tmp_path):
