@@ -175,5 +175,7 @@ def test_the_command_writes_them(small, short_clips, tmp_path, monkeypatch, caps
     assert frames.shape == (3, 4, 6, 3) and fps == 2
     said, status = run("--preview", tmp_path / "preview.mp4")
     assert status == 2 and "a preview is a small animation, .webp or .gif" in said
+    said, status = run("--preview", file, "--out", file)
+    assert status == 2 and "the preview and the video are both" in said
     said, status = run("--preview", file, "--one-program")
     assert status == 2 and "steps are not looked at with --one-program" in said

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -19,6 +20,7 @@ import cogvx_jax as cx
 from cogvx_jax.cli import ends, kept_steps, signals
 from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.kept_steps import Keeper
+from cogvx_jax.pipelines.saved_steps import _weights_digest
 
 PROMPT = "a red circle"
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
@@ -94,6 +96,37 @@ def test_exact_steps_go_on_on_another_mesh(small, tmp_path, sampler):
             made(model, resume=tmp_path / "3.safetensors", **(options | {"exact": False}))
 
 
+@pytest.mark.full
+def test_steps_on_a_mesh_go_on_there_and_nowhere_else(small, tmp_path):
+    folder, model = small("5b")
+    there = cx.load(folder, mesh=cx.make_mesh(cfg=2, sp=2, devices=jax.devices()[:4]))
+    options = dict(reuse="taylor:2", num_inference_steps=6)
+    assert goes_on(there, tmp_path, **options) == 6
+    with pytest.raises(ValueError, match=r"of a run with mesh cfg=2,.* \(here .*\), and would not go on bit for bit"):
+        made(model, resume=tmp_path / "3.safetensors", **options)
+
+
+def test_names_of_weights_are_of_all_types_and_places():
+    """Integers of four bits, scalars, and arrays of more axes; a number of those looked at makes another name."""
+    params = {"a": jnp.ones((9, 20, 3)), "b": {"c": jnp.ones((4,), jnp.int4), "d": jnp.zeros(())}}
+    names = {_weights_digest(params), _weights_digest(jax.tree.map(np.asarray, params))}
+    assert len(names) == 1
+    names.add(_weights_digest(params | {"a": params["a"].at[0, 0, 0].set(2)}))
+    names.add(_weights_digest(params | {"b": params["b"] | {"d": jnp.ones(())}}))
+    names.add(_weights_digest(params | {"a": jnp.ones((9, 20, 4))}))
+    assert len(names) == 4
+
+
+def test_text_that_was_changed_is_not_saved(small, tmp_path):
+    def look(step):
+        if step.number == 2:
+            step.save(tmp_path / "file")
+        return cx.Change(text=-step.text)
+
+    with pytest.raises(ValueError, match="once on_step has changed the text"):
+        cx.generate(small("5b")[1], PROMPT, progress=False, on_step=look)
+
+
 @pytest.fixture
 def saved(small, tmp_path):
     """The file of step 2 of the small 5B."""
@@ -135,6 +168,7 @@ def _rewritten(file, arrays=None, **changes):
     "changes, said",
     [
         (dict(steps=9), "is damaged: it says 9 of 4 steps"),
+        (dict(count=5), "is damaged: it says 5 steps, there are 4"),
         (dict(steps="2"), "is damaged: it says '2' of 4 steps"),
         (dict(facts=["x"]), "is damaged: its facts must be text"),
         (dict(computed=3), "is damaged: it says 3 of 2 steps were computed"),
@@ -166,6 +200,14 @@ def test_a_changed_number_is_found_and_other_files_are_refused(small, saved, tmp
     save_file({"latents": np.zeros(1, np.float32)}, saved)
     with pytest.raises(ValueError, match="does not hold steps"):
         made(model, resume=saved)
+
+
+def test_inspect_tells_what_is_kept(saved, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cogvx", "inspect", str(saved)])
+    cli.main()
+    said = capsys.readouterr().out
+    assert "the command that began them, once more, goes on" in said
+    assert "2 of 4" in said and "'a red circle'" in said and "exact: 'no'" in said
 
 
 @pytest.fixture
@@ -219,6 +261,20 @@ def test_the_same_command_goes_on(command, tmp_path):
     assert command(PROMPT, "--out", "whole.gif", "--no-keep-steps")[0] == 0
     assert (tmp_path / "out.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"out.gif", "whole.gif"}
+
+
+@pytest.mark.full
+def test_a_line_of_a_prompts_file_goes_on(command, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")
+    asked = "--prompts-file", "prompts.txt", "--out", "out.gif"
+    assert command(*asked, "--no-keep-steps")[0] == 0
+    whole = {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")}
+    (tmp_path / "out-1.gif").unlink()
+    status, said = command(*asked, at=1)
+    assert status == 143 and "1 of 2 videos are whole already" in said and "2 of 4 steps of out-1.gif are kept" in said
+    status, said = command(*asked)
+    assert status == 0 and "out-1.gif: 2 of 4 steps were kept, and are gone on with" in said
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")} == whole
 
 
 def test_again_begins_anew_and_a_drawn_seed_is_gone_on_with(command, tmp_path):

@@ -94,7 +94,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
     if run.preview is not None:
-        check_preview(run.preview, run.one_program, run.distributed)
+        outs = [job.out for job in jobs]
+        check_preview(run.preview, outs, one_program=run.one_program, distributed=run.distributed)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs

@@ -8,7 +8,7 @@ from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
 from cogvx_jax.convert.runs import is_run, newest_update, read_run, run_verb, trained_part
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import printable, quoted
-from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
+from cogvx_jax.pipelines import saved_latents, saved_steps
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
 from cogvx_jax.train.clips.cache import is_cache, open_cache
@@ -119,15 +119,20 @@ def _tell_programs(asked: Asked) -> Facts:
 
 
 def _is_latents(asked: Asked) -> bool:
+    return _format_of(asked) == saved_latents.FORMAT
+
+
+def _format_of(asked: Asked) -> str | None:
+    """What a safetensors file of ours says that it is; None of others."""
     if not isinstance(asked.place, Path) or asked.is_folder or asked.place.suffix != ".safetensors":
-        return False
+        return None
     with contextlib.suppress(ValueError):
-        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format") == FORMAT
-    return False
+        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format")
+    return None
 
 
 def _tell_latents(asked: Asked) -> Facts:
-    saved = read_latents(Path(asked.place))
+    saved = saved_latents.read_latents(Path(asked.place))
     _, frames, height, width, channels = saved.latents.shape
     use = ["decode", path_word(asked.place), "--out", new_name(asked.place, ".mp4")]
     if (model := _source_word(saved.model)) == "MODEL":
@@ -141,9 +146,28 @@ def _tell_latents(asked: Asked) -> Facts:
     }
 
 
+# Steps of a video that is not sampled to its end.
+
+
+def _is_steps(asked: Asked) -> bool:
+    return _format_of(asked) == saved_steps.FORMAT
+
+
+def _tell_steps(asked: Asked) -> Facts:
+    saved = saved_steps.read_steps(Path(asked.place))
+    facts = dict(saved.identity.facts)
+    return {
+        "format": "steps that `cogvx generate` kept; the command that began them, once more, goes on",
+        "steps": f"{saved.steps} of {saved.count}",
+        "prompt": quoted(facts.pop("prompt", "")),
+        "made with": [f"{key}: {quoted(value)}" for key, value in facts.items() if len(value) < 100],
+    }
+
+
 OWN = (  # the first that fits counts
     FileKind(name="a run", fits=_is_run, tell=_tell_run),
     FileKind(name="encoded clips", fits=_is_cache, tell=_tell_cache),
     FileKind(name="compiled programs", fits=_is_programs, tell=_tell_programs),
     FileKind(name="sampled latents", fits=_is_latents, tell=_tell_latents),
+    FileKind(name="saved steps", fits=_is_steps, tell=_tell_steps),
 )

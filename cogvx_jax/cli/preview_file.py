@@ -1,5 +1,7 @@
 """`--preview FILE`: an animation of what is being sampled, written anew while the steps go on."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +16,12 @@ SHARE = 1 / 50  # of the time that previews take at most
 KINDS = (".webp", ".gif")
 
 
-def check_preview(file: Path, one_program: bool, distributed: bool) -> None:
-    """Raises: ValueError, one sentence, for a file of another kind, or where steps cannot be looked at."""
+def check_preview(file: Path, outs: Iterable[Path], *, one_program: bool, distributed: bool) -> None:
+    """Raises: ValueError, one sentence, for a file of another kind or of a video, or where steps are not looked at."""
     if file.suffix.lower() not in KINDS:
         raise ValueError(f"a preview is a small animation, {' or '.join(KINDS)}; got {str(file)!r}")
+    if os.path.realpath(file) in map(os.path.realpath, outs):
+        raise ValueError(f"the preview and the video are both {str(file)!r}; give another file")
     if one_program or distributed:
         flag = "--one-program" if one_program else "--distributed"
         raise ValueError(f"steps are not looked at with {flag}; leave out the preview")

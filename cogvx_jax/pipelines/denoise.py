@@ -1,5 +1,6 @@
 """The sampling loop over a model's steps, or all of them as one program."""
 
+import contextlib
 import functools
 import time
 import warnings
@@ -68,37 +69,67 @@ def denoise(
     """
     assert windows is None or short is None, "what a window keeps, another cannot use"
     loop = _Loop(model, inputs, sampler, weights, negative is not None, guider, noise, short, windows)
-    state, states = _begin(model, inputs.latents, text, negative, sampler, guider)
-    identity = functools.cache(functools.partial(loop.identity, states, asked or {}))
-    first = 0
-    if resume is not None:
-        _check_same(resume, identity())
-        first, state, loop.kept = resume.restore(Carried(0, state, loop.kept))
-    count, finite = len(sampler.timesteps), []
-    looked_at, began = progress or on_step is not None, time.monotonic()
-    bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc=what)
-    for i in bar:
-        before = jnp.copy(state.latents) if on_step is not None and sampler.estimates_noise[i] else None
-        state = loop.step(i, state, states)
-        if watch is not None and short is not None:
-            watch(loop.kept)
-        finite.append(all_finite(state.latents))
-        if looked_at and not finite[-1]:  # this waits for the step, so that the bar and `on_step` tell the truth
-            break
-        if on_step is not None:
-            seen = Seen(Carried(i + 1, state, loop.kept), loop.rows[i], before, states, identity)
-            t, seconds = int(sampler.timesteps[i]), time.monotonic() - began
-            change = on_step(Step(number=i + 1, count=count, timestep=t, seconds=seconds, seen=seen)) or Change()
-            state = state._replace(latents=changed(state.latents, change.latents, "latents"))
-            states = changed(states, change.text, "text")
-            if change.end:
+    with contextlib.closing(loop):
+        state, states = _begin(model, inputs.latents, text, negative, sampler, guider)
+        count, first, finite = len(sampler.timesteps), 0, []
+        shown = _Shown(on_step, loop, states, asked or {})
+        if resume is not None:
+            _check_same(resume, shown.identity(), count)
+            first, state, loop.kept = resume.restore(Carried(0, state, loop.kept))
+        bar = tqdm(range(first, count), initial=first, total=count, disable=not progress, unit="step", desc=what)
+        for i in bar:
+            shown.before(i, state)
+            state = loop.step(i, state, shown.text)
+            if watch is not None and short is not None:
+                watch(loop.kept)
+            finite.append(all_finite(state.latents))
+            # This waits for the step, so that the bar and `on_step` tell the truth.
+            if (progress or on_step is not None) and not finite[-1]:
                 break
+            state, ends = shown.after(i, state)
+            if ends:
+                break
+        computed = None if short is None or first + len(finite) < count else int(loop.kept.computed)
     for i, good in enumerate(jax.device_get(finite), first + 1):
         if not good:
             raise NotFiniteError.of(model, "transformer", f"{what} step {i} of {count}")
-    if short is not None and first + len(finite) == count:
-        _check_computed(short, int(loop.kept.computed))
+    if computed is not None:
+        _check_computed(short, computed)
     return state.latents
+
+
+class _Shown:
+    """Shows each step to `on_step`, if there is one, and takes what that changes. `text` is what the next step sees."""
+
+    def __init__(self, on_step: OnStep | None, loop: "_Loop", text: jax.Array, asked: Mapping[str, str]):
+        self._on_step, self._loop, self.text = on_step, loop, text
+        self.identity: Callable[[], Identity] = functools.cache(functools.partial(loop.identity, text, asked))
+        self._known: Callable[[], Identity] = self.identity
+        self._began = time.monotonic()
+        self._before: jax.Array | None = None
+
+    def before(self, i: int, state: SamplerState) -> None:
+        """Keeps the latents that step `i` is given where its x0 cannot be told without them."""
+        noise = self._on_step is not None and self._loop.sampler.estimates_noise[i]
+        self._before = jnp.copy(state.latents) if noise else None
+
+    def after(self, i: int, state: SamplerState) -> tuple[SamplerState, bool]:
+        """The state to go on with, and whether to end."""
+        if self._on_step is None:
+            return state, False
+        loop = self._loop
+        seen = Seen(Carried(i + 1, state, loop.kept), loop.rows[i], self._before, self.text, self._known)
+        step = Step(
+            number=i + 1,
+            count=len(loop.sampler.timesteps),
+            timestep=int(loop.sampler.timesteps[i]),
+            seconds=time.monotonic() - self._began,
+            seen=seen,
+        )
+        change = self._on_step(step) or Change()
+        if change.text is not None:
+            self.text, self._known = changed(self.text, change.text, "text"), _other_text
+        return state._replace(latents=changed(state.latents, change.latents, "latents")), change.end
 
 
 class _Loop:
@@ -121,7 +152,7 @@ class _Loop:
         self._plain = model.compiled("step", step_program(*programs))
         self._controlled = step_program(*programs, inputs.branches)
         self._made = None if short is None else Steps(model, short, shape, guided=guided, guider=kind)
-        self._model, self._inputs, self._sampler, self._weights = model, inputs, sampler, weights
+        self._model, self._inputs, self.sampler, self._weights = model, inputs, sampler, weights
         self._noise, self._short, self._windows = noise, short, windows
         self._params = model.params["transformer"]
         self._stochastic = bool(np.any(sampler.draws))
@@ -141,7 +172,7 @@ class _Loop:
         """The state after step `i`; the one before it is given up."""
         inputs, mesh = self._inputs, self._model.mesh
         drawn = replicate(self._noise.step(i, inputs.latents.shape), mesh) if self._stochastic else None
-        t, row, weight = np.int32(self._sampler.timesteps[i]), self.rows[i], at(self._weights, i)
+        t, row, weight = np.int32(self.sampler.timesteps[i]), self.rows[i], at(self._weights, i)
         arguments = self._params, state, states, condition_at(inputs.condition, i), t, row, weight, drawn
         control = None if inputs.control is None else inputs.control.in_step(i)
         if self._made is not None:
@@ -156,6 +187,10 @@ class _Loop:
         reference = self._inputs.reference
         return None if reference is None else replicate(reference.at(i), self._model.mesh)
 
+    def close(self) -> None:
+        """Lets go of the weights, which a `Step` that somebody keeps would hold."""
+        self._params = None
+
     def identity(self, states: jax.Array, asked: Mapping[str, str]) -> Identity:
         """What must be the same where the run goes on."""
         model, inputs = self._model, self._inputs
@@ -168,20 +203,26 @@ class _Loop:
             motion, fusers = motion._replace(fusers=()), motion.fusers
         beside = inputs.known, inputs.reference, inputs.regions, motion, control
         short = None if self._short is None else (self._short.computed, self._short.control)
-        laid = self._sampler.timesteps, self._sampler.table, self._weights, short, self._windows
+        laid = self.sampler.timesteps, self.sampler.table, self._weights, short, self._windows
         arrays = inputs.latents, inputs.condition, beside, states, laid
         return identify(facts, {"transformer": self._params, "controlnets": nets, "tora": fusers}, arrays)
 
 
-def _check_same(resume: SavedSteps, here: Identity) -> None:
+def _check_same(resume: SavedSteps, here: Identity, count: int) -> None:
     """Raises ValueError where steps were taken of something else; warns where what is computed again has other bits."""
     resume.check(here.facts)
+    if resume.count != count:
+        raise ValueError(f"{resume.file} is damaged: it says {resume.count} steps, there are {count}")
     if resume.identity.inputs != here.inputs:
         warnings.warn(
             f"what {resume.file} was made of came out otherwise this time, at least in its last bits, and so may the "
             "video",
             stacklevel=4,
         )
+
+
+def _other_text() -> Identity:
+    raise ValueError("steps cannot be saved once on_step has changed the text, which is encoded again where they go on")
 
 
 def given(windows: Any, control: Any, reference: Any, inputs: SamplingInputs) -> dict[str, Any]:
