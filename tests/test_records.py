@@ -148,7 +148,7 @@ def test_a_record_is_read_as_it_was_written():
         (dict(format="cogvx record 2"), "of a version that is not known here"),
         (dict(format="other"), "no record of cogvx_jax"),
         (dict(format=["x"]), "no record of cogvx_jax"),
-        (dict(more=1), "a record has decoded, device, files"),
+        (dict(more=1), "a record has decoded, device, enhanced, files"),
         (dict(prompts="text"), "prompts must be texts"),
         (dict(prompts=[]), "prompts must be texts"),
         (dict(prompts=[1]), "prompts must be texts"),

@@ -90,7 +90,7 @@ def _find_inputs(file: Path, old: "Record") -> tuple[dict[str, str], list[str]]:
     """Where each input is now, by where it was, and what is wrong. Raises: FileNotFoundError for one that is gone."""
     from cogvx_jax.data.comments import file_sha256
 
-    moves, problems = {}, []
+    moves, problems = dict[str, str](), list[str]()
     for one in old.inputs:
         was = one["path"]
         if one["option"] == "controlnet":  # opened and compared with the other parts
