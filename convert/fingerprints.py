@@ -40,7 +40,7 @@ def part_fingerprints(source: Source) -> dict[str, str]:
         places["tokenizer"] = source.tokenizer
     for part, place in places.items():
         if part:
-            found |= {part: fingerprint(place)} if _is_there(place) else {}
+            found |= {part: fingerprint(place)} if is_there(place) else {}
             continue
         files, digest = open_files(place), hashlib.sha256()
         for name in files.names():
@@ -51,7 +51,8 @@ def part_fingerprints(source: Source) -> dict[str, str]:
     return found
 
 
-def _is_there(place: str | Path) -> bool:
+def is_there(place: str | Path) -> bool:
+    """Whether there is such a file or folder."""
     parent, name = parent_and_name(place)
     return open_files(place).is_folder() or open_files(parent).exists(name)
 

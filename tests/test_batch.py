@@ -64,7 +64,7 @@ def test_lines_that_fail_stop_no_others(batch, tmp_path, monkeypatch):
     ]
     videos = tmp_path / "videos"
     said = batch(*lines, code=2)
-    assert "videos: 2 videos made, 0 whole already, 6 of 9 lines failed" in said
+    assert "videos: 2 made, 0 whole already, 6 of 9 lines failed" in said
     assert "cogvx: 6 of 9 lines of jobs.jsonl failed, see videos/cogvx-failed.jsonl; the same" in said
     assert "jobs.jsonl, line 7 asks for the same as jobs.jsonl, line 1" in said
     noted = [json.loads(line) for line in (videos / "cogvx-failed.jsonl").read_text().splitlines()]
@@ -87,7 +87,7 @@ def test_lines_that_fail_stop_no_others(batch, tmp_path, monkeypatch):
     with monkeypatch.context() as nothing_is_made:
         nothing_is_made.setattr(verbs, "_run", None)
         said = batch({"prompt": "y", "out": "own.gif", "frames": 9}, lines[0])
-    assert "videos: 0 videos made, 2 whole already, 0 of 2 lines failed" in said
+    assert "videos: 0 made, 2 whole already, 0 of 2 lines failed" in said
     assert not (videos / "cogvx-failed.jsonl").exists()
 
 
@@ -102,9 +102,9 @@ def test_an_error_on_the_way_is_of_one_line(batch, tmp_path, monkeypatch):
     monkeypatch.setattr(verbs, "_run", broken)
     said = batch("disk", "bug", "good", code=2)
     assert "line 1: x.mp4: No space left on device" in said and "line 2: KeyError: 'bug'" in said
-    assert "Traceback" in said and "1 videos made, 0 whole already, 2 of 3 lines failed" in said
+    assert "Traceback" in said and "1 made, 0 whole already, 2 of 3 lines failed" in said
     monkeypatch.setattr(verbs, "_run", run)
-    assert "2 videos made, 1 whole already, 0 of 3" in batch("disk", "bug", "good")
+    assert "2 made, 1 whole already, 0 of 3" in batch("disk", "bug", "good")
     assert len(made(tmp_path / "videos")) == 3
 
 

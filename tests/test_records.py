@@ -172,7 +172,7 @@ def test_damaged_records_are_named(changes, said):
 
 def test_where_files_lie_does_not_count():
     moved = dict(RECORD.inputs[0], path="elsewhere.mp4")
-    model, options = dict(RECORD.model, source="./there"), dict(RECORD.options, video="elsewhere.mp4")
+    model, options = dict(RECORD.model, source="./there", name="there"), dict(RECORD.options, video="elsewhere.mp4")
     assert differences(RECORD, dataclasses.replace(RECORD, inputs=(moved,), model=model, options=options)) == []
     other = dataclasses.replace(
         RECORD,
@@ -255,6 +255,11 @@ def test_a_video_is_made_again(cogvx, tmp_path):
     cogvx("replay", "out.mp4", "--no-progress")
     assert (tmp_path / "out-replay.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
 
+    (tmp_path / "model").rename("moved")
+    cogvx("replay", "out.mp4", "--model", "./moved", "--out", "moved.mp4", "--no-progress")
+    assert (tmp_path / "moved.mp4").read_bytes() == (tmp_path / "out.mp4").read_bytes()
+    (tmp_path / "moved").rename("model")
+
     # A child knows its parent; what it was made of may lie beside it.
     (tmp_path / "there").mkdir()
     cogvx("generate", "x", "--video", "out.mp4", "--no-progress", "--model", "./model", "--out", "there/child.gif")
@@ -298,6 +303,13 @@ def test_other_versions_are_refused(cogvx, small):
     spare = dataclasses.replace(record, options=dict(record.options, colour=1))
     Video(video.frames, video.fps, [spare.text]).save("out.mp4")
     assert "was made with 'colour', which is not known here" in cogvx("replay", "out.mp4", code=2)
+    for given, said in (
+        ({"colour": 1}, "was made with 'colour'"),
+        ({"sample_height": "x"}, "sample_height 'x' is not supported"),
+    ):
+        spare = dataclasses.replace(record, model=dict(record.model, given=given))
+        Video(video.frames, video.fps, [spare.text]).save("out.mp4")
+        assert said in cogvx("replay", "out.mp4", code=2)
 
 
 def test_videos_of_python_are_made_again(cogvx, tmp_path):

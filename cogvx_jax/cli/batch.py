@@ -59,7 +59,7 @@ def batch(
     made = make_videos(jobs, GenerateFlags(**vars(run)), given.checked(), Plan(skip_made=True, attempts=attempts))
     count = len(attempts.failed)
     whole = len(attempts.left_of(jobs)) - len(made)
-    print(f"{run.out}: {len(made)} videos made, {whole} whole already, {count} of {len(lines)} lines failed")
+    print(f"{run.out}: {len(made)} made, {whole} whole already, {count} of {len(lines)} lines failed")
     if count:
         raise ValueError(f"{count} of {len(lines)} lines of {file} failed, see {failed}; the same command tries again")
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -149,6 +150,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         for one in work:
             with attempts.at(one.job):
                 check_in_mode(find_mode(memory), one.request)
+        if not (work := attempts.left(work)):
+            return []
     if run.exact:
         check_exact(devices, one_program=run.one_program)
     if first_process():
@@ -349,7 +352,7 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
     shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps))
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, float(request.fps), record)
+        size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, request.fps, record)
         _ended(job.out, digest, size, float(request.fps), began)
         return
     keeper = Keeper(job.out) if _keeps_steps(run, request) else None
@@ -365,7 +368,7 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
         record=record,
     )
     with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
-        size = write_video(model, saved, job.out, request.tiling)
+        size = write_video(model, saved, job.out, request.tiling, request.fps)
     _ended(job.out, digest, size, saved.fps, began)
 
 
@@ -408,15 +411,19 @@ def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
         steps.forget()
 
 
-def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
-    """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
+def write_video(model, saved, out: Path, tiling: bool, fps: Fraction | None = None) -> tuple[int, int, int]:
+    """Writes the video of sampled latents as it is decoded; gives its frames, height and width.
+
+    Args:
+      fps: None is what the latents know, which is a rounded number.
+    """
     from cogvx_jax.pipelines.latents import decode_frames
 
     frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
-    return write_frames(frames, out, saved.fps, saved.record)
+    return write_frames(frames, out, fps or saved.fps, saved.record)
 
 
-def write_frames(frames: Iterable[Any], out: Path, fps: float, record: str | None) -> tuple[int, int, int]:
+def write_frames(frames: Iterable[Any], out: Path, fps: float | Fraction, record: str | None) -> tuple[int, int, int]:
     """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process

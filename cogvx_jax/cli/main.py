@@ -33,6 +33,7 @@ from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.replay import replay
 from cogvx_jax.cli.serve import serve
 from cogvx_jax.cli.show import show
+from cogvx_jax.cli.sign import sign
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -54,6 +55,7 @@ VERBS = {
     "enhance": Verb(enhance, "nothing was printed"),
     "show": Verb(show, "nothing was written"),
     "replay": Verb(replay, "the video is not written"),
+    "sign": Verb(sign, "the video is as it was"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),

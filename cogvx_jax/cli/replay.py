@@ -49,7 +49,7 @@ def replay(
     old = read_record(file)
     _check_replayable(file, old)
     moves, problems = _find_inputs(file, old)
-    problems += _compare_early(old, model)
+    problems += _compare_early(file, old, model)
     if old.decoded:
         problems.append(f"it was decoded by `cogvx decode` with {', '.join(map(printable, old.decoded))}")
     _settle(file, problems, anyway)
@@ -90,7 +90,7 @@ def _find_inputs(file: Path, old: "Record") -> tuple[dict[str, str], list[str]]:
     """Where each input is now, by where it was, and what is wrong. Raises: FileNotFoundError for one that is gone."""
     from cogvx_jax.data.comments import file_sha256
 
-    moves, problems = {}, []
+    moves, problems = dict[str, str](), list[str]()
     for one in old.inputs:
         was = one["path"]
         if one["option"] == "controlnet":  # opened and compared with the other parts
@@ -108,7 +108,7 @@ def _find_inputs(file: Path, old: "Record") -> tuple[dict[str, str], list[str]]:
     return moves, problems
 
 
-def _compare_early(old: "Record", model: str | None) -> list[str]:
+def _compare_early(file: Path, old: "Record", model: str | None) -> list[str]:
     """What differs of versions, device and the model's files, before anything is loaded."""
     from cogvx_jax.convert.fingerprints import part_fingerprints
     from cogvx_jax.convert.sources import open_source
@@ -116,7 +116,7 @@ def _compare_early(old: "Record", model: str | None) -> list[str]:
     from cogvx_jax.pipelines.provenance import device, versions
     from cogvx_jax.pipelines.record import compared
 
-    files = part_fingerprints(open_source(resolve(model or old.model["source"]), Given(**old.model["given"])))
+    files = part_fingerprints(open_source(resolve(model or old.model["source"]), _given(file, old)))
     theirs = {key: value for key, value in old.files.items() if key != "calibration"}
     lines = compared("versions", old.versions, versions()) + compared("files", theirs, files)
     return lines + compared("device", old.device, device(old.device.get("count", 1)))

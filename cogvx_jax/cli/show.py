@@ -45,6 +45,7 @@ def show(
 
 def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]]:
     from cogvx_jax.data.comments import OTHERS, read_tags
+    from cogvx_jax.data.signing import read_signature
 
     model, others = record.model, len(record.prompts) - 1
     yield "prompt", printable(record.prompt)
@@ -63,6 +64,7 @@ def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]
     yield "versions", [f"{key} {_text(value)}" for key, value in record.versions.items()]
     yield "device", [f"{key} {_text(value)}" for key, value in record.device.items()]
     yield "record", record.id
+    yield "signature", read_signature(file) or ""
     tags = read_tags(file)
     yield "other texts", [f"{name}, {len(tags[name]):,} characters" for name in OTHERS if name in tags]
     yield "use", command("replay", path_word(file))

@@ -12,7 +12,7 @@ from cogvx_jax.data.comments import file_sha256, read_tags
 from cogvx_jax.pipelines.options import INPUTS, Options, control_sources
 from cogvx_jax.pipelines.record import parse_record
 
-HASHED = (*INPUTS, "calibration", "latents")  # options of what is read
+HASHED = (*INPUTS, "latents")  # options of what is read
 CLIPS = ("video", "extend", "control", "mask")  # those of them that may carry a record
 
 

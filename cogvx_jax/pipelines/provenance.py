@@ -11,16 +11,16 @@ from typing import Any
 
 import jax
 
-from cogvx_jax.convert.fingerprints import CALIBRATION, fingerprint
+from cogvx_jax.convert.fingerprints import CALIBRATION, fingerprint, is_there
 from cogvx_jax.data.comments import MAX_BYTES
 from cogvx_jax.data.writer import encoder_version
 from cogvx_jax.json_files import Json
-from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.model import Model, source_text
 from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import format_mesh
-from cogvx_jax.storage import below, open_files
+from cogvx_jax.storage import below
 
 PACKAGES = ("cogvx_jax", "jax", "jaxlib", "numpy", "av", "pillow", "transformers")
 
@@ -119,9 +119,11 @@ def _files(model: Model, request: Request) -> dict[str, str]:
     if origin is None:
         return {}
     found = dict(origin.fingerprints)
-    if request.reuse is not None and request.calibration is None and model.folder is not None:
-        if open_files(model.folder).exists(CALIBRATION):
-            found["calibration"] = fingerprint(below(model.folder, CALIBRATION))
+    if request.reuse is not None:
+        own = None if model.folder is None else below(model.folder, CALIBRATION)
+        place = own if request.calibration is None else source_text(request.calibration)
+        if place is not None and is_there(place):
+            found["calibration"] = fingerprint(place)
     return found
 
 

@@ -107,6 +107,8 @@ def differences(old: Record, new: Record) -> list[str]:
             lines += compared(name, theirs, ours)
         elif theirs != ours:
             lines.append(f"{name}: {quoted(theirs)} then, {quoted(ours)} now")
+    if old.options.get("reuse") and old.model["name"] != new.model["name"]:  # there are numbers by a model's name
+        lines += compared("model", {"name": old.model["name"]}, {"name": new.model["name"]})
     pairs = [[(one.get("option"), one.get("sha256")) for one in record.inputs] for record in (old, new)]
     return lines if pairs[0] == pairs[1] else [*lines, "inputs: other bytes now"]
 
@@ -129,7 +131,7 @@ def _decides(name: str, value: Any) -> Any:
     if name == "options":
         return {key: one for key, one in value.items() if key not in PATHS}
     if name == "model":
-        rest = {key: one for key, one in value.items() if key not in ("source", "given")}
+        rest = {key: one for key, one in value.items() if key not in ("source", "name", "given")}
         rest["given"] = {key: one for key, one in value["given"].items() if not isinstance(one, str)}
         rest["loras"] = [{key: one for key, one in lora.items() if key != "source"} for lora in value["loras"]]
         return rest
