@@ -682,6 +682,31 @@ def test_pages_of_other_origins_are_refused(waiting):
         assert answer.status_code == status, origin
 
 
+def test_names_that_are_made_to_mean_this_machine(tmp_path):
+    site = Site(tmp_path, works=False, hosts=("127.0.0.1", "localhost"))
+    try:
+        for host, status in (("127.0.0.1:1", 200), ("localhost", 200), ("evil.example:8000", 403), ("", 403)):
+            assert httpx.get(site.url + "/health", headers={"Host": host}).status_code == status, host
+    finally:
+        site.close()
+
+
+def test_a_client_that_goes_away_cancels_what_it_waits_for(tmp_path):
+    site = Site(tmp_path, works=False)
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{site.url}{CREATE}/sync", json={"prompt": "x"}, timeout=1.0)
+        (id,) = site.store.ids()
+        assert site.wait(id).error_code == "cancelled"
+    finally:
+        site.close()
+
+
+def test_lossy_options_say_so(waiting):
+    notes = create(httpx.Client(base_url=waiting.url), reuse="every:2", num_inference_steps=8)["notes"]
+    assert any("lossy" in note for note in notes)
+
+
 def test_unknown_paths_and_methods(client):
     refused(client.get("/v2/videos"), 404, "not_found")
     refused(client.put(CREATE), 405, "method_not_allowed")

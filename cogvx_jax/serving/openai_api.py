@@ -50,7 +50,7 @@ def video(request: Request, job: Job) -> dict[str, Any]:
         "remixed_from_video_id": shown.get("remixed_from_video_id"),
         "error": None if job.error_code is None else {"code": job.error_code, "message": job.error_message},
     }
-    found |= {name: shown[name] for name in SHOWN if name in shown}
+    found |= {name: shown[name] for name in SHOWN if shown.get(name) not in (None, [])}
     if job.status == COMPLETED:
         return found | {"url": address(request, job), "inference_time_s": shown.get("inference_time_s")}
     if job.ended:

@@ -38,7 +38,9 @@ def task(request: Request, job: Job) -> dict[str, Any]:
     """A job in the API's shape; the sizes that came of the request stand beside it."""
     shown, status = job.shown, STATUSES.get(job.status, "PROCESSING")
     found = {"id": job.id, "model": shown["model"], "request_id": shown["request_id"], "task_status": status}
-    found |= {name: shown[name] for name in ("size", "seconds", "fps", "seed", "notes") if name in shown}
+    found |= {
+        name: shown[name] for name in ("size", "seconds", "fps", "seed", "notes") if shown.get(name) not in (None, [])
+    }
     if job.status == COMPLETED:
         cover = address(request, job, "thumbnail")
         found["video_result"] = [{"url": address(request, job), "cover_image_url": cover}]
