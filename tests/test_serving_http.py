@@ -429,6 +429,12 @@ def test_models_health_and_numbers(site, client):
     assert 'cogvx_jobs{status="completed"}' in numbers and "cogvx_workers 1.0" in numbers
 
 
+def test_the_reference_fetches_nothing_from_elsewhere(client):
+    text = client.get("/docs").text
+    assert "POST /v1/videos</code>" in text and "num_inference_steps" in text and "/api/paas/v4/async-result" in text
+    assert not re.search(r"(src|href)=.(https?:)?//", text) and "<script" not in text
+
+
 def test_not_ready_without_a_worker(waiting):
     refused(httpx.get(waiting.url + "/ready"), 503, "unavailable", "no worker")
 

@@ -50,6 +50,7 @@ class ServeFlags(WorkFlags):
       open: let anyone ask who reaches the address.
       workers: worker processes beside the server; 0 where they run elsewhere. An accelerator belongs to one.
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      fetch_urls: take pictures and clips as addresses, too; those of this machine and its network are refused.
       keep_hours: for which videos are kept; None is without a bound.
       keep_videos: that are kept at most, the newest; None is without a bound.
       keep_gb: gigabytes of videos that are kept at most; None is without a bound.
@@ -67,6 +68,7 @@ class ServeFlags(WorkFlags):
     open: bool = False
     workers: int = 1
     strict: bool = False
+    fetch_urls: bool = False
     keep_hours: float | None = 24.0
     keep_videos: int | None = None
     keep_gb: float | None = None
@@ -157,7 +159,13 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
         count=run.keep_videos,
         bytes=None if run.keep_gb is None else round(run.keep_gb * 1e9),
     )
-    rules = Rules(strict=run.strict, url_seconds=run.url_minutes * 60, keep=keep, public_url=run.public_url)
+    rules = Rules(
+        strict=run.strict,
+        fetches=run.fetch_urls,
+        url_seconds=run.url_minutes * 60,
+        keep=keep,
+        public_url=run.public_url,
+    )
     adapters, spec = Adapters(run.loras), _spec(run, about)
     how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec))
     service = Service(queue, Store(run.store), model=run.model, spec=spec, **how)

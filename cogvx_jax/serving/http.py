@@ -14,13 +14,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cogvx_jax.serving import openai_api, own_api, zhipu_api
 from cogvx_jax.serving.guards import App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
 from cogvx_jax.serving.keys import Keys
 from cogvx_jax.serving.measures import Measures
 from cogvx_jax.serving.queue import Full, KeyUsed
+from cogvx_jax.serving.reference import page
 from cogvx_jax.serving.refusals import Refused, refusal_of
 from cogvx_jax.serving.service import Service
 from cogvx_jax.serving.site import Site
@@ -39,7 +40,14 @@ def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any
       limit: bytes of a body.
       guarded: further arguments of `guards.Guard`.
     """
-    app = FastAPI(title="cogvx_jax", version=importlib.metadata.version("cogvx_jax"), lifespan=_lifespan)
+    app = FastAPI(
+        title="cogvx_jax",
+        version=importlib.metadata.version("cogvx_jax"),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_api_route("/docs", _reference, include_in_schema=False)
     app.state.site = Site(service=service, keys=keys, watcher=Watcher(service.queue), measures=Measures())
     for part in PARTS:
         app.include_router(part.router)
@@ -52,6 +60,10 @@ def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     return app
+
+
+async def _reference(request: Request) -> Response:
+    return HTMLResponse(page(request.app.openapi()))
 
 
 @contextlib.asynccontextmanager

@@ -36,6 +36,7 @@ class Rules:
 
     Args:
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      fetches: take addresses of the open internet as pictures and clips.
       url_seconds: for which an address of a video needs no key.
       keep: how much is kept of what has ended.
       public_url: under which clients reach the server, where that is not what they say, as behind a proxy.
@@ -43,6 +44,7 @@ class Rules:
     """
 
     strict: bool = False
+    fetches: bool = False
     url_seconds: float = 3600.0
     keep: Retention = Retention()
     public_url: str | None = None
