@@ -114,11 +114,12 @@ class Site:
 
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
         self.store = Store(folder)
-        loras, silent = how.pop("loras", None), how.pop("silent", 10.0)
+        loras = how.pop("loras", None)
+        guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         rules = Rules(**how)
         spec = load_spec("tiny")
         self.service = Service(self.queue, self.store, model="tiny", spec=spec, adapters=Adapters(loras), rules=rules)
-        self.app = make_app(self.service, Keys(keys), limit=limit, silent=silent)
+        self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
         self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny")
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]

@@ -429,6 +429,12 @@ def test_models_health_and_numbers(site, client):
     assert 'cogvx_jobs{status="completed"}' in numbers and "cogvx_workers 1.0" in numbers
 
 
+def test_the_reference_fetches_nothing_from_elsewhere(client):
+    text = client.get("/docs").text
+    assert "POST /v1/videos</code>" in text and "num_inference_steps" in text and "/api/paas/v4/async-result" in text
+    assert not re.search(r"(src|href)=.(https?:)?//", text) and "<script" not in text
+
+
 def test_not_ready_without_a_worker(waiting):
     refused(httpx.get(waiting.url + "/ready"), 503, "unavailable", "no worker")
 
@@ -680,6 +686,31 @@ def test_pages_of_other_origins_are_refused(waiting):
     for origin, status in (("http://evil.example", 403), (waiting.url, 200), ("null", 403)):
         answer = httpx.post(waiting.url + CREATE, json={"prompt": "x"}, headers={"Origin": origin})
         assert answer.status_code == status, origin
+
+
+def test_names_that_are_made_to_mean_this_machine(tmp_path):
+    site = Site(tmp_path, works=False, hosts=("127.0.0.1", "localhost"))
+    try:
+        for host, status in (("127.0.0.1:1", 200), ("localhost", 200), ("evil.example:8000", 403), ("", 403)):
+            assert httpx.get(site.url + "/health", headers={"Host": host}).status_code == status, host
+    finally:
+        site.close()
+
+
+def test_a_client_that_goes_away_cancels_what_it_waits_for(tmp_path):
+    site = Site(tmp_path, works=False)
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{site.url}{CREATE}/sync", json={"prompt": "x"}, timeout=1.0)
+        (id,) = site.store.ids()
+        assert site.wait(id).error_code == "cancelled"
+    finally:
+        site.close()
+
+
+def test_lossy_options_say_so(waiting):
+    notes = create(httpx.Client(base_url=waiting.url), reuse="every:2", num_inference_steps=8)["notes"]
+    assert any("lossy" in note for note in notes)
 
 
 def test_unknown_paths_and_methods(client):

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import tyro
 
@@ -49,6 +50,7 @@ class ServeFlags(WorkFlags):
       open: let anyone ask who reaches the address.
       workers: worker processes beside the server; 0 where they run elsewhere. An accelerator belongs to one.
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      fetch_urls: take pictures and clips as addresses, too; those of this machine and its network are refused.
       keep_hours: for which videos are kept; None is without a bound.
       keep_videos: that are kept at most, the newest; None is without a bound.
       keep_gb: gigabytes of videos that are kept at most; None is without a bound.
@@ -66,6 +68,7 @@ class ServeFlags(WorkFlags):
     open: bool = False
     workers: int = 1
     strict: bool = False
+    fetch_urls: bool = False
     keep_hours: float | None = 24.0
     keep_videos: int | None = None
     keep_gb: float | None = None
@@ -156,10 +159,42 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
         count=run.keep_videos,
         bytes=None if run.keep_gb is None else round(run.keep_gb * 1e9),
     )
-    rules = Rules(strict=run.strict, url_seconds=run.url_minutes * 60, keep=keep, public_url=run.public_url)
+    rules = Rules(
+        strict=run.strict,
+        fetches=run.fetch_urls,
+        url_seconds=run.url_minutes * 60,
+        keep=keep,
+        public_url=run.public_url,
+    )
     adapters, spec = Adapters(run.loras), _spec(run, about)
-    service = Service(queue, Store(run.store), model=run.model, spec=spec, adapters=adapters, rules=rules)
-    return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin)
+    how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec))
+    service = Service(queue, Store(run.store), model=run.model, spec=spec, **how)
+    hosts = _hosts(run)
+    return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin, hosts=hosts)
+
+
+def _check_of(run: ServeFlags, spec: "ModelSpec") -> Any:
+    """What refuses requests that the workers cannot make as they compute."""
+    from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
+    from cogvx_jax.pipelines.model import resolve
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode
+
+    folder = resolve(run.model)
+
+    def check(request: Any) -> None:
+        check_asked(request, spec.name, folder, None, exact=run.exact)
+        if run.memory not in (None, AUTO):
+            check_in_mode(find_mode(str(run.memory)), request)
+
+    return check
+
+
+def _hosts(run: ServeFlags) -> tuple[str, ...]:
+    """Names that a server without keys is called by on this machine; () is any."""
+    if run.keys is not None or run.open:
+        return ()
+    public = urlsplit(run.public_url or "").hostname
+    return tuple(filter(None, ("localhost", "127.0.0.1", "::1", run.host, public)))
 
 
 def _spec(run: ServeFlags, about: Given) -> "ModelSpec":

@@ -108,16 +108,17 @@ class Asked:
     notes: tuple[str, ...] = ()
 
 
-def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False) -> Asked:
+def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False) -> Asked:
     """What fields ask of a model, each checked by itself.
 
     Args:
       strict: refuse the vendors' sizes and durations that the model does not make.
+      fetches: files may be addresses of the open internet.
     Raises: Refused.
     """
     values = _known(fields)
     prompt = check_prompt(values.get("prompt"))
-    options, files, notes = _options(fields, values), _files(values), list[str]()
+    options, files, notes = _options(fields, values), _files(values, fetches), list[str]()
     if (size := _size(fields, values)) is not None:
         options["size"] = fit_size(spec, size, strict, notes)
     if "seconds" in values and "frames" not in options:
@@ -210,11 +211,11 @@ def _checked(field: str, option: str, value: Any) -> Any:
     return value
 
 
-def _files(values: Mapping[str, Any]) -> dict[str, tuple[str, bytes]]:
+def _files(values: Mapping[str, Any], fetches: bool) -> dict[str, tuple[str, bytes]]:
     found: dict[str, tuple[str, bytes]] = {}
     for field, options in FILES.items():
         if field in values:
-            option, suffix, data = file_of(values[field], field, options)
+            option, suffix, data = file_of(values[field], field, options, fetches)
             if option in found:
                 raise Refused(
                     "exclusive_parameters", f"{field} is a second {option.replace('_', ' ')}; give one", field

@@ -14,6 +14,7 @@ import PIL.Image
 from cogvx_jax.data.decode import stream_video
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving.bodies import Upload
+from cogvx_jax.serving.fetching import fetch
 from cogvx_jax.serving.refusals import Refused
 
 MAX_PICTURE, MAX_CLIP = 20 * 2**20, 100 * 2**20  # bytes of a file
@@ -54,15 +55,16 @@ def most_bytes(options: tuple[str, ...]) -> int:
     return MAX_CLIP if any(CLIP in TAKES[option] for option in options) else MAX_PICTURE
 
 
-def file_of(value: Any, field: str, options: tuple[str, ...]) -> tuple[str, str, bytes]:
+def file_of(value: Any, field: str, options: tuple[str, ...], fetches: bool = False) -> tuple[str, str, bytes]:
     """The option that a file becomes, its suffix and its bytes.
 
     Args:
       value: an `Upload`, a data URL, base64 text, or an object with one of them.
       options: of which it becomes the first that takes its kind.
+      fetches: an address of the open internet is fetched, too.
     Raises: Refused, which names `field`.
     """
-    data = value.data if isinstance(value, Upload) else _decoded(value, field)
+    data = value.data if isinstance(value, Upload) else _data(_text(value, field), field, most_bytes(options), fetches)
     found = kind_of(data)
     if found is None:
         raise Refused("invalid_value", f"{field} is no picture or video that is known here; {_words(options)}", field)
@@ -83,9 +85,10 @@ def _words(options: tuple[str, ...]) -> str:
     return f"give {' or '.join(words for kind, words in ((PICTURE, pictures), (CLIP, clips)) if kind in kinds)}"
 
 
-def _decoded(value: Any, field: str) -> bytes:
-    text = _text(value, field)
+def _data(text: str, field: str, most: int, fetches: bool) -> bytes:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        if fetches:
+            return fetch(text, field, most)
         raise Refused("invalid_value", f"{field} is an address, which is not fetched here; send the file itself", field)
     if text.startswith("data:"):
         head, comma, text = text.partition(",")

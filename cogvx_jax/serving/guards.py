@@ -19,6 +19,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SILENT = 10.0  # seconds in which a connection must send the headers of a request, or the next part of a body
 SLOWEST = 32 * 2**10  # bytes a second that a body must come with, beyond the first minute
 MAX_JSON = 32 * 2**20
+MAX_HELD = 2**30  # bytes of all bodies at a time
 MAX_HEADERS = 64 * 2**10
 LINGER, LINGER_BYTES = 2.0, 2**19  # of a body that is not wanted: seconds, and bytes
 SAFE = ("GET", "HEAD", "OPTIONS")
@@ -31,17 +32,28 @@ class Guard:
       limit: bytes of a body; one of JSON may have at most `MAX_JSON`.
       origins: such as https://example.com, whose pages may send requests. None but our own may otherwise: a browser
         sends a form to any address, also of this machine.
+      hosts: by which names the server may be called; () is any. A page whose name is made to mean this machine is of
+        our own origin otherwise.
+      silent: seconds in which the next part of a body must come.
     """
 
-    def __init__(self, app: App, limit: int, origins: tuple[str, ...] = (), silent: float = SILENT):
-        self._app, self._limit, self._origins, self._silent = app, limit, origins, silent
+    def __init__(
+        self,
+        app: App,
+        limit: int,
+        origins: tuple[str, ...] = (),
+        hosts: tuple[str, ...] = (),
+        silent: float = SILENT,
+    ):
+        self._app, self._limit, self._origins, self._hosts, self._silent = app, limit, origins, hosts, silent
+        self._held = _Held()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        body = _Body(receive, self._most(headers), self._silent)
+        body = _Body(receive, self._most(headers), self._silent, self._held)
 
         async def sent(message: Message) -> None:
             await (_send_and_close(message, body, send) if body.refused else send(message))
@@ -52,7 +64,10 @@ class Guard:
             body.refused = True
             await _answer(scope, sent, refused)
         else:
-            await self._app(scope, body.receive, sent)
+            try:
+                await self._app(scope, body.receive, sent)
+            finally:
+                body.release()
 
     def _most(self, headers: dict[str, str]) -> int:
         return min(self._limit, MAX_JSON) if "json" in headers.get("content-type", "") else self._limit
@@ -61,11 +76,19 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > body.most:
             raise body.too_large()
+        if self._hosts and urlsplit(f"//{headers.get('host', '')}").hostname not in self._hosts:
+            raise Refused("forbidden", f"this server is not called {headers.get('host', '')[:100]!r}; use --public-url")
         origin = headers.get("origin")
         if origin is None or scope["method"] in SAFE or origin in self._origins:
             return
         if urlsplit(origin).netloc != headers.get("host", ""):
             raise Refused("forbidden", f"pages of {origin[:100]} may not use this server; --allow-origin allows them")
+
+
+class _Held:
+    """Bytes of all bodies that are being read or used."""
+
+    count = 0
 
 
 class _Body:
@@ -74,8 +97,8 @@ class _Body:
     refused: the rest of it is not wanted.
     """
 
-    def __init__(self, receive: Receive, most: int, silent: float):
-        self._receive, self.most, self._silent = receive, most, silent
+    def __init__(self, receive: Receive, most: int, silent: float, held: _Held):
+        self._receive, self.most, self._silent, self._held = receive, most, silent, held
         self._count, self._whole = 0, False
         self._began, self.refused = asyncio.get_running_loop().time(), False
 
@@ -96,14 +119,23 @@ class _Body:
             message = await asyncio.wait_for(self._receive(), self._silent)
         except TimeoutError:
             raise Refused("request_timeout", f"no part of the body came for {self._silent:g} s") from None
-        self._count += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._count += size
+        self._held.count += size
         self._whole = not message.get("more_body", False)
         if self._count > self.most:
             raise self.too_large()
+        if self._held.count > MAX_HELD:
+            raise Refused("unavailable", "too many large requests come at a time; try again")
         seconds = asyncio.get_running_loop().time() - self._began
         if not self._whole and seconds > 60 + self._count / SLOWEST:
             raise Refused("request_timeout", "the body comes too slowly")
         return message
+
+    def release(self) -> None:
+        """Counts its bytes no more."""
+        self._held.count -= self._count
+        self._count = 0
 
     async def pass_over(self) -> None:
         """Reads a little more and drops it: a client that still sends would not read the answer otherwise."""

@@ -14,13 +14,14 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cogvx_jax.serving import openai_api, own_api, zhipu_api
-from cogvx_jax.serving.guards import SILENT, App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
+from cogvx_jax.serving.guards import App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
 from cogvx_jax.serving.keys import Keys
 from cogvx_jax.serving.measures import Measures
 from cogvx_jax.serving.queue import Full, KeyUsed
+from cogvx_jax.serving.reference import page
 from cogvx_jax.serving.refusals import Refused, refusal_of
 from cogvx_jax.serving.service import Service
 from cogvx_jax.serving.site import Site
@@ -32,22 +33,26 @@ LIMIT = 128 * 2**20  # bytes of a body
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
-def make_app(
-    service: Service, keys: Keys, *, limit: int = LIMIT, origins: tuple[str, ...] = (), silent: float = SILENT
-) -> FastAPI:
+def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any) -> FastAPI:
     """The app of a server. A page may be mounted beside its routes.
 
     Args:
       limit: bytes of a body.
-      origins: whose pages may send requests, beside our own.
-      silent: seconds in which the next part of a body must come.
+      guarded: further arguments of `guards.Guard`.
     """
-    app = FastAPI(title="cogvx_jax", version=importlib.metadata.version("cogvx_jax"), lifespan=_lifespan)
+    app = FastAPI(
+        title="cogvx_jax",
+        version=importlib.metadata.version("cogvx_jax"),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_api_route("/docs", _reference, include_in_schema=False)
     app.state.site = Site(service=service, keys=keys, watcher=Watcher(service.queue), measures=Measures())
     for part in PARTS:
         app.include_router(part.router)
     guard: Any = Guard
-    app.add_middleware(guard, limit=limit, origins=origins, silent=silent)
+    app.add_middleware(guard, limit=limit, **guarded)
     measured: Any = Measured  # the last one is outermost: what a guard refuses counts, too
     app.add_middleware(measured, measures=app.state.site.measures)
     for kind in (Refused, Full, KeyUsed, OSError):
@@ -55,6 +60,10 @@ def make_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     return app
+
+
+async def _reference(request: Request) -> Response:
+    return HTMLResponse(page(request.app.openapi()))
 
 
 @contextlib.asynccontextmanager

@@ -50,7 +50,7 @@ def video(request: Request, job: Job) -> dict[str, Any]:
         "remixed_from_video_id": shown.get("remixed_from_video_id"),
         "error": None if job.error_code is None else {"code": job.error_code, "message": job.error_message},
     }
-    found |= {name: shown[name] for name in SHOWN if name in shown}
+    found |= {name: shown[name] for name in SHOWN if shown.get(name) not in (None, [])}
     if job.status == COMPLETED:
         return found | {"url": address(request, job), "inference_time_s": shown.get("inference_time_s")}
     if job.ended:
@@ -90,7 +90,7 @@ def ask(request: Request, fields: Fields) -> Asked:
     """What fields ask of the model that is served. Raises: Refused."""
     service = site_of(request).service
     service.check_model(fields.values.get("model"), MODELS)
-    return read_asked(fields, service.spec, strict=service.rules.strict)
+    return read_asked(fields, service.spec, strict=service.rules.strict, fetches=service.rules.fetches)
 
 
 def own_facts(asked: Asked) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def own_facts(asked: Asked) -> dict[str, Any]:
 async def create(request: Request) -> Response:
     """Puts a video into the queue."""
     key_of(request)
-    asked = ask(request, await fields_of(request))
+    asked = await run_in_threadpool(ask, request, await fields_of(request))
     job = await submit(request, asked, shown=own_facts(asked))
     return await run_in_threadpool(answer, request, job)
 
@@ -110,7 +110,7 @@ async def create(request: Request) -> Response:
 async def create_and_wait(request: Request) -> Response:
     """Makes a video and answers with its bytes; a client that goes away cancels it."""
     key = key_of(request)
-    asked = ask(request, await fields_of(request))
+    asked = await run_in_threadpool(ask, request, await fields_of(request))
     job = await submit(request, asked, shown=own_facts(asked))
     site = site_of(request)
     async for now in site.watcher.changes(job, pause=1.0):
@@ -170,7 +170,7 @@ async def _from_video(request: Request, option: str, said: str) -> Response:
     if given is None:
         raise Refused("missing_required_parameter", "video is missing: a file, or the id of one made here", "video")
     suffix, data, source = await run_in_threadpool(_source, request, given)
-    asked = ask(request, dataclasses.replace(fields, values=values))
+    asked = await run_in_threadpool(ask, request, dataclasses.replace(fields, values=values))
     if other := sorted(asked.files):
         raise Refused("exclusive_parameters", f"give a video or {other[0]}, not both", other[0])
     asked = dataclasses.replace(asked, files={option: (suffix, data)})
@@ -188,7 +188,7 @@ def _source(request: Request, given: Any) -> tuple[str, bytes, str | None]:
         service = site_of(request).service
         file = service.video_of(service.get(given, key_of(request)))
         return file.suffix, file.read_bytes(), given
-    option, suffix, data = file_of(given, "video", ("video",))
+    option, suffix, data = file_of(given, "video", ("video",), site_of(request).service.rules.fetches)
     return suffix, data, None
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.lora import first_distilled
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
-from cogvx_jax.pipelines.request import Request
+from cogvx_jax.pipelines.request import Request, few_steps_note
+from cogvx_jax.pipelines.short_schedule import lossy_note
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.files import CLIPS, check_clip
@@ -35,6 +36,7 @@ class Rules:
 
     Args:
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
+      fetches: take addresses of the open internet as pictures and clips.
       url_seconds: for which an address of a video needs no key.
       keep: how much is kept of what has ended.
       public_url: under which clients reach the server, where that is not what they say, as behind a proxy.
@@ -42,6 +44,7 @@ class Rules:
     """
 
     strict: bool = False
+    fetches: bool = False
     url_seconds: float = 3600.0
     keep: Retention = Retention()
     public_url: str | None = None
@@ -54,6 +57,7 @@ class Service:
     Args:
       model: its name, as workers have it.
       spec: that requests are checked against.
+      check: raises ValueError or OSError for a request that the workers refuse by how they compute.
     """
 
     def __init__(
@@ -65,9 +69,10 @@ class Service:
         spec: ModelSpec,
         adapters: Adapters | None = None,
         rules: Rules = Rules(),  # noqa: B008
+        check: Callable[[Request], None] = lambda request: None,
     ):
         self.queue, self.store, self.model, self.spec = queue, store, model, spec
-        self.adapters, self.rules = adapters or Adapters(None), rules
+        self.adapters, self.rules, self._check = adapters or Adapters(None), rules, check
         self.signer = Signer(queue.kept("secret", lambda: secrets.token_hex(32)), rules.url_seconds)
         self._reading = threading.Lock()  # pictures and clips of one request at a time are in memory
 
@@ -115,7 +120,7 @@ class Service:
         try:
             stored = self._stored(asked, folder)
             facts = {"model": self.model, "prompt": asked.prompt} | self._complete(stored, folder, extra_seconds)
-            facts |= {"notes": list(asked.notes)} if asked.notes else {}
+            facts["notes"] = [*asked.notes, *facts["notes"]]
             job, new = self.queue.submit(
                 id=id,
                 owner=key.name,
@@ -160,7 +165,9 @@ class Service:
                 more = max(1, round(extra * float(request.fps)))
                 stored["options"]["frames"] = len(request.extend) + more
                 request = request_of(spec, stored, folder)
-            facts = _facts(request)
+            self._check(request)
+        facts = _facts(request)
+        facts["notes"] = [note for note in (lossy_note(request), few_steps_note(request, spec)) if note is not None]
         stored["options"] |= {
             "size": f"{request.height}x{request.width}",
             "frames": facts["num_frames"],

@@ -51,22 +51,25 @@ class Stepping:
 
     def _step(self, step: Any) -> None:
         self.taken += 1
-        if step.segments == 1:
-            self._save(step)
         shown = self._shown(step)
         told = {} if shown is None else {"preview": shown}
-        self._progress.tell(stage="sampling", step=step.number, steps=step.count, **told)
+        try:
+            self._progress.tell(stage="sampling", step=step.number, steps=step.count, **told)
+        except Stopped:
+            if self._progress.why == Stopped.ENDING:  # a job that was cancelled needs none
+                self._save(step)
+            raise
+        if step.number < step.count and time.monotonic() - self._saved > self._save_every:
+            self._save(step)
 
     def _save(self, step: Any) -> None:
-        """Saves now and then, and where this worker ends; a job that was cancelled needs none."""
-        now = time.monotonic()
-        if self._progress.why != Stopped.ENDING and now - self._saved < self._save_every:
+        if step.segments > 1:
             return
         try:
             step.save(self._file)
         except (OSError, ValueError) as error:  # the video may still be made
             print(f"cogvx: the steps of {self._file.parent.name} are not saved: {error}", file=sys.stderr)
-        self._saved = now
+        self._saved = time.monotonic()
 
     def _shown(self, step: Any) -> bytes | None:
         """A small animation of what the model takes for the clean video, as seldom as its cost makes it."""

@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from cogvx_jax.configs import ModelSpec
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
 from cogvx_jax.serving.asking import NOTHING, Asked, check_prompt, read_asked
@@ -16,6 +17,7 @@ from cogvx_jax.serving.bodies import Fields, read_fields
 from cogvx_jax.serving.files import file_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, Job
 from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.service import Rules
 from cogvx_jax.serving.site import address, key_of, site_of
 
 router = APIRouter(prefix="/api/paas/v4", tags=["Zhipu videos"])
@@ -38,7 +40,9 @@ def task(request: Request, job: Job) -> dict[str, Any]:
     """A job in the API's shape; the sizes that came of the request stand beside it."""
     shown, status = job.shown, STATUSES.get(job.status, "PROCESSING")
     found = {"id": job.id, "model": shown["model"], "request_id": shown["request_id"], "task_status": status}
-    found |= {name: shown[name] for name in ("size", "seconds", "fps", "seed", "notes") if name in shown}
+    found |= {
+        name: shown[name] for name in ("size", "seconds", "fps", "seed", "notes") if shown.get(name) not in (None, [])
+    }
     if job.status == COMPLETED:
         cover = address(request, job, "thumbnail")
         found["video_result"] = [{"url": address(request, job), "cover_image_url": cover}]
@@ -57,7 +61,7 @@ async def generations(request: Request) -> Response:
         raise Refused("missing_required_parameter", "model is missing", "model")
     site.service.check_model(values["model"], MODELS)
     request_id = _text(values, "request_id", 1, 256)
-    asked = read_generation(values, site.service.spec, strict=site.service.rules.strict)
+    asked = await run_in_threadpool(read_generation, values, site.service.spec, site.service.rules)
     if values.get("quality") == "quality" and "num_inference_steps" not in values:
         asked.options["steps"] = better_steps(site.service.spec)
     how: dict[str, Any] = dict(request_key=request_id and f"id {request_id}", repeated=not site.service.rules.strict)
@@ -74,11 +78,11 @@ def _with_id(queue: Any, job: Job) -> Job:
     return queue.get(job.id) or job
 
 
-def read_generation(values: dict[str, Any], spec: Any, *, strict: bool) -> Asked:
+def read_generation(values: dict[str, Any], spec: ModelSpec, rules: Rules) -> Asked:
     """What fields of this API ask for. Raises: Refused."""
     _check(values)
     given = {name: values[name] for name in (*PASSED, *NOTHING) if name in values}
-    files = _pictures(values.get("image_url"))
+    files = _pictures(values.get("image_url"), rules.fetches)
     if not str(given.get("prompt", "")).strip() and files:
         given["prompt"] = DEFAULT_PROMPT
     check_prompt(given.get("prompt"), MAX_PROMPT, "prompt_too_long")
@@ -86,15 +90,15 @@ def read_generation(values: dict[str, Any], spec: Any, *, strict: bool) -> Asked
         given["seconds"] = _one_of(duration, "duration", DURATIONS)
     rate, notes = _one_of(values.get("fps"), "fps", RATES), list[str]()
     if rate is not None and rate != spec.defaults.fps:
-        if strict:
+        if rules.strict:
             raise Refused("invalid_value", f"{spec.name} makes {spec.defaults.fps} frames a second, not {rate}", "fps")
         notes.append(f"{rate} frames a second became {spec.defaults.fps}, which {spec.name} makes")
     given["user"] = _text(values, "user_id", 6, 128)
-    asked = read_asked(Fields({k: v for k, v in given.items() if v is not None}), spec, strict=strict)
+    asked = read_asked(Fields({k: v for k, v in given.items() if v is not None}), spec, strict=rules.strict)
     return dataclasses.replace(asked, files=files, notes=(*asked.notes, *notes))
 
 
-def better_steps(spec: Any) -> int:
+def better_steps(spec: ModelSpec) -> int:
     """Sampling steps of quality "quality": twice the model's own, but of a model that was distilled to few its own."""
     own = spec.defaults
     return own.num_inference_steps if own.distilled else min(2 * own.num_inference_steps, spec.schedule.steps)
@@ -134,14 +138,14 @@ def _text(values: dict[str, Any], name: str, low: int, high: int) -> str | None:
     return value
 
 
-def _pictures(given: Any) -> dict[str, tuple[str, bytes]]:
+def _pictures(given: Any, fetches: bool) -> dict[str, tuple[str, bytes]]:
     """The first picture, and the last one where there are two. Raises: Refused."""
     several = given if isinstance(given, list) else [] if given in (None, "") else [given]
     if len(several) > 2:
         raise Refused("invalid_value", f"image_url has {len(several)} pictures; give the first, or first and last")
     found = {}
     for option, value in zip(("image", "last_image"), several, strict=False):
-        _, suffix, data = file_of(value, "image_url", ("image",))
+        _, suffix, data = file_of(value, "image_url", ("image",), fetches)
         if len(data) > MAX_PICTURE:
             raise Refused("invalid_value", f"image_url has {len(data):,} bytes, of which 5 MiB are taken", "image_url")
         found[option] = suffix, data
