@@ -135,7 +135,14 @@ def test_all_fields_of_a_line_are_read(lines):
         "control_strength": 0.5,
         "control_start": 0.25,
         "control_end": 0.75,
+        "edit": "clip.mp4",
         "extend": "before.mp4",
+        "noises": "noises.npy:degradation=0.2",
+        "flow": "flow.npy",
+        "region": [[[0, 0, 0.5, 1], "a blue star"], "right.png=a green square"],
+        "travel": {"24": "a blue star"},
+        "trajectory": "60,128 200,128",
+        "tora": "tora:0.5",
         "strength": 1,
         "size": "32x48",
         "frames": 9,
@@ -161,6 +168,8 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
+    assert [one.prompt for one in own.options.region] == ["a blue star", "a green square"]
+    assert own.options.travel.prompts == ("a blue star",) and own.options.tora == ("tora", 0.5)
     values = {"reuse", "guidance", "guider", "windows"}
     assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
