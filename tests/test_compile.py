@@ -382,7 +382,7 @@ def test_the_decoder_is_compiled_in_the_fewest_strips_that_fit(small, tmp_path, 
     cost = Cost(arguments=1, temporaries=2, outputs=3, cycles=0, kernel_cycles=0, collectives={}, seconds=0)
     monkeypatch.setattr(compile_.programs.VideoPrograms, "lower", lower)
     monkeypatch.setattr(compile_, "compile_fitting", compile_fitting)
-    monkeypatch.setattr(compile_, "read_cost", lambda program: cost)
+    monkeypatch.setattr(compile_, "read_cost", lambda program, chip: cost)
     monkeypatch.setattr(stored, "dump_program", lambda compiled: b"")
     out = tmp_path / "programs"
     if compiled[-1] < 32:

@@ -16,7 +16,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.memory_modes import MODES, RESIDENT, find_mode
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles
+from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles, read_cost
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
@@ -96,6 +96,15 @@ def test_a_program_is_read_with_its_loops():
     v5p, scores = chips.chip_of("TPU v5p"), [program.scores(name) for name in ("pallas", "splash", "jax_flash")]
     cycles = (2.46 * scores[0] + 4.27 * scores[1] + 4.66 * scores[2]) / 1000 / 2  # two cores
     assert kernel_cycles(program, v5p) == round(cycles) and kernel_cycles(program, chips.chip_of("NVIDIA A100")) == 0
+
+
+def test_the_peak_is_the_compilers_own_where_that_is_less():
+    cost = Cost(arguments=1, temporaries=6, outputs=2, cycles=0, kernel_cycles=0, collectives={}, seconds=0)
+    peaks = [dataclasses.replace(cost, fullest=fullest).peak for fullest in (None, 5, 99)]
+    assert peaks == [9, 5, 9]  # a peak with more than HBM in it says nothing
+    compiled = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((8,), "float32")).compile()
+    by_chip = {kind: read_cost(compiled, chip=chips.chip_of(kind)).fullest for kind in ("cpu", "NVIDIA A100", "TPU v4")}
+    assert by_chip["cpu"] is by_chip["NVIDIA A100"] is None and by_chip["TPU v4"] >= 64
 
 
 def test_a_chip_is_known_by_the_longest_words():

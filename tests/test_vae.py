@@ -13,7 +13,7 @@ from cogvx_jax.models import vae as vaes
 from cogvx_jax.nn.backend import PLAIN, using
 from cogvx_jax.nn.conv import CausalConv, FrameConv
 from cogvx_jax.nn.norms import Moments
-from cogvx_jax.nn.strips import rows_of
+from cogvx_jax.nn.strips import over_strips, rows_of
 
 pytestmark = pytest.mark.device
 
@@ -360,6 +360,22 @@ def test_moments_of_parts_are_those_of_the_whole():
     np.testing.assert_allclose(found.mean, np.mean(np.float64(x), axis=(1, 2, 3)), rtol=1e-6)
     # A mean of 1000 is known to 3e-5; the squares of x itself would be known to 6%.
     np.testing.assert_allclose(found.square / found.numbers, np.var(np.float64(x), axis=(1, 2, 3)), rtol=1e-4)
+
+
+def test_results_of_strips_take_the_memory_of_those_that_are_done():
+    """Of a chain of six videos, two are there at a time: what is made, and what it is made of."""
+    shape = (1, 2, 64, 16, 8)
+
+    def step(strips, inside, state):
+        return {"made": tuple(jnp.sin(x[:, :, 1:-1]) for x in strips["x"])}, state
+
+    def chain(x):
+        for _ in range(6):
+            x = over_strips(step, {"x": (x,)}, None, height=64, rows=4)[0]["made"][0]
+        return jnp.sum(x)
+
+    memory = jax.jit(chain).lower(jax.ShapeDtypeStruct(shape, jnp.float32)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2.5 * 4 * np.prod(shape)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,10 @@ def over_strips(step: Step, videos: Videos, state: Any, *, height: int, rows: in
 
     above: Any = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :1]), dict(videos))
     _, made, _ = jax.eval_shape(lambda above, state: work(above, {}, state, 0, rows), above, state)
-    held: Any = {name: videos.get(name, jax.tree.map(lambda y: _whole(y, height, rows), y)) for name, y in made.items()}
+    number = next(iter(videos.values()))[0][0, 0, 0, 0, 0]
+    held: Any = {
+        name: videos.get(name, jax.tree.map(lambda y: _whole(y, height, rows, number), y)) for name, y in made.items()
+    }
     starts = jnp.arange(height // rows) * rows
     carry, _ = lax.scan(lambda carry, start: (lay(*carry, start, rows), None), (above, held, state), starts)
     if height % rows:
@@ -81,10 +84,14 @@ def _after(made: tuple[jax.Array, ...], strips: tuple[jax.Array, ...], start: An
     return tuple(jnp.where(start >= 0, y, strip[:, :, 2:]) for y, strip in zip(made, strips, strict=True))
 
 
-def _whole(part: jax.ShapeDtypeStruct, height: int, rows: int) -> jax.Array:
-    """Room for a result of which a strip's is `part`."""
+def _whole(part: jax.ShapeDtypeStruct, height: int, rows: int, number: jax.Array) -> jax.Array:
+    """Room for a result of which a strip's is `part`, full of a number that the loop begins with.
+
+    The number means nothing. But of `lax.empty` a CPU's compiler takes all of a shape for one, which it keeps from the
+    first layer to the last, and copies for each.
+    """
     shape = (*part.shape[:2], part.shape[2] * height // rows, *part.shape[3:])
-    return lax.empty(shape, part.dtype)
+    return jnp.full(shape, number.astype(part.dtype))
 
 
 def _in_order(strip: jax.Array) -> jax.Array:

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
+from cogvx_jax.chips import chip_of
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.pipelines.device_memory import free_bytes
 from cogvx_jax.pipelines.latents import lower_decode, lower_encode
@@ -97,7 +100,8 @@ def _free_for(model: Model) -> int | None:
 
 def _vae_bytes(model: Model, lower: Callable[[Any], Iterator[Any]]) -> int:
     params = _vae(model)
-    return round(beside_weights([compile_cost(lowered) for lowered in lower(params)], device_bytes(params)))
+    chip = chip_of(jax.devices()[0].device_kind)
+    return round(beside_weights([compile_cost(lowered, chip=chip) for lowered in lower(params)], device_bytes(params)))
 
 
 def _vae(model: Model) -> Any:

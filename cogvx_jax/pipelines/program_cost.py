@@ -31,17 +31,22 @@ class Cost:
     kernel_cycles: int  # of `nn.flash` or of JAX's forward kernels, beside those
     collectives: Mapping[str, tuple[int, int]]  # by kind, loops unrolled: how many, and bytes of their results
     seconds: float  # it took to compile
+    # At the fullest moment, arguments included, as a TPU's compiler counts it, which refuses programs by that. Its
+    # temporaries may hold room that is never full at the same time.
+    fullest: int | None = None
 
     @property
     def peak(self) -> int:
-        return self.arguments + self.temporaries + self.outputs
+        taken = self.arguments + self.temporaries + self.outputs
+        return taken if self.fullest is None else min(taken, self.fullest)
 
 
 def compile_cost(lowered: Any, *, chip: Chip | None = None, computed: float | None = None) -> Cost:
     """Compiles a lowered program (`jax.jit(f).lower(...)`) and reads its cost.
 
     Args:
-      chip: which the cycles of its kernels are counted for; None counts none.
+      chip: that it is compiled for. The cycles of its kernels are counted, and a TPU's own peak is read; None does
+        neither.
       computed: of its conditionals, the share of runs that take the branch of true, as the steps of a schedule; None
         counts the branch that takes the most cycles.
     Raises: MemoryError where the compiler finds that it does not fit.
@@ -72,6 +77,7 @@ def read_cost(compiled: Any, *, chip: Chip | None = None, seconds: float = 0.0, 
         kernel_cycles=0 if chip is None else kernel_cycles(program, chip),
         collectives=program.collectives(),
         seconds=seconds,
+        fullest=memory.peak_memory_in_bytes if chip is not None and chip.generation is not None else None,
     )
 
 

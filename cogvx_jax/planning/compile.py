@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.cache import nothing_kept
+from cogvx_jax.chips import chip_of
 from cogvx_jax.convert import read_spec
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
@@ -146,8 +147,8 @@ def compile_programs(
                 yield from decoders if name == "decode" else _compiled(in_strips, name, report)
 
     def decode() -> dict[str, Any]:
-        weights = weight_bytes(spec, compute, wanted.mesh)["vae"]
-        needed = round(beside_weights([read_cost(program.compiled) for program in decoders], weights))
+        weights, chip = weight_bytes(spec, compute, wanted.mesh)["vae"], chip_of(devices[0].device_kind)
+        needed = round(beside_weights([read_cost(program.compiled, chip=chip) for program in decoders], weights))
         decoded = Tiling.of(spec.vae).largest(made_of.shape) if mode.tiling else made_of.shape
         count = in_strips.compute.strips
         return {"latents": list(decoded), "padding": wanted.padding, "bytes": needed, "strips": count}
