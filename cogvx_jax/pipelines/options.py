@@ -185,8 +185,8 @@ class Options(Sampling):
       video: what to start from, for text-to-video and inpainting models.
       mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
       mask_dilation: pixels by which the white of the mask grows first, which hides seams.
-      edit: a video to edit by inversion, for text-to-video models: what is made looks at it in every block; with `mask`
-        where that is white.
+      edit: a video to edit by inversion, for text-to-video models: the new one has its layout and motion, and with
+        `mask` the parts that are black there.
       extend: a video to go on with, for text-to-video, image-to-video and inpainting models; frames are then those of
         the whole that comes out, any number.
       strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask, and of a video

@@ -87,7 +87,7 @@ def from_masked_video(model: Model, request: Request, noise: NoiseSource, sample
 def edit(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
     """From noise, looking at a clip that is inverted; what a mask keeps is put back as in `from_masked_video`.
 
-    The noise is new, as what the last step of inversion gives; where less than all is redrawn, the clip is under it.
+    The noise is drawn, not what inversion ends with. Where less than all is redrawn, the clip is under it.
 
     Source: `inference/ddim_inversion.py` of CogVideo 7a1af71; strength and mask are not in it.
     """
