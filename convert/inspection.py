@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import infer
+from cogvx_jax.convert import infer, tora
 from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, new_name, path_word, published_word
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
 from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
@@ -169,6 +169,40 @@ def _tell_controlnet(asked: Asked) -> Facts:
     return facts | {"use": [command("generate", PROMPT, *words)]}
 
 
+# Tora's files.
+
+
+def _is_tora(asked: Asked) -> bool:
+    if "://" in str(asked.place) or not (
+        _is_part_folder(asked) or _is_weights(asked) or open_files(asked.place).is_folder()
+    ):
+        return False
+    try:
+        return any(tora.parts_in(asked.place).values())
+    except (ValueError, OSError):  # what is wrong is said by the kind that it may be of
+        return False
+
+
+def _tell_tora(asked: Asked) -> Facts:
+    if asked.given:
+        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
+    there = tora.parts_in(asked.place)
+    if lacking := [part for part, files in there.items() if not files]:
+        (part,) = there.keys() - set(lacking)
+        return {"holds": f"Tora's {part}", "lacks": f"the {lacking[0]}, which is another file"}
+    cfg = tora.open_tora(tora.find_files(asked.place)).cfg
+    fits = (
+        spec
+        for spec in PRESETS.values()
+        if (spec.transformer.width, spec.transformer.layers) == (cfg.width, cfg.layers)
+    )
+    model = next((published_word(spec.name) for spec in fits if spec.kind == "t2v"), None)
+    facts: Facts = {"holds": "Tora's extractor and fusers"}
+    facts["sizes"] = f"{cfg.layers} blocks of width {cfg.width}, {cfg.channels} channels of features"
+    words = ["--model", model or "MODEL", "--tora", lora_word(asked.place), "--trajectory", "60,128 200,128"]
+    return facts | {"use": [command("generate", PROMPT, *words)]}
+
+
 # Parts of models, and files of weights.
 
 
@@ -269,6 +303,7 @@ WEIGHTS = (  # the first that fits counts
     FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags),
     FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
     FileKind(name="a ControlNet", fits=_is_controlnet, tell=_tell_controlnet),
+    FileKind(name="Tora", fits=_is_tora, tell=_tell_tora),
     FileKind(name="a model", fits=is_model, tell=tell_model),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
     FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),

@@ -50,18 +50,7 @@ def find_files(place: str | Path) -> dict[str, Path]:
 
     Raises: FileNotFoundError; ValueError for other files, or several of one part.
     """
-    names = str(place).split(",")
-    files = [Path(name) for name in names]
-    if len(files) == 1 and files[0].is_dir():
-        files = sorted([*files[0].glob("*.safetensors"), *files[0].glob("*/*.safetensors")])[:64]
-    found: dict[str, list[Path]] = {part: [] for part in MARKS}
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"there is no file {file}; give Tora's folder, or its two files: EXTRACTOR,FUSER")
-        tensors = open_tensors(file)
-        for part, mark in MARKS.items():
-            if any(name.endswith(mark) for name in tensors):
-                found[part].append(file)
+    found = parts_in(place)
     for part, there in found.items():
         if len(there) != 1:
             count = "no file" if not there else f"{len(there)} files"
@@ -70,6 +59,22 @@ def find_files(place: str | Path) -> dict[str, Path]:
                 f"{FILES['extractor']},{FILES['fusers']}"
             )
     return {part: there[0] for part, there in found.items()}
+
+
+def parts_in(place: str | Path) -> dict[str, list[Path]]:
+    """The files of each part in such a place. Raises: FileNotFoundError; ValueError for what cannot be read."""
+    files = [Path(name) for name in str(place).split(",")]
+    if len(files) == 1 and files[0].is_dir():
+        files = sorted([*files[0].glob("*.safetensors"), *files[0].glob("*/*.safetensors")])[:64]
+    found: dict[str, list[Path]] = {part: [] for part in MARKS}
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"there is no file {file}; give Tora's folder, or its two files: EXTRACTOR,FUSER")
+        tensors = open_tensors(file)
+        for part, mark in MARKS.items():
+            if any(_is(name, mark) for name in tensors):
+                found[part].append(file)
+    return found
 
 
 def open_tora(files: Mapping[str, Path]) -> StoredTora:
@@ -117,8 +122,13 @@ def infer_tora(tensors: Mapping[str, Tensors]) -> ToraConfig:
 
 def _named(tensors: Tensors, mark: str) -> Tensors:
     """Without what stands in front of all names."""
-    prefix = next(name for name in tensors if name.endswith(mark)).removesuffix(mark)
+    prefix = next(name for name in tensors if _is(name, mark)).removesuffix(mark)
     return tensors.of({name.removeprefix(prefix): tensors[name] for name in tensors})
+
+
+def _is(name: str, mark: str) -> bool:
+    """Whether it is that name, maybe below others: "10.flow" is not "0.flow"."""
+    return name == mark or name.endswith(f".{mark}")
 
 
 def tora_parameters(cfg: ToraConfig) -> list[Parameter]:

@@ -17,6 +17,7 @@ from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.configs import ToraConfig
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.tora import FILES, find_files, open_tora, tora_parameters, write_tora
 from cogvx_jax.data.trajectory import motion_field, motion_pictures, read_trajectory, resampled
 from cogvx_jax.data.video import read_video
@@ -45,7 +46,7 @@ def drawn_files(folder, cfg, seed):
     for offset, (own, file) in enumerate(zip(parts, FILES.values(), strict=True)):
         if offset:
             one = weights({key[2:]: shape for key, shape in own.items() if key.startswith("0.")}, seed + 1)
-            found = {key: one[key[2:]] for key in own}
+            found = {key: one[key.partition(".")[2]] for key in own}
         else:
             found = weights(own, seed)
             found["body.0.bn1.num_batches_tracked"] = np.int64(3)
@@ -131,6 +132,29 @@ def test_files_are_found_in_folders(tmp_path):
         find_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no file nowhere; give Tora's folder, or its two files"):
         find_files("nowhere")
+
+
+def test_many_blocks_are_counted_whatever_stands_in_front(tmp_path):
+    cfg = dataclasses.replace(RECORDED, layers=12, blocks=1)
+    folder = drawn_files(tmp_path, cfg, 1)
+    params = open_tora(find_files(folder)).read()
+    for file in FILES.values():  # the tenth block first
+        tensors = sorted(load_file(folder / file).items(), key=lambda item: not item[0].startswith("10."))
+        save_file({f"module.{key}": x for key, x in tensors}, folder / file)
+    stored = open_tora(find_files(folder))
+    assert stored.cfg == cfg
+    jax.tree.map(np.testing.assert_array_equal, stored.read(), params)
+
+
+def test_inspect_tells_what_they_are(tmp_path):
+    folder = drawn_files(tmp_path / "files", RECORDED, 1)
+    facts = inspect(folder)
+    assert facts["holds"] == "Tora's extractor and fusers" and facts["sizes"].startswith(
+        "2 blocks of width 32, 8 channels"
+    )
+    assert f"--tora {folder} --trajectory '60,128 200,128'" in facts["use"][0]
+    alone = inspect(folder / FILES["fusers"])
+    assert (alone["holds"], alone["lacks"]) == ("Tora's fusers", "the extractor, which is another file")
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
