@@ -4,8 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MemoryText, QuantizeOption, SamplingFlags, check_memory, report
+from cogvx_jax.cli.options import (
+    ControlNetText,
+    DType,
+    MemoryText,
+    QuantizeOption,
+    SamplingFlags,
+    check_memory,
+    report,
+)
 from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode
+from cogvx_jax.pipelines.options import parse_weighted
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -24,6 +33,7 @@ def plan(
     quantize: QuantizeOption = None,
     memory: MemoryText = None,
     device_gb: float | None = None,
+    controlnet: ControlNetText = (),
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -42,12 +52,14 @@ def plan(
       quantize: plan for a model that is quantised: int8, w8a8 or int4. None is as it is stored.
       memory: a memory mode to plan for; None tries them in the order of exact, exact and slower, lossy.
       device_gb: plan as if a device had so many GB (1e9 bytes).
+      controlnet: a ControlNet that all steps have, as for `generate`; several add up.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
     """
     sampling = video.checked()
     check_memory(memory)
+    nets = [parse_weighted(text, "ControlNet")[0] for text in controlnet]
     import jax
 
     if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
@@ -67,6 +79,7 @@ def plan(
             quantize=quantize,
             memory=memory,
             device_gb=device_gb,
+            controlnet=nets,
             every=every,
             fresh=fresh,
             report=report,
@@ -100,6 +113,12 @@ def table(made: "Plan") -> str:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if made.short:
         lines.append(_short(made, chosen))
+    if made.controlnets:
+        lines.append(f"Every step has ControlNets, of {made.controlnets}; encoding their video is not counted.")
+    if made.windows:
+        lines.append(
+            f"A step sees {made.windows_a_step:.1f} windows, one after the other, in the mean: {made.windows}."
+        )
     if made.thirds:
         lines.append(
             f"Guider {made.guider} takes a third evaluation in {made.thirds} of {made.evaluations} steps; "

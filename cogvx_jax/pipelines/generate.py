@@ -23,7 +23,7 @@ from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.options import RANDOM, Options
-from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, laid_windows
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
@@ -155,11 +155,8 @@ def positioned(model: Model, request: Request) -> Model:
 
 def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
     """The windows of `count` evaluations; None where the model sees the whole clip at once."""
-    if request.windows is None:
-        return None
-    size, overlap = window_latents(model.spec, request.windows)
     first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
-    return windows.lay_out(request.windows, request.shape[0], count, size=size, overlap=overlap, first=first)
+    return laid_windows(model.spec, request.windows, request.shape[0], count, first=first)
 
 
 def fitting(model: Model, request: Request) -> Model:

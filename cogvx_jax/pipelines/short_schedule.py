@@ -45,8 +45,6 @@ def check_short(model: Model, request: Request) -> None:
 
 def check_stored(settings: Settings) -> None:
     """Raises ValueError for what no stored program does."""
-    if settings.windows is not None:
-        raise ValueError(f"stored programs see whole clips; leave out windows {settings.windows}")
     if settings.positions is not None:
         raise ValueError(f"stored programs have the positions of training; leave out positions {settings.positions}")
 
