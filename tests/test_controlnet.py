@@ -16,6 +16,8 @@ from test_mesh import MESHES
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
+from cogvx_jax.cli.generate import _choose
+from cogvx_jax.cli.plan import table
 from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.configs import Compute, ControlNetConfig
 from cogvx_jax.convert import load_params
@@ -23,6 +25,7 @@ from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.controlnet import controlnet_parameters, open_controlnet, write_controlnet
 from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.controlnet import ControlBranch, halve_time, weighted_sum
+from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.duration import with_controls
@@ -32,6 +35,7 @@ from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.stored_programs import StoredPrograms
 from cogvx_jax.pipelines.tasks import sampling_inputs
+from cogvx_jax.planning.plan import plan
 
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -445,7 +449,41 @@ def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cogvx", "generate", "x", *words])
     cli.main()
     assert read_video(tmp_path / "out.mp4")[0].shape == (9, 32, 48, 3)
-    monkeypatch.setattr(sys, "argv", ["cogvx", "generate", "x", *words, "--memory", "auto"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
+
+
+def test_auto_counts_them(small, nets, monkeypatch):
+    """The request that shows the model the most decides, with the ControlNets of any; reuse of others is left out."""
+    folder, model = small("5b")
+    own, seen = dict(controlnet=nets, control=CLIP), {}
+    asked = (own, dict(num_frames=17, reuse="every:2"), dict(num_frames=33, windows="12:4"))
+    requests = [check_request(model.spec, "x", Options.from_keywords(**one)) for one in asked]
+    monkeypatch.setattr("cogvx_jax.planning.plan.choose", lambda source, **how: seen.update(how))
+    _choose(str(folder), requests, None, None, None, "auto")
+    assert [net.name for net in seen["controlnet"]] == nets and seen["memory"] == "auto"
+    sampling = seen["sampling"]
+    assert (sampling.frames, sampling.windows, sampling.reuse) == (17, None, None)
+    _choose(str(folder), requests[1:2], None, None, None, "auto")
+    assert str(seen["sampling"].reuse) == "every:2" and seen["controlnet"] == []
+
+
+@pytest.mark.full
+def test_a_plan_counts_them(small, nets, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, model = small("5b")
+    about = dict(mesh=cx.make_mesh(devices=jax.devices()[:1]), memory="resident")
+    plain, with_two = (plan(str(folder), **about, **more) for more in ({}, dict(controlnet=nets)))
+    weights = sum(x.nbytes for net in nets for x in jax.tree.leaves(cx.load_controlnet(net, model).params))
+    assert with_two.chosen.weights["controlnets"] * 2**30 == pytest.approx(weights)
+    assert with_two.chosen.step > plain.chosen.step
+    assert with_two.chosen.memory - plain.chosen.memory == pytest.approx(with_two.chosen.weights["controlnets"])
+    in_turns = dataclasses.replace(with_two.chosen, mode="turns", decode=0.0)  # they lie there beside the transformer
+    lying = in_turns.weights["transformer"] + in_turns.weights["controlnets"]
+    assert in_turns.memory == pytest.approx(
+        max(lying + in_turns.step, in_turns.weights["text_encoder"] + in_turns.text)
+    )
+    tokens = sequence_tokens(model.spec.transformer, (3, 4, 6))
+    more = sum(transformer_flops(FITTING.transformer, tokens) for _ in nets)
+    assert with_two.flops - plain.flops == 8 * more  # four steps, both branches
+    assert "Every step has ControlNets, of 1 blocks and 1 blocks" in table(with_two)
+    with pytest.raises(ValueError, match="a ControlNet adds to blocks in every evaluation, and reuse every:2 leaves"):
+        plan(str(folder), controlnet=nets, reuse="every:2")

@@ -16,6 +16,7 @@ from small_files import small_spec
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
+from cogvx_jax.cli import plan as plan_command
 from cogvx_jax.cli.main import VERBS
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion.windows import POLICIES, Laid, Windows, lay_out, shuffled
@@ -32,7 +33,8 @@ from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.windowed import over_windows
-from cogvx_jax.planning.plan import check_planned
+from cogvx_jax.planning.compile import compile_programs
+from cogvx_jax.planning.plan import plan
 from cogvx_jax.presets import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,12 +99,8 @@ def test_riflex_needs_rotary_positions(kind, said):
 def test_what_is_asked_of_positions_is_checked():
     with pytest.raises(ValueError, match="unknown positions 'ntk'; the known ones are riflex"):
         Options(positions="ntk")
-    for options, said in (
-        (dict(positions="riflex"), "stored programs have the positions of training; leave out"),
-        (dict(windows="16:8"), "stored programs see whole clips; leave out windows 16:8,policy=uniform"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            check_stored(check_request(small_spec("5b"), "x", Options(frames=33, **options)))
+    with pytest.raises(ValueError, match="stored programs have the positions of training; leave out"):
+        check_stored(check_request(small_spec("5b"), "x", Options(frames=33, positions="riflex")))
 
 
 # Windows.
@@ -230,11 +228,33 @@ def test_the_work_of_windows_is_counted():
     assert flops(frames=385, windows=Windows(49)) < flops(frames=385) / 3
 
 
-def test_plans_know_no_windows():
-    with pytest.raises(
-        ValueError, match="plans know no windows; leave them out and plan for a clip of about 16 frames"
-    ):
-        check_planned(check_request(small_spec("5b"), "x", Options(frames=33, windows=Windows(16))))
+@pytest.mark.full
+def test_a_plan_counts_a_window_at_a_time(small, monkeypatch, tmp_path):
+    """Its step takes less memory than that of the whole clip, and its work is that of all windows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, model = small("5b")
+    about = dict(num_frames=65, mesh=cx.make_mesh(devices=jax.devices()[:1]), memory="resident")
+    asked = dict(windows="12:4,policy=static")
+    whole, seen = (plan(str(folder), **about, **more) for more in ({}, asked))
+    assert seen.windows_a_step == 8 and seen.windows.startswith("12:4,policy=static") and whole.windows == ""
+    assert seen.chosen.step < whole.chosen.step
+    request = check_request(model.spec, "x", Options(frames=65, **asked))
+    assert seen.flops == sampling_flops(model.spec, request, 1)
+    lines = plan_command.table(seen).splitlines()
+    assert any(line.startswith("A step sees 8.0 windows, one after the other, in the mean: 12:4") for line in lines)
+
+
+@pytest.mark.parametrize("how", [dict(), pytest.param(dict(one_program=True), marks=pytest.mark.full)])
+def test_stored_programs_know_windows(small, tmp_path, how):
+    """Nothing is compiled, and the latents are those of programs that are."""
+    folder, model = small("5b")
+    asked = dict(num_frames=17, num_inference_steps=3, windows="12:4")
+    compile_programs(str(folder), tmp_path / "programs", **asked, **how)
+    stored = cx.load(folder, programs=tmp_path / "programs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = latents_of(stored, **asked, **how)
+    np.testing.assert_array_equal(made, latents_of(model, **asked, **how))
 
 
 def test_windows_that_hold_the_whole_clip_are_told_of():

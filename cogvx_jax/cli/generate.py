@@ -279,17 +279,19 @@ def _choose(
     mesh: Any,
     memory: str | None,
 ):
-    """The mesh and the memory mode that suit the checked request with the most pixels; of each, one may be given."""
+    """The mesh and the memory mode that suit the request that shows the model the most; of each, one may be given."""
+    from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.request import seen_latents
     from cogvx_jax.planning.plan import choose
 
-    windows = next((request.windows for request in requests if request.windows is not None), None)
-    if windows is not None:
-        raise ValueError(f"auto knows no windows; choose by `cogvx plan --frames` for about {windows.frames} frames")
     edits = {request.task == "edit" for request in requests}
     if len(edits) > 1:
         raise ValueError("auto plans for videos to edit or for others; make them in two runs, or name mesh and mode")
-    most = max(requests, key=lambda request: request.height * request.width * request.frames)
-    ways = [request.way for request in requests if request.way is not None]
+    spec = load_spec(source)
+    most = max(requests, key=lambda request: request.height * request.width * seen_latents(spec, request))
+    beside = max((request.controls or () for request in requests), key=len)
+    plain = bool(beside) or most.windows is not None  # which leave no block out, and take the most
+    ways = [] if plain else [request.way for request in requests if request.way is not None]
     sampling = Sampling(
         size=(most.height, most.width),
         frames=most.frames,
@@ -298,11 +300,13 @@ def _choose(
         sampler=most.sampler,
         guider=most.guider,
         enhance=most.enhance,
+        windows=most.windows,
         # The same programs run whatever steps a pattern names.
-        reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
+        reuse=None if ways or plain else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,
     )
-    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory, edit=edits == {True})
+    how: dict[str, Any] = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
+    how |= {"controlnet": [use.net for use in beside], "edit": edits == {True}}
     return choose(source, sampling=sampling, report=report, **how)
 
 

@@ -4,8 +4,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MemoryText, QuantizeOption, SamplingFlags, check_memory, report
+from cogvx_jax.cli.options import (
+    ControlNetText,
+    DType,
+    MemoryText,
+    QuantizeOption,
+    SamplingFlags,
+    check_memory,
+    report,
+)
 from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode, strips_note
+from cogvx_jax.pipelines.options import parse_weighted
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -25,6 +34,7 @@ def plan(
     memory: MemoryText = None,
     device_gb: float | None = None,
     edit: bool = False,
+    controlnet: ControlNetText = (),
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -44,12 +54,14 @@ def plan(
       memory: a memory mode to plan for; None tries them in the order of exact, exact and slower, lossy.
       device_gb: plan as if a device had so many GB (1e9 bytes).
       edit: plan for `cogvx edit`, whose steps look at a clip that is inverted first.
+      controlnet: a ControlNet that all steps have, as for `generate`; several add up.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
     """
     sampling = video.checked()
     check_memory(memory)
+    nets = [parse_weighted(text, "ControlNet")[0] for text in controlnet]
     import jax
 
     if topology is not None:  # its programs are compiled, not run: no accelerator that may be here is taken
@@ -70,6 +82,7 @@ def plan(
             memory=memory,
             device_gb=device_gb,
             edit=edit,
+            controlnet=nets,
             every=every,
             fresh=fresh,
             report=report,
@@ -107,6 +120,12 @@ def table(made: "Plan") -> str:
         lines.append(_short(made, chosen))
     if made.inversions:
         lines.append(_inversion(made, chosen))
+    if made.controlnets:
+        lines.append(f"Every step has ControlNets, of {made.controlnets}; encoding their video is not counted.")
+    if made.windows:
+        lines.append(
+            f"A step sees {made.windows_a_step:.1f} windows, one after the other, in the mean: {made.windows}."
+        )
     if made.thirds:
         lines.append(
             f"Guider {made.guider} takes a third evaluation in {made.thirds} of {made.evaluations} steps; "

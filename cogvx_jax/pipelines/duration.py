@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogvx_jax.chips import chip_of
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import ControlNetConfig, ModelSpec
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.request import (
@@ -59,11 +59,16 @@ def with_controls(spec: ModelSpec, request: Request) -> float:
     """How many times the transformer's own operations sampling takes with the ControlNets of a request."""
     if request.controls is None:
         return 1.0
-    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, request), *request.shape[1:3]))
     count = evaluations(spec, request, request.strength)
     share = 1.0 if request.control_steps is None else float(shown_steps(request.control_steps, count).mean())
-    beside = sum(transformer_flops(use.net.cfg.transformer, tokens) for use in request.controls)
-    return 1 + share * beside / transformer_flops(spec.transformer, tokens)
+    return 1 + share * beside_transformer(spec, request, [use.net.cfg for use in request.controls])
+
+
+def beside_transformer(spec: ModelSpec, settings: Settings, nets: Sequence[ControlNetConfig]) -> float:
+    """Operations of ControlNets in a step that has them, as a share of the transformer's own."""
+    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
+    beside = sum(transformer_flops(net.transformer, tokens) for net in nets)
+    return beside / transformer_flops(spec.transformer, tokens)
 
 
 def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:

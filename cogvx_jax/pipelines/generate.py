@@ -30,7 +30,7 @@ from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
 from cogvx_jax.pipelines.on_step import OnStep, told
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.provenance import record_texts
-from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, laid_windows
 from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps, run_facts
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
@@ -231,15 +231,13 @@ def positioned(model: Model, request: Request) -> Model:
 
 def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
     """The windows of `count` evaluations; None where the model sees the whole clip at once, and one prompt."""
-    if request.windows is None and request.travel is None:
-        return None
-    asked, size, overlap = request.windows or windows.Windows(1, overlap=0), request.shape[0], 0
-    if request.windows is not None:
-        size, overlap = window_latents(model.spec, request.windows)
     first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
-    laid = windows.lay_out(asked, request.shape[0], count, size=size, overlap=overlap, first=first)
+    latents = request.shape[0]
+    laid = laid_windows(model.spec, request.windows, latents, count, first=first)
     if request.travel is None:
         return laid
+    if laid is None:
+        laid = windows.lay_out(windows.Windows(1, overlap=0), latents, count, size=latents, overlap=0, first=first)
     geometry = dict(per_latent=model.spec.vae.temporal_compression, padding=request.padding)
     return laid._replace(prompts=travel.lay_out(request.travel, laid, **geometry))
 

@@ -16,6 +16,7 @@ from jax.experimental import serialize_executable
 TREES = {
     ("cogvx_jax.diffusion.guiders", "Numbers"),
     ("cogvx_jax.diffusion.update", "SamplerState"),
+    ("cogvx_jax.diffusion.windows", "Laid"),
     ("cogvx_jax.models.kept", "Kept"),
     ("cogvx_jax.pipelines.conditions", "Condition"),
     ("cogvx_jax.pipelines.noise", "SeededNoise"),

@@ -17,7 +17,7 @@ from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
 from cogvx_jax.diffusion.travel import Travel
-from cogvx_jax.diffusion.windows import Windows, lay_out
+from cogvx_jax.diffusion.windows import Laid, Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
 from cogvx_jax.pipelines.input_sources import InputSource, input_sources
@@ -127,7 +127,7 @@ class Request(Settings):
     @property
     def beside(self) -> str | None:
         """What takes memory beside the model, and is not counted; None where nothing is."""
-        there = {"ControlNet": self.controls, "trajectory": self.motion, "region": self.regions}
+        there = {"trajectory": self.motion, "region": self.regions}
         return next((name for name, one in there.items() if one is not None), None)
 
     @property
@@ -270,7 +270,7 @@ def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: in
     Raises: ValueError, one sentence; OSError.
     """
     nets, task, most = open_controlnets(spec, asked), settings.task, settings.frames
-    _check_controlnets(settings, bool(nets))
+    check_controlnets(settings, bool(nets))
     clip, mask, fps, clips = None, None, None, list[np.ndarray]()
     source = asked.edit if task == "edit" else asked.video
     if source is not None:
@@ -550,7 +550,7 @@ def _check_guider(spec: ModelSpec, settings: Settings) -> None:
         )
 
 
-def _check_controlnets(settings: Settings, given: bool) -> None:
+def check_controlnets(settings: Settings, given: bool) -> None:
     """Raises: ValueError where ControlNets meet steps that leave blocks out."""
     other = settings.reuse or settings.way
     if given and other is not None:
@@ -617,11 +617,18 @@ def seen_latents(spec: ModelSpec, settings: Settings) -> int:
 
 def windows_a_step(spec: ModelSpec, settings: Settings) -> float:
     """How many windows an evaluation has, in the mean of all."""
-    if settings.windows is None:
-        return 1.0
-    size, overlap = window_latents(spec, settings.windows)
-    laid = lay_out(settings.windows, settings.shape[0], settings.steps, size=size, overlap=overlap)
-    return float(laid.count.mean())
+    laid = laid_windows(spec, settings.windows, settings.shape[0], settings.steps)
+    return 1.0 if laid is None else float(laid.count.mean())
+
+
+def laid_windows(
+    spec: ModelSpec, windows: Windows | None, latents: int, count: int, *, first: bool = False
+) -> Laid | None:
+    """The windows of `count` evaluations over so many latents; None where the model sees the whole clip at once."""
+    if windows is None:
+        return None
+    size, overlap = window_latents(spec, windows)
+    return lay_out(windows, latents, count, size=size, overlap=overlap, first=first)
 
 
 def frame_unit(spec: ModelSpec) -> int:

@@ -53,8 +53,6 @@ def check_stored(settings: Settings) -> None:
         raise ValueError("stored programs know one prompt for all of the picture; leave out region, or the programs")
     if isinstance(settings, Request) and settings.motion is not None:
         raise ValueError("stored programs know no trajectory; leave out the programs, or the trajectory")
-    if settings.windows is not None:
-        raise ValueError(f"stored programs see whole clips; leave out windows {settings.windows}")
     if settings.positions is not None:
         raise ValueError(f"stored programs have the positions of training; leave out positions {settings.positions}")
 

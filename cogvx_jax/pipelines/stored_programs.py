@@ -13,8 +13,9 @@ import platform
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -86,14 +87,14 @@ class StoredPrograms:
         if not same or compute.of(component) != self._compute.of(component):
             return function
 
-        def run(weights, *arguments):
-            key = name, takes(arguments)
+        def run(weights, *arguments, **named):
+            key = name, takes(arguments, named)
             if key in self._programs:
-                return self._programs[key](weights, *arguments)
+                return self._programs[key](weights, *arguments, **named)
             if key not in self._missing:
                 self._missing.add(key)
                 warnings.warn(f"{self._folder} has no program {name!r} for these shapes; it is compiled", stacklevel=2)
-            return function(weights, *arguments)
+            return function(weights, *arguments, **named)
 
         return run
 
@@ -120,9 +121,9 @@ class StoredPrograms:
         return self._decode["bytes"] if known else None
 
 
-def takes(arguments: Any) -> str:
+def takes(arguments: Any, named: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The shapes of a tree of arguments, in words: "[0].latents float32(1, 5, 8, 8, 16); ..."."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(arguments)
+    leaves, _ = jax.tree_util.tree_flatten_with_path((*arguments, dict(named)) if named else tuple(arguments))
     return "; ".join(f"{jax.tree_util.keystr(path)} {_shape(leaf)}" for path, leaf in leaves)
 
 

@@ -27,7 +27,7 @@ from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mo
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, compile_fitting, read_cost
-from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations
+from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations, laid_windows
 from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, check_stored, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
@@ -73,6 +73,8 @@ def compile_programs(
       height, width, num_frames, guidance_scale, sampler, enhance: as for `generate`.
       reuse, guidance, guider: as for `generate`; of one kind and order any numbers run the same programs.
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
+      windows: as for `generate`. Programs are of the most that one of these steps has, which other numbers of steps may
+        not share.
     Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, what the model cannot make, or a
       decode that does not fit.
     """
@@ -121,6 +123,7 @@ def compile_programs(
         source=(videos, made_of.frames, made_of.height, made_of.width, 3) if clips else None,
         tiling=mode.tiling,
         short=wanted_of(made_of),
+        windows=laid_windows(spec, made_of.windows, made_of.shape[0], evaluations(spec, made_of)),
     )
     request = {
         "size": [made_of.height, made_of.width],
@@ -130,6 +133,7 @@ def compile_programs(
         "sampler": made_of.sampler,
         "guider": None if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
+        "windows": None if made_of.windows is None else str(made_of.windows),
         "evaluations in one program": wanted.steps,
         "from video": from_video,
         "memory": mode.name,
@@ -165,8 +169,9 @@ def _compiled(
     how = f" in {count} strips of rows" if count > 1 else ""
     for lowered in wanted.lower(name):
         report(f"compiling {name}{how}")
-        (_, *arguments), _ = lowered.args_info
-        yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=compile_fitting(lowered))
+        (_, *arguments), named = lowered.args_info
+        takes = stored.takes(arguments, named)
+        yield stored.StoredProgram(name=name, takes=takes, compiled=compile_fitting(lowered))
 
 
 def _decoders(

@@ -14,17 +14,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
 from cogvx_jax.diffusion.guiders import Guider, kind_of, lay_out
 from cogvx_jax.diffusion.samplers import SAMPLERS, Method, columns
 from cogvx_jax.diffusion.update import SamplerState
+from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
-from cogvx_jax.pipelines.conditions import Condition
+from cogvx_jax.pipelines.conditions import Condition, Control
+from cogvx_jax.pipelines.controlnets import abstract_controlnet, branch_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.weights import abstract_weights
@@ -48,6 +50,8 @@ class VideoPrograms:
     tiling: bool = False  # the VAE runs in tiles
     short: Wanted | None = None  # steps that are made of what others computed
     edit: bool = False  # steps look at a clip, which is inverted before
+    windows: Laid | None = None  # of the evaluations, of which the shapes count; None: the whole clip is seen at once
+    nets: tuple[ControlNetConfig, ...] = ()  # of ControlNets, whose states the steps add
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
@@ -75,7 +79,7 @@ class VideoPrograms:
         elif name == "step":
             yield lower_step(spec, compute, mesh, shape, edit=self.edit, **self._asked)
         elif name == "inversion":
-            yield lower_step(spec, compute, mesh, shape, guided=False, sampler="ddim")
+            yield lower_step(spec, compute, mesh, shape, guided=False, sampler="ddim", windows=self.windows)
         elif name == "loop":
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, **self._asked)
@@ -90,7 +94,8 @@ class VideoPrograms:
 
     @property
     def _asked(self) -> dict[str, Any]:
-        return dict(guided=self.guided, sampler=self.sampler, guider=self.guider, enhance=self.enhance)
+        guiding = dict(guided=self.guided, sampler=self.sampler, guider=self.guider, enhance=self.enhance)
+        return guiding | {"windows": self.windows, "nets": self.nets}
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Heights and widths in latents that the VAE runs on, the largest first."""
@@ -123,14 +128,18 @@ def lower_step(
     guider: Guider | None = None,
     enhance: float | None = None,
     edit: bool = False,
+    windows: Laid | None = None,
+    nets: tuple[ControlNetConfig, ...] = (),
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider))
+    branches = tuple(branch_of(cfg, spec, compute) for cfg in nets)
+    step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider), branches=branches)
     method, drawn = _method(spec, sampler), _everywhere(shape, "float32", mesh)
     arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided, guider=guider, enhance=enhance)
-    more = {"reference": drawn} if edit else {}  # latents like the noise
-    return step.lower(*arguments, drawn if method.stochastic else None, **more)
+    named = _windowed(windows, (), mesh) | _controlled(nets, compute, mesh, shape)
+    named |= {"reference": drawn} if edit else {}  # latents like the noise
+    return step.lower(*arguments, drawn if method.stochastic else None, **named)
 
 
 def lower_loop(
@@ -144,12 +153,18 @@ def lower_loop(
     sampler: str | None = None,
     guider: Guider | None = None,
     enhance: float | None = None,
+    windows: Laid | None = None,
+    nets: tuple[ControlNetConfig, ...] = (),
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    loop, method = step_programs.loop_program(transformer, guided, mesh, kind_of(guider)), _method(spec, sampler)
+    branches = tuple(branch_of(cfg, spec, compute) for cfg in nets)
+    loop = step_programs.loop_program(transformer, guided, mesh, kind_of(guider), branches)
+    method = _method(spec, sampler)
     arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided, guider=guider, enhance=enhance)
-    return loop.lower(*arguments, SeededNoise.abstract() if method.stochastic else None, None)
+    noise = SeededNoise.abstract() if method.stochastic else None
+    named = _windowed(windows, (steps,), mesh) | _controlled(nets, compute, mesh, shape)
+    return loop.lower(*arguments, noise, None, **named)
 
 
 def lower_short(video: VideoPrograms, name: str) -> Any:
@@ -207,6 +222,29 @@ def _denoising(
         array((*steps, columns(method.history))),
         jax.tree.map(lambda x: array((*steps, *x.shape[1:])), numbers),
     )
+
+
+def _windowed(windows: Laid | None, steps: tuple[int, ...], mesh: Mesh | None) -> dict[str, Any]:
+    """The argument that says which windows a step has; `steps` is the leading axis of a program of several."""
+    if windows is None:
+        return {}
+    return {"windows": jax.tree.map(lambda x: _everywhere((*steps, *x.shape[1:]), x.dtype, mesh), windows)}
+
+
+def _controlled(
+    nets: tuple[ControlNetConfig, ...], compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The argument that holds ControlNets, which all steps have, beside latents (B, T, h, w, C)."""
+    if not nets:
+        return {}
+    weights: Any = tuple(_everywhere((cfg.layers,), "float32", mesh) for cfg in nets)
+    channels: Any = tuple(_everywhere((*shape[:4], cfg.control_channels), "float32", mesh) for cfg in nets)
+    control = Control(
+        params=tuple(abstract_controlnet(cfg, compute, mesh) for cfg in nets),
+        channels=channels,
+        weights=weights,
+    )
+    return {"control": control}
 
 
 def _method(spec: ModelSpec, sampler: str | None) -> Method:

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
 from cogvx_jax.chips import Chip, chip_of
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
 from cogvx_jax.diffusion.guiders import Guider
+from cogvx_jax.diffusion.windows import Laid, Windows
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
-from cogvx_jax.pipelines.duration import sampling_flops
+from cogvx_jax.pipelines.controlnets import abstract_controlnet, open_controlnet
+from cogvx_jax.pipelines.duration import beside_transformer, sampling_flops
 from cogvx_jax.pipelines.inputs import check_edits
 from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
@@ -38,10 +40,12 @@ from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
 from cogvx_jax.pipelines.request import (
     Settings,
+    check_controlnets,
     check_sampling,
     check_videos,
     evaluations,
     inversions,
+    laid_windows,
     latent_frames,
     padded_latent_frames,
     row_evaluations,
@@ -50,12 +54,13 @@ from cogvx_jax.pipelines.request import (
 from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, computed_count, wanted_of
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
-from cogvx_jax.pipelines.weights import host_bytes, weight_bytes
+from cogvx_jax.pipelines.weights import device_bytes, host_bytes, weight_bytes
 from cogvx_jax.planning import lower as programs
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 from cogvx_jax.storage import write_whole
 
 GIB = 2**30
+CONTROLNETS = "controlnets"  # beside the components, whose weights lie there while steps are taken
 # What the published q/k norms allow is read off the weights by `load`; until then attention is taken to need
 # no running maximum.
 LIKELY_BOUND = 20.0
@@ -87,8 +92,13 @@ class Trial:
         """GiB at the fullest moment, as far as programs were compiled."""
         beside = {"text_encoder": self.text or 0, "transformer": self.step or 0, "vae": self.decode or 0}
         if find_mode(self.mode).turns:
-            return max(size + beside[component] for component, size in self.weights.items())
+            return max(self.lying(component) + size for component, size in beside.items())
         return sum(self.weights.values()) + max(beside.values())
+
+    def lying(self, component: str) -> float:
+        """GiB of the weights that a component needs: the transformer those of ControlNets, too."""
+        more = self.weights.get(CONTROLNETS, 0.0) if component == "transformer" else 0.0
+        return self.weights[component] + more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +120,9 @@ class Plan:
     guider: str = ""  # such as "slg:layers=11,..."
     enhance: float | None = None
     thirds: int = 0  # evaluations that the guider needs beside both branches
+    controlnets: str = ""  # such as "6 blocks and 8 blocks"
+    windows: str = ""  # such as "48:8,policy=uniform,..."
+    windows_a_step: float = 1.0  # that the transformer sees, in the mean of all evaluations
     trials: tuple[Trial, ...]
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
@@ -156,6 +169,7 @@ def plan(
     mesh: Mesh | None = None,
     device_gb: float | None = None,
     edit: bool = False,
+    controlnet: Sequence[Any] = (),
     report: Report = lambda line: None,
     **options: Any,
 ) -> Plan:
@@ -174,14 +188,19 @@ def plan(
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
       edit: of clips, whose inverted latents lie in the host's memory and are not counted.
+      controlnet: ControlNets that all steps have, as for `load_controlnet`, or what that gives; their memory is counted
+        while steps are taken, and no numbers of files are read.
       report: gets a line before each compilation, which may take minutes.
-      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance: as for
-        `generate`.
+      height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance,
+        windows: as for `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
     made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else None)
-    check_planned(made_of)
+    nets = tuple(open_controlnet(one, spec).cfg for one in controlnet)
+    if edit and nets:
+        raise ValueError("an edit takes no ControlNet; plan for one of them")
+    check_controlnets(made_of, bool(nets))
     modes = _modes(memory, made_of)
     check_videos(videos)
     target = _target(topology, mesh, device_gb)
@@ -197,6 +216,9 @@ def plan(
         enhance=made_of.enhance,
         short=wanted_of(made_of),
         edit=edit,
+        windows=made_of.windows,
+        evaluations=evaluations(spec, made_of),
+        nets=nets,
     )
     count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
@@ -211,12 +233,16 @@ def plan(
         "videos": videos,
         "steps": made_of.steps,
         "evaluations": count,
-        "flops": round(sampling_flops(spec, made_of, videos)),
+        "flops": round(sampling_flops(spec, made_of, videos) * (1 + beside_transformer(spec, made_of, nets))),
         "inversions": inversions(made_of),
         "guider": "" if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
         "thirds": rows - count * (1 + made_of.guided),
     }
+    if nets:
+        facts["controlnets"] = " and ".join(f"{net.layers} blocks" for net in nets)
+    if wanted.windows is not None:
+        facts |= {"windows": str(wanted.windows), "windows_a_step": wanted.windows_a_step}
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
     sizes_of = None if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
@@ -270,6 +296,7 @@ def choose(
     mesh: Mesh | str | None = None,
     memory: str | MemoryMode | None = None,
     edit: bool = False,
+    controlnet: Sequence[Any] = (),
     report: Report = lambda line: None,
 ) -> tuple[Mesh | None, MemoryMode]:
     """Mesh and memory mode for the devices that are here; arguments as for `plan`.
@@ -294,6 +321,7 @@ def choose(
         return found, mode or RESIDENT
     asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
     asked["edit"] = edit
+    asked["controlnet"] = controlnet
     made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
     if mesh == AUTO and made.chosen is not None:
@@ -369,8 +397,20 @@ class _Question:
     enhance: float | None = None
     short: Wanted | None = None
     edit: bool = False
+    windows: Windows | None = None
+    evaluations: int = 1  # over which the windows are laid out
+    nets: tuple[ControlNetConfig, ...] = ()
     mode: MemoryMode = RESIDENT
     strips: int = 1
+
+    @property
+    def laid(self) -> Laid | None:
+        """The windows of all evaluations; None where the whole clip is seen at once."""
+        return laid_windows(self.spec, self.windows, self.shape[1], self.evaluations)
+
+    @property
+    def windows_a_step(self) -> float:
+        return 1.0 if self.laid is None else float(self.laid.count.mean())
 
     @property
     def computed(self) -> Compute:
@@ -389,15 +429,6 @@ class _Question:
         """Programs that take less memory than the step, so that only their time counts."""
         skips = self.short is not None and self.short.skips
         return (*(["skipped"] if skips else []), *(["inversion"] if self.edit else []))
-
-
-def check_planned(settings: Settings) -> None:
-    """Raises ValueError for what no plan counts."""
-    if settings.windows is not None:
-        raise ValueError(
-            f"plans know no windows; leave them out and plan for a clip of about {settings.windows.frames} frames, "
-            "which takes the memory of a window"
-        )
 
 
 def _target(name: str | None, mesh: Mesh | None = None, device_gb: float | None = None) -> _Target:
@@ -454,7 +485,7 @@ class _Costs:
         tiling, computed = wanted.mode.tiling and name == "decode", wanted.computed.of(_component(name))
         # In strips each device works through whole frames, on any mesh of the slice.
         spread = tuple(sizes.items()) if computed.strips == 1 else ()
-        return name, spread, computed, tiling, wanted.shape
+        return name, spread, computed, tiling, wanted.shape, wanted.windows, wanted.nets
 
 
 def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
@@ -462,6 +493,9 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
     mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
     limit, compute = wanted.target.memory, wanted.computed
     weights = {name: size / GIB for name, size in weight_bytes(wanted.spec, compute, mesh).items()}
+    if wanted.nets:
+        lying = sum(device_bytes(abstract_controlnet(net, compute, mesh)) for net in wanted.nets)
+        weights[CONTROLNETS] = lying / GIB
     host = host_bytes(wanted.spec, compute, mesh)["transformer"] / GIB
     trial = Trial(mesh=sizes, fits=False, weights=weights, mode=wanted.mode.name, host=host)
     if limit is not None and trial.memory > limit:
@@ -494,7 +528,7 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
 
 def _with(trial: Trial, way: _Question, name: str, cost: list[Cost] | MemoryError, limit: float | None) -> Trial:
     """The trial with what a program takes beside its component's weights, and why that does not fit, if so."""
-    weight, how = trial.weights[COMPONENT[name]], f" in {way.strips} strips of rows" if way.strips > 1 else ""
+    weight, how = trial.lying(COMPONENT[name]), f" in {way.strips} strips of rows" if way.strips > 1 else ""
     made: dict[str, Any] = {"strips": max(trial.strips, way.strips)}
     if isinstance(cost, MemoryError):
         made |= {name: _beside_at_least(cost, weight), "why": f"{name}{how} does not fit: {cost}"}
@@ -521,12 +555,14 @@ def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
         return {}
     times = {name: [(c.cycles + c.kernel_cycles) / clock / 1e9 for c in costs] for name, costs in found.items()}
     (step,), (text,), decode = (times[name] for name in ("step", "text", "decode"))
+    step *= wanted.windows_a_step  # of the loop over them, whose length the program is told, one counts
     vae = wanted.spec.vae
     batches = max(wanted.shape[1] - wanted.padding, 1) // (vae.decode_frames or wanted.shape[1])
     tiles = Tiling.of(vae).count(*wanted.shape[2:4]) if wanted.mode.tiling else 1
     video = tiles * (decode[0] + max(batches - 1, 0) * decode[-1])
     made: dict[str, Any] = {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
-    return made | {f"{name}_seconds": times[name][0] for name in wanted.timed_only if name in times}
+    own = {"skipped": 1.0, "inversion": wanted.windows_a_step}  # how often a step runs it
+    return made | {f"{name}_seconds": own[name] * times[name][0] for name in wanted.timed_only if name in times}
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
@@ -545,6 +581,8 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         enhance=wanted.enhance,
         short=wanted.short,
         edit=wanted.edit,
+        windows=wanted.laid,
+        nets=wanted.nets,
     )
     return video.lower(name)
 
@@ -584,7 +622,7 @@ def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
     decides = wanted.spec, wanted.compute, wanted.sampler, sorted(facts.items()), sorted(versions.items())
-    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
+    key = hashlib.sha256(repr((*decides, wanted.nets) if wanted.nets else decides).encode()).hexdigest()[:24]
     return cache.folder() / "plans" / f"{key}.json"
 
 
