@@ -65,9 +65,7 @@ def generate(
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
-    if run.preview is not None:
-        outs = [job.out for job in jobs]
-        check_preview(run.preview, outs, one_program=run.one_program, distributed=run.distributed)
+    check_preview(run, [job.out for job in jobs])
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs
@@ -85,6 +83,10 @@ def generate(
     stored = load_quantization(run.model, run.quantize, about)  # refuses what cannot be quantised
     if weighted and how is None:
         check_takes_lora(run.model, stored)
+    # What the user says of the model's own VAE is not about that of previews.
+    decoding = dataclasses.replace(about, vae=run.preview_decoder, groups=None, scaling_factor=None)
+    if run.preview_decoder is not None:
+        load_spec(run.model, decoding)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         told = adapter.told or (f"a run, for {adapter.distilled}" if adapter.distilled else "")
@@ -140,6 +142,9 @@ def generate(
     )
     if run.exact:
         loaded = dataclasses.replace(loaded, exact=True)
+    decoder = None
+    if run.preview_decoder is not None:
+        decoder = load(run.model, dtype=run.dtype, mesh=devices, components=("vae",), **vars(decoding))
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
@@ -149,7 +154,7 @@ def generate(
         texts = _texts(loaded, group)
         for one, text in zip(group, texts, strict=True):
             with one.job.named():
-                _run(loaded, one, run, text)
+                _run(loaded, one, run, text, decoder)
 
 
 class Work(NamedTuple):
@@ -270,10 +275,10 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
     return states
 
 
-def _run(model: "Model", work: Work, run: GenerateFlags, text: Any) -> None:
+def _run(model: "Model", work: Work, run: GenerateFlags, text: Any, decoder: "Model | None") -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
-    One that goes on with another is written segment by segment, and no latents are kept.
+    One that goes on with another is written segment by segment, and no latents are kept. `decoder` makes previews.
     """
     import numpy as np
 
@@ -289,7 +294,7 @@ def _run(model: "Model", work: Work, run: GenerateFlags, text: Any) -> None:
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
-    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps))
+    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps), decoder)
     if request.extend is not None:
         size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, float(request.fps))
         _ended(job.out, digest, size, float(request.fps), began)
