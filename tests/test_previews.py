@@ -59,7 +59,7 @@ def test_the_map_is_the_least_squares_solution(small, short_clips):
     model = small("5b")[1]
     found = previews.fit_colours(model, short_clips)
     pixels = short_clips.astype(np.float32) / 127.5 - 1
-    latents = np.asarray(encode_moments(model, pixels))[..., :4] * model.spec.vae.scaling_factor
+    latents = np.asarray(encode_moments(model, pixels))[..., :4]
     x = np.append(latents, np.ones_like(latents[..., :1]), axis=-1).reshape(-1, 5).astype(np.float64)
     y = previews.latent_colours(pixels, latents.shape[1:4]).reshape(-1, 3)
     assert found.shape == (5, 3)
@@ -73,6 +73,9 @@ def test_it_is_kept_under_the_hash_of_the_vae(small, short_clips, tmp_path, monk
     with monkeypatch.context() as kept:
         kept.setattr(previews, "fit_colours", lambda *_: pytest.fail("it is kept"))
         np.testing.assert_array_equal(previews.colour_map(model), found)
+        vae = dataclasses.replace(model.spec.vae, scaling_factor=2 * model.spec.vae.scaling_factor)
+        scaled = dataclasses.replace(model, spec=dataclasses.replace(model.spec, vae=vae))
+        np.testing.assert_allclose(previews.colour_map(scaled), [*found[:-1] / 2, found[-1]], rtol=1e-6)
     for text in ("{", json.dumps({"format": previews.FORMAT, "map": [[1, 2, 3]]})):
         file.write_text(text)
         np.testing.assert_array_equal(previews.colour_map(model), found)
