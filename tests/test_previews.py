@@ -11,6 +11,7 @@ import types
 import numpy as np
 import PIL.Image
 import pytest
+from packings import write_taehv
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
@@ -58,7 +59,7 @@ def test_the_map_is_the_least_squares_solution(small, short_clips):
     model = small("5b")[1]
     found = previews.fit_colours(model, short_clips)
     pixels = short_clips.astype(np.float32) / 127.5 - 1
-    latents = np.asarray(encode_moments(model, pixels))[..., :4] * model.spec.vae.scaling_factor
+    latents = np.asarray(encode_moments(model, pixels))[..., :4]
     x = np.append(latents, np.ones_like(latents[..., :1]), axis=-1).reshape(-1, 5).astype(np.float64)
     y = previews.latent_colours(pixels, latents.shape[1:4]).reshape(-1, 3)
     assert found.shape == (5, 3)
@@ -72,7 +73,10 @@ def test_it_is_kept_under_the_hash_of_the_vae(small, short_clips, tmp_path, monk
     with monkeypatch.context() as kept:
         kept.setattr(previews, "fit_colours", lambda *_: pytest.fail("it is kept"))
         np.testing.assert_array_equal(previews.colour_map(model), found)
-    for text in ("{", "[1]", json.dumps({"format": previews.FORMAT, "map": [[1, 2, 3]]}), '{"map": null}'):
+        vae = dataclasses.replace(model.spec.vae, scaling_factor=2 * model.spec.vae.scaling_factor)
+        scaled = dataclasses.replace(model, spec=dataclasses.replace(model.spec, vae=vae))
+        np.testing.assert_allclose(previews.colour_map(scaled), [*found[:-1] / 2, found[-1]], rtol=1e-6)
+    for text in ("{", json.dumps({"format": previews.FORMAT, "map": [[1, 2, 3]]})):
         file.write_text(text)
         np.testing.assert_array_equal(previews.colour_map(model), found)
         assert json.loads(file.read_text())["format"] == previews.FORMAT
@@ -177,5 +181,31 @@ def test_the_command_writes_them(small, short_clips, tmp_path, monkeypatch, caps
     assert status == 2 and "a preview is a small animation, .webp or .gif" in said
     said, status = run("--preview", file, "--out", file)
     assert status == 2 and "the preview and the video are both" in said
+    said, status = run("--preview-decoder", "taecvx.safetensors", "--out", tmp_path / "other.gif")
+    assert status == 2 and "give --preview, a file for them, too" in said
+    said, status = run("--preview", file, "--preview-decoder", tmp_path / "none", "--out", tmp_path / "other.gif")
+    assert status == 2 and "none" in said
     said, status = run("--preview", file, "--one-program")
     assert status == 2 and "steps are not looked at with --one-program" in said
+
+
+@pytest.mark.full
+def test_taecvx_decodes_previews_of_the_command(tmp_path, monkeypatch):
+    decoder, file = write_taehv(tmp_path / "taecvx.safetensors"), tmp_path / "preview.gif"
+    arguments = [
+        "generate",
+        "a red circle",
+        "--steps",
+        2,
+        "--frames",
+        9,
+        "--no-progress",
+        "--out",
+        tmp_path / "out.gif",
+    ]
+    arguments += ["--preview", file, "--preview-decoder", decoder]
+    monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, arguments)])
+    cli.main()
+    frames, fps = read_video(file)
+    assert frames.shape == (9, 64, 64, 3) and fps == 8
+    assert (read_video(tmp_path / "out.gif")[0] != frames).any()

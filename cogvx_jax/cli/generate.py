@@ -94,9 +94,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
-    if run.preview is not None:
-        outs = [job.out for job in jobs]
-        check_preview(run.preview, outs, one_program=run.one_program, distributed=run.distributed)
+    check_preview(run, [job.out for job in jobs])
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs
@@ -114,6 +112,10 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     stored = load_quantization(run.model, run.quantize, about)  # refuses what cannot be quantised
     if weighted and how is None:
         check_takes_lora(run.model, stored)
+    # What the user says of the model's own VAE is not about that of previews.
+    decoding = dataclasses.replace(about, vae=run.preview_decoder, groups=None, scaling_factor=None)
+    if run.preview_decoder is not None:
+        load_spec(run.model, decoding)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
         report(f"{path}: {adapter.told}, weight {weight:g}")
@@ -176,6 +178,9 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     )
     if run.exact:
         loaded = dataclasses.replace(loaded, exact=True)
+    decoder = None
+    if run.preview_decoder is not None:
+        decoder = load(run.model, dtype=run.dtype, mesh=devices, components=("vae",), **vars(decoding))
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
@@ -185,7 +190,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
         for one, text in _texts(loaded, group, attempts):
             with attempts.at(one.job):
-                _run(loaded, run, one, text, plan.record_as)
+                _run(loaded, run, one, text, decoder, plan.record_as)
     return [one.job for one in attempts.left(work)]
 
 
@@ -326,10 +331,17 @@ def _texts(model: "Model", group: Sequence[Work], attempts: Attempts) -> list[tu
     return states
 
 
-def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: Callable[["Record"], "Record"]) -> None:
+def _run(
+    model: "Model",
+    run: GenerateFlags,
+    work: Work,
+    text: Any,
+    decoder: "Model | None",
+    record_as: Callable[["Record"], "Record"],
+) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
-    One that goes on with another is written segment by segment, and no latents are kept.
+    One that goes on with another is written segment by segment, and no latents are kept. `decoder` makes previews.
     """
     import numpy as np
 
@@ -354,7 +366,7 @@ def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: C
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
-    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps))
+    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps), decoder)
     if request.extend is not None:
         size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, request.fps, record)
         _ended(job.out, digest, size, float(request.fps), began)

@@ -100,6 +100,7 @@ class RunFlags:
       keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
         command goes on from there, to the same bits.
       preview: a .webp or .gif file for small frames of what is being sampled, written anew while the steps go on.
+      preview_decoder: another VAE that makes the preview, in the video's size, such as taecvx.safetensors.
       progress: show a progress bar.
       enhance_prompt: let a language model make a long English description of the prompt first, as `cogvx enhance` does.
         OPENAI_BASE_URL and OPENAI_API_KEY name its endpoint.
@@ -119,6 +120,7 @@ class RunFlags:
     exact: bool = False
     keep_steps: bool = True
     preview: Path | None = None
+    preview_decoder: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     progress: bool = True
     enhance_prompt: bool = False
     llm: str | None = None

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cogvx_jax.cli.options import report
+from cogvx_jax.cli.options import GenerateFlags, report
 from cogvx_jax.pipelines.seldom import Seldom
 
 if TYPE_CHECKING:
@@ -16,14 +16,19 @@ SHARE = 1 / 50  # of the time that previews take at most
 KINDS = (".webp", ".gif")
 
 
-def check_preview(file: Path, outs: Iterable[Path], *, one_program: bool, distributed: bool) -> None:
+def check_preview(run: GenerateFlags, outs: Iterable[Path]) -> None:
     """Raises: ValueError, one sentence, for a file of another kind or of a video, or where steps are not looked at."""
+    file = run.preview
+    if file is None:
+        if run.preview_decoder is not None:
+            raise ValueError("--preview-decoder makes previews; give --preview, a file for them, too")
+        return
     if file.suffix.lower() not in KINDS:
         raise ValueError(f"a preview is a small animation, {' or '.join(KINDS)}; got {str(file)!r}")
     if os.path.realpath(file) in map(os.path.realpath, outs):
         raise ValueError(f"the preview and the video are both {str(file)!r}; give another file")
-    if one_program or distributed:
-        flag = "--one-program" if one_program else "--distributed"
+    if run.one_program or run.distributed:
+        flag = "--one-program" if run.one_program else "--distributed"
         raise ValueError(f"steps are not looked at with {flag}; leave out the preview")
 
 
@@ -33,13 +38,15 @@ class PreviewFile:
 
     Args:
       model: whose colours are fitted here, if they are not kept already.
+      fps: of the video.
+      decoder: see `Preview`.
     """
 
-    def __init__(self, model: "Model", file: Path, out_fps: float):
+    def __init__(self, model: "Model", file: Path, fps: float, decoder: "Model | None" = None):
         from cogvx_jax.pipelines.previews import Preview
 
-        self._preview, self._file = Preview(model), file
-        self._fps = out_fps / model.spec.vae.temporal_compression
+        self._preview, self._file = Preview(model, decoder), file
+        self._fps = fps / (model.spec.vae.temporal_compression if decoder is None else 1)
         self._seldom, self._writes = Seldom(SHARE), True
 
     def __call__(self, step: "Step") -> None:

@@ -4,6 +4,7 @@ The map belongs to one VAE. It is fitted to what that VAE encodes, and kept unde
 """
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -106,21 +107,20 @@ def colour_map(model: Model) -> np.ndarray:
     found = _read(file, (model.spec.vae.latent_channels + 1, 3))
     if found is None:
         found = fit_colours(model, fitting_clips(model.spec.name))
-        try:
+        with contextlib.suppress(OSError):  # a read-only home is no reason to stop
             write_whole(file, json.dumps({"format": FORMAT, "map": found.tolist()}).encode())
-        except OSError:  # a read-only home is no reason to stop
-            pass
-    return found
+    # What is kept is of the VAE's own latents: models of one VAE scale them otherwise.
+    return np.append(found[:-1] / np.float32(model.spec.vae.scaling_factor), found[-1:], axis=0)
 
 
 def fit_colours(model: Model, clips: np.ndarray) -> np.ndarray:
-    """The map that gives the colours of clips best from their latents, by least squares.
+    """The map that gives the colours of clips best from the latents that the VAE encodes, by least squares.
 
     Args:
       clips: (N, F, H, W, 3) uint8, F = 4 T - 3.
     """
     pixels = clips.astype(np.float32) / 127.5 - 1
-    latents = np.asarray(vaes.mode(encode_moments(model, pixels))) * model.spec.vae.scaling_factor
+    latents = np.asarray(vaes.mode(encode_moments(model, pixels)))
     colours = latent_colours(pixels, latents.shape[1:4])
     x = np.concatenate([latents, np.ones_like(latents[..., :1])], axis=-1).reshape(-1, latents.shape[-1] + 1)
     x, y = x.astype(np.float64), colours.reshape(-1, 3).astype(np.float64)
