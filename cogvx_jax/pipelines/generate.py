@@ -74,7 +74,9 @@ def generate(
     if request.extend is not None and output == "latents":
         raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
     warn_of_hours(model.spec, [request], model.mesh)
-    records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
+    records: tuple[str | None, ...] = ()
+    if output == "video":
+        records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
     model = fitting(model, request)
     if request.extend is not None:
         frames = extended_frames(model, request, noise=noise, progress=progress, one_program=one_program)
