@@ -5,6 +5,7 @@ import fractions
 import json
 import shutil
 import sys
+import typing
 
 import av
 import numpy as np
@@ -23,7 +24,7 @@ from cogvx_jax.diffusion.windows import Windows
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.record import MODEL, Record, differences, parse_record, read_record
+from cogvx_jax.pipelines.record import MODEL, PATHS, Record, differences, parse_record, read_record
 from cogvx_jax.pipelines.saved_latents import SavedLatents, read_latents, save_latents
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
@@ -63,6 +64,15 @@ def test_options_are_the_same_after_json(given):
     lists = {name: list(value) for name, value in vars(options).items() if isinstance(value, tuple)}
     same = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(again).items()}
     assert same == vars(options) | lists
+
+
+def test_every_option_that_is_a_path_is_known_as_one():
+    """Else its bytes would not be hashed, nor be looked for by a replay."""
+    found = set()
+    for name, hint in typing.get_type_hints(Options, include_extras=True).items():
+        if any("PATH" in str(getattr(one, "metavar", "")) for one in getattr(hint, "__metadata__", ())):
+            found.add(name)
+    assert found == set(PATHS)
 
 
 def test_pixels_have_no_text():

@@ -99,7 +99,9 @@ def generate(
     if saved is not None:
         check_resumed(model, request, saved)
     warn_of_hours(model.spec, [request], model.mesh)
-    records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
+    records: tuple[str | None, ...] = ()
+    if output == "video":
+        records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
     model = fitting(model, request)
     how: dict[str, Any] = dict(noise=noise, progress=progress, one_program=one_program, on_step=on_step)
     if request.extend is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cogvx_jax.data.comments import MAX_BYTES, read_tags
 from cogvx_jax.json_files import Json, parse_json, quoted
+from cogvx_jax.pipelines.options import INPUTS
 
 FORMAT = "cogvx record 1"  # changes when an older program could not read it
 FAMILY = "cogvx record "
@@ -123,7 +124,7 @@ def compared(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     ]
 
 
-PATHS = ("calibration", "image", "last_image", "keyframes", "video", "mask", "extend", "control", "controlnet")
+PATHS = (*INPUTS, "calibration", "controlnet")  # options that say where something lies
 
 
 def _decides(name: str, value: Any) -> Any:
