@@ -44,6 +44,20 @@ def test_the_video_is_that_of_generate(place, model, tmp_path):
     assert (store.folder_of(job.id) / done.result).read_bytes() == (tmp_path / "own.mp4").read_bytes()
 
 
+def test_what_is_warm_compiles_nothing(place, model):
+    """The stage of a job of that size is sampling at once."""
+    queue, store = place
+    make, progress = Maker(model, Adapters(None)), Ends(after=100)
+    make.warm(["own"])
+    job = submit(queue, store, "a red circle", asked=ASKED)
+    make(job, store.folder_of(job.id), store.folder_of(job.id) / "video-1.mp4", progress)
+    stages = [told["stage"] for told in progress.told]
+    assert stages[0] == "sampling" and "compiling" not in stages
+    for size, said in (("big", "HEIGHTxWIDTHxFRAMES"), ("33x48x9", "multiple of 16")):
+        with pytest.raises(ValueError, match=said):
+            make.warm([size])
+
+
 def test_what_the_model_does_not_take_fails(place, model):
     queue, store = place
     job = submit(queue, store, "a red circle", asked={"options": {"frames": 10}})

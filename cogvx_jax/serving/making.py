@@ -1,6 +1,7 @@
 """How a worker makes the video of a job with a loaded model."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.writer import VideoWriter
 from cogvx_jax.pipelines import generate
+from cogvx_jax.pipelines.inputs import KINDS
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.lora import find_lora, load_lora
 from cogvx_jax.pipelines.model import Model
@@ -24,6 +26,27 @@ def request_of(spec: ModelSpec, asked: Any, folder: Path) -> Request:
     """The checked request of a job; its pictures and videos are read. Raises: ValueError, OSError."""
     files = {name: folder / file for name, file in asked.get("files", {}).items()}
     return check_request(spec, asked["prompt"], Options(**asked["options"] | files))
+
+
+def warm_options(spec: ModelSpec, size: str) -> Options:
+    """Options of a short run for a size such as "480x720x49", height, width and frames; "own" is the model's.
+
+    Raises: ValueError for what is no size, or for a model that needs more than a picture or a clip.
+    """
+    own, needs = spec.defaults, KINDS[spec.kind].needs[:1]
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})x([0-9]{1,5})", size)
+    if found is None and size != "own":
+        raise ValueError(f"--warm takes HEIGHTxWIDTHxFRAMES, such as 480x720x49, or own, got {size[:60]!r}")
+    height, width, frames = map(int, found.groups()) if found else (own.height, own.width, own.num_frames)
+    black = np.zeros((frames, height, width, 3), np.uint8)
+    inputs: dict[str, Any] = {"image": black[0]} if needs == ("image",) else dict.fromkeys(needs, black)
+    return Options(size=(height, width), frames=frames, steps=2, **inputs)
+
+
+def _shape(request: Request) -> Any:
+    """What decides which programs a request needs."""
+    short = (request.reuse is None, request.way is None, request.windows, request.positions)
+    return request.batch_shape, request.guided, request.sampler, request.task, short, request.tiling
 
 
 class Maker:
@@ -44,8 +67,7 @@ class Maker:
         model = self._with_loras(job.asked.get("loras", []))
         request = request_of(model.spec, job.asked, folder)
         model = generate.fitting(model, request)
-        shape = (request.batch_shape, request.guided, request.sampler, request.task)
-        progress.tell(stage="sampling" if shape in self._compiled else "compiling")
+        progress.tell(stage="sampling" if _shape(request) in self._compiled else "compiling")
         stepping = Stepping(folder, progress, self._save_every, self._preview)
         if request.extend is not None:
             frames = generate.extended_frames(model, request, progress=False, **stepping.watching())
@@ -53,8 +75,21 @@ class Maker:
             latents = np.asarray(stepping.sample(model, request))
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
-        self._compiled.add(shape)
+        self._compiled.add(_shape(request))
         _write(frames, out, request, progress)
+
+    def warm(self, sizes: Sequence[str]) -> None:
+        """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.
+
+        Raises: as `warm_options` and `check_request`.
+        """
+        requests = [check_request(self._model.spec, "", warm_options(self._model.spec, size)) for size in sizes]
+        for request in requests:
+            model = generate.fitting(self._model, request)
+            latents = np.asarray(generate.sample(model, request, progress=False))
+            for _ in decode_frames(model, latents, request.padding):
+                pass
+            self._compiled.add(_shape(request))
 
     def _with_loras(self, loras: list[Any]) -> Model:
         """The model with a job's LoRAs, names and weights; those of the job before are kept."""
