@@ -12,31 +12,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cogvx_jax.data.regions import Region
     from cogvx_jax.data.video import Video
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
+    from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
+    from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
+    from cogvx_jax.pipelines.previews import Preview
+    from cogvx_jax.pipelines.record import Record, read_record
     from cogvx_jax.planning.compile import compile_programs
     from cogvx_jax.planning.load import load
     from cogvx_jax.planning.plan import plan
+    from cogvx_jax.prompting.enhance import enhance_prompt
     from cogvx_jax.sharding import make_mesh
 
 __version__ = "0.1.0"
 __all__ = [
     "APG",
     "CFG",
+    "Cancelled",
+    "Change",
     "ControlNet",
     "Model",
     "PAG",
+    "Preview",
+    "Record",
+    "Region",
     "SLG",
     "STG",
+    "Step",
     "Video",
+    "WarpedNoise",
     "Windows",
     "ZeroStar",
     "compile_programs",
+    "enhance_prompt",
     "find_lora",
     "generate",
     "load",
@@ -45,16 +59,23 @@ __all__ = [
     "load_spec",
     "make_mesh",
     "plan",
+    "read_record",
 ]
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
 _HOMES = {
     **dict.fromkeys(("APG", "CFG", "PAG", "SLG", "STG", "ZeroStar"), "diffusion.guiders"),
+    **dict.fromkeys(("Cancelled", "Change", "Step"), "pipelines.on_step"),
     "Model": "pipelines.model",
+    "Region": "data.regions",
     "Video": "data.video",
+    "WarpedNoise": "diffusion.warped",
+    "Record": "pipelines.record",
     "Windows": "diffusion.windows",
     "ControlNet": "pipelines.controlnets",
+    "Preview": "pipelines.previews",
     "compile_programs": "planning.compile",
+    "enhance_prompt": "prompting.enhance",
     "find_lora": "pipelines.lora",
     "generate": "pipelines.generate",
     "load": "planning.load",
@@ -63,6 +84,7 @@ _HOMES = {
     "load_spec": "pipelines.model",
     "make_mesh": "sharding",
     "plan": "planning.plan",
+    "read_record": "pipelines.record",
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 AXES = frozenset(
     {
@@ -40,6 +41,7 @@ AXES = frozenset(
 
 Names = tuple[str | None, ...]
 Attention = Callable[..., jax.Array]  # (q, k, v, kv_length=..., segments=...), as `nn.attention.attention`
+Keys = tuple[jax.Array, jax.Array]  # k and v, (B, A, S, K) each
 
 
 class Layout(Protocol):
@@ -58,9 +60,16 @@ class Layout(Protocol):
         """Over how many devices each axis of an array is spread."""
 
     def attend(
-        self, attention: Attention, q: jax.Array, k: jax.Array, v: jax.Array, tokens: int, segments: jax.Array | None
+        self,
+        attention: Attention,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        tokens: int,
+        segments: jax.Array | None,
+        beside: Keys | None,
     ) -> jax.Array:
-        """`attention` over the first `tokens` keys, whatever device holds them."""
+        """`attention` over the first `tokens` keys, whatever device holds them, and as many of `beside`."""
 
 
 _active: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
@@ -104,15 +113,26 @@ def attend(
     *,
     tokens: int,
     segments: jax.Array | None = None,
+    beside: Keys | None = None,
 ) -> jax.Array:
     """`attention`, of q, k, v (B, A, S, K), over the first `tokens` keys: the others are padding.
 
     With `segments`, integers (B, S), tokens attend to those of their own number.
+    `beside` are keys and values that queries meet, too; not with `segments`.
     """
     layout = _active.get()
     if layout is not None:
-        return layout.attend(attention, q, k, v, tokens, segments)
-    return attention(q, k, v, kv_length=tokens, segments=segments)
+        return layout.attend(attention, q, k, v, tokens, segments, beside)
+    k, v, length = with_beside(k, v, tokens, beside)
+    return attention(q, k, v, kv_length=length, segments=segments)
+
+
+def with_beside(k: jax.Array, v: jax.Array, tokens: int, beside: Keys | None) -> tuple[jax.Array, jax.Array, int]:
+    """Keys and values of which all tokens are here, with those beside them, and how many exist."""
+    if beside is None:
+        return k, v, tokens
+    k, v = (jnp.concatenate([x[:, :, :tokens], y[:, :, :tokens]], axis=2) for x, y in zip((k, v), beside, strict=True))
+    return k, v, 2 * tokens
 
 
 def check_names(names: Names) -> None:

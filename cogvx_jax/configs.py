@@ -77,6 +77,18 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ToraConfig:
+    """Sizes of Tora's modules beside an expert transformer. The defaults are those for 5B."""
+
+    layers: int = 42  # of the transformer, each of which has a fuser
+    width: int = 3072
+    channels: int = 128  # of features
+    latent_channels: int = 16
+    blocks: int = 2  # of the extractor for a layer
+    patch: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlNetConfig:
     """Sizes of a ControlNet beside an expert transformer, as TheDenk makes them. The defaults are those for 2B."""
 

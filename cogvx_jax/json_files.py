@@ -73,6 +73,11 @@ def quoted(value: Any) -> str:
     return _REPR.repr(value)
 
 
+def printable(text: str) -> str:
+    """A stranger's text for a terminal, which must not obey what is in it: other characters become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _object(pairs: Sequence[tuple[str, Any]]) -> Json:
     found = dict(pairs)
     if len(found) != len(pairs):

@@ -9,7 +9,7 @@ from typing import Any
 
 from cogvx_jax.convert.loose import Place
 from cogvx_jax.given import Given
-from cogvx_jax.presets import HUB, PRESETS
+from cogvx_jax.presets import HUB, PRESETS, SHIPPED
 
 PROMPT = "a panda"
 # Words that stand for what only the user knows, and what to put there.
@@ -23,7 +23,7 @@ WORDS = {
     "MASK": "a video or an image, white where the video is made anew",
 }
 # Names that mean a published model, wherever a model is asked for, whatever lies in the working folder.
-MODELS = {"tiny", *PRESETS, *map(str.lower, HUB.values())}
+MODELS = {*SHIPPED, *PRESETS, *map(str.lower, HUB.values())}
 
 
 def command(*words: object) -> str:

@@ -201,7 +201,11 @@ def read_configs(folder: str | Path) -> ModelSpec:
 
     Raises: ConversionError listing every missing file and every value that is not supported.
     """
-    documents, problems = read_documents(folder)
+    return spec_of(*read_documents(folder), folder)
+
+
+def spec_of(documents: Mapping[str, Json], problems: list[str], folder: str | Path) -> ModelSpec:
+    """The spec of a folder's configuration files, of which some may have problems. Raises: as `read_configs`."""
     spec = parse_documents(documents, open_files(folder).name, problems)
     if problems:
         raise ConversionError(f"{folder} is not a model that is supported", problems)

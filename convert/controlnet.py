@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,31 @@ DOCUMENT = Document(
 ROTARY = "use_rotary_positional_embeddings"  # without it, it adds sincos positions
 
 
+class Held:
+    """Parameters that are in memory, as `Published` has those of files."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self._flat = traverse_util.flatten_dict(dict(params), sep="/")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._flat)
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        return self._flat[path].shape
+
+    def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(self._flat[path][index], dtype)
+
+    def release(self) -> None:
+        pass
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredControlNet:
-    """A ControlNet in a file: its sizes, and its parameters unread."""
+    """A ControlNet in a file, its sizes, and its parameters unread; or one that is held."""
 
     cfg: ControlNetConfig
-    parameters: Published
+    parameters: Published | Held
 
     def read(self, dtype: str = "float32") -> dict[str, Any]:
         """The parameters, numpy arrays."""

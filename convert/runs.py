@@ -11,13 +11,20 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
-from cogvx_jax.configs import Distilled, LoRAConfig, ModelSpec
+from cogvx_jax.configs import ControlNetConfig, Distilled, LoRAConfig, ModelSpec
 from cogvx_jax.convert.checkpoint import expected_shapes
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.models import lora as loras
+from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.storage import BUCKETS, StoragePath, is_bucket, read_file, storage_path
 
+TRAINED = {"lora": "a LoRA", "controlnet": "a ControlNet", "parts": "the model itself"}
+USE = {
+    "lora": "give it as a LoRA",
+    "controlnet": "give it as a ControlNet",
+    "parts": "`cogvx export` makes a model of it",
+}
 KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
 
 
@@ -71,14 +78,49 @@ def run_dtype(folder: StoragePath) -> str:
     return str(read_run(folder)["dtype"])
 
 
-def is_lora(folder: StoragePath) -> bool:
-    """Whether a run trains a LoRA, not the model's parameters."""
-    return read_run(folder)["lora"] is not None
+def trained_part(said: Mapping[str, Any]) -> Literal["lora", "controlnet", "parts"]:
+    """What a run of the transformer trains, by what run.json says: the last is parameters of the model itself."""
+    if said["lora"] is not None:
+        return "lora"
+    return "parts" if said.get("controlnet") is None else "controlnet"
+
+
+def check_trains(folder: StoragePath, said: Mapping[str, Any], wanted: str) -> None:
+    """Raises: ValueError where a run trained something else than `wanted`, saying how that is used."""
+    if (found := trained_part(said)) != wanted:
+        raise ValueError(f"{folder} trained {TRAINED[found]}, not {TRAINED[wanted]}; {USE[found]}")
+
+
+def run_controlnet_config(folder: StoragePath) -> ControlNetConfig:
+    """Sizes of the ControlNet that a run trains. Raises: ValueError for another run, or a damaged record; OSError."""
+    said = read_run(folder)
+    check_trains(folder, said, "controlnet")
+    try:
+        return ControlNetConfig(**said["controlnet_config"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder / 'run.json'} is damaged: its controlnet_config, {error}") from None
+
+
+def read_run_controlnet(folder: StoragePath, *, best: bool = False) -> tuple[ControlNetConfig, Any]:
+    """Sizes and the moving average of a run's ControlNet, as `read_run_lora` reads adapters.
+
+    Raises: ValueError, one sentence, for a folder without a checkpoint, or another run.
+    """
+    cfg = run_controlnet_config(folder)
+    shapes = {path: jax.ShapeDtypeStruct(p.shape, "float32") for path, p in abstract_params(cfg).items()}
+    return cfg, read_exported(folder, traverse_util.unflatten_dict(shapes, sep="/"), best)
 
 
 def run_kind(folder: StoragePath) -> Literal["transformer", "vae"]:
     """What the run in `folder` trains. Raises: as `read_run`."""
     return "vae" if read_run(folder, ()).get("trains") == "vae" else "transformer"
+
+
+def run_verb(said: Mapping[str, Any]) -> str:
+    """The verb of `cogvx` that makes runs of which run.json says such things."""
+    if said.get("trains") == "vae":
+        return "train-vae"
+    return "train" if said.get("distill") is None else "distill"
 
 
 def is_vae_run(folder: StoragePath) -> bool:
@@ -96,15 +138,17 @@ def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -
     """
     said = read_run(folder)
     check_trained_from(folder, said, spec)
-    if said["lora"] is None:
-        raise ValueError(f"{folder} trained the model itself, not a LoRA; `cogvx export` makes a model of it")
+    check_trains(folder, said, "lora")
     try:
         lora = LoRAConfig(**said["lora"] | {"targets": tuple(said["lora"]["targets"])})
         distilled = Distilled(**said["distilled"]) if "distilled" in said else None
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{folder / 'run.json'} is damaged: its lora, {error}") from None
     adapters = read_exported(folder, loras.init(jax.random.key(0), transformer_shapes(spec), lora), best)
-    return LoRA(adapters=adapters, rank=lora.rank, alpha=lora.scale * lora.rank, distilled=distilled)
+    alpha = lora.scale * lora.rank
+    told = f"a run of `cogvx {run_verb(said)}`, {len(adapters)} kernels, rank {lora.rank}, alpha {alpha:g}"
+    told += "" if distilled is None else f", for {distilled}"
+    return LoRA(adapters=adapters, rank=lora.rank, alpha=alpha, told=told, distilled=distilled)
 
 
 def check_trained_from(folder: StoragePath, said: Mapping[str, Any], spec: ModelSpec) -> None:

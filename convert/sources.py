@@ -6,6 +6,7 @@ Whatever reads a model, in whole or in part, asks here and nowhere else.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
 from cogvx_jax.convert.applies import check_given
-from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_configs, read_documents
+from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_documents, spec_of
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
@@ -22,10 +23,10 @@ from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
-from cogvx_jax.convert.tensors import Tensors
+from cogvx_jax.convert.tensors import Elsewhere, Tensors
 from cogvx_jax.convert.told import settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
-from cogvx_jax.json_files import MAX_BYTES, parse_json
+from cogvx_jax.json_files import MAX_BYTES, Json, parse_json, quoted
 from cogvx_jax.storage import below, open_files, parent_and_name
 
 
@@ -77,11 +78,11 @@ class PublishedFolder:
     def _told(self) -> tuple[ModelSpec, list[str]]:
         """The spec, and what of it no file says, which is of parts that are given."""
         if not self.given:
-            return read_configs(self.place), []
+            return spec_of(*self._documents(), self.place), []
         others = {part: place for part in PARTS if (place := self._other(part)) is not None}
         has_taehv = "vae" in others and is_taehv(self.tensors("vae"))
         check_given(self.given, self.place, files=[*others.values()], has_lora=False, has_taehv=has_taehv)
-        documents, problems = read_documents(self.place)
+        documents, problems = self._documents()
         for document in DOCUMENTS:
             documents[document.path] = documents.get(document.path, {}) | self.given.of_document(document.path)
         spec = parse_documents(documents, parent_and_name(self.place)[1], problems)
@@ -102,9 +103,16 @@ class PublishedFolder:
             raise ConversionError(f"{self.place} with another part is not a model that is supported", problems)
         return with_taehv(spec, self.given) if has_taehv else spec, lines
 
+    def _documents(self) -> tuple[dict[str, Json], list[str]]:
+        """The configurations by path, and a line for what is wrong with each."""
+        return read_documents(self.place)
+
     def tensors(self, component: str) -> Tensors:
         if (place := self._other(component)) is not None:
             return open_component(place, component, self.given)
+        return self._own(component)
+
+    def _own(self, component: str) -> Tensors:
         return unpacked(Checkpoint(below(self.place, component)))
 
     def places(self) -> dict[str, Place]:
@@ -115,6 +123,63 @@ class PublishedFolder:
     def _other(self, component: str) -> str | None:
         """A place that is given for a component, in place of the folder's own."""
         return {"vae": self.given.vae, "text_encoder": self.given.text_encoder}.get(component)
+
+
+CHANGES = "changes.json"  # of a folder that holds what differs from a model beside it
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedFolder(PublishedFolder):
+    """`Source` of a folder that holds only what differs from a model in the published layout, which lies beside it.
+
+    Its file `changes.json` says {"of": NAME}, that model's folder. Fields of configurations and tensors that are here
+    come before those of that model.
+    """
+
+    @functools.cached_property
+    def _base(self) -> PublishedFolder:
+        """Raises: ConversionError for a file that names no model beside the folder."""
+        files, place = open_files(self.place), below(self.place, CHANGES)
+        try:
+            found = parse_json(files.bytes(CHANGES, MAX_BYTES)).get("of")
+        except ValueError as error:
+            raise ConversionError(f"{place} cannot be read", [str(error)]) from None
+        if not isinstance(found, str) or not re.fullmatch(r"[\w-][\w.-]*", found, re.ASCII):
+            raise ConversionError(f"{place} cannot be read", [f"of {quoted(found)} is no name of a folder beside it"])
+        parent, own = parent_and_name(self.place)
+        base = below(parent, found)
+        if found == own or not PUBLISHED.fits(base):
+            raise ConversionError(
+                f"{self.place} holds what differs from another model", [f"{base} is no model in the published layout"]
+            )
+        return PublishedFolder(base)
+
+    @property
+    def tokenizer(self) -> Place:
+        return self.given.tokenizer or self._base.tokenizer
+
+    def _documents(self) -> tuple[dict[str, Json], list[str]]:
+        files, (documents, problems) = open_files(self.place), self._base._documents()
+        for path in [*documents]:
+            try:
+                if files.exists(path):
+                    documents[path] = documents[path] | parse_json(files.bytes(path, MAX_BYTES))
+            except ValueError as error:
+                problems.append(f"{path}: {error}")
+        return documents, problems
+
+    def _own(self, component: str) -> Tensors:
+        base, place = self._base.tensors(component), below(self.place, component)
+        if not has_weights(place):
+            return base
+        own = unpacked(Checkpoint(place))
+        if spare := own.keys() - base.keys():
+            raise ConversionError(f"{place} does not fit {self._base.place}", [f"spare: {name}" for name in spare])
+        return base.of({**base, **{name: Elsewhere(own[name], own.files) for name in own}})
+
+    def places(self) -> dict[str, Place]:
+        others, base = super().places(), self._base.places()
+        return others | {part: base[part] for part in FOLDERS[1:] if not open_files(others[part]).is_folder()}
 
 
 def is_file(place: Place) -> bool:
@@ -216,6 +281,11 @@ PUBLISHED = Layout(
 )
 LAYOUTS = (  # the first that fits counts
     PUBLISHED,
+    Layout(
+        name="changes to the model beside it",
+        fits=lambda place: open_files(place).exists(CHANGES),
+        open=ChangedFolder,
+    ),
     Layout(name="a file for each part", fits=is_single_folder, open=open_single_folder),
     Layout(name="SAT's", fits=is_sat_folder, open=open_sat_folder),
     Layout(name="a transformer's folder", fits=is_transformer_folder, open=open_file),

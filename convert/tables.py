@@ -42,6 +42,7 @@ def patch_conv(patch: int) -> Change:
 SAME = Change("same", lambda x: x, lambda x: x)
 TRANSPOSE = permute("transpose", 1, 0)  # of Linear: (out, in) -> (in, out)
 CONV2D = permute("conv2d", 2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+CONV1D = permute("conv1d", 2, 1, 0)  # (out, in, t) -> (t, in, out)
 CONV3D = permute("conv3d", 2, 3, 4, 1, 0)  # (out, in, t, h, w) -> (t, h, w, in, out)
 POINTWISE3D = Change("pointwise3d", lambda x: x[:, :, 0, 0, 0].T, lambda x: x.T[:, :, None, None, None])
 POINTWISE2D = Change("pointwise2d", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
@@ -119,6 +120,28 @@ CONTROLNET = (
     Row("controlnet_encode_second.1.bias", "encoder/second_norm/bias"),
     Row("out_projectors.{i}.weight", "projectors/kernel", TRANSPOSE),
     Row("out_projectors.{i}.bias", "projectors/bias"),
+)
+
+# Of Tora's two files.
+TORA = (
+    Row("conv_in.weight", "extractor/conv_in/kernel", CONV2D),
+    Row("conv_in.bias", "extractor/conv_in/bias"),
+    Row("body.{i}.block{n}.weight", "extractor/blocks/conv{n}/kernel", CONV2D),
+    Row("body.{i}.block{n}.bias", "extractor/blocks/conv{n}/bias"),
+    Row("body.{i}.bn{n}.weight", "extractor/blocks/norm{n}/scale"),
+    Row("body.{i}.bn{n}.bias", "extractor/blocks/norm{n}/bias"),
+    Row("body.{i}.bn{n}.running_mean", "extractor/blocks/norm{n}/mean"),
+    Row("body.{i}.bn{n}.running_var", "extractor/blocks/norm{n}/variance"),
+    Row("{i}.flow_gamma_spatial.weight", "fusers/gamma_spatial/kernel", CONV2D),
+    Row("{i}.flow_gamma_spatial.bias", "fusers/gamma_spatial/bias"),
+    Row("{i}.flow_gamma_temporal.weight", "fusers/gamma_temporal/kernel", CONV1D),
+    Row("{i}.flow_gamma_temporal.bias", "fusers/gamma_temporal/bias"),
+    Row("{i}.flow_beta_spatial.weight", "fusers/beta_spatial/kernel", CONV2D),
+    Row("{i}.flow_beta_spatial.bias", "fusers/beta_spatial/bias"),
+    Row("{i}.flow_beta_temporal.weight", "fusers/beta_temporal/kernel", CONV1D),
+    Row("{i}.flow_beta_temporal.bias", "fusers/beta_temporal/bias"),
+    Row("{i}.flow_cond_norm.weight", "fusers/norm/scale"),
+    Row("{i}.flow_cond_norm.bias", "fusers/norm/bias"),
 )
 
 T5 = (

@@ -180,6 +180,32 @@ class Unreadable:
         return self
 
 
+@dataclasses.dataclass(frozen=True)
+class Elsewhere:
+    """An entry of other files than those of the tensors that it stands among."""
+
+    entry: Entry
+    files: Files
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.entry.dtype
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        return ()  # none in those files
+
+    def read(self, files: Files) -> np.ndarray:
+        return self.entry.read(self.files)
+
+    def rows(self, start: int, stop: int) -> "Elsewhere":
+        return Elsewhere(self.entry.rows(start, stop), self.files)
+
+
 def stored_as(entry: Entry) -> str:
     """The type of an entry's numbers in its file, for people."""
     if isinstance(entry, Unreadable):

@@ -59,6 +59,7 @@ class MeshLayout:
         v: jax.Array,
         tokens: int,
         segments: jax.Array | None,
+        beside: axes.Keys | None,
     ) -> jax.Array:
         """Attention over tokens on many devices: by trading tokens for heads over "sp" and by gathering
         keys and values over the other axes of the sequence.
@@ -73,26 +74,28 @@ class MeshLayout:
         tensor = "tensor" if mesh.shape.get("tensor", 1) > 1 else None
         ways = (mesh.shape["sp"] if trade else 1) * mesh.shape.get("tensor", 1)
         extra = -heads % ways
+        keys = (k, v), beside
         if extra:
-            q, k, v = (jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in (q, k, v))
+            q, keys = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))), (q, keys))
 
-        def local(q, k, v, ids):  # the numbers of segments go where their tokens go
+        def local(q, keys, ids):  # the numbers of segments go where their tokens go
             q_ids = kv_ids = ids
             if trade:
-                q, k, v = (jax.lax.all_to_all(x, "sp", 1, 2, tiled=True) for x in (q, k, v))
+                q, keys = jax.tree.map(lambda x: jax.lax.all_to_all(x, "sp", 1, 2, tiled=True), (q, keys))
                 if ids is not None:
                     q_ids = kv_ids = jax.lax.all_gather(ids, "sp", axis=1, tiled=True)
             if gathered:
-                k, v = (jax.lax.all_gather(x, gathered, axis=2, tiled=True) for x in (k, v))
+                keys = jax.tree.map(lambda x: jax.lax.all_gather(x, gathered, axis=2, tiled=True), keys)
                 if ids is not None:
                     kv_ids = jax.lax.all_gather(kv_ids, gathered, axis=1, tiled=True)
-            y = attention(q, k, v, kv_length=tokens, segments=None if ids is None else (q_ids, kv_ids))
+            k, v, length = axes.with_beside(*keys[0], tokens, keys[1])
+            y = attention(q, k, v, kv_length=length, segments=None if ids is None else (q_ids, kv_ids))
             return jax.lax.all_to_all(y, "sp", 2, 1, tiled=True) if trade else y
 
         place = PartitionSpec(batch or None, tensor, seq or None, None)
-        places_in = (place, place, place, PartitionSpec(batch or None, seq or None))
+        places_in = (place, place, PartitionSpec(batch or None, seq or None))
         spread = jax.shard_map(local, mesh=mesh, in_specs=places_in, out_specs=place, check_vma=False)
-        return spread(q, k, v, segments)[:, :heads]
+        return spread(q, keys, segments)[:, :heads]
 
     def _put(self, x: jax.Array, where: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, where))

@@ -113,12 +113,14 @@ def deepspeed(folder, arrays, ranks, groups, *, dtype=np.float16, stage=2, prefi
 
 
 def weights(shapes, seed):
-    """The numbers of the recorded checkpoints, drawn from the names; see golden/sat.md and fun.md."""
+    """The numbers of the recorded checkpoints, drawn from the names; see golden/sat.md, fun.md and tora.md."""
     rng, out = np.random.default_rng(seed), {}
     for key in sorted(shapes):
         z = rng.standard_normal(shapes[key], dtype=np.float32)
         if z.ndim > 1:
             out[key] = z / np.float32(np.sqrt(np.prod(z.shape[1:])))
+        elif key.endswith("running_var"):
+            out[key] = 1 + np.float32(0.1) * np.abs(z)
         else:
             out[key] = np.float32(key.endswith("weight")) + np.float32(0.1) * z
     return out

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.pipelines import memory, program_pickle
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.pipelines.noise import SeededNoise
+from cogvx_jax.pipelines.program_cost import Cost
+from cogvx_jax.planning import compile as compile_
 from cogvx_jax.sharding.topologies import has_libtpu
 
 HEAVY = {"jit(encode)", "jit(step)", "jit(run)"}  # text encoder, denoising step, a frame batch of the VAE
@@ -173,8 +176,8 @@ def test_damage_is_found(small, programs, tmp_path):
     folder, _ = small("5b")
     with pytest.raises(FileNotFoundError, match="has no programs.json: it is not a folder of `cogvx compile`"):
         cx.load(folder, programs=tmp_path)
-    with pytest.raises(ValueError, match="is not of format 1"):
-        cx.load(folder, programs=changed(programs, tmp_path / "format", "format", value=2))
+    with pytest.raises(ValueError, match="is not of format 2"):
+        cx.load(folder, programs=changed(programs, tmp_path / "format", "format", value=1))
     shutil.copytree(programs, tmp_path / "damaged")
     file = tmp_path / "damaged" / "1-step.pickle"
     data = bytearray(file.read_bytes())
@@ -198,6 +201,7 @@ def test_damage_is_found(small, programs, tmp_path):
         (["decode"], None, "its decode is None"),
         (["decode", "bytes"], "5", "its decode is"),
         (["decode", "latents"], 5, "its decode is"),
+        (["decode", "strips"], None, "its decode is"),
         (["made_for"], [], r"its made_for is \[\]"),
         (["made_for", "platform"], "x" * 10**6, "its made_for is"),
         (["made_for", "x\n"], "x", "its made_for is"),
@@ -348,7 +352,47 @@ def test_the_check_of_memory_compiles_nothing(small, programs, monkeypatch):
     needed = memory.decode_bytes(small("5b")[1], shape)
     monkeypatch.setattr(memory, "lower_decode", None)
     assert memory.decode_bytes(model, shape) == needed
-    monkeypatch.setattr(memory, "STRIPS", ())  # of which stored programs know nothing
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="decoding 32x48 takes"):
         memory.check_decode(model, shape, strips=1)
+
+
+def test_strips_of_stored_programs_are_the_models(small, programs, tmp_path):
+    folder = changed(programs, tmp_path / "strips", "decode", "strips", value=4)
+    model = cx.load(small("5b")[0], programs=folder)
+    shape = (1, 3, 4, 6, 4)
+    assert model.compute.strips == 1 and memory.check_decode(model, shape).compute.strips == 4
+    assert memory.check_decode(model, shape, strips=2).compute.strips == 2
+
+
+@pytest.mark.parametrize("asked, compiled", [(None, [1, 16, 32]), (64, [64]), (16, [16])])
+def test_the_decoder_is_compiled_in_the_fewest_strips_that_fit(small, tmp_path, monkeypatch, asked, compiled):
+    """Scripted: the compiler refuses fewer than 32, and the encoder has as many as the decoder."""
+    tried = []
+
+    def lower(video, name):
+        tried.append((name, video.compute.of(stored.COMPONENT[name]).strips))
+        yield SimpleNamespace(args_info=((None,), {}), number=len(tried))
+
+    def compile_fitting(lowered):
+        name, strips = tried[lowered.number - 1]
+        if name == "decode" and strips < 32:
+            raise MemoryError("Ran out of memory")
+
+    cost = Cost(arguments=1, temporaries=2, outputs=3, cycles=0, kernel_cycles=0, collectives={}, seconds=0)
+    monkeypatch.setattr(compile_.programs.VideoPrograms, "lower", lower)
+    monkeypatch.setattr(compile_, "compile_fitting", compile_fitting)
+    monkeypatch.setattr(compile_, "read_cost", lambda program: cost)
+    monkeypatch.setattr(stored, "dump_program", lambda compiled: b"")
+    out = tmp_path / "programs"
+    if compiled[-1] < 32:
+        with pytest.raises(ValueError, match="decoding does not fit such a device in 16 strips of rows: Ran out of"):
+            cx.compile_programs(small("5b")[0], out, strips=asked)
+        assert not out.exists()
+    else:
+        cx.compile_programs(small("5b")[0], out, strips=asked, from_video=True)
+        manifest = json.loads((out / "programs.json").read_text())
+        assert manifest["decode"]["strips"] == compiled[-1] and manifest["decode"]["bytes"] == 5
+        assert [entry["name"] for entry in manifest["programs"]] == ["text", "encode", "step", "decode"]
+        assert tried[-3:] == [("text", 1), ("encode", compiled[-1]), ("step", 1)]
+    assert [strips for name, strips in tried if name == "decode"] == compiled

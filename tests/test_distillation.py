@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request, few_steps_note
+from cogvx_jax.pipelines.short_schedule import lossy_note
 from cogvx_jax.scripts.eval_tiny import judge_videos
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.pace import Pace
@@ -267,7 +269,8 @@ def test_a_run_is_stopped_goes_on_is_repeated_and_used(small, cache, tmp_path, m
     to = ["--out", tmp_path / "v.mp4", "--no-progress"]
     run("generate", "a star", "--model", folder, "--lora", whole, "--steps", "3", *to, monkeypatch=monkeypatch)
     said = capsys.readouterr().err
-    assert f"{whole}: a run, for 2 steps of ddim at guidance scale 1, weight 1" in said
+    assert f"{whole}: a run of `cogvx distill`, " in said
+    assert ", rank 2, alpha 2, for 2 steps of ddim at guidance scale 1, weight 1" in said
     assert "distilled for 2 steps of ddim at guidance scale 1, not for 3 steps of ddim at guidance scale 1" in said
     assert (tmp_path / "v.mp4").exists()
 
@@ -375,6 +378,53 @@ def test_other_settings_than_it_is_for_are_noted(small):
     assert few_steps_note(check_request(spec, "x", options), spec) is None  # nor is that guided
     note = few_steps_note(check_request(spec, "x", Options(steps=8, guidance_scale=6.0)), spec)
     assert "for 4 steps of ddim at guidance scale 1, not for 8 steps of ddim at guidance scale 6" in note
+
+
+def test_a_sampler_of_few_steps_is_noted_for_another_model(small):
+    spec = small("5b")[1].spec
+    note = few_steps_note(check_request(spec, "x", Options(sampler="lcm")), spec)
+    assert (
+        note
+        == f"sampler lcm is for models that `cogvx distill` taught it, which {spec.name} is not: expect worse videos"
+    )
+    assert few_steps_note(check_request(spec, "x", Options(sampler="ddim")), spec) is None
+    taught = spec.distilled(Distilled(method="consistency", steps=4, sampler="lcm"))
+    assert few_steps_note(check_request(taught, "x"), taught) is None
+
+
+def test_costs_are_told_of_the_model_that_they_were_judged_on(small):
+    spec = small("5b")[1].spec
+    asked = check_request(spec, "x", Options(steps=4, reuse="every:2"))
+    assert "tiny's videos are 45 dB" in lossy_note(asked, spec)
+    note = lossy_note(asked, spec.distilled(Distilled(method="phased", steps=4, sampler="ddim")))
+    assert "tiny's videos are 45 dB" not in note and "more so with a LoRA of few steps" in note
+
+
+def test_what_needs_guidance_says_who_turned_it_off(small):
+    plain = small("5b")[1].spec
+    fast = plain.distilled(Distilled(method="phased", steps=4, sampler="ddim"))
+    for options, name in ((dict(guider="stg:layers=0"), "guider stg"), (dict(guidance="delta:2"), "guidance delta:2")):
+        said = f"{name} needs a guidance scale above 1"
+        with pytest.raises(ValueError, match=f"{said}, and the LoRA of few steps sets 1; leave it out"):
+            check_request(fast, "x", Options(**options))
+        with pytest.raises(ValueError, match=f"{said}, got 1; leave it out"):
+            check_request(plain, "x", Options(guidance_scale=1, **options))
+
+
+def test_options_that_do_nothing_without_guidance_are_told_of(small):
+    plain = small("5b")[1].spec
+    fast = plain.distilled(Distilled(method="phased", steps=4, sampler="ddim"))
+    both = dict(negative_prompt="a square", use_dynamic_cfg=True)
+    with pytest.warns(UserWarning, match="negative_prompt changes nothing here: .* as the LoRA of few steps sets it; "):
+        check_request(fast, "x", Options(negative_prompt="a square"))
+    with pytest.warns(
+        UserWarning, match="negative_prompt and use_dynamic_cfg change nothing here: guidance is off at "
+    ):
+        check_request(plain, "x", Options(guidance_scale=0.5, **both))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_request(fast, "x", Options(guidance_scale=2.0, **both))
+        check_request(fast, "x")
 
 
 def test_the_shipped_one_is_known_by_its_name(monkeypatch, capsys):

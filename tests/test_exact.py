@@ -13,7 +13,8 @@ from cogvx_jax.cli import main as cli
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.request import latent_frames
 
-KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "control", "inpaint", "repaint")
+KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "control", "inpaint", "repaint", "edit")
+MODELS = {"repaint": "5b", "edit": "5b"}  # of kinds of tasks that other models have
 MESHES = (dict(data=2), dict(cfg=2), dict(data=2, cfg=2))
 PROMPTS = ["a red circle", "a blue star"]
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
@@ -24,6 +25,7 @@ INPUTS = {  # of a kind, beside the prompt
     "control": dict(control=CLIP),
     "inpaint": dict(video=CLIP, mask=CLIP[..., 0] > 99),
     "repaint": dict(video=CLIP, mask=CLIP[..., 0] > 99, strength=1.0),
+    "edit": dict(edit=CLIP),
 }
 
 
@@ -60,7 +62,7 @@ def mesh_of(sizes):
 @pytest.mark.full
 @pytest.mark.parametrize("kind, sizes", list(cases()))
 def test_every_bit_is_the_same(small, kind, sizes):
-    folder, _ = small("5b" if kind == "repaint" else kind)
+    folder, _ = small(MODELS.get(kind, kind))
     for here, alone in zip(made(folder, kind, mesh_of(sizes)), made(folder, kind, None), strict=True):
         np.testing.assert_array_equal(here, alone)
 

@@ -1,5 +1,6 @@
 """Kinds of models are told by more than their channels."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -80,7 +81,8 @@ def test_fun_models_load_and_say_what_they_take(other, tmp_path):
     words = {"control": "makes videos from a control video; give control", "inpaint": "takes no control video"}[kind]
     with pytest.raises(ValueError, match=f"^Fun-{kind} .*{words}"):
         check_request(model.spec, "a panda", Options.from_keywords(**wrong))
-    with pytest.raises(ValueError, match=f"^Fun-{kind} is of the kind {kind}, which cannot be trained here"):
+    refused = pytest.raises(ValueError, match="^Fun-control is of the kind control, which cannot be trained here")
+    with refused if kind == "control" else contextlib.nullcontext():
         check_kind(model.spec)
     write_model(open_source(folder), tmp_path / "single", "single")
     assert read_spec(tmp_path / "single") == read_spec(folder)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import re
+import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,6 +15,7 @@ import tyro
 from small_files import small_spec
 
 import cogvx_jax as cx
+from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.main import VERBS
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion.windows import POLICIES, Laid, Windows, lay_out, shuffled
@@ -23,7 +27,7 @@ from cogvx_jax.pipelines.generate import sample, sampler_of
 from cogvx_jax.pipelines.inputs import carried_frames
 from cogvx_jax.pipelines.latents import clip_modes
 from cogvx_jax.pipelines.noise import SeededNoise
-from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.options import Options, none_beside
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
 from cogvx_jax.pipelines.tasks import sampling_inputs
@@ -157,6 +161,7 @@ def test_v_is_the_mean_of_the_windows_of_a_latent(first):
     np.testing.assert_allclose(v, 10 * x[..., :2] + condition, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:windows of .* change nothing here")
 def test_windows_as_long_as_the_clip_give_the_plain_video(small):
     _, model = small("5b")
     plain = latents_of(model)
@@ -230,6 +235,34 @@ def test_plans_know_no_windows():
         ValueError, match="plans know no windows; leave them out and plan for a clip of about 16 frames"
     ):
         check_planned(check_request(small_spec("5b"), "x", Options(frames=33, windows=Windows(16))))
+
+
+def test_windows_that_hold_the_whole_clip_are_told_of():
+    for frames in (48, 49):
+        with pytest.warns(
+            UserWarning, match=f"windows of {frames} frames change nothing here: one holds the 41 frames"
+        ):
+            check_request(PRESETS["5b"], "x", Options(frames=41, windows=Windows(frames)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_request(PRESETS["5b"], "x", Options(frames=57, windows=Windows(49)))
+
+
+def test_help_of_extend_and_loop_has_no_option_that_they_refuse(monkeypatch, capsys):
+    shown, flags = {}, {}
+    monkeypatch.setenv("COLUMNS", "80")
+    for verb in ("extend", "loop"):
+        monkeypatch.setattr(sys, "argv", ["cogvx", verb, "--help"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        said = capsys.readouterr().out
+        flags[verb] = set(re.findall(r"^\W{0,3}(--[a-z-]+)", said, re.MULTILINE))
+        shown[verb] = " ".join(re.sub("[│|]", " ", said).split())
+    refused = {f"--{name.replace('_', '-')}" for name in none_beside("extend")}
+    assert {"--image", "--controlnet", "--strength", "--mask-dilation"} <= refused <= flags["loop"]
+    assert not flags["extend"] & {*refused, "--extend", "--prompts-file"} and "--extend" not in flags["loop"]
+    assert "8N+1" in shown["loop"] and "8N+1" not in shown["extend"]
+    assert "any number above that of VIDEO" in shown["extend"]
 
 
 WRONG = {

@@ -25,7 +25,7 @@ from cogvx_jax.models.lora import Difference, LoRA
 from cogvx_jax.models.lora_blocks import add_to_block
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.nn.stacked import HOST, in_pieces, row_after_row, waits_on_host
+from cogvx_jax.nn.stacked import HOST, in_pieces, rows_after_rows, waits_on_host
 from cogvx_jax.pipelines import memory, memory_modes, turns, weights
 from cogvx_jax.pipelines import model as models
 from cogvx_jax.pipelines.generate import encode_texts
@@ -154,7 +154,7 @@ def test_portions_of_rows_and_tokens(sizes, seen_rows, seen_tokens):
         return y + 1
 
     with activate(mesh):
-        np.testing.assert_array_equal(jax.jit(lambda x: row_after_row(rows, x))(x), x * of_rows[:, None])
+        np.testing.assert_array_equal(jax.jit(lambda x: rows_after_rows(rows, x))(x), x * of_rows[:, None])
         np.testing.assert_array_equal(jax.jit(lambda x: in_pieces(tokens, x, 10))(x), x + 1)
     assert seen == [seen_rows, seen_tokens]
 
@@ -326,9 +326,28 @@ def test_the_decoder_may_have_what_the_others_leave(small, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda: needed + vae - held - 1)
     with pytest.raises(ValueError, match="decoding 32x48 takes"):
         memory.check_decode(there, shape, strips=1)
-    tiled = cx.load(folder, memory="turns+tiles")
-    monkeypatch.setattr(memory, "free_bytes", lambda: 0)
-    assert cx.generate(tiled, "a red circle", **OPTIONS).shape == shape  # in tiles it fits
+
+
+@pytest.mark.parametrize("mode, tiling", [("turns+tiles", False), ("turns", True)])
+def test_tiles_are_decoded_in_strips_where_they_do_not_fit(small, monkeypatch, mode, tiling):
+    """What is asked is whether the largest tile fits."""
+    model, seen = cx.load(small("5b")[0], memory=mode, components=()), set()
+    model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, strips=(1, 4, 8)))
+
+    def decode_bytes(model, shape, padding):
+        seen.add((shape, padding))
+        return 100 // model.compute.strips
+
+    monkeypatch.setattr(memory, "decode_bytes", decode_bytes)
+    monkeypatch.setattr(memory, "_free_for", lambda model: 30)
+    check = functools.partial(memory.check_decode, model, (1, 3, 99, 98, 4), 1, tiling=tiling)
+    assert check().compute.strips == 4
+    height, width = Tiling.of(model.spec.vae).tile
+    assert seen == {((1, 3, height, width, 4), 1)}
+    monkeypatch.setattr(memory, "_free_for", lambda model: 10)
+    with pytest.raises(ValueError, match="decoding tiles of .* in 8 strips of rows, .* use more devices") as said:
+        check()
+    assert "--tiling" not in str(said.value)
 
 
 def test_weights_that_do_not_fit_together_take_turns(small, monkeypatch):

@@ -16,8 +16,8 @@ from cogvx_jax.pipelines.latents import decode_batch, decode_frames, encode_batc
 from cogvx_jax.pipelines.memory import in_strips
 from cogvx_jax.sharding import activate, parse_mesh
 
-KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "control", "1.5-inpaint", "repaint", "windows")
-MODELS = {"repaint": "5b", "windows": "5b"}  # of kinds of tasks that other models have
+KINDS = ("2b", "5b", "5b-i2v", "1.5-5b", "1.5-5b-i2v", "control", "1.5-inpaint", "repaint", "windows", "edit")
+MODELS = {"repaint": "5b", "windows": "5b", "edit": "5b"}  # of kinds of tasks that other models have
 MESHES = (  # one of each axis, then all of them in pairs that meet in an array; 3 heads divide by none
     dict(data=2),
     dict(fsdp=2),
@@ -40,6 +40,7 @@ INPUTS = {  # of a kind, beside the prompt
     "control": dict(control=CLIP, control_end=0.5, num_frames=9),
     "1.5-inpaint": dict(video=CLIP, mask=CLIP[..., 0] > 99, strength=0.5),
     "windows": dict(num_frames=17, windows="12:4"),
+    "edit": dict(edit=CLIP[:9]),
     "repaint": dict(video=CLIP[:9], mask=CLIP[:9, ..., 0] > 99, strength=0.5),
 }
 

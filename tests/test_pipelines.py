@@ -139,7 +139,7 @@ def test_a_decode_that_cannot_fit_is_refused_before_sampling(model, monkeypatch)
     pixels = 9 * 32 * 48 * 3 * 4
     assert pixels < needed < 100 * pixels
     monkeypatch.setattr(generate, "denoise", None)  # not reached
-    monkeypatch.setattr(memory, "STRIPS", ())
+    model = dataclasses.replace(model, memory=dataclasses.replace(model.memory, strips=(1,)))
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
     with pytest.raises(ValueError, match="decoding 32x48 takes .* beside the weights, the device has .* --tiling"):
         cx.generate(model, "x", progress=False)

@@ -180,12 +180,14 @@ def scripted(monkeypatch, tmp_path):
         yield wanted, mesh, name
 
     def cost(wanted, program):
+        name = program[2]
+        way = "tiles" if wanted.mode.tiling and name == "decode" else f"{name} in {wanted.strips} strips"
         # Nobody here could read a slice's programs from the disk.
         assert wanted.target.slice_chip is None or not jax.config.values["jax_enable_compilation_cache"]
         split = program[1].shape["fsdp"]
         return Cost(
             arguments=0,
-            temporaries=takes[program[2]] // split * (wanted.shape[1] if program[2] == "step" else 1),
+            temporaries=takes.get(way, takes[name]) // split * (wanted.shape[1] if name == "step" else 1),
             outputs=0,
             cycles=10**9,
             kernel_cycles=0,
@@ -249,6 +251,24 @@ def test_a_plan_takes_the_options_of_a_video(scripted):
         plan("tiny", sampling=asked, num_frames=9)
     with pytest.raises(ValueError, match="videos must be at least 1, got 0"):
         plan("tiny", videos=0)
+
+
+def test_programs_that_take_less_than_a_step_are_timed(scripted):
+    """The skipped step of reuse, and a step of the inversion of an edit's clip."""
+    _, takes = scripted
+    takes |= {"skipped": 2**20, "inversion": 2**20}
+    asked = dict(topology="v5e:2x2", height=32, width=32, num_frames=9, num_inference_steps=10)
+    plain, edit = (plan("tiny", **asked, **how) for how in ({}, dict(edit=True)))
+    assert (plain.inversions, edit.inversions, edit.chosen.inversion_seconds) == (0, 10, 1.0)
+    assert 2.5 < edit.flops / plain.flops < 3.5
+    assert "The clip is inverted first, by 10 evaluations of one branch, of 1.000 s each." in table(edit)
+    rows = [line for made in (plain, edit) for line in table(made).splitlines() if " yes " in line]
+    assert float(rows[1].split()[-1]) == float(rows[0].split()[-1]) + 10
+    assert plan("tiny", reuse="every:2", **asked).chosen.skipped_seconds == 1.0
+    with pytest.raises(ValueError, match="takes no video to edit; use a text-to-video model"):
+        plan("5b-i2v", topology="v5e:2x2", edit=True)
+    with pytest.raises(ValueError, match="an edit looks at its clip in all evaluations, and reuse every:2"):
+        plan("tiny", topology="v5e:2x2", edit=True, reuse="every:2")
 
 
 def test_every_mesh_is_tried_on_demand(scripted):
@@ -364,7 +384,24 @@ def test_where_no_mode_fits_the_nearest_and_the_gap_are_named(one_chip):
     takes["decode"] = 2**30
     compiled.clear()
     made = plan_for(1.0)  # what does not fit in one mode is not compiled again for the next
-    assert made.chosen is None and [name for _, name in compiled].count("decode") <= 2 + 1
+    assert made.chosen is None and [name for _, name in compiled].count("decode") <= 4 + 3 + 4
+
+
+def test_a_decode_that_is_too_large_goes_in_the_fewest_strips_that_fit(one_chip):
+    """Before any slower mode and any tiles; programs without a VAE are compiled once."""
+    plan_for, compiled, _, takes = one_chip
+    takes |= {"step": 0, "decode": 2**32, "decode in 16 strips": 2**30, "decode in 64 strips": 2**29, "tiles": 2**28}
+    made = plan_for(1.2)
+    (trial,) = made.trials
+    assert (trial.mode, trial.strips, trial.decode) == ("resident", 16, 1.0) and made.mode == RESIDENT
+    assert [name for _, name in compiled] == ["step", "text", "decode", "decode"]
+    assert "It decodes in 16 strips of rows" in table(made)
+    made = plan_for(0.7)
+    assert [(trial.mode, trial.strips) for trial in made.trials] == [("resident", 64)]
+    made = plan_for(0.4)  # less than any strips need
+    assert made.mode == find_mode("turns+tiles") and made.chosen.strips == 1
+    assert made.trials[0].strips == 64 and "decode in 64 strips of rows takes 0.5 of 0.4 GiB" in made.trials[0].why
+    assert [name for _, name in compiled].count("decode") == 2 + 4 + 5
 
 
 def test_what_the_compiler_says_it_would_need_is_read():

@@ -504,7 +504,7 @@ def test_the_commands(small, tmp_path, monkeypatch, capsys):
         ),
     ):
         assert problem in refused(monkeypatch, capsys, *arguments)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "int8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "a.gif.json", "int8"]
 
 
 def test_a_mesh_gathers_integers(small):

@@ -1,5 +1,6 @@
 """Every command and Python block of the README and of docs/training.md runs, but for those that need the hub."""
 
+import json
 import os
 import re
 import shlex
@@ -8,7 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from cogvx_jax.data.video import VideoWriter
+from cogvx_jax.scripts.controlnet_tiny import outlines
+from cogvx_jax.tiny import shapes
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = (README, README.parent / "docs" / "training.md")  # in this order: the second uses what the first makes
@@ -33,6 +39,10 @@ def test_the_commands_run(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red star grows on a white background\n")
     # Of a video that an earlier command makes.
     (tmp_path / "clips.jsonl").write_text('{"video": "square.mp4", "prompt": "a green square grows"}\n')
+    row = {"video": "square.mp4", "control": "edges.mp4", "prompt": "a green square grows"}
+    (tmp_path / "edges.jsonl").write_text(json.dumps(row) + "\n")
+    with VideoWriter(tmp_path / "edges.mp4", 8) as writer:
+        writer.write(outlines(shapes.draw(shapes.scenes()[0], np.random.default_rng(0))))
     (tmp_path / "stages.toml").write_text(re.sub(r"steps = \d+", "steps = 1", STAGES))
     assert COMMANDS
     for command in COMMANDS:

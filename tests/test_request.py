@@ -197,14 +197,21 @@ def test_videos_that_would_replace_each_other_are_refused(lines, tmp_path):
     assert "is the video of line 1, too" in err(*outs)
     folder = {"prompt": "x", "out": "pictures"}, {"prompt": "y", "out": "pictures/y.mp4"}
     assert "line 2: pictures/y.mp4 lies in the folder that line 1 writes" in err(*folder)
-    assert "line 1: pictures/y.mp4 lies in the folder that line 2 writes" in err(*folder[::-1])
+    assert "line 2: pictures is the folder in which the video of line 1 lies" in err(*folder[::-1])
     chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y", "video": "a.mp4"}
     assert "line 2: line 1 writes a.mp4; make that video in a run before this one" in err(*chain)
     for source in ({"mask": "a.mp4"}, {"keyframes": {"8": "a.mp4"}}):
         chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y"} | source
         assert "line 2: line 1 writes a.mp4" in err(*chain)
+        assert "line 2: it writes a.mp4, of which line 1 is made; make it in a run before" in err(*chain[::-1])
     # Of one line it is what the user asks for: the input is read before it is replaced.
     assert len(lines({"prompt": "x", "out": "a.mp4", "video": "a.mp4"}, {"prompt": "y", "out": "a.gif"})) == 2
+
+
+def test_bytes_that_are_no_text_are_refused():
+    for ask in (lambda: check_request(SPEC, "a\udcff"), lambda: Options(negative_prompt=["x", "a\udcff"])):
+        with pytest.raises(ValueError, match="prompt holds bytes that are no UTF-8 text, from character 1 on"):
+            ask()
 
 
 def test_every_option_has_a_check_and_a_flag():
@@ -237,8 +244,10 @@ def test_python_takes_pixels_and_lists():
         Options(image=["a.png", 5])
 
 
-def test_a_video_is_read_once_and_only_as_far_as_it_is_used(monkeypatch):
+def test_a_video_is_read_once_and_only_as_far_as_it_is_used(monkeypatch, tmp_path):
     asked = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.mp4").write_bytes(b"video")
     monkeypatch.setattr(requests, "read_video", lambda source, count: asked.append(count) or (CLIP[:count], None))
     request = check_request(SPEC, "x", Options(video="in.mp4"))
     assert asked == [49] and request.frames == 17 and len(request.video) == 17 and request.fps == 8

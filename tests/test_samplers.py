@@ -115,4 +115,4 @@ def test_a_plan_counts_evaluations(small):
     assert made[1].flops / made[0].flops == 1.5
     third = plan(str(folder), sampler="euler", guider="stg:layers=0", enhance=1.0, fresh=True)
     assert (third.thirds, third.evaluations) == (4, 4) and third.flops / made[0].flops == 1.5
-    assert third.guider == "slg:rescale=0,layers=0,scale=1,begin=0,end=1" and third.chosen is not None
+    assert third.guider == "stg:rescale=0,layers=0,scale=1,begin=0,end=1" and third.chosen is not None

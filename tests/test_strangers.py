@@ -292,8 +292,8 @@ def victims(small, lpips_file, tmp_path_factory):
     (bare / "adapter_config.json").write_text(json.dumps(peft, indent=1))
     (top / "programs").mkdir(mode=0o755)
     entry = {"name": "step", "takes": "x", "file": "0-step.pickle", "sha256": "0"}
-    decode = {"latents": [3, 4, 6, 4], "padding": 0, "bytes": 5}
-    manifest = {"format": 1, "made_for": {"platform": "cpu"}, "request": {}, "decode": decode, "programs": [entry]}
+    decode = {"latents": [3, 4, 6, 4], "padding": 0, "bytes": 5, "strips": 1}
+    manifest = {"format": 2, "made_for": {"platform": "cpu"}, "request": {}, "decode": decode, "programs": [entry]}
     (top / "programs" / MANIFEST).write_text(json.dumps(manifest, indent=1))
     (top / "programs" / MANIFEST).chmod(0o644)
 

@@ -13,13 +13,14 @@ from PIL import Image
 from small_files import small_spec, write_small
 
 from cogvx_jax.cli.main import VERBS
-from cogvx_jax.configs import ControlNetConfig
+from cogvx_jax.configs import ControlNetConfig, ToraConfig
 from cogvx_jax.convert.controlnet import write_controlnet
+from cogvx_jax.convert.tora import write_tora
 from cogvx_jax.data.video import VideoWriter, read_video
 from cogvx_jax.models.abstract import abstract_params
 
 PAGE = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
-COMMANDS = re.findall(r"`(cogvx (?:generate|extend|loop) [^`]+ --out [^`]+)`", PAGE)
+COMMANDS = re.findall(r"`(cogvx (?:generate|edit|extend|loop) [^`]+ --out [^`]+)`", PAGE)
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 
@@ -42,6 +43,9 @@ def files(tmp_path_factory):
     for name in ("canny", "hed"):
         folder_of = folder / f"cogvideox-5b-controlnet-{name}"
         write_controlnet(folder_of, cfg, traverse_util.unflatten_dict(params, sep="/"))
+    tora = ToraConfig(layers=1, width=48, channels=8, latent_channels=4)
+    params = {path: np.full(p.shape, 0.01, np.float32) for path, p in abstract_params(tora).items()}
+    write_tora(folder / "Tora", tora, traverse_util.unflatten_dict(params, sep="/"))
     rng = np.random.default_rng(0)
     mask = np.zeros((9, 32, 48, 3), np.uint8)
     mask[:, :, :24] = 255
@@ -50,6 +54,8 @@ def files(tmp_path_factory):
         with VideoWriter(folder / f"{name}.mp4", 8) as writer:
             writer.write(frames)
     Image.fromarray(mask[0]).save(folder / "mask.png")
+    np.save(folder / "flow.npy", rng.normal(size=(8, 16, 24, 2)))
+    np.save(folder / "noises.npy", rng.normal(size=(9, 4, 6, 4)))
     for name in ("first", "middle", "last"):
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{name}.png")
     return folder

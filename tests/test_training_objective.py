@@ -15,6 +15,7 @@ from cogvx_jax.diffusion import objective as formulas
 from cogvx_jax.diffusion import schedule
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.transformer import Transformer
+from cogvx_jax.pipelines.tasks import resize_known
 from cogvx_jax.train.transformer import objective
 from cogvx_jax.train.transformer.objective import Objective, make_lora_loss, make_loss
 
@@ -25,6 +26,7 @@ T2V = ModelSpec(name="small", transformer=SMALL, vae=VAE)
 I2V = ModelSpec(
     name="1.5", transformer=dataclasses.replace(SMALL, in_channels=8, patch_t=2, position="rope_slice"), vae=VAE
 )
+INPAINT = dataclasses.replace(T2V, name="inpaint", transformer=dataclasses.replace(SMALL, in_channels=9))
 PLAIN = Objective(text_dropout=0, image_dropout=0, image_noise=False)
 KEY = jax.random.key(0)
 
@@ -130,6 +132,57 @@ def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
     assert abs(levels.mean() + 3) < 0.4 and 0.3 < levels.std() < 0.7
 
 
+@pytest.mark.parametrize("patch_t", [None, 2])
+def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
+    """The channel and the black of its masks agree, as those of the pipeline do."""
+    seen = []
+
+    def encode(vae, params, pixels):  # narrow posteriors of some of the pixels
+        seen.append(np.asarray(pixels))
+        mean = jnp.concatenate([pixels[:, ::4, ::8, ::8], pixels[:, ::4, 1::8, ::8, :1]], axis=-1)
+        return jnp.concatenate([mean, jnp.full_like(mean, -30)], axis=-1)
+
+    monkeypatch.setattr(objective.vaes, "encode", encode)
+    spec = dataclasses.replace(INPAINT, transformer=dataclasses.replace(INPAINT.transformer, patch_t=patch_t))
+    pixels = np.random.default_rng(1).integers(1, 255, (24, 9, 32, 32, 3), np.uint8)
+    batch = batch_of(T2V, 24) | {"pixels": pixels, "vae": {}}
+    make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=0.0))({}, batch, KEY)
+    made = np.all(seen[0] == -1, axis=-1)
+    np.testing.assert_allclose(seen[0][~made], pixels[~made] / 127.5 - 1, atol=1e-6)
+    known = np.stack([resize_known(~one, (3, 4, 4)) for one in made])
+    expected = np.concatenate([known[..., None], encode(None, None, seen[0])[..., :4]], axis=-1) * 0.7
+    channels = shown["x"][..., 4:]
+    if patch_t:
+        np.testing.assert_array_equal(channels[:, 0], channels[:, 1])
+        channels = channels[:, 1:]
+    np.testing.assert_allclose(channels, expected, atol=1e-5)
+    everything = made.all(axis=(1, 2, 3))
+    assert 0 < everything.sum() < 24 and np.all(channels[everything, ..., 0] == 0)
+
+    make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=1.0))({}, batch, KEY)
+    told = np.any(shown["x"][..., 4:], axis=(1, 2, 3, 4))
+    np.testing.assert_array_equal(told, ~everything)  # the same masks; all of a clip is now told by zeros
+
+
+def test_pictures_get_noise_where_a_model_was_trained_with_it(shown, monkeypatch):
+    seen = []
+
+    def encode(vae, params, pixels):
+        seen.append(np.asarray(pixels))
+        return jnp.zeros((len(pixels), 3, 4, 4, 8))
+
+    monkeypatch.setattr(objective.vaes, "encode", encode)
+    noisy = dataclasses.replace(INPAINT, defaults=dataclasses.replace(INPAINT.defaults, image_noise=0.0563))
+    pixels = np.full((16, 9, 32, 32, 3), 127.5, np.float32)
+    for spec in (INPAINT, noisy):
+        batch = batch_of(T2V, 16) | {"pixels": pixels, "vae": {}}
+        make_loss(spec, Compute(), dataclasses.replace(PLAIN, image_noise=True, masks=("block",)))({}, batch, KEY)
+    plain, drawn = seen
+    np.testing.assert_array_equal(drawn == -1, plain == -1)
+    levels = [drawn[i][plain[i] != -1].std() for i in range(16)]
+    assert abs(np.log(levels).mean() + 3) < 0.4 and np.ptp(np.log(levels)) > 0.5  # one for each clip
+
+
 def test_the_frame_in_front_is_the_first_again(shown):
     batch = batch_of(T2V, 2)
     options = dataclasses.replace(PLAIN, timesteps="uniform")
@@ -191,6 +244,9 @@ def test_adapters_learn_and_the_base_does_not_move(random_params):
         (dict(noise_offset=-1), "noise_offset"),
         (dict(timesteps="even"), "explicit or uniform"),
         (dict(empty="none"), "encoded or zeros"),
+        (dict(text_alone=2.0), "text_alone must be between 0 and 1"),
+        (dict(masks=("all", "last")), "masks must be some of all, first, first-last, block, block-in-time, got 'last'"),
+        (dict(masks=()), "masks must be some of .*, got 'none'"),
     ],
 )
 def test_bad_options_are_one_sentence(options, words):

@@ -250,7 +250,7 @@ def test_an_update_lowered_from_shapes_is_that_of_a_run(source, cache, tmp_path,
     spec, start, base = begun.spec, begun.given, begun.frozen
     compiled = lower_update(spec, begun.compute, mesh, (4, 3, 4, 6, 4), config.lora, tx).compile()
     numbers = [choose([Share(cache, 1, tuple(range(6)))], 0, place, (config.seed, 0)) for place in range(4)]
-    batch = Placement(mesh).batch(read(spec, cache, numbers)) | {"base": base}
+    batch = Placement(mesh).batch(read(spec, Share(cache, 1, ()), numbers)) | {"base": base}
     _, metrics = compiled(
         Placement(mesh).init(start, tx),
         batch | {"empty": replicate(cache.empty_text(), mesh)},

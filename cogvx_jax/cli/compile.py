@@ -24,6 +24,7 @@ def compile_(
     topology: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
     one_program: bool = False,
     from_video: bool = False,
+    strips: int | None = None,
 ) -> None:
     """Compiles what `cogvx generate --programs FOLDER` runs, so that a process starts in seconds.
 
@@ -43,9 +44,13 @@ def compile_(
       one_program: all --steps as one program, for `generate --one-program`; without, any number of steps runs the
         same programs.
       from_video: also what `generate --video` needs; control and inpainting models have it anyway.
+      strips: of rows that the VAE works in, as for `generate`; None is the fewest that fit.
     """
+    from cogvx_jax.pipelines.options import check_strips
+
     sampling = video.checked()
     check_memory(memory)
+    check_strips("strips", strips)
     if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
         import jax
 
@@ -65,6 +70,7 @@ def compile_(
         quantize=quantize,
         one_program=one_program,
         from_video=from_video,
+        strips=strips,
         report=report,
     )
     files = [path for path in out.iterdir() if path.suffix == ".pickle"]

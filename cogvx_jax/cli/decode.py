@@ -1,8 +1,10 @@
 """`cogvx decode`: makes the video of sampled latents."""
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,6 +25,7 @@ def decode(
     dtype: DType | None = None,
     mesh: MeshText = None,
     programs: Path | None = None,
+    record: bool = True,
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes the video of latents that `cogvx generate` sampled and could not decode.
@@ -36,6 +39,7 @@ def decode(
       dtype: to compute in.
       mesh: as for `generate`.
       programs: as for `generate`.
+      record: as for `generate`; what the latents know is written.
     """
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.pipelines.memory import check_decode
@@ -45,7 +49,9 @@ def decode(
     from cogvx_jax.sharding import parse_mesh
 
     began, saved, about = time.monotonic(), read_latents(latents), given.checked()
-    check_writable(out)
+    others = {"model": model, "dtype": dtype, "mesh": mesh, "tiling": tiling, **vars(about)}
+    saved = dataclasses.replace(saved, record=_record(latents, saved.record, others) if record else None)
+    check_writable(out, commented=saved.record is not None)
     channels = load_spec(model or saved.model, about).vae.latent_channels
     if saved.latents.shape[-1] != channels:
         raise ValueError(f"{latents} has {saved.latents.shape[-1]} channels, the VAE decodes {channels}")
@@ -53,7 +59,20 @@ def decode(
     loaded = load(
         model or saved.model, dtype=dtype, mesh=devices, components=("vae",), programs=programs, **vars(about)
     )
-    if not tiling:
-        loaded = check_decode(loaded, saved.latents.shape, saved.padding, check_strips("strips", strips))
+    count = check_strips("strips", strips)
+    loaded = check_decode(loaded, saved.latents.shape, saved.padding, count, tiling=tiling)
     count, height, width = write_video(loaded, saved, out, tiling)
     print(f"{out}: {count} frames of {height}x{width} at {saved.fps:g} fps in {time.monotonic() - began:.1f} s")
+
+
+def _record(latents: Path, text: str | None, flags: Mapping[str, Any]) -> str | None:
+    """The record for the video, which tells of flags that decode it otherwise. Raises: ValueError for a damaged one."""
+    from cogvx_jax.pipelines.record import parse_record
+
+    if text is None:
+        return None
+    try:
+        found = parse_record(text)
+    except ValueError as error:
+        raise ValueError(f"{latents} is damaged: its record: {error}") from None
+    return dataclasses.replace(found, decoded={name: value for name, value in flags.items() if value}).text

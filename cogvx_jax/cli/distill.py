@@ -37,7 +37,7 @@ class DistillOptions(TrainOptions):
         return f"`cogvx generate --lora {self.out}` takes {self.distill.result(load_spec(self.model))}"
 
 
-NAMES[DistillOptions] = {"train": None, "parts": None}
+NAMES[DistillOptions] = {"train": None, "parts": None, "controlnet": None}
 
 
 def recorded(config: str) -> DistillOptions:

@@ -24,9 +24,10 @@ def encode(
 
     Args:
       data: a .jsonl, .json or .csv file with video and prompt (image, if an image-to-video model is to be given another
-        than the first frame), or a folder with such a metadata file; a folder with prompts.txt and videos.txt
-        (images.txt), with videos/ and labels/, or with NAME.mp4 beside NAME.txt or NAME.json; .tar files of such, their
-        folder, or a pattern such as 'data-{000..009}.tar'.
+        than the first frame; control, a video for a ControlNet), or a folder with such a metadata file; a folder with
+        prompts.txt and videos.txt (images.txt, controls.txt), with videos/ and labels/ (controls/), or with NAME.mp4
+        beside NAME.txt or NAME.json (NAME.control.mp4); .tar files of such, their folder, or a pattern such as
+        'data-{000..009}.tar'.
       out: the folder to fill, or the URL of one in a bucket, such as gs://bucket/cache.
       model: as for `generate`.
       size: height and width in pixels, such as 480x720; None is the model's own.

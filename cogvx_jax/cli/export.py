@@ -16,11 +16,12 @@ def export(
     best: bool = False,
     scaling_factor: float | None = None,
 ) -> None:
-    """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model in the published layout.
+    """Writes a run's LoRA as a file for diffusers' `load_lora_weights`, or its model or ControlNet as a folder.
 
     Args:
       run: folder of `cogvx train` or `cogvx train-vae`, or its URL.
-      out: a .safetensors file that does not exist, or for a run of the model itself a folder that does not.
+      out: a .safetensors file that does not exist, or for a run of the model itself or of a ControlNet a folder that
+        does not.
       best: of the lowest validation loss, not of the newest checkpoint.
       scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
         keeps the model's.
@@ -38,12 +39,15 @@ def export(
         raise ValueError(f"{run} left the VAE as it is; --scaling-factor is for a run of `cogvx train-vae`")
     from cogvx_jax.convert import export as write_model
     from cogvx_jax.convert import write_lora
-    from cogvx_jax.convert.runs import is_lora, read_run_lora, run_dtype, run_source
+    from cogvx_jax.convert.runs import read_run, read_run_lora, run_dtype, run_source, trained_part
     from cogvx_jax.pipelines.model import load, load_spec
     from cogvx_jax.train.transformer.trained import read_model
 
-    source = run_source(folder)
-    if is_lora(folder):
+    source, part = run_source(folder), trained_part(read_run(folder))
+    if part == "controlnet":
+        export_controlnet(folder, out, best)
+        return
+    if part == "lora":
         spec = load_spec(source)
         lora = read_run_lora(folder, spec, best=best)
         write_lora(out, lora, spec)
@@ -54,6 +58,20 @@ def export(
     model = read_model(folder, load(source, dtype=run_dtype(folder)), best=best)
     write_model(out, model.spec, model.params, model.tokenizer)
     print(f"{out}: {model.spec.name} as {run} trained it; use it with `cogvx generate --model {out}`")
+
+
+def export_controlnet(run: Any, out: Path, best: bool) -> None:
+    """Writes the ControlNet of a run in TheDenk's layout; see `export`."""
+    from cogvx_jax.convert.controlnet import write_controlnet
+    from cogvx_jax.convert.runs import read_run, read_run_controlnet
+
+    if not _is_new_folder(out):
+        raise ValueError(f"{run} trained a ControlNet; give a new folder for it, not {out}")
+    cfg, params = read_run_controlnet(run, best=best)
+    write_controlnet(out, cfg, params)
+    print(
+        f"{out}: a ControlNet of {cfg.layers} blocks for {read_run(run)['name']}; `cogvx generate --controlnet {out}`"
+    )
 
 
 def export_vae(run: Any, out: Path, best: bool, scaling_factor: float | None) -> None:

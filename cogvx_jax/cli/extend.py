@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import generate
-from cogvx_jax.cli.options import GenerateFlags, GivenFlags, ModelFlags, RunFlags, VideoFlags
+from cogvx_jax.cli.options import ExtendFlags, GenerateFlags, GivenFlags, ModelFlags, RunFlags
 
 
 def extend(
@@ -15,7 +15,7 @@ def extend(
     /,
     *,
     run: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
-    video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
+    video: Annotated[ExtendFlags, tyro.conf.OmitArgPrefixes] = ExtendFlags(),  # noqa: B008
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video longer: `cogvx generate PROMPT --extend VIDEO`, for text, image and inpainting models.
@@ -24,6 +24,4 @@ def extend(
       source: the video to go on with; what comes out begins with its frames.
       prompt: what the new frames show.
     """
-    if video.extend is not None:
-        raise ValueError("the video to extend stands before the prompt; leave out --extend")
     generate(prompt, run=GenerateFlags(**vars(run)), video=dataclasses.replace(video, extend=source), given=given)

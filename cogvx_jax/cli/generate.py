@@ -5,12 +5,16 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
+from cogvx_jax.cli.attempts import Attempts
+from cogvx_jax.cli.enhance import language_note, prompt_enhancer
+from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
     GivenFlags,
@@ -20,17 +24,22 @@ from cogvx_jax.cli.options import (
     parse_lora,
     report,
 )
+from cogvx_jax.cli.preview_file import PreviewFile, check_preview
 from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
 from cogvx_jax.pipelines.options import RANDOM, Sampling
+from cogvx_jax.prompting.enhance import Endpoint
 from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
     from cogvx_jax.pipelines.model import Model
+    from cogvx_jax.pipelines.record import Record
     from cogvx_jax.pipelines.request import Request
     from cogvx_jax.pipelines.saved_latents import SavedLatents
+    from cogvx_jax.pipelines.saved_steps import SavedSteps
+    from cogvx_jax.prompting.enhance import Enhancer
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -55,13 +64,39 @@ def generate(
     """
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, run.prompts_file, run.out, video.checked())
-    weighted = [parse_lora(text) for text in run.lora]
-    about = given.checked()
+    make_videos(jobs, run, given.checked(), Plan(skip_made=run.prompts_file is not None))
+
+
+class Plan(NamedTuple):
+    """How videos are made one after the other, beside the flags.
+
+    skip_made: leave those that an earlier run made, and note those that this one makes.
+    attempts: what an error in one of them does.
+    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
+    """
+
+    skip_made: bool = False
+    attempts: Attempts = Attempts()
+    record_as: Callable[["Record"], "Record"] = lambda record: record
+
+
+def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
+    """Makes the videos of jobs; gives those that it made.
+
+    Raises: ValueError or OSError before the first is begun, and as `plan.attempts` has it.
+    """
+    weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
+    if run.enhance_prompt and run.distributed:
+        raise ValueError("several processes would get a prompt each of the language model; use `cogvx enhance` before")
+    enhancer = prompt_enhancer(run.model, about, Endpoint(llm=run.llm)) if run.enhance_prompt else None
     if about and AUTO in (run.mesh, memory):
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
+    if run.preview is not None:
+        outs = [job.out for job in jobs]
+        check_preview(run.preview, outs, one_program=run.one_program, distributed=run.distributed)
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.controlnets import check_programs
@@ -70,7 +105,7 @@ def generate(
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
     from cogvx_jax.pipelines.model import check_takes_lora, load, load_quantization, load_spec, resolve
     from cogvx_jax.pipelines.request import few_steps_note
-    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, lossy_note
+    from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
     if run.distributed:
@@ -81,39 +116,50 @@ def generate(
         check_takes_lora(run.model, stored)
     adapters = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, adapters, strict=True):
-        told = adapter.told or (f"a run, for {adapter.distilled}" if adapter.distilled else "")
-        if told:
-            report(f"{path}: {told}, weight {weight:g}")
+        report(f"{path}: {adapter.told}, weight {weight:g}")
     spec = spec.distilled(first_distilled([(adapter.distilled, weight) for adapter, weight in adapters]))
-    work = _check(spec, jobs)  # all of them, before the first is begun
-    if run.prompts_file is not None:
+    work = _check(spec, jobs, attempts)  # all of them, before the first is begun
+    if plan.skip_made:
         asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
         asked |= {} if how is None else {"quantize": how.name}
+        asked |= {} if run.record else {"record": False}
+        asked |= {"enhance_prompt": run.llm or ""} if run.enhance_prompt else {}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
+    if run.preview is not None:
+        check_writable(run.preview)
     for one in work:
-        with one.job.named():
-            check_writable(one.job.out)
+        with attempts.at(one.job):
+            check_writable(one.job.out, commented=run.record)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             check_programs(run.programs, one.request.controls)
-            if one.request.controls and AUTO in (run.mesh, memory):
-                raise ValueError("auto, for a mesh or memory mode, counts no ControlNet; name the mesh and the mode")
-    if not work:
-        return
+            if run.programs is not None and not run.exact:
+                check_stored(one.request)
+            if AUTO in (run.mesh, memory) and (beside := one.request.beside):
+                raise ValueError(f"auto, for a mesh or memory mode, counts no {beside}; name the mesh and the mode")
+    if not (work := attempts.left(work)):
+        return []
+    if enhancer is not None and not (work := _enhanced(work, enhancer, attempts)):
+        return []
     if AUTO in (run.mesh, memory):
-        requests = [request for _, request, _ in work]
+        requests = [one.request for one in work]
         devices, memory = _choose(run.model, requests, run.dtype, run.quantize, devices or run.mesh, memory)
+    if not run.again:
+        work = _going_on(work, spec, devices, run, attempts)
     if memory is not None:
         for one in work:
-            with one.job.named():
+            with attempts.at(one.job):
                 check_in_mode(find_mode(memory), one.request)
+        if not (work := attempts.left(work)):
+            return []
     if run.exact:
         check_exact(devices, one_program=run.one_program)
     if first_process():
-        warn_of_hours(spec, [request for _, request, _ in work], devices)
+        warn_of_hours(spec, [one.request for one in work], devices)
         notes = [None if how is None else f"--quantize {how.name} is lossy: {how.cost}"]
         for one in work:
-            notes += [lossy_note(one.request), few_steps_note(one.request, spec)]
+            notes += [lossy_note(one.request, spec), few_steps_note(one.request, spec)]
+            notes += [language_note(one.job.prompt)] if enhancer is None else []
         for note in dict.fromkeys(notes):  # once each
             if note is not None:
                 report(note)
@@ -133,13 +179,14 @@ def generate(
     for adapter, weight in adapters if how is None else ():
         loaded = load_lora(loaded, adapter, weight)
     for one in work:
-        with one.job.named():
+        with attempts.at(one.job):
             check_short(loaded, one.request)
+    work = attempts.left(work)
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
-        texts = _texts(loaded, group)
-        for one, text in zip(group, texts, strict=True):
-            with one.job.named():
-                _run(loaded, run.model, one, run.progress and first_process(), run.one_program, text)
+        for one, text in _texts(loaded, group, attempts):
+            with attempts.at(one.job):
+                _run(loaded, run, one, text, plan.record_as)
+    return [one.job for one in attempts.left(work)]
 
 
 class Work(NamedTuple):
@@ -148,18 +195,60 @@ class Work(NamedTuple):
     job: Job
     request: "Request"
     digest: str = ""
+    saved: "SavedSteps | None" = None  # steps that an earlier run took of it
 
 
-def _check(spec: "ModelSpec", jobs: Sequence[Job]) -> list[Work]:
+def _keeps_steps(run: GenerateFlags, request: "Request") -> bool:
+    """Whether the steps of a video are kept: not of several processes, nor of one program, nor of several segments."""
+    return run.keep_steps and not run.one_program and not run.distributed and request.extend is None
+
+
+def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags, attempts: Attempts) -> list[Work]:
+    """The work with what earlier runs kept of it; of one whose seed is to be drawn, with the seed that was.
+
+    Raises: ValueError, one sentence, where steps of another request, or computed otherwise, lie beside a video.
+    """
+    from cogvx_jax.pipelines.generate import request_facts
+    from cogvx_jax.pipelines.saved_steps import early_facts
+
+    found = []
+    for one in work:
+        saved = None
+        with attempts.at(one.job):
+            if _keeps_steps(run, one.request):
+                saved = earlier_steps(one.job.out)
+            if saved is not None:
+                if one.job.options.seed == RANDOM:
+                    one = one._replace(request=one.request.with_seed(saved.seed))
+                facts = early_facts(spec, mesh, exact=run.exact)
+                saved.check(request_facts(one.request) | facts)
+                report(f"{one.job.out}: {saved.steps} of {saved.count} steps were kept, and are gone on with")
+        found.append(one._replace(saved=saved))
+    return attempts.left(found)
+
+
+def _check(spec: "ModelSpec", jobs: Sequence[Job], attempts: Attempts) -> list[Work]:
     """The jobs and their requests, whose inputs are read and held: a file that is gone later costs nothing."""
     from cogvx_jax.cli.inputs import Inputs
     from cogvx_jax.pipelines.request import check_request
 
     inputs, work = Inputs(), []
     for job in jobs:
-        with job.named():
-            work.append(Work(job, inputs.hold(check_request(spec, job.prompt, job.options))))
+        with attempts.at(job):
+            work.append(Work(job, inputs.hold(check_request(spec, job.together, job.options))))
     return work
+
+
+def _enhanced(work: list[Work], enhancer: "Enhancer", attempts: Attempts) -> list[Work]:
+    """The work with prompts that a language model wrote, which are printed. A digest stays that of what was asked."""
+    found = []
+    for one in work:
+        with attempts.at(one.job):
+            text = enhancer(one.job.prompt, one.job.options.image)
+            report(f"{one.job.out}: {text}")
+            job = dataclasses.replace(one.job, prompt=text, wish=one.job.prompt, llm=enhancer.llm)
+            found.append(one._replace(job=job, request=dataclasses.replace(one.request, prompts=(text,))))
+    return found
 
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
@@ -196,6 +285,9 @@ def _choose(
     windows = next((request.windows for request in requests if request.windows is not None), None)
     if windows is not None:
         raise ValueError(f"auto knows no windows; choose by `cogvx plan --frames` for about {windows.frames} frames")
+    edits = {request.task == "edit" for request in requests}
+    if len(edits) > 1:
+        raise ValueError("auto plans for videos to edit or for others; make them in two runs, or name mesh and mode")
     most = max(requests, key=lambda request: request.height * request.width * request.frames)
     ways = [request.way for request in requests if request.way is not None]
     sampling = Sampling(
@@ -210,11 +302,11 @@ def _choose(
         reuse=None if ways else "every:2" if most.reuse and most.reuse.pattern else most.reuse,
         guidance=ways[0] if ways else None,
     )
-    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
+    how = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory, edit=edits == {True})
     return choose(source, sampling=sampling, report=report, **how)
 
 
-def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
+def _texts(model: "Model", group: Sequence[Work], attempts: Attempts) -> list[tuple[Work, Any]]:
     """States of the texts of several videos, on the host, where components take turns: encoded before any is made."""
     import jax
     import numpy as np
@@ -222,15 +314,15 @@ def _texts(model: "Model", group: Sequence[Work]) -> list[Any]:
     from cogvx_jax.pipelines.generate import encode_texts
 
     if not model.memory.turns:
-        return [None for _ in group]
+        return [(one, None) for one in group]
     states = []
     for one in group:
-        with one.job.named():
-            states.append(jax.tree.map(np.asarray, encode_texts(model, one.request)))
+        with attempts.at(one.job):
+            states.append((one, jax.tree.map(np.asarray, encode_texts(model, one.request))))
     return states
 
 
-def _run(model: "Model", source: str, work: Work, progress: bool, one_program: bool, text: Any) -> None:
+def _run(model: "Model", run: GenerateFlags, work: Work, text: Any, record_as: Callable[["Record"], "Record"]) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
     One that goes on with another is written segment by segment, and no latents are kept.
@@ -239,29 +331,44 @@ def _run(model: "Model", source: str, work: Work, progress: bool, one_program: b
 
     from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
     from cogvx_jax.pipelines.model import absolute_source
+    from cogvx_jax.pipelines.on_step import in_turn
+    from cogvx_jax.pipelines.provenance import record_text
     from cogvx_jax.pipelines.saved_latents import SavedLatents
     from cogvx_jax.sharding import first_process
 
-    job, request, digest = work
+    job, request, digest, earlier = work
+
+    def told(found: "Record") -> "Record":
+        enhanced = {"wish": job.wish, "llm": job.llm} if job.wish else {}
+        return record_as(dataclasses.replace(found, enhanced=enhanced))
+
+    record = None
+    if run.record:
+        record = record_text(model, request, job.index, told, one_program=run.one_program)
     began = time.monotonic()
     if job.options.seed == RANDOM and first_process():
         print(f"{job.out}: --seed {request.seed}", flush=True)
     model = fitting(model, request)
-    how: dict[str, Any] = dict(progress=progress, one_program=one_program, text=text)
+    how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
+    shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps))
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, **how), job.out, float(request.fps))
+        size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, request.fps, record)
         _ended(job.out, digest, size, float(request.fps), began)
         return
-    latents = np.asarray(sample(model, request, **how))
+    keeper = Keeper(job.out) if _keeps_steps(run, request) else None
+    with keeper or contextlib.nullcontext():
+        looks = in_turn(*(one for one in (shows, keeper) if one is not None))
+        latents = np.asarray(sample(model, request, on_step=looks, resume=earlier, **how))[job.index : job.index + 1]
     saved = SavedLatents(
         latents=latents,
         padding=request.padding,
         fps=float(request.fps),
-        model=absolute_source(source),
+        model=absolute_source(run.model),
         prompt=job.prompt,
+        record=record,
     )
-    with _kept(saved, job.out) if first_process() else contextlib.nullcontext():
-        size = write_video(model, saved, job.out, request.tiling)
+    with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
+        size = write_video(model, saved, job.out, request.tiling, request.fps)
     _ended(job.out, digest, size, saved.fps, began)
 
 
@@ -278,13 +385,15 @@ def _ended(out: Path, digest: str, size: tuple[int, int, int], fps: float, began
 
 
 @contextlib.contextmanager
-def _kept(saved: "SavedLatents", out: Path):
-    """Keeps the latents until the block has ended well, and else says where they are."""
+def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
+    """Keeps the latents, in place of their steps, until the block has ended well, and else says where they are."""
     from cogvx_jax.pipelines.saved_latents import keep_latents
 
     kept = None
     try:
         kept = keep_latents(out, saved)
+        if steps is not None:
+            steps.forget()
         if kept.parent != out.absolute().parent:
             report(f"no room beside {out}; until it is whole, the sampled latents are kept in {kept}")
     except OSError as error:  # the video may still fit
@@ -298,22 +407,29 @@ def _kept(saved: "SavedLatents", out: Path):
         raise
     if kept is not None:
         kept.unlink(missing_ok=True)
+    elif steps is not None:
+        steps.forget()
 
 
-def write_video(model, saved, out: Path, tiling: bool) -> tuple[int, int, int]:
-    """Writes the video of sampled latents as it is decoded; gives its frames, height and width."""
+def write_video(model, saved, out: Path, tiling: bool, fps: Fraction | None = None) -> tuple[int, int, int]:
+    """Writes the video of sampled latents as it is decoded; gives its frames, height and width.
+
+    Args:
+      fps: None is what the latents know, which is a rounded number.
+    """
     from cogvx_jax.pipelines.latents import decode_frames
 
-    return write_frames(decode_frames(model, saved.latents, saved.padding, tiling=tiling), out, saved.fps)
+    frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
+    return write_frames(frames, out, fps or saved.fps, saved.record)
 
 
-def write_frames(frames: Iterable[Any], out: Path, fps: float) -> tuple[int, int, int]:
+def write_frames(frames: Iterable[Any], out: Path, fps: float | Fraction, record: str | None) -> tuple[int, int, int]:
     """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
-    with VideoWriter(out, fps=fps) if first_process() else contextlib.nullcontext() as writer:
+    with VideoWriter(out, fps=fps, comment=record) if first_process() else contextlib.nullcontext() as writer:
         for pixels in frames:
             if writer is not None:
                 writer.write(pixels)

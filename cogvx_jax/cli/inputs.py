@@ -26,6 +26,10 @@ class Inputs:
         held: dict[str, Any] = {name: self._hold(clip) for name, clip in clips.items() if clip is not None}
         if request.controls is not None:
             held["controls"] = tuple(use._replace(clip=self._hold(use.clip)) for use in request.controls)
+        if request.warped is not None:
+            arrays: dict[str, Any] = {name: getattr(request.warped, name) for name in ("noises", "flow")}
+            own: dict[str, Any] = {name: self._hold(array) for name, array in arrays.items() if array is not None}
+            held["warped"] = request.warped._replace(**own)
         if request.stills is not None:
             held["stills"] = tuple(
                 still._replace(pictures=tuple(map(self._hold, still.pictures))) for still in request.stills

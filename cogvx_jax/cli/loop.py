@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.generate import generate
-from cogvx_jax.cli.options import GenerateFlags, GivenFlags, ModelFlags, RunFlags, VideoFlags
+from cogvx_jax.cli.options import GenerateFlags, GivenFlags, LoopFlags, ModelFlags, RunFlags
 from cogvx_jax.diffusion.windows import Windows
 
 
@@ -15,7 +15,7 @@ def loop(
     /,
     *,
     run: Annotated[RunFlags, tyro.conf.OmitArgPrefixes] = RunFlags(),  # noqa: B008
-    video: Annotated[VideoFlags, tyro.conf.OmitArgPrefixes] = VideoFlags(),  # noqa: B008
+    video: Annotated[LoopFlags, tyro.conf.OmitArgPrefixes] = LoopFlags(),  # noqa: B008
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Makes a video whose end leads into its beginning: `cogvx generate PROMPT --windows FRAMES:OVERLAP,policy=looped`.
@@ -24,8 +24,6 @@ def loop(
       prompt: what the video shows; what comes back to where it began, such as waves or a wheel.
     """
     options = video.checked()
-    if options.extend is not None:
-        raise ValueError("a loop goes on with no other video; leave out --extend")
     asked = options.windows
     if asked is not None and asked.policy not in (Windows.policy, "looped"):
         raise ValueError(f"a loop is made by windows with policy=looped, not {asked.policy}; leave out the policy")

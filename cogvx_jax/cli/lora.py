@@ -71,7 +71,9 @@ def convert(
         from cogvx_jax.pipelines.model import load_spec
 
         spec = load_spec(run_source(run))
-        write_lora(out, read_run_lora(run, spec), spec, to, dtype)
+        lora = read_run_lora(run, spec)
+        report(f"{file}: {lora.told}")
+        write_lora(out, lora, spec, to, dtype)
     else:
         found = open_lora(file, alpha)
         _report_read(found)
@@ -123,7 +125,7 @@ def merge(
     spec, found = load_spec(model, about), []
     for path, weight in weighted:
         lora = find_lora(path, spec, alpha)
-        report(f"{path}: {lora.told or 'a run'}, weight {weight:g}")
+        report(f"{path}: {lora.told}, weight {weight:g}")
         found.append((lora, weight))
     merged = load_merged(model, found, dtype, about)
     export(out, merged.spec, merged.params, merged.tokenizer)

@@ -12,14 +12,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.convert.fingerprints import part_fingerprints
 from cogvx_jax.convert.sources import open_source
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.pipelines.origin import lora_digest
 from cogvx_jax.pipelines.request import Request
-from cogvx_jax.sharding import params_digest
-from cogvx_jax.storage import open_files, parent_and_name, read_file
+from cogvx_jax.storage import read_file
 
 NAME = "cogvx-made.jsonl"
 MAX_BYTES = 64 * 2**20  # of it; a video takes 200
@@ -51,28 +52,13 @@ def request_digest(request: Request, options: Options, model: str) -> str:
 
 
 def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, Any], given: Given = NOTHING) -> str:
-    """A hash of a model's files by name, size and time, of its LoRAs' numbers, and of how it computes.
-
-    The files are not read, which would take as long as loading them.
-    """
+    """A hash of a model's files by their fingerprints, of its LoRAs' numbers, and of how it computes."""
     found = hashlib.sha256(repr(sorted(how.items())).encode())
     if given:
         found.update(str(given).encode())
-    for part, place in open_source(resolve(source), given).places().items():
-        files, names = open_files(place), list[str]()
-        if files.is_folder():
-            names = files.names()
-        else:
-            parent, name = parent_and_name(place)
-            files, place, names = open_files(parent), parent, [name]
-        for name in names:
-            if files.exists(name):
-                changed = Path(place, name).stat().st_mtime_ns if "://" not in str(place) else ""
-                found.update(f"{part}/{name} {files.size(name)} {changed}\n".encode())
+    found.update(repr(part_fingerprints(open_source(resolve(source), given))).encode())
     for lora, weight in adapters:
-        found.update(f"{params_digest(lora.adapters)} {lora.scale} {weight}".encode())
-        for one in lora.differences:
-            found.update(f"{one.path} {one.blocks} {params_digest({'values': one.values})}".encode())
+        found.update(f"{lora_digest(lora)} {weight}".encode())
     return found.hexdigest()
 
 

@@ -10,13 +10,16 @@ from typing import NamedTuple
 import tyro
 
 from cogvx_jax import __version__
+from cogvx_jax.cli.batch import batch
 from cogvx_jax.cli.calibrate import calibrate
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
 from cogvx_jax.cli.distill import distill
+from cogvx_jax.cli.edit import edit
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
+from cogvx_jax.cli.enhance import enhance
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.generate import generate
@@ -25,8 +28,12 @@ from cogvx_jax.cli.inspect import inspect
 from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
+from cogvx_jax.cli.push import push
 from cogvx_jax.cli.quantize import quantize
+from cogvx_jax.cli.replay import replay
 from cogvx_jax.cli.serve import serve
+from cogvx_jax.cli.show import show
+from cogvx_jax.cli.sign import sign
 from cogvx_jax.cli.train import train
 from cogvx_jax.cli.train_vae import train_vae
 from cogvx_jax.cli.verify import verify
@@ -41,8 +48,14 @@ class Verb(NamedTuple):
 GOES_ON = "the same command goes on from the newest checkpoint"
 VERBS = {
     "generate": Verb(generate, "the video that was being made is not written"),
+    "edit": Verb(edit, "the edited video is not written"),
     "extend": Verb(extend, "the longer video is not written"),
     "loop": Verb(loop, "the video is not written"),
+    "batch": Verb(batch, "videos made so far are kept; the same command makes the others"),
+    "enhance": Verb(enhance, "nothing was printed"),
+    "show": Verb(show, "nothing was written"),
+    "replay": Verb(replay, "the video is not written"),
+    "sign": Verb(sign, "the video is as it was"),
     "decode": Verb(decode, "no video was written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),
@@ -51,6 +64,7 @@ VERBS = {
     "calibrate": Verb(calibrate, "no calibration was written"),
     "convert": Verb(convert, "no model was written"),
     "lora": Verb(lora, "nothing was written"),
+    "push": Verb(push, "what the hub has not confirmed was not published"),
     "quantize": Verb(quantize, "no model was written"),
     "verify": Verb(verify, "not everything was compared"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),

@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
-from cogvx_jax.pipelines.options import Options, Sampling, parse_weighted
+from cogvx_jax.pipelines.options import Options, Sampling, none_beside, parse_weighted
 from cogvx_jax.pipelines.options import parse_size as parse_size
 
 Size = Annotated[str | None, tyro.conf.arg(metavar="HxW")]
@@ -21,6 +21,7 @@ MeshText = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")]
 QuantizeText = Annotated[str, tyro.conf.arg(metavar="int8|w8a8|w8a8qk|int4[:GROUP]")]
 QuantizeOption = Annotated[str | None, tyro.conf.arg(metavar="int8|w8a8|w8a8qk|int4[:GROUP]")]
 LoRAText = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")]
+ControlNetText = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PATH[:WEIGHT]")]
 FolderText = Annotated[str, tyro.conf.arg(metavar="PATH|URL")]  # a folder, or one in a bucket
 
 
@@ -42,13 +43,45 @@ class VideoFlags(Options):
         return Options(**vars(self))
 
 
+T = TypeVar("T", bound=VideoFlags)
+
+
+def _without(*names: str, **helps: str) -> Callable[[type[T]], type[T]]:
+    """Takes flags away from a class of them, and gives others another help."""
+
+    def narrow(flags: type[T]) -> type[T]:
+        kinds = get_type_hints(VideoFlags, include_extras=True)
+        changed: dict[str, Any] = dict.fromkeys(names, tyro.conf.Suppress)
+        changed |= {name: tyro.conf.arg(help=text) for name, text in helps.items()}
+        form: Any = Annotated
+        flags.__annotations__ = {name: form[kinds[name], about] for name, about in changed.items()}
+        for field in dataclasses.fields(VideoFlags):
+            if field.name in changed:
+                setattr(flags, field.name, field.default)
+        return dataclasses.dataclass(frozen=True, kw_only=True)(flags)
+
+    return narrow
+
+
+EXTENDED = "of the whole that comes out, any number above that of VIDEO; None is a clip of the model's own more."
+
+
+@_without("extend", *none_beside("extend"), frames=EXTENDED)
+class ExtendFlags(VideoFlags):
+    pass
+
+
+@_without("extend")
+class LoopFlags(VideoFlags):
+    pass
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """How a video is made, whatever it shows.
 
     Args:
-      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs; with --prompts-file,
-        its stem gets the line's number.
+      out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs.
       model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
         makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
@@ -64,7 +97,15 @@ class RunFlags:
         compiling once. None is resident, or turns where the weights do not fit together.
       one_program: run all steps as one compiled program, for TPU7x; there is no progress bar then.
       exact: the same bits on one device and on any mesh of data and cfg; slower.
+      keep_steps: keep sampled steps in OUT.steps.safetensors, every few seconds and on Ctrl-C or SIGTERM. The same
+        command goes on from there, to the same bits.
+      preview: a .webp or .gif file for small frames of what is being sampled, written anew while the steps go on.
       progress: show a progress bar.
+      enhance_prompt: let a language model make a long English description of the prompt first, as `cogvx enhance` does.
+        OPENAI_BASE_URL and OPENAI_API_KEY name its endpoint.
+      llm: name of that language model; None is OPENAI_MODEL, or the only one that the server has.
+      record: let the file tell how it was made, prompt included; `cogvx show` prints it, `cogvx replay` makes the video
+        again. A .gif or .webp has a file beside it for that, NAME.gif.json.
     """
 
     out: Path = Path("out.mp4")
@@ -76,7 +117,12 @@ class RunFlags:
     memory: MemoryText = None
     one_program: bool = False
     exact: bool = False
+    keep_steps: bool = True
+    preview: Path | None = None
     progress: bool = True
+    enhance_prompt: bool = False
+    llm: str | None = None
+    record: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,8 +132,9 @@ class GenerateFlags(RunFlags):
     Args:
       prompts_file: one prompt per line, or one JSON object per line with "prompt" and any of the options of a video
         ("out" too); the model is loaded once. Videos that an earlier run made of the same requests are left as they
-        are; cogvx-made.jsonl beside them says which those are.
-      again: make all videos of a prompts file anew, also those that are there and whole.
+        are; cogvx-made.jsonl beside them says which those are. To the stem of --out the line's number is added.
+      again: make all videos anew: also those of a prompts file that are there and whole, and those of which steps are
+        kept.
       distributed: this is one of several processes, one a host, that run the same command. TPU pods, GKE and Slurm
         connect them; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
       programs: a folder of `cogvx compile` to run instead of compiling. It is code: trust who wrote it.

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
-from cogvx_jax.convert.runs import is_lora, is_run, is_vae_run, newest_update, read_run
+from cogvx_jax.convert.runs import is_run, newest_update, read_run, run_verb, trained_part
 from cogvx_jax.convert.safetensors import read_header
-from cogvx_jax.json_files import quoted
-from cogvx_jax.pipelines.saved_latents import FORMAT, read_latents
+from cogvx_jax.json_files import printable, quoted
+from cogvx_jax.pipelines import saved_latents, saved_steps
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
 from cogvx_jax.train.clips.cache import is_cache, open_cache
@@ -31,8 +31,10 @@ def _is_run(asked: Asked) -> bool:
 
 def _tell_run(asked: Asked) -> Facts:
     folder = storage_path(asked.place)
-    said, verb = read_run(folder, ("source", "name")), "train-vae" if is_vae_run(folder) else "train"
-    kind = "the VAE" if verb == "train-vae" else "a LoRA" if is_lora(folder) else "the transformer"
+    said = read_run(folder, ("source", "name"))
+    verb = run_verb(said)
+    part = "vae" if verb == "train-vae" else trained_part(read_run(folder))
+    kind = {"vae": "the VAE", "lora": "a LoRA", "controlnet": "a ControlNet", "parts": "the transformer"}[part]
     facts: Facts = {"format": f"a run of `cogvx {verb}`", "holds": f"{kind} of {said['name']}"}
     updates = newest_update(folder)
     facts["updates"] = str(updates)
@@ -40,10 +42,12 @@ def _tell_run(asked: Asked) -> Facts:
     if not updates:
         facts["mind"] = "it has no checkpoint yet"
         return facts | {"use": [command(verb, "--config", path_word(config), "--out", run)]}
-    if kind != "a LoRA":
+    if part in ("vae", "parts"):
         return facts | {"use": [command("export", run, "--out", new_name(asked.place, "-model"))]}
-    made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), "--lora", run)
-    return facts | {"use": [made, command("export", run, "--out", new_name(asked.place, ".safetensors"))]}
+    flags = ["--lora", run] if part == "lora" else ["--controlnet", run, "--control", "CONTROL.mp4"]
+    made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), *flags)
+    out = new_name(asked.place, ".safetensors" if part == "lora" else "-controlnet")
+    return facts | {"use": [made, command("export", run, "--out", out)]}
 
 
 def _source_word(source: str) -> str:
@@ -67,9 +71,11 @@ def _tell_cache(asked: Asked) -> Facts:
     shape = cache.shape
     model = "tiny" if cache.model == "tiny" else published_word(cache.model) or "MODEL"
     train = ["--data", folder, "--model", model, "--out", new_name(asked.place, "", "runs/")]
+    train += ["--controlnet", "new"] if cache.controls else []
+    frames = f"{shape.frames} frames at {shape.fps:g} fps" + (", with control videos" if cache.controls else "")
     return {
         "format": "clips of `cogvx encode`",
-        "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {shape.frames} frames at {shape.fps:g} fps",
+        "clips": f"{len(cache.clips)} of {shape.height}x{shape.width}, {frames}",
         "model": f"encoded by {cache.model}",
         "use": [command("train", *train), command("verify", folder)],
     }
@@ -96,6 +102,7 @@ def _tell_programs(asked: Asked) -> Facts:
         ("--mesh", made_for.get("mesh"), "one device"),
         ("--quantize", made_for.get("quantization"), "none"),
         ("--memory", request.get("memory"), "resident"),
+        ("--windows", request.get("windows"), None),
     ):
         words += [option, value] if isinstance(value, str) and value != usual else []
     if type(steps := request.get("steps in one program")) is int:
@@ -112,15 +119,20 @@ def _tell_programs(asked: Asked) -> Facts:
 
 
 def _is_latents(asked: Asked) -> bool:
+    return _format_of(asked) == saved_latents.FORMAT
+
+
+def _format_of(asked: Asked) -> str | None:
+    """What a safetensors file of ours says that it is; None of others."""
     if not isinstance(asked.place, Path) or asked.is_folder or asked.place.suffix != ".safetensors":
-        return False
+        return None
     with contextlib.suppress(ValueError):
-        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format") == FORMAT
-    return False
+        return read_header(open_files(asked.place.parent), asked.place.name).metadata.get("format")
+    return None
 
 
 def _tell_latents(asked: Asked) -> Facts:
-    saved = read_latents(Path(asked.place))
+    saved = saved_latents.read_latents(Path(asked.place))
     _, frames, height, width, channels = saved.latents.shape
     use = ["decode", path_word(asked.place), "--out", new_name(asked.place, ".mp4")]
     if (model := _source_word(saved.model)) == "MODEL":
@@ -128,9 +140,27 @@ def _tell_latents(asked: Asked) -> Facts:
     return {
         "format": "latents that `cogvx generate` kept, for `cogvx decode`",
         "latents": f"{frames - saved.padding} frames of {height}x{width}, {channels} channels, {saved.fps:g} fps",
-        "model": saved.model,
-        "prompt": saved.prompt,
+        "model": printable(saved.model),
+        "prompt": printable(saved.prompt),
         "use": [command(*use)],
+    }
+
+
+# Steps of a video that is not sampled to its end.
+
+
+def _is_steps(asked: Asked) -> bool:
+    return _format_of(asked) == saved_steps.FORMAT
+
+
+def _tell_steps(asked: Asked) -> Facts:
+    saved = saved_steps.read_steps(Path(asked.place))
+    facts = dict(saved.identity.facts)
+    return {
+        "format": "steps that `cogvx generate` kept; the command that began them, once more, goes on",
+        "steps": f"{saved.steps} of {saved.count}",
+        "prompt": quoted(facts.pop("prompt", "")),
+        "made with": [f"{key}: {quoted(value)}" for key, value in facts.items() if len(value) < 100],
     }
 
 
@@ -139,4 +169,5 @@ OWN = (  # the first that fits counts
     FileKind(name="encoded clips", fits=_is_cache, tell=_tell_cache),
     FileKind(name="compiled programs", fits=_is_programs, tell=_tell_programs),
     FileKind(name="sampled latents", fits=_is_latents, tell=_tell_latents),
+    FileKind(name="saved steps", fits=_is_steps, tell=_tell_steps),
 )

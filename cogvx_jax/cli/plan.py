@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cogvx_jax.cli.options import DType, MemoryText, QuantizeOption, SamplingFlags, check_memory, report
-from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode
+from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode, strips_note
 
 if TYPE_CHECKING:
     from cogvx_jax.planning.plan import Plan, Trial
@@ -24,6 +24,7 @@ def plan(
     quantize: QuantizeOption = None,
     memory: MemoryText = None,
     device_gb: float | None = None,
+    edit: bool = False,
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -42,6 +43,7 @@ def plan(
       quantize: plan for a model that is quantised: int8, w8a8 or int4. None is as it is stored.
       memory: a memory mode to plan for; None tries them in the order of exact, exact and slower, lossy.
       device_gb: plan as if a device had so many GB (1e9 bytes).
+      edit: plan for `cogvx edit`, whose steps look at a clip that is inverted first.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
@@ -67,6 +69,7 @@ def plan(
             quantize=quantize,
             memory=memory,
             device_gb=device_gb,
+            edit=edit,
             every=every,
             fresh=fresh,
             report=report,
@@ -96,10 +99,14 @@ def table(made: "Plan") -> str:
     lines += ["", f"Chosen: --mesh {_mesh(chosen)}{flag}: {_reason(made)}. Weights on a device, GiB: {parts}."]
     if flag:
         lines.append(f"It {mode.changes}. That costs {mode.costs}.")
+    if chosen.strips > 1:
+        lines.append(strips_note(chosen.strips))
     if chosen.host:
         lines.append(f"Every step brings {chosen.host:.1f} GiB from the host's memory; its time is not counted.")
     if made.short:
         lines.append(_short(made, chosen))
+    if made.inversions:
+        lines.append(_inversion(made, chosen))
     if made.thirds:
         lines.append(
             f"Guider {made.guider} takes a third evaluation in {made.thirds} of {made.evaluations} steps; "
@@ -128,6 +135,12 @@ def _short(made: "Plan", chosen: "Trial") -> str:
     return f"{made.short}: {made.computed} of {made.evaluations} steps are computed, the others reuse{others}."
 
 
+def _inversion(made: "Plan", chosen: "Trial") -> str:
+    """How many evaluations invert the clip of an edit, and what one takes."""
+    each = "" if chosen.inversion_seconds is None else f", of {chosen.inversion_seconds:.3f} s each"
+    return f"The clip is inverted first, by {made.inversions} evaluations of one branch{each}."
+
+
 def _row(made: "Plan", trial: "Trial") -> str:
     def number(value: float | None, width: int, digits: int = 2) -> str:
         return f"{'-' if value is None else f'{value:.{digits}f}':>{width}}"
@@ -136,7 +149,8 @@ def _row(made: "Plan", trial: "Trial") -> str:
     if trial.step_seconds is not None and trial.other_seconds is not None:
         computed = made.evaluations if made.computed is None else made.computed
         steps = computed * trial.step_seconds + (made.evaluations - computed) * (trial.skipped_seconds or 0)
-        video = (steps + trial.other_seconds) / made.videos
+        inversion = made.inversions * (trial.inversion_seconds or 0)
+        video = (steps + inversion + trial.other_seconds) / made.videos
     fits = "-" if made.memory is None else "yes" if trial.fits else "no"
     return (
         f"{_name(trial):28}{fits:6}{number(sum(trial.weights.values()), 8)}"

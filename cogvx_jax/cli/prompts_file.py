@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
 from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path, control_sources
@@ -26,6 +26,15 @@ class Job:
     out: Path
     options: Options
     line: str = ""  # "FILE, line N"; nothing for the command line
+    batch: tuple[str, ...] = ()  # prompts of all videos that it is made together with; none: it is made alone
+    index: int = 0  # of it among these
+    wish: str = ""  # what a language model made the prompt of; nothing: the prompt is as it was given
+    llm: str = ""  # the language model
+
+    @property
+    def together(self) -> list[str]:
+        """The prompts of the request."""
+        return list(self.batch or (self.prompt,))
 
     @property
     def place(self) -> str:
@@ -63,60 +72,94 @@ def read_jobs(prompt: str | None, file: Path | None, out: Path, options: Options
     if file is None:
         assert prompt is not None
         return [Job(prompt=prompt, out=out, options=options)]
-    check_local(file, "a prompts file")
-    jobs: list[Job] = []
-    for number, text in enumerate(read_lines(file), 1):
-        if not text.strip():
-            continue
-        line, target = f"{file}, line {number}", out.with_stem(f"{out.stem}-{len(jobs)}")
+    jobs, targets = list[Job](), Targets()
+    for line, text in prompt_lines(file):
         with naming(line):
-            jobs.append(_job(text.strip(), target, options, line))
-    if not jobs:
-        raise ValueError(f"{file} holds no prompt")
-    check_targets(jobs)
+            asked = parse_line(text, options)
+            jobs.append(asked.job(out.with_stem(f"{out.stem}-{len(jobs)}"), line))
+    for job in jobs:
+        with job.named():
+            targets.add(job)
     return jobs
 
 
-def _job(text: str, target: Path, options: Options, line: str) -> Job:
-    """A video of one line: its prompt, or a JSON object."""
+def prompt_lines(file: Path) -> list[tuple[str, str]]:
+    """The lines of a prompts file that hold something, each with its name for messages, "FILE, line N".
+
+    Raises: FileNotFoundError; ValueError for what is no text, or holds no prompt.
+    """
+    check_local(file, "a prompts file")
+    lines = [(f"{file}, line {number}", text.strip()) for number, text in enumerate(read_lines(file), 1)]
+    if not any(text for _, text in lines):
+        raise ValueError(f"{file} holds no prompt")
+    return [(line, text) for line, text in lines if text]
+
+
+class Asked(NamedTuple):
+    """What one line asks for."""
+
+    prompt: str
+    out: Path | None  # None: the line does not say where
+    options: Options
+
+    def job(self, target: Path, line: str) -> Job:
+        """The video to make, at `target` where the line does not say where."""
+        return Job(prompt=self.prompt, out=self.out or target, options=self.options, line=line)
+
+
+def parse_line(text: str, options: Options) -> Asked:
+    """What a line asks for: its text is the prompt, or it is a JSON object. Raises: ValueError."""
     own: dict[str, Any] = parse_json(text, "this") if text.startswith("{") else {"prompt": text}
     known = ["prompt", "out", *OPTIONS]
     if "prompt" not in own or not own.keys() <= set(known):
         spare = ", ".join(sorted(own.keys() - set(known))[:20]) or "no prompt"
         raise ValueError(f"{spare[:200]}; a line has a prompt and any of {', '.join(sorted(known))}")
-    prompt, out = own.pop("prompt"), own.pop("out", str(target))
+    prompt, out = own.pop("prompt"), own.pop("out", None)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be text, got {json.dumps(prompt)[:60]}")
     for name in ("negative_prompt", *INPUTS):  # a line is one video, so no list
         if isinstance(own.get(name), list):
             raise ValueError(f"{name} must be text, got a list")
-    return Job(prompt=prompt, out=Path(check_path("out", out)), options=dataclasses.replace(options, **own), line=line)
+    target = None if out is None else Path(check_path("out", out))
+    return Asked(prompt, target, dataclasses.replace(options, **own))
 
 
 def _sources(options: Options) -> list[Any]:
     """The files that a video is made of."""
     given = [getattr(options, name) for name in INPUTS if name != "control"] + control_sources(options)
     nets: Any = options.controlnet
+    regions: Any = options.region
     given += [source for source, _ in nets]
+    given += [region.place for region in regions if region.box is None]
     return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
 
 
-def check_targets(jobs: Sequence[Job]) -> None:
-    """Raises: ValueError where a video would replace another, lie inside its folder, or replace another's input."""
-    targets: dict[str, Job] = {}
-    for job in jobs:
+class Targets:
+    """The files that videos are written to: no video may spoil another, or what another is made of."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, Job] = {}
+        self._above: dict[str, Job] = {}  # the folders in which they lie
+        self._read: dict[str, Job] = {}
+
+    def add(self, job: Job) -> None:
+        """Raises: ValueError where it and an earlier one cannot both be made."""
+        target = os.path.realpath(job.out)
+        above = list(map(str, Path(target).parents))
+        sources = {os.path.realpath(one): one for one in _sources(job.options) if isinstance(one, str | os.PathLike)}
         if len(os.fsencode(job.out.name)) > MAX_NAME:
-            raise ValueError(f"{job.line}: the name {job.out.name[:40]}... is longer than {MAX_NAME} bytes")
-        other = targets.setdefault(os.path.realpath(job.out), job)
-        if other is not job:
-            raise ValueError(f'{job.line}: {job.out} is the video of {other.place}, too; give each an "out" of its own')
-    for job in jobs:
-        for folder in map(str, Path(os.path.realpath(job.out)).parents):
-            if folder in targets:
-                raise ValueError(f"{job.line}: {job.out} lies in the folder that {targets[folder].place} writes")
-        for source in _sources(job.options):
-            writer = targets.get(os.path.realpath(source)) if isinstance(source, str | os.PathLike) else None
-            if writer is not None and writer is not job:
-                raise ValueError(
-                    f"{job.line}: {writer.place} writes {source}; make that video in a run before this one"
-                )
+            raise ValueError(f"the name {job.out.name[:40]}... is longer than {MAX_NAME} bytes")
+        if (other := self._files.get(target)) is not None:
+            raise ValueError(f'{job.out} is the video of {other.place}, too; give each an "out" of its own')
+        if (folder := next((one for one in above if one in self._files), None)) is not None:
+            raise ValueError(f"{job.out} lies in the folder that {self._files[folder].place} writes")
+        if (other := self._above.get(target)) is not None:
+            raise ValueError(f"{job.out} is the folder in which the video of {other.place} lies")
+        if (source := next((one for one in sources if one in self._files), None)) is not None:
+            writer = self._files[source].place
+            raise ValueError(f"{writer} writes {sources[source]}; make that video in a run before this one")
+        if (other := self._read.get(target)) is not None:
+            raise ValueError(f"it writes {job.out}, of which {other.place} is made; make it in a run before this one")
+        self._files[target] = job
+        self._above |= dict.fromkeys(above, job)
+        self._read |= dict.fromkeys(sources, job)

@@ -57,7 +57,7 @@ def quantize(
     read_tokenizer(model.tokenizer, spec)  # before the weights, with which it may not fit
     found = [(find_lora(path, spec), weight) for path, weight in weighted]
     for (path, weight), (adapter, _) in zip(weighted, found, strict=True):
-        report_line(f"{path}: {adapter.told or 'a run'}, weight {weight:g}")
+        report_line(f"{path}: {adapter.told}, weight {weight:g}")
     adapters = stack_loras(found)
     if target is not None:
         began = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from cogvx_jax.configs import DiscriminatorConfig, LoRAConfig
-from cogvx_jax.train.transformer.settings import Objective, RunConfig, StageSettings
+from cogvx_jax.train.transformer.settings import ControlNetTraining, Objective, RunConfig, StageSettings
 from cogvx_jax.train.vae.settings import VAEObjective, VAEStageSettings
 
 # Flags that are not named as their fields; None is no flag.
@@ -28,7 +28,8 @@ NAMES: dict[type, dict[str, str | None]] = {
     },
     Objective: dict.fromkeys(("image_noise_mean", "image_noise_spread", "image_scale")),
     StageSettings: {"pack": None},
-    RunConfig: {"lora": None, "parts": None, "distill": None},
+    ControlNetTraining: {"start": "controlnet", "layers": "controlnet_layers"},
+    RunConfig: {"lora": None, "parts": None, "distill": None, "controlnet": None},
     VAEObjective: {"lpips": "lpips_weight"},
     VAEStageSettings: {"height": None, "width": None},
 }

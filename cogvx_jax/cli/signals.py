@@ -13,6 +13,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = (
     5.0  # seconds from a SIGTERM to the end of work that does not unwind; whoever sends one mostly waits 10 or 30
 )
+HELD_PATIENCE = 25.0  # the same while a signal is held: a step is to end first
 AGAIN = 0.02  # seconds until an exception is raised anew
 
 
@@ -42,12 +43,14 @@ def raised(end: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    came = _came
+    came.clear()
 
     def handle(number: int, frame: object) -> None:
         came.append(number)
-        _quiet()
-        raise Signalled(number)
+        if not _holding.is_set():
+            _quiet()
+            raise Signalled(number)
 
     with _handlers(handle), _raised_again(came), _listening(handle, end):
         try:
@@ -56,8 +59,37 @@ def raised(end: Callable[[int], None]) -> Iterator[None]:
             if came and not isinstance(error, Signalled):  # such as ffmpeg's end by the same Ctrl-C
                 raise Signalled(came[0]) from error
             raise
-        if came:
-            raise Signalled(came[0])
+        else:
+            if came:
+                raise Signalled(came[0])
+        finally:
+            came.clear()
+
+
+@contextlib.contextmanager
+def held(said: str) -> Iterator[Callable[[], bool]]:
+    """Inside, a signal raises nothing; the function given tells whether one came, and the block's end raises it.
+
+    The second signal ends at once, and so does a SIGTERM after `HELD_PATIENCE` seconds. Outside `raised` nothing is
+    held, and the function is always false.
+
+    Args:
+      said: printed when a signal comes, for whoever waits.
+    """
+    _said[:] = [said]
+    _holding.set()
+    try:
+        yield lambda: bool(_came)
+    finally:
+        _holding.clear()
+    if _came:
+        _quiet()
+        raise Signalled(_came[0])
+
+
+_came: list[int] = []  # signals that came in `raised`
+_holding = threading.Event()
+_said: list[str] = []
 
 
 @contextlib.contextmanager
@@ -118,7 +150,8 @@ def _listening(handle: Callable[[int, object], None], end: Callable[[int], None]
 
 
 def _listen(reader: int, handle: Callable[[int, object], None], end: Callable[[int], None]) -> None:
-    first, patience = 0, None
+    first: int = 0
+    patience: float | None = None
     while True:
         if not select.select([reader], [], [], patience)[0]:
             end(first)
@@ -132,7 +165,16 @@ def _listen(reader: int, handle: Callable[[int, object], None], end: Callable[[i
         if first:
             end(number)
             return
-        first, patience = number, None if number == signal.SIGINT else PATIENCE
+        first, patience = number, _patience(number)
+
+
+def _patience(number: int) -> float | None:
+    """Seconds in which the work may end after its first signal; says what is waited for where it is held."""
+    if _holding.is_set():
+        os.write(2, f"cogvx: {_said[0]}\n".encode())
+    if number == signal.SIGINT:
+        return None
+    return HELD_PATIENCE if _holding.is_set() else PATIENCE
 
 
 def _quiet() -> None:

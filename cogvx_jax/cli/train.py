@@ -1,4 +1,4 @@
-"""`cogvx train`: trains a LoRA, all of a transformer or parts of it."""
+"""`cogvx train`: trains a LoRA, all of a transformer or parts of it, or a ControlNet beside it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from cogvx_jax.configs import LoRAConfig, Remat
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
 from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
-from cogvx_jax.train.transformer.settings import RunConfig, StageSettings
+from cogvx_jax.train.transformer.settings import ControlNetTraining, RunConfig, StageSettings
 from cogvx_jax.train.transformer.stages import Stage, read_stages
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -39,13 +39,15 @@ class TrainOptions:
     # trains only those parameters whose paths match one of these, such as "blocks/attention/*"
     parts: tuple[str, ...] = ()
     lora: LoRAConfig = LoRAConfig()  # What a LoRA adapts
+    controlnet: ControlNetTraining = ControlNetTraining()  # A ControlNet, in place of a LoRA
     stage: StageSettings = StageSettings()  # The length and the pace of learning
     run: RunConfig = RunConfig()  # What is trained, and how
     size: Size = None  # as for `encode`
     frames: int | None = None  # as for `encode`
     pace: Pace = Pace()  # What is said and kept on the way
     # a file of prompts, as `generate --prompts-file` takes it, whose videos the moving average makes on the way, to the
-    # folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and with seed 0
+    # folder "videos" of the run; unless a line says otherwise, of the size of the last stage's clips and with seed 0.
+    # Beside a ControlNet each line names its control video
     prompts: Path | None = None
     video_every: int = 1000  # updates between them
     # what the backward pass computes anew, which saves memory: "none"; norms, activations and gates, which is cheap
@@ -63,6 +65,12 @@ class TrainOptions:
     def __post_init__(self):
         if self.train == "full" and self.parts:
             raise ValueError("--train full trains everything; leave it out to train --parts")
+        if self.controlnet.start is None and self.controlnet.layers is not None:
+            raise ValueError("--controlnet-layers is for a new ControlNet; give --controlnet new, too")
+        if self.controlnet.start is not None and (self.train == "full" or self.parts):
+            raise ValueError(
+                "a ControlNet is trained beside a model that stays as it is; leave out --train and --parts"
+            )
         if self.video_every < 1:
             raise ValueError(f"video_every must be at least 1, got {self.video_every}")
         if self.data is not None and self.stages is not None or not (self.data or self.stages or self.recorded):
@@ -80,6 +88,8 @@ class TrainOptions:
     @property
     def trained(self) -> RunConfig:
         """The settings of the run, with what it trains."""
+        if self.controlnet.start is not None:
+            return dataclasses.replace(self.run, lora=None, parts=(), controlnet=self.controlnet)
         if self.train == "lora" and not self.parts:
             return dataclasses.replace(self.run, lora=self.lora, parts=())
         return dataclasses.replace(self.run, lora=None, parts=self.parts or EVERYTHING)
@@ -101,6 +111,8 @@ class TrainOptions:
 
     def use(self) -> str:
         """How to use what was trained, for people."""
+        if self.trained.controlnet is not None:
+            return f"`cogvx generate --controlnet {self.out} --control VIDEO` uses it"
         if self.trained.lora is None:
             return f"`cogvx export {self.out} --out FOLDER` makes a model of it"
         return f"`cogvx generate --lora {self.out}` uses it"
@@ -152,7 +164,9 @@ def recorded_options(config: str, verb: str) -> tuple[RunConfig, dict[str, Any]]
     made_by = "train" if run.distill is None else "distill"
     if verb != made_by:
         raise ValueError(f"{config} is of a run of `cogvx {made_by}`; repeat it with that")
-    if run.lora is None:
+    if run.controlnet is not None:
+        own["controlnet"] = run.controlnet
+    elif run.lora is None:
         own |= {"train": "full"} if run.parts == EVERYTHING else {"parts": run.parts}
     else:
         own["lora"] = run.lora
@@ -169,7 +183,7 @@ def _recorded_stage(said: Mapping[str, Any]) -> Stage:
 
 @verb(TrainOptions, recorded)
 def train(options: TrainOptions) -> None:
-    """Trains a LoRA of a model's transformer, all of it, or parts; a run that was stopped goes on.
+    """Trains a LoRA of a model's transformer, all of it, or parts, or a ControlNet; a run that was stopped goes on.
 
     It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
     """
@@ -184,6 +198,7 @@ def run_training(options: TrainOptions) -> None:
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.run_folder import ends
     from cogvx_jax.train.transformer import run
+    from cogvx_jax.train.transformer.controlnet import complete_controlnet, in_training
     from cogvx_jax.train.transformer.distillation import complete
 
     folder = storage_path(options.out)
@@ -193,11 +208,13 @@ def run_training(options: TrainOptions) -> None:
         initialize(preemptible=True)
     check_trainable(options.model, load_quantization(options.model))
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
-    complete(load_spec(options.model), options.trained, stages)
+    spec = load_spec(options.model)
+    _, begins = complete_controlnet(spec, complete(spec, options.trained, stages), stages)
     caches = _check_data(options, stages, devices)
     _check_folder(folder)
     shape = caches[-len(stages[-1].data)].shape if caches else None
-    videos = run.Videos(wanted=_videos(options, shape), every=options.video_every)
+    wanted = _videos(options, shape, None if begins is None else in_training(begins.cfg))
+    videos = run.Videos(wanted=wanted, every=options.video_every)
     loaded = _load(options, folder, caches, devices, bool(videos.wanted))
     before = newest_update(folder)
     about: dict[str, Any] = {"pace": options.pace, "command": _command(options)}
@@ -225,6 +242,7 @@ def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) 
     """The caches of all stages, opened before the weights are read: that finds what is missing from them."""
     from cogvx_jax.train.clips.cache import is_cache, open_cache
     from cogvx_jax.train.placement import check_batch
+    from cogvx_jax.train.transformer.controlnet import check_controls
 
     caches = []
     for stage in stages:
@@ -233,6 +251,8 @@ def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) 
             if not is_cache(clips):
                 raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
             caches.append(open_cache(clips))
+    if options.trained.controlnet is not None:
+        check_controls(caches)
     return caches
 
 
@@ -249,10 +269,13 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     """The model with what training needs of it; its clips are encoded."""
     from cogvx_jax.nn.backend import formulations
     from cogvx_jax.pipelines.model import load
+    from cogvx_jax.train.clips.batches import ENCODED
     from cogvx_jax.train.clips.encode import check_model
 
     unencoded = options.unencoded
     to_encode = None if unencoded is None else find_clips(options.model, options.size, options.frames, unencoded)
+    if to_encode is not None and options.trained.controlnet is not None and to_encode[0][0].control is None:
+        raise ValueError(f"{unencoded} lists no control videos; give each clip one, as docs/training.md says")
     about = {"dtype": options.dtype, "mesh": devices}
     encoders = load(options.model, components=("vae", "text_encoder"), **about)
     if to_encode is not None:
@@ -260,9 +283,8 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     else:
         check_model(caches, encoders)
     # What training does not need any more leaves its memory to the transformer.
-    kept = {
-        name: x for name, x in encoders.params.items() if has_videos or encoders.spec.kind == "i2v" and name == "vae"
-    }
+    needed = ("vae",) if encoders.spec.kind in ENCODED else ()
+    kept = {name: x for name, x in encoders.params.items() if has_videos or name in needed}
     tokenizer = encoders.tokenizer
     del encoders
     loaded = load(options.model, components=("transformer",), **about)
@@ -270,8 +292,13 @@ def _load(options: TrainOptions, folder: StoragePath, caches: list[Any], devices
     return dataclasses.replace(loaded, compute=compute, params=loaded.params | kept, tokenizer=tokenizer)
 
 
-def _videos(options: TrainOptions, shape: Any) -> list[Any]:
-    """What `generate` is to make on the way, all of it checked; `shape` is that of encoded clips, if there are any."""
+def _videos(options: TrainOptions, shape: Any, net: Any = None) -> list[Any]:
+    """What `generate` is to make on the way, all of it checked.
+
+    Args:
+      shape: that of encoded clips, if there are any.
+      net: a ControlNet in training, which all of them follow.
+    """
     from cogvx_jax.pipelines.model import load_spec
     from cogvx_jax.pipelines.options import Options
     from cogvx_jax.pipelines.request import check_request
@@ -280,7 +307,8 @@ def _videos(options: TrainOptions, shape: Any) -> list[Any]:
         return []
     spec, requests = options.sampled(load_spec(options.model)), []
     shape = shape or clip_shape(spec, options.size, options.frames)
-    own = Options(size=(shape.height, shape.width), frames=shape.frames)
+    beside: Any = () if net is None else net
+    own = Options(size=(shape.height, shape.width), frames=shape.frames, controlnet=beside)
     for job in read_jobs(None, options.prompts, Path("video.mp4"), own):
         with job.named():
             requests.append(check_request(spec, job.prompt, job.options))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -23,6 +24,7 @@ class Source:
     video: File
     prompt: str
     image: File | None = None  # what an image-to-video model is given; None is the clip's first frame
+    control: File | None = None  # a video of the same frames, such as their edges, that a ControlNet is given
 
 
 class TooShort(ValueError):
@@ -56,6 +58,23 @@ def read_clip(source: File, *, frames: int, fps: float, height: int, width: int)
     if not count:
         raise ValueError("it holds no video frames")
     raise TooShort(f"{count} frames at {float(own):g} fps are too short for {frames} at {float(fps):g} fps")
+
+
+class Shown(NamedTuple):
+    """Of a picture, or of a video's frames."""
+
+    height: int
+    width: int
+    fps: float | None  # None where the file tells nothing
+
+
+def shown(source: File) -> Shown:
+    """What a file shows. Raises: as `read_clip`."""
+    if source.suffix.lower() in PICTURES:
+        height, width, _ = read_image(source).shape
+        return Shown(height, width, None)
+    with stream_video(existing(source), strict=True) as stream:
+        return Shown(stream.height, stream.width, None if stream.fps is None else float(stream.fps))
 
 
 def slots(own: fractions.Fraction, fps: float, frames: int) -> list[int]:

@@ -9,23 +9,25 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cogvx_jax.data.clips import PICTURES, VIDEOS, Source
-from cogvx_jax.data.manifests import find, read_csv, read_json, read_jsonl
+from cogvx_jax.data.manifests import OPTIONAL, find, read_csv, read_json, read_jsonl
 from cogvx_jax.data.tars import File, read_samples
 from cogvx_jax.data.text_lines import parse_json, read_lines, read_text, refuse
 
 LAYOUTS = (
-    "a .jsonl, .json or .csv file with video and prompt (image if there is one), or a folder with such a "
-    "metadata.jsonl, .json or .csv; a folder with prompts.txt and videos.txt (images.txt); a folder with "
-    "videos/NAME.mp4 and labels/NAME.txt; a folder with NAME.mp4 and NAME.txt or NAME.json; .tar files of such, their "
-    "folder or a pattern such as 'data-{000..009}.tar'"
+    "a .jsonl, .json or .csv file with video and prompt (image and control if there are any), or a folder with such a "
+    "metadata.jsonl, .json or .csv; a folder with prompts.txt and videos.txt (images.txt, controls.txt); a folder with "
+    "videos/NAME.mp4 and labels/NAME.txt (controls/NAME.mp4); a folder with NAME.mp4 and NAME.txt or NAME.json "
+    "(NAME.control.mp4); .tar files of such, their folder or a pattern such as 'data-{000..009}.tar'"
 )
+CONTROL = ".control"  # behind the name of a sample, before the suffix of its control video
+SHOWN = VIDEOS | PICTURES
 NO_CAPTION = "samples have no caption: a line in NAME.txt, or caption or prompt in NAME.json"
 MAX_TARS = 100_000  # that one pattern may name
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def read_sources(path: Path) -> list[Source]:
-    """The videos that `path` lists, with their prompts and, where given, images; `LAYOUTS` are known.
+    """The videos that `path` lists, with their prompts and, where given, images and controls; `LAYOUTS` are known.
 
     Names of files are relative to the list they stand in. Of a caption in a file of its own, in folders and tars, only
     the first line counts, as for the authors. The prompts of tables count whole. Letters with accents are found
@@ -54,7 +56,7 @@ def read_sources(path: Path) -> list[Source]:
         raise FileNotFoundError(f"there is no {str(path)!r}; give {LAYOUTS}")
     if not sources:
         raise ValueError(f"{path} lists no videos; it can be {LAYOUTS}")
-    for kind in ("video", "image"):
+    for kind in ("video", "image", "control"):
         files = list(dict.fromkeys(file for s in sources if isinstance(file := getattr(s, kind), Path)))
         gone = [file for file in files if not file.is_file()]
         refuse(path, gone, len(files), f"{kind}s are not there", FileNotFoundError)
@@ -92,8 +94,7 @@ def _lists(folder: Path) -> list[Source]:
     names = {"prompts.txt": "prompts", "videos.txt": "videos"}
     if not (folder / "prompts.txt").exists() and (folder / "prompt.txt").exists():
         names = {"prompt.txt": "prompts", "videos.txt": "videos"}
-    if (folder / "images.txt").exists():
-        names["images.txt"] = "images"
+    names |= {f"{kind}s.txt": f"{kind}s" for kind in OPTIONAL if (folder / f"{kind}s.txt").exists()}
     columns = []
     for name in names:
         file = folder / name
@@ -105,12 +106,15 @@ def _lists(folder: Path) -> list[Source]:
     if len({len(lines) for lines in columns}) > 1:
         counts = ", ".join(f"{len(lines)} {what}" for lines, what in zip(columns, names.values(), strict=True))
         raise ValueError(f"{folder} has {counts}; their lines belong together")
-    rows = zip(*columns, strict=True)
-    return [Source(find(folder, video), prompt, *(find(folder, i) for i in image)) for prompt, video, *image in rows]
+    kinds, found = [name.removesuffix("s.txt") for name in list(names)[2:]], list[Source]()
+    for prompt, video, *others in zip(*columns, strict=True):
+        beside = {kind: find(folder, other) for kind, other in zip(kinds, others, strict=True)}
+        found.append(Source(find(folder, video), prompt, **beside))
+    return found
 
 
 def _labels(folder: Path) -> list[Source]:
-    """The layout of SAT: videos/ and labels/ with the same names, in folders or not."""
+    """The layout of SAT: videos/ and labels/ with the same names, in folders or not; controls/ as videos/."""
     if not (folder / "videos").is_dir():
         raise FileNotFoundError(f"{folder} has labels/ but no videos/; their files belong together by name")
     videos, labels = _stems(folder / "videos", VIDEOS | PICTURES), _stems(folder / "labels", {".txt"})
@@ -120,7 +124,12 @@ def _labels(folder: Path) -> list[Source]:
     refuse(folder, single, len(labels), "labels have no file of their name in videos/")
     prompts = {name: _caption(read_text(label)) for name, label in labels.items()}
     refuse(folder, [f"{labels[n]}" for n, prompt in prompts.items() if not prompt], len(labels), "labels are empty")
-    return [Source(video, prompts[name]) for name, video in videos.items()]
+    if not (folder / "controls").is_dir():
+        return [Source(video, prompts[name]) for name, video in videos.items()]
+    controls = _stems(folder / "controls", VIDEOS | PICTURES)
+    single = [str(name) for name in videos if name not in controls]
+    refuse(folder, single, len(videos), "videos have no file of their name in controls/")
+    return [Source(video, prompts[name], control=controls[name]) for name, video in videos.items()]
 
 
 def _stems(folder: Path, suffixes: set[str]) -> dict[str, Path]:
@@ -141,8 +150,10 @@ def _beside(folder: Path) -> dict[str, dict[str, File]]:
     """The samples in a folder, not below it: by path without the suffix, each with its files by suffix."""
     found: dict[str, dict[str, File]] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in VIDEOS | PICTURES | {".txt", ".json"} and not file.name.startswith("."):
-            found.setdefault(str(folder / _composed(file.stem)), {})[file.suffix.lower()[1:]] = file
+        suffix = file.suffix.lower()
+        if suffix in VIDEOS | PICTURES | {".txt", ".json"} and not file.name.startswith("."):
+            stem, control = file.stem.removesuffix(CONTROL), CONTROL if file.stem.endswith(CONTROL) else ""
+            found.setdefault(str(folder / _composed(stem)), {})[f"{control}{suffix}"[1:]] = file
     return found
 
 
@@ -162,19 +173,28 @@ def _sources(where: Path, samples: Mapping[str, Mapping[str, File]]) -> list[Sou
     prompts = {name: _sample_caption(files) for name, files in samples.items()}
     silent = [name for name, prompt in prompts.items() if not prompt]
     refuse(where, silent, len(samples), NO_CAPTION)
+    controls = {name: _control(files) for name, files in samples.items()}
+    without = [name for name, control in controls.items() if control is None]
+    if len(without) < len(samples):
+        refuse(where, without, len(samples), "samples have no control video, though others do")
     sources = []
     for name, found in media.items():
         video = next((file for suffix, file in found.items() if suffix in VIDEOS), None)
         picture = next((file for suffix, file in found.items() if suffix in PICTURES), None)
         shown, image = (video, picture) if video is not None else (picture, None)
         assert shown is not None
-        sources.append(Source(shown, prompts[name], image))
+        sources.append(Source(shown, prompts[name], image, controls[name]))
     return sources
 
 
 def _media(files: Mapping[str, File]) -> dict[str, File]:
     """The video and pictures of a sample."""
     return {f".{suffix}": file for suffix, file in files.items() if f".{suffix}" in VIDEOS | PICTURES}
+
+
+def _control(files: Mapping[str, File]) -> File | None:
+    """The control video of a sample, or its picture."""
+    return next((file for suffix, file in files.items() if f".{suffix}" in {f"{CONTROL}{s}" for s in SHOWN}), None)
 
 
 def _sample_caption(files: Mapping[str, File]) -> str:

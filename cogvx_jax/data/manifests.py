@@ -11,7 +11,13 @@ from cogvx_jax.data.clips import Source
 from cogvx_jax.data.text_lines import parse_json, read_json_lines, read_text, refuse
 
 # The first name of each that a table has counts: ours, those of Hugging Face and DiffSynth, VideoX-Fun's.
-COLUMNS = {"video": ("video", "file_name", "file_path"), "prompt": ("prompt", "caption", "text"), "image": ("image",)}
+COLUMNS = {
+    "video": ("video", "file_name", "file_path"),
+    "prompt": ("prompt", "caption", "text"),
+    "image": ("image",),
+    "control": ("control", "control_video", "control_file_path"),
+}
+OPTIONAL = ("image", "control")  # columns that a table may have
 
 
 def read_jsonl(path: Path) -> list[Source]:
@@ -78,19 +84,19 @@ def _rows(path: Path, rows: Mapping[str, Mapping[str, Any]], kind: str) -> list[
         wrong = [where for where, row in rows.items() if not isinstance(row.get(name), str | None)]
         refuse(path, wrong, len(rows), f"{kind} have no text as {name}")
         lacking = [where for where, row in rows.items() if not (row.get(name) or "").strip()]
-        if what != "image":
+        if what not in OPTIONAL:
             refuse(path, lacking, len(rows), f"{kind} have no {name}")
         elif 0 < len(lacking) < len(rows):
-            refuse(path, lacking, len(rows), f"{kind} have no image, though others do")
-    video, prompt, image = columns.values()
+            refuse(path, lacking, len(rows), f"{kind} have no {name}, though others do")
+    video, prompt = columns["video"], columns["prompt"]
     find_video = _find_below_train if video == "file_name" else find
+
+    def beside(row: Mapping[str, Any]) -> dict[str, Path]:
+        named = {what: (row.get(columns[what]) or "").strip() for what in OPTIONAL}
+        return {what: find(path.parent, name) for what, name in named.items() if name}
+
     return [
-        Source(
-            find_video(path.parent, row[video].strip()),
-            row[prompt].strip(),
-            find(path.parent, row[image].strip()) if (row.get(image) or "").strip() else None,
-        )
-        for row in rows.values()
+        Source(find_video(path.parent, row[video].strip()), row[prompt].strip(), **beside(row)) for row in rows.values()
     ]
 
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
@@ -22,6 +23,8 @@ from cogvx_jax.data.writer import VideoWriter as VideoWriter
 from cogvx_jax.data.writer import check_frames, check_writable
 from cogvx_jax.temporaries import check_local
 
+# Of the copies in a notebook, which sends 1 MB a second: a detailed clip of 81 frames of 768x1360 is 3.3 MB as saved.
+SHOWN_SIDE, SHOWN_CRF = 480, 28
 MAX_BYTES = 2**35  # of the frames of one video: 12,000 of 720p
 
 
@@ -32,20 +35,28 @@ class Video:
     Attributes:
       frames: (B, F, H, W, 3) uint8, RGB.
       fps: frames per second; kept as an exact fraction, whose numerator and denominator are those of the rate.
+      records: of each clip, the text that says how it was made; None, or nothing at all, where that is not known.
     Raises: ValueError if `frames` has another shape or type, or `fps` is not positive.
     """
 
     frames: np.ndarray
     fps: fractions.Fraction | float
+    records: Sequence[str | None] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "frames", check_frames(self.frames, "BFHW3"))
         object.__setattr__(self, "fps", frame_rate(self.fps))
+        object.__setattr__(self, "records", tuple(self.records) or (None,) * len(self.frames))
+        if len(self.records) != len(self.frames):
+            raise ValueError(f"{len(self.records)} records of {len(self.frames)} clips; give one each, or none")
 
-    def save(self, path) -> list[pathlib.Path]:
+    def save(self, path, *, record: bool = True) -> list[pathlib.Path]:
         """Writes the clips, by the suffix of `path`: .mp4, .gif, .webm, .webp or, without one, a folder of PNGs.
 
         Files of the same name are replaced; a folder must be new or empty.
+
+        Args:
+          record: let the files tell how they were made, prompt included, where that is known; `cogvx show` prints it.
         Returns: the paths written: `path` itself if B is 1, else `stem-0.mp4`, `stem-1.mp4`, ... beside it.
         Raises: what `check_writable` and `VideoWriter` raise.
         """
@@ -55,10 +66,11 @@ class Video:
             paths = [path]
         else:
             paths = [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(len(self.frames))]
-        for target in paths:
-            check_writable(target)
-        for target, clip in zip(paths, self.frames, strict=True):
-            with VideoWriter(target, self.fps) as writer:
+        comments = self.records if record else (None,) * len(paths)
+        for target, comment in zip(paths, comments, strict=True):
+            check_writable(target, commented=comment is not None)
+        for target, clip, comment in zip(paths, self.frames, comments, strict=True):
+            with VideoWriter(target, self.fps, comment) as writer:
                 writer.write(clip)
         return paths
 
@@ -76,10 +88,21 @@ class Video:
         return f"Video({b} x {f} frames of {h}x{w}, {float(self.fps):g} fps, {float(f / self.fps):.1f} s)"
 
     def _repr_html_(self) -> str:
+        """Small copies of the clips, which a notebook holds for ever: `save` writes them as they are."""
         with tempfile.TemporaryDirectory() as folder:
-            clips = [base64.b64encode(p.read_bytes()).decode() for p in self.save(f"{folder}/clip.mp4")]
+            clips = [self._small_copy(clip, pathlib.Path(folder, "clip.mp4")) for clip in self.frames]
         tag = '<video controls loop autoplay muted playsinline src="data:video/mp4;base64,{}"></video>'
-        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(map(tag.format, clips))}</div>'
+        shown = "".join(tag.format(base64.b64encode(clip).decode()) for clip in clips)
+        return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{shown}</div>'
+
+    def _small_copy(self, clip: np.ndarray, path: pathlib.Path) -> bytes:
+        """An .mp4 of frames (F, H, W, 3), whose shorter side is of at most `SHOWN_SIDE` pixels."""
+        _, height, width, _ = clip.shape
+        factor = min(1, SHOWN_SIDE / min(height, width))
+        height, width = (max(round(side * factor / 2) * 2, 2) for side in (height, width))  # even, as .mp4 needs it
+        with VideoWriter(path, self.fps, crf=SHOWN_CRF) as writer:
+            writer.write(resize_frames(clip, height, width))
+        return path.read_bytes()
 
 
 def read_video(source, frames: int | None = None) -> tuple[np.ndarray, fractions.Fraction | None]:

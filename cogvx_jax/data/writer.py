@@ -12,6 +12,7 @@ import av.filter
 import numpy as np
 import PIL.Image
 
+from cogvx_jax.data.comments import BESIDE, TAG, check_sidecar, png_info, remove_sidecar, sidecar, sidecar_text
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.storage import is_empty
 from cogvx_jax.temporaries import check_local, hidden_folder, written_place
@@ -33,10 +34,11 @@ class Format(NamedTuple):
 # With x264's mbtree the same frames come to other bytes from run to run. Without it, a video of tiny took 1.3 times the
 # bytes, and was 1.4 dB nearer to the frames.
 X264 = {"crf": "17", "x264-params": "mbtree=0"}
+VP9 = {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "3"}
 FORMATS = {
     ".mp4": Format("mp4", "libx264", "yuv420p", X264, {"movflags": "faststart"}),
     ".gif": Format("gif", "gif", "pal8", {}, {"loop": "0"}, video=False),
-    ".webm": Format("webm", "libvpx-vp9", "yuv420p", {"crf": "20", "b": "0", "row-mt": "1", "cpu-used": "3"}, {}),
+    ".webm": Format("webm", "libvpx-vp9", "yuv420p", VP9, {"fflags": "bitexact"}),  # else it gets a random name
     ".webp": Format("webp", "libwebp_anim", "bgra", {"quality": "95"}, {"loop": "0"}, video=False),
 }
 # The matrix is given and tagged, or players guess different colours.
@@ -62,14 +64,18 @@ class VideoWriter:
 
     Args:
       fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
+      comment: a text that the video carries, such as how it was made; `data.comments` says where.
+      crf: of an .mp4 or .webm, how coarse it is; more is smaller. None is nearly without loss.
     Raises: what `check_writable` raises, on construction; ValueError if `fps` is not positive, if chunks
       differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError, which names `path`,
       if it cannot be written, as on a full disk.
     """
 
-    def __init__(self, path, fps: float | fractions.Fraction):
-        check_writable(path)
+    def __init__(self, path, fps: float | fractions.Fraction, comment: str | None = None, *, crf: int | None = None):
+        check_writable(path, commented=comment is not None)
+        self._options = {} if crf is None else {"crf": str(crf)}
         self.path, self.fps, self._final = Path(path), frame_rate(fps), written_place(path)
+        self._comment = comment
         self._partial: Path | None = None  # in a hidden folder beside it
         self._hidden = contextlib.ExitStack()
         self._size: tuple[int, int] | None = None
@@ -93,10 +99,15 @@ class VideoWriter:
             if self._output is None:
                 folder = self._hidden.enter_context(hidden_folder(self._final.parent))
                 self._partial = folder / self.path.name
-                self._output = _Pictures(self._partial) if not suffix else None
-                self._output = self._output or _Encoder(self._partial, FORMATS[suffix], self.fps, size)
+                self._output = _Pictures(self._partial, self._comment) if not suffix else None
+                inside = None if suffix in BESIDE else self._comment
+                self._output = self._output or _Encoder(self._partial, self._kind(suffix), self.fps, size, inside)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
+
+    def _kind(self, suffix: str) -> Format:
+        kind = FORMATS[suffix]
+        return kind._replace(options=kind.options | self._options)
 
     def __exit__(self, kind, value, traceback) -> None:
         try:
@@ -113,7 +124,20 @@ class VideoWriter:
             raise ValueError(f"no frames were given for {str(self.path)!r}; write at least one")
         with self._naming_the_file():
             self._output.finish()
+            beside = self._write_sidecar()
             self._partial.replace(self._final)
+            if beside is not None:
+                beside.replace(sidecar(self._final))
+            else:
+                remove_sidecar(self._final)
+
+    def _write_sidecar(self) -> Path | None:
+        """The hidden sidecar of a video that cannot hold its comment; one that has its name before is of old bytes."""
+        if self._comment is None or self._partial is None or self.path.suffix.lower() not in BESIDE:
+            return None
+        beside = sidecar(self._partial)
+        beside.write_text(sidecar_text(self._partial, self._comment), encoding="utf-8")
+        return beside
 
     @contextlib.contextmanager
     def _naming_the_file(self):
@@ -139,12 +163,13 @@ class _Output(Protocol):
 class _Pictures:
     """A folder of PNGs."""
 
-    def __init__(self, folder: Path):
-        self._folder, self._count = folder, 0
+    def __init__(self, folder: Path, comment: str | None):
+        self._folder, self._count, self._comment = folder, 0, comment
         folder.mkdir()
 
     def write(self, frame: np.ndarray) -> None:
-        PIL.Image.fromarray(frame).save(self._folder / f"{self._count:05d}.png")
+        text = None if self._comment is None or self._count else png_info(self._comment)
+        PIL.Image.fromarray(frame).save(self._folder / f"{self._count:05d}.png", pnginfo=text)
         self._count += 1
 
     def finish(self) -> None:
@@ -157,9 +182,11 @@ class _Pictures:
 class _Encoder:
     """One stream in a container."""
 
-    def __init__(self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int]):
+    def __init__(self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int], comment: str | None):
         url = f"file:{path.absolute()}"  # else ffmpeg reads a name such as "a:b.mp4" as a protocol
         self._container: Any = av.open(url, "w", format=kind.container, container_options=kind.container_options)
+        if comment is not None:
+            self._container.metadata[TAG] = comment
         self._stream: Any = self._container.add_stream(kind.encoder, rate=fps, options=kind.options)
         context: Any = self._stream.codec_context
         context.height, context.width, context.pix_fmt = *size, kind.pixels
@@ -216,11 +243,14 @@ def _graph(kind: Format, fps: fractions.Fraction, size: tuple[int, int]) -> Any:
     return graph
 
 
-def check_writable(path) -> None:
+def check_writable(path, *, commented: bool = False) -> None:
     """Checks, before any work, that a video can be written to `path`; an existing file there is fine.
 
-    Raises: ValueError for a suffix that is not known; FileNotFoundError, NotADirectoryError, IsADirectoryError or
-      PermissionError, all of them OSError, for the place; OSError if there is no such encoder.
+    Args:
+      commented: it is to carry a comment, for which a .gif or .webp needs a file beside it.
+    Raises: ValueError for a suffix that is not known, or where a comment would replace another file;
+      FileNotFoundError, NotADirectoryError, IsADirectoryError or PermissionError, all of them OSError, for the place;
+      OSError if there is no such encoder.
     """
     check_local(path, "a video's file or folder")
     path = Path(path)
@@ -245,6 +275,8 @@ def check_writable(path) -> None:
         raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; create it first or write elsewhere")
     if not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file, not a folder; write elsewhere")
+    if commented and path.suffix.lower() in BESIDE:
+        check_sidecar(written_place(path))
     if path.suffix and (encoder := FORMATS[path.suffix.lower()].encoder) not in av.codecs_available:
         raise OSError(f"the installed PyAV has no encoder {encoder}; `pip install --force-reinstall av` brings one")
     try:  # os.access says yes to root even where nothing can be written
@@ -252,6 +284,11 @@ def check_writable(path) -> None:
             pass
     except OSError as e:
         raise PermissionError(f"the folder {str(folder)!r} cannot be written to ({e.strerror}); write elsewhere") from e
+
+
+def encoder_version() -> str:
+    """Of FFmpeg's library of encoders, which decides about bytes."""
+    return ".".join(map(str, av.library_versions["libavcodec"]))
 
 
 def check_frames(frames, axes: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cogvx_jax.diffusion.number_text import number_text
 from cogvx_jax.diffusion.reuse import FEWEST, Schedule, evenly
 
 
@@ -21,7 +22,7 @@ class Way:
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}:{'-'.join(f'{value:g}' for value in self.values)}"
+        return f"{self.name}:{'-'.join(map(number_text, self.values))}"
 
     def check_steps(self, count: int) -> None:
         """Raises ValueError where so many executed steps are too few to leave any out."""

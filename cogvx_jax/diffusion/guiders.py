@@ -6,10 +6,12 @@ guidance weight. `combining` computes them. A new guider is a class here, its na
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+
+from cogvx_jax.diffusion.number_text import number_text
 
 MAX_LAYERS = 1000
 
@@ -39,7 +41,7 @@ class Guider:
     Source of rescale: Lin et al. 2024, arXiv:2305.08891, section 3.4.
     """
 
-    kind: ClassVar[str]  # its row of `combining.COMBINE`
+    kind: ClassVar[str]  # its row of `combining.COMBINE`, which several may share
     third: ClassVar[str] = ""  # what is perturbed in a third evaluation: a field of `Numbers`
     carries: ClassVar[bool] = False  # whether it carries an array like the latents from step to step, zeros at first
     rescale: float = number(0.0, 0, 1)
@@ -47,11 +49,16 @@ class Guider:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if "range" in field.metadata:
-                object.__setattr__(self, field.name, _checked(self.kind, field, getattr(self, field.name)))
+                object.__setattr__(self, field.name, _checked(self.name, field, getattr(self, field.name)))
 
     def __str__(self) -> str:
         given = [f"{f.name}={_shown(getattr(self, f.name))}" for f in dataclasses.fields(self)]
-        return f"{self.kind}:{','.join(given)}"
+        return f"{self.name}:{','.join(given)}"
+
+    @property
+    def name(self) -> str:
+        """Of GUIDERS."""
+        return next(name for name, guider in GUIDERS.items() if guider is type(self))
 
     def own(self, count: int) -> dict[str, np.ndarray]:
         """Its numbers of each of `count` steps."""
@@ -130,9 +137,9 @@ class _Perturbed(Guider):
 
     def __post_init__(self):
         super().__post_init__()
-        object.__setattr__(self, "layers", _checked_layers(self.kind, self.layers))
+        object.__setattr__(self, "layers", _checked_layers(self.name, self.layers))
         if self.begin >= self.end:
-            raise ValueError(f"guider {self.kind}: begin must be before end, got {self.begin:g} and {self.end:g}")
+            raise ValueError(f"guider {self.name}: begin must be before end, got {self.begin:g} and {self.end:g}")
 
     def own(self, count: int) -> dict[str, np.ndarray]:
         return super().own(count) | {"scale": self.scale * self.active(count)}
@@ -146,7 +153,7 @@ class _Perturbed(Guider):
     def check_layers(self, layers: int) -> None:
         if max(self.layers) >= layers:
             raise ValueError(
-                f"guider {self.kind} names block {max(self.layers)}, but the model's blocks are 0 to {layers - 1}"
+                f"guider {self.name} names block {max(self.layers)}, but the model's blocks are 0 to {layers - 1}"
             )
 
 
@@ -162,6 +169,15 @@ class SLG(_Perturbed):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class STG(SLG):
+    """Spatio-temporal guidance: `SLG` with what its authors chose for CogVideoX, weight 1 in all steps."""
+
+    scale: float = number(1.0, -100, 100)
+    begin: float = number(0.0, 0, 1)
+    end: float = number(1.0, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PAG(_Perturbed):
     """Perturbed-attention guidance: in some blocks of p attention gives each token its own value.
 
@@ -170,12 +186,6 @@ class PAG(_Perturbed):
 
     kind = "pag"
     third = "values"
-
-
-def STG(**values: Any) -> SLG:
-    """Spatio-temporal guidance with what its authors chose for CogVideoX: block 11, weight 1, all steps."""
-    own: dict[str, Any] = {"layers": (11,), "scale": 1.0, "begin": 0.0, "end": 1.0}
-    return SLG(**own | values)
 
 
 def kind_of(guider: Guider | None) -> str:
@@ -229,7 +239,7 @@ def lay_out(
     return made
 
 
-GUIDERS: Mapping[str, Callable[..., Guider]] = {
+GUIDERS: Mapping[str, type[Guider]] = {
     "cfg": CFG,
     "zero-star": ZeroStar,
     "apg": APG,
@@ -273,4 +283,4 @@ def _read(name: str, key: str, value: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return "+".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+    return "+".join(map(str, value)) if isinstance(value, tuple) else number_text(value)

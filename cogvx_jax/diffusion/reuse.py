@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from cogvx_jax.diffusion.number_text import number_text
+
 # Of the relative change of the time embedding, an estimate of that of the blocks' result; highest power first.
 # Source: ali-vilab/TeaCache, teacache_sample_video.py of CogVideoX; fitted at 50 steps.
 POLYNOMIALS: Mapping[str, tuple[float, ...]] = {
@@ -57,7 +59,7 @@ class Reuse:
     pattern: str = ""  # of "steps"
 
     def __str__(self) -> str:
-        return f"{self.method}:{self.pattern or ','.join(f'{value:g}' for value in self.values)}"
+        return f"{self.method}:{self.pattern or ','.join(map(number_text, self.values))}"
 
     @property
     def kind(self) -> str:

@@ -35,6 +35,11 @@ class Sampler:
         """Estimates that it remembers."""
         return self.table.shape[1] - columns(0)
 
+    @property
+    def estimates_noise(self) -> np.ndarray:
+        """Steps whose estimate is of the noise, sqrt(1 - a) x + sqrt(a) v; of others sqrt(a) x - sqrt(1 - a) v: x0."""
+        return self.table[:, 1] < 0
+
 
 def columns(history: int) -> int:
     """Of a table of coefficients, where so many estimates are remembered."""
@@ -225,6 +230,7 @@ class Method:
     lay_out: LayOut
     stochastic: bool = False  # whether its steps add noise
     history: int = 1  # estimates that it remembers
+    few_steps: bool = False  # whether it is for models alone that were distilled for it
     evaluations: Callable[[ScheduleConfig, int, int], int] = lambda cfg, n, start: n - start  # of N steps from `start`
 
     def __call__(self, cfg: ScheduleConfig, n: int, *, start: int = 0) -> Sampler:
@@ -240,7 +246,7 @@ SAMPLERS = {
     "unipc": Method(lay_out=unipc, history=2),
     "deis": Method(lay_out=deis),
     "heun": Method(lay_out=heun, evaluations=_heun_evaluations),
-    "lcm": Method(lay_out=lcm, stochastic=True),
+    "lcm": Method(lay_out=lcm, stochastic=True, few_steps=True),
 }
 
 

@@ -92,6 +92,7 @@ class Laid(NamedTuple):
     count: Any  # () int32
     times: Any  # (T,) float32, how many windows have a latent
     first: Any  # () bool: all windows have the condition of latent 0 at their beginning
+    prompts: Any = None  # (W, K) float32, how much of each of K prompts a window has; None: all have the only one
 
 
 def lay_out(windows: Windows, latents: int, count: int, *, size: int, overlap: int, first: bool = False) -> Laid:

@@ -11,10 +11,11 @@ from flax import linen as nn
 from flax import traverse_util
 
 from cogvx_jax.axes import Names
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, T5Config, TransformerConfig, VAEConfig
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, T5Config, ToraConfig, TransformerConfig, VAEConfig
 from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
+from cogvx_jax.models.tora import Tora
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.quantization import GROUP, SCALE, Quantization
 
@@ -40,7 +41,9 @@ class Abstract(NamedTuple):
 
 
 @functools.cache  # tracing the VAE takes seconds
-def abstract_params(cfg: TransformerConfig | ControlNetConfig | VAEConfig | T5Config) -> Mapping[str, Abstract]:
+def abstract_params(
+    cfg: TransformerConfig | ControlNetConfig | ToraConfig | VAEConfig | T5Config,
+) -> Mapping[str, Abstract]:
     """The parameters of a model by path, such as "blocks/mlp/up/kernel"."""
     if isinstance(cfg, TransformerConfig):
         # The smallest input there is: parameters depend on its size only where positions are learned.
@@ -55,6 +58,10 @@ def abstract_params(cfg: TransformerConfig | ControlNetConfig | VAEConfig | T5Co
         latents, text = (1, 1, patch, patch, cfg.latent_channels), (1, cfg.transformer.text_length, cfg.text_dim)
         module = ControlBranch(cfg, cfg.transformer)
         inputs = [jax.ShapeDtypeStruct(s, "float32") for s in (latents, (1, 1, side, side, 3), text, (1,))]
+    elif isinstance(cfg, ToraConfig):
+        module = Tora(cfg)
+        shapes = (1, 1, cfg.patch, cfg.patch, cfg.latent_channels), (1, 1, 1, 1, cfg.width)
+        inputs = [jax.ShapeDtypeStruct(s, "float32") for s in shapes]
     elif isinstance(cfg, VAEConfig):
         pixels = (1, 1, cfg.spatial_compression, cfg.spatial_compression, 3)
         module = vae_of(cfg, Compute())

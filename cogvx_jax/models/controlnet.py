@@ -22,6 +22,7 @@ from cogvx_jax.nn.embeddings import patchify, sincos_table, sinusoid
 from cogvx_jax.nn.linear import torch_linear
 from cogvx_jax.nn.norms import GroupNorm
 from cogvx_jax.nn.parameters import parameter
+from cogvx_jax.nn.remat import rematerialized
 
 GROUPS = 2  # of the encoder's norms
 GROUP_NORM_EPS = 1e-5
@@ -85,7 +86,7 @@ class ControlBranch(nn.Module):
             length=cfg.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        block = Block(cfg, compute, length, tokens, frames, name="blocks")
+        block = rematerialized(Block, compute.remat)(cfg, compute, length, tokens, frames, name="blocks")
         _, states = scan(block, constrain(x, "batch", "seq", None), None)
         if self.cfg.out_dim is not None:
             states = Projectors(self.cfg.out_dim, compute.dtype, name="projectors")(states)

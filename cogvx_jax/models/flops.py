@@ -11,14 +11,17 @@ def sequence_tokens(cfg: TransformerConfig, latents: tuple[int, int, int]) -> in
     return cfg.text_length + frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch)
 
 
-def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1) -> int:
+def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1, keys: int | None = None) -> int:
     """Of one forward pass over `batch` sequences of `tokens`, text included: the layers' products.
 
+    Attention is over so many keys; None is its own tokens.
+
     A product of (m, k) and (k, n) is 2mkn. Per layer: q, k, v and out (4 D^2), the MLP (2 D M), and
-    scores and their product with the values (2 S D each). Embeddings, modulation and the output are left out:
+    scores and their product with the values (2 T D each, T keys). Embeddings, modulation and the output are left out:
     they are less than a percent of the published sizes.
     """
-    return batch * cfg.layers * tokens * (2 * sum(_kernels(cfg).values()) + 4 * tokens * cfg.width)
+    keys = tokens if keys is None else keys
+    return batch * cfg.layers * tokens * (2 * sum(_kernels(cfg).values()) + 4 * keys * cfg.width)
 
 
 def text_flops(cfg: T5Config, tokens: int, *, batch: int = 1) -> int:

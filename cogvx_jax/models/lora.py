@@ -10,7 +10,7 @@ Source: Hu et al. 2021, arXiv:2106.09685; names and initial values as in PEFT.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,10 @@ class Difference:
 class LoRA:
     """Trained or loaded adapters; `rank` is the highest of them, and alpha / rank the factor of a @ b.
 
-    told: of one out of a file, how it was read, for people.
+    told: of one out of a file or a run, how it was read, for people.
     distilled: of one that makes a model of few steps, how it is sampled from.
+    source: of one out of a file, its path or name as it was given.
+    parts: of one that several were made into, what is noted of each.
     """
 
     adapters: Adapters
@@ -47,10 +49,20 @@ class LoRA:
     differences: tuple[Difference, ...] = ()
     told: str = ""
     distilled: Distilled | None = None
+    source: str | None = None
+    parts: "tuple[UsedLoRA, ...]" = ()
 
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+
+class UsedLoRA(NamedTuple):
+    """What is noted of a LoRA that is in a model."""
+
+    source: str | None  # its path or name; None for one in memory
+    weight: float
+    digest: str  # of all that it adds
 
 
 def init(key: jax.Array, params: Any, cfg: LoRAConfig) -> Adapters:

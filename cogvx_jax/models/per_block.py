@@ -1,7 +1,8 @@
 """What the blocks of one evaluation do beside their own: one extension point of the scanned blocks, see `Transformer`.
 
-Every array but `States.values` has a leading axis that counts layers, which the scan takes apart; the block gets its
-entry. A field that is None leaves nothing in the compiled program. What else works on single blocks becomes a field.
+Every array but `States.values` and `regions` has a leading axis that counts layers, which the scan takes apart; the
+block gets its entry. A field that is None leaves nothing in the compiled program. What else works on single blocks
+becomes a field.
 """
 
 from collections.abc import Callable
@@ -41,23 +42,47 @@ class PerBlock(NamedTuple):
     values: Any = None  # (layers,) float32: 1 has attention give each token its own value
     enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
     states: States | None = None
+    joined: tuple[()] | None = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
+    motion: Any = None  # `tora.Motion`: what trajectories change before attention
+    regions: Any = None  # (B, S) int32, of all blocks: the sets of `models.regions`, of which tokens meet
+
+    def of_rows(self, pick: Callable[[jax.Array], jax.Array] | None) -> "PerBlock":
+        """What attention needs of some rows, `pick` as in `Block`."""
+        return self if pick is None or self.regions is None else self._replace(regions=pick(self.regions))
+
+
+def paired(x: jax.Array, reference: jax.Array) -> jax.Array:
+    """Rows (B, ...) of videos and of their references as (2 B, ...), each beside its own, which meshes then keep."""
+    return jnp.stack([x, reference], axis=1).reshape(2 * x.shape[0], *x.shape[1:])
+
+
+def unpaired(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What `paired` was given."""
+    pairs = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
+def rows_together(per_block: PerBlock | None) -> int:
+    """How many rows beside each other a block needs at a time."""
+    return 1 if per_block is None or per_block.joined is None else 2
 
 
 def axes_of(per_block: PerBlock | None) -> Any:
     """The axes of `nn.scan` over layers."""
-    if per_block is None or per_block.states is None:
+    if per_block is None:
         return 0
-    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0))
+    states: Any = 0 if per_block.states is None else States(values=nn.broadcast, place=0)
+    return PerBlock(skip=0, values=0, enhance=0, states=states, joined=per_block.joined, motion=0, regions=nn.broadcast)
 
 
 def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:
     """That of one layer, whose number may be traced."""
     if per_block is None:
         return None
-    alone = per_block._replace(states=None)
+    alone = per_block._replace(states=None, regions=None)
     found = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), alone)
     states = per_block.states
-    return found if states is None else found._replace(states=states._replace(place=layer))
+    return found._replace(states=None if states is None else states._replace(place=layer), regions=per_block.regions)
 
 
 def enhancement(q: jax.Array, k: jax.Array, weight: jax.Array, frames: int) -> jax.Array:

@@ -45,6 +45,10 @@ class Tiling:
         widths = {min(self.tile[1], width - left) for left in range(0, width, self.stride[1])}
         return sorted(itertools.product(heights, widths), key=lambda size: -size[0] * size[1])
 
+    def largest(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the largest tile of latents (..., h, w, C)."""
+        return *shape[:-3], *self.sizes(*shape[-3:-1])[0], shape[-1]
+
     def count(self, height: int, width: int) -> int:
         """How many tiles such latents have."""
         if height <= self.tile[0] and width <= self.tile[1]:

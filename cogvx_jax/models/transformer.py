@@ -17,7 +17,7 @@ from cogvx_jax import axes
 from cogvx_jax.axes import attend, constrain
 from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.models.kept import Around, Stack
-from cogvx_jax.models.per_block import PerBlock, axes_of, enhancement, entry
+from cogvx_jax.models.per_block import PerBlock, axes_of, enhancement, entry, paired, rows_together, unpaired
 from cogvx_jax.nn.attention import attention
 from cogvx_jax.nn.embeddings import (
     patchify,
@@ -168,7 +168,8 @@ class Transformer(nn.Module):
                 block = Block(cfg, compute, length, tokens, frames, parent=None)
                 stack = self.variables["params"]["blocks"]
                 own = functools.partial(entry, per_block)
-                return run_blocks(block, stack, x, time, rope, None, entry=own, apart=compute.rows_apart)
+                apart = rows_together(per_block) if compute.rows_apart else None
+                return run_blocks(block, stack, x, time, rope, None, entry=own, apart=apart)
             blocks = nn.scan(
                 rematerialized(Block, compute.remat),
                 variable_axes={"params": 0},
@@ -225,9 +226,11 @@ class Block(nn.Module):
         cfg, compute, x = self.cfg, self.compute, block_input(x)
         start, length = x, self.text_length
         y, gate = ExpertNorm(cfg, compute, length, name="norm1")(x, time, clips, pick)
+        if per_block is not None and per_block.motion is not None:
+            y = per_block.motion.fuse(y, length, self.tokens, compute.dtype)
         if attention is None:
             attend = Attention(cfg, compute, self.tokens, length, self.frames, name="attention")
-            attention = attend(y, rope, clips, per_block)
+            attention = attend(y, rope, clips, None if per_block is None else per_block.of_rows(pick))
         x = x + gate * attention
         y, gate = ExpertNorm(cfg, compute, length, name="norm2")(x, time, clips, pick)
         x = x + gate * FeedForward(cfg, compute, name="mlp")(y)
@@ -296,8 +299,14 @@ class Attention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         how: dict[str, Any] = {"max_logit": compute.logit_bound, "int8": compute.quantizes_scores}
+        if per_block is not None and per_block.regions is not None:
+            clips = jnp.pad(per_block.regions, ((0, 0), (0, x.shape[1] - self.tokens)))
+            how["overlap"] = True
         softmax = functools.partial(attention, scale=cfg.head_dim**-0.5, **how)
-        y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
+        if per_block is not None and per_block.joined is not None:
+            y = attend_joined(softmax, q, k, v, tokens=self.tokens)
+        else:
+            y = attend(softmax, q, k, v, tokens=self.tokens, segments=clips)
         if per_block is not None and per_block.values is not None:
             y = jnp.where(per_block.values > 0, v, y)
         y = jnp.swapaxes(y, 1, 2).reshape(x.shape)
@@ -338,6 +347,13 @@ class TimeEmbedding(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.silu(Dense(self.width, ("time", None), name="up")(x))
         return Dense(self.width, (None, "time"), name="down")(x)
+
+
+def attend_joined(softmax: axes.Attention, q: jax.Array, k: jax.Array, v: jax.Array, *, tokens: int) -> jax.Array:
+    """`attend` of rows (2 B, A, S, K) of `paired`: a video meets its reference's keys, too, and that its own alone."""
+    (q, its_q), (k, its_k), (v, its_v) = (unpaired(x) for x in (q, k, v))
+    y = attend(softmax, q, k, v, tokens=tokens, beside=(its_k, its_v))
+    return paired(y, attend(softmax, its_q, its_k, its_v, tokens=tokens))
 
 
 def time_embeddings(cfg: TransformerConfig, params: Any, t: jax.Array) -> jax.Array:

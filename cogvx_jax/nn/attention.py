@@ -37,6 +37,7 @@ class Options(NamedTuple):
     segments: tuple[jax.Array, jax.Array] | None  # (B, S), (B, T)
     kv_length: int  # at most T
     int8: bool = False  # scores of integers, where a kernel gains by it
+    overlap: bool = False  # segments are sets
 
 
 class Kernel(NamedTuple):
@@ -57,6 +58,7 @@ class Backend:
     dtypes: tuple[str, ...] | None = None  # None: any
     bias: bool = True
     segments: bool = True
+    overlap: bool = False
     gradient: bool = True
     int8: str | None = None  # the backend that computes scores of integers, where a chip's row counts fewer cycles
     kernel: Kernel | None = None
@@ -68,6 +70,7 @@ class Backend:
             and (self.dtypes is None or str(q.dtype) in self.dtypes)
             and (self.bias or options.bias is None)
             and (self.segments or options.segments is None)
+            and (self.overlap or not options.overlap)
         )
 
 
@@ -82,6 +85,7 @@ def attention(
     segments: Segments = None,
     kv_length: int | None = None,
     int8: bool = False,
+    overlap: bool = False,
 ) -> jax.Array:
     """softmax(scale * q k^T + bias) v; logits and softmax in float32.
 
@@ -92,6 +96,7 @@ def attention(
         saves time; too small a one gives infinities.
       segments: None, or integers (B, S) if S = T, or a pair (B, S), (B, T): a query meets only the
         keys of its own number. One without any gets 0.
+      overlap: the bits of those numbers are sets, and a query meets the keys that share one with it.
       int8: compute scores of integers on chips that gain by it; elsewhere it changes nothing. Under differentiation
         they are not integers either.
       kv_length: None, or how many of the keys exist. Whatever the others hold, NaN included, changes
@@ -100,7 +105,7 @@ def attention(
     Raises: ValueError for shapes that do not fit.
     """
     pair = _check(q, k, v, segments, kv_length)
-    options = Options(scale, bias, max_logit, pair, kv_length or k.shape[2], int8)
+    options = Options(scale, bias, max_logit, pair, kv_length or k.shape[2], int8, overlap)
     name = formulations().attention
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}; the known ones are {', '.join(BACKENDS)}")
@@ -137,9 +142,10 @@ def _by_head(q, k, v, options: Options) -> jax.Array:
     def item(x):
         *qkv, q_ids, kv_ids = x
         ids = (None, None) if options.segments is None else (q_ids[0], kv_ids[0])
-        return jax.lax.map(lambda head: _chunked(*head[:3], options.scale, head[3], *ids), (*qkv, options.bias))
+        how = (*ids, options.overlap)
+        return jax.lax.map(lambda head: _chunked(*head[:3], options.scale, head[3], *how), (*qkv, options.bias))
 
-    return product(jax.lax.map(item, (q, k, v, *_ids(options))))
+    return product(jax.lax.map(item, (q, k, v, *_ids(options)[:2])))
 
 
 def _pallas(q, k, v, options: Options) -> jax.Array:
@@ -176,9 +182,9 @@ def _cudnn(q, k, v, options: Options) -> jax.Array:
 
 KERNEL_WIDTHS = (64, 128)  # of heads, that the kernels for TPUs are compiled and counted for
 BACKENDS = {
-    "plain": Backend(attend=_plain),  # the definition: all scores at once
-    "chunked": Backend(attend=_in_chunks),  # CHUNK queries at a time
-    "by_head": Backend(attend=_by_head),  # a loop over batch and heads around that
+    "plain": Backend(attend=_plain, overlap=True),  # the definition: all scores at once
+    "chunked": Backend(attend=_in_chunks, overlap=True),  # CHUNK queries at a time
+    "by_head": Backend(attend=_by_head, overlap=True),  # a loop over batch and heads around that
     # The kernel of `nn.flash`; its gradients are those of "splash".
     "pallas": Backend(
         attend=lambda q, k, v, options: _pallas(q, k, v, options._replace(int8=False)),
@@ -274,14 +280,16 @@ def _existing(k, v, options: Options):
 
 
 def _ids(options: Options):
-    """Segments as `_rows` takes them: (B, 1, S, 1), (B, 1, 1, T), or None twice."""
+    """Segments as `_rows` takes them: (B, 1, S, 1), (B, 1, 1, T), or None twice; and whether they are sets."""
     pair = options.segments
-    return (None, None) if pair is None else (pair[0][:, None, :, None], pair[1][:, None, None, :])
+    if pair is None:
+        return None, None, False
+    return pair[0][:, None, :, None], pair[1][:, None, None, :], options.overlap
 
 
-def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
+def _chunked(q, k, v, scale, bias, q_ids, kv_ids, overlap):
     """`_rows`, CHUNK queries at a time; a backward pass computes their weights again, which are S x T a head."""
-    compute = jax.checkpoint(lambda q, bias, q_ids: _rows(q, k, v, scale, bias, q_ids, kv_ids))
+    compute = jax.checkpoint(lambda q, bias, q_ids: _rows(q, k, v, scale, bias, q_ids, kv_ids, overlap))
     tokens = q.shape[-2]
     whole = tokens - tokens % CHUNK
 
@@ -299,17 +307,18 @@ def _chunked(q, k, v, scale, bias, q_ids, kv_ids):
     return jnp.concatenate([y, compute(*tail)], axis=-2)
 
 
-def _rows(q, k, v, scale, bias, q_ids, kv_ids):
+def _rows(q, k, v, scale, bias, q_ids, kv_ids, overlap):
     """q (..., S, K); k, v (..., T, K); bias None or (..., S, T); ids None or (..., S, 1), (..., 1, T)."""
     logits = jnp.einsum("...qk,...sk->...qs", q * scale, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + jax.lax.broadcast_to_rank(bias, logits.ndim)
     if q_ids is not None:
-        logits = jnp.where(q_ids == kv_ids, logits, flash.NOTHING)
+        meets = (q_ids & kv_ids) != 0 if overlap else q_ids == kv_ids
+        logits = jnp.where(meets, logits, flash.NOTHING)
     # Normalised after the product with v: K numbers a row are divided instead of S.
     weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
     if q_ids is not None:  # a row without a key has no weight; a logit that is not there no gradient
-        weights = jnp.where(q_ids == kv_ids, weights, 0)
+        weights = jnp.where(meets, weights, 0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     y = jnp.einsum("...qs,...sk->...qk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
     if q_ids is not None:

@@ -1,10 +1,17 @@
-"""Linear resizing without anti-aliasing, on the host: what torch's `interpolate` does without aligned corners."""
+"""Linear resizing without anti-aliasing: what torch's `interpolate` does without aligned corners."""
 
+from typing import TypeVar
+
+import jax
 import numpy as np
 
+Array = TypeVar("Array", np.ndarray, jax.Array)
 
-def resize_linear(x: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
+
+def resize_linear(x: Array, sizes: dict[int, int]) -> Array:
     """Resizes axes of an array, one after the other; samples lie at the middles of their cells.
+
+    An array of the host is computed on the host.
 
     Args:
       sizes: axis -> how many samples it gets.
@@ -15,6 +22,7 @@ def resize_linear(x: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
         place = np.maximum((np.arange(size) + 0.5) * (count / size) - 0.5, 0)
         low = np.minimum(place.astype(np.int64), count - 1)
         high = np.minimum(low + 1, count - 1)
-        weight = (place - low).astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1 - axis % x.ndim))
+        weight = (place - low).astype(x.dtype)
+        weight = weight.reshape(tuple(-1 if at == axis % x.ndim else 1 for at in range(x.ndim)))
         x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
     return x

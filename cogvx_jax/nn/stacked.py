@@ -29,18 +29,18 @@ def waits_on_host(path: str) -> bool:
 
 
 def run_blocks(
-    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, entry: Entry | None = None, apart: bool = False
+    block: nn.Module, params: Any, x: jax.Array, *inputs: Any, entry: Entry | None = None, apart: int | None = None
 ) -> jax.Array:
     """`x` through all layers of a stack, as `nn.scan` of the block would take it.
 
     Args:
       block: (x, *inputs) -> (x, None), whose parameters are an entry of `params`; with `apart` it has an argument
-        `pick`, see `row_after_row`.
+        `pick`, see `rows_after_rows`.
       params: stacked, the leading axis counts layers; kernels may lie in the host's memory.
       x: (B, S, D).
       inputs: the same for all layers.
       entry: what the block of a layer gets after `inputs`, by the layer's number; None is nothing.
-      apart: a row after the other on each device.
+      apart: so many rows after the others on each device; None is all at once.
     """
     layers = jax.tree.leaves(params)[0].shape[0]
 
@@ -50,7 +50,7 @@ def run_blocks(
         def one(x: jax.Array, **rows: Any) -> jax.Array:
             return block.apply({"params": layer}, x, *own, **rows)[0]
 
-        return row_after_row(one, x) if apart else one(x)
+        return one(x) if apart is None else rows_after_rows(one, x, apart)
 
     def step(carry, i):
         x, here = carry
@@ -70,23 +70,31 @@ def fetch(params: Any, layer: jax.Array) -> Any:
     return jax.tree.map(one, params)
 
 
-def row_after_row(function: Callable[..., jax.Array], x: jax.Array) -> jax.Array:
-    """`function` (x (B, S, D), pick=...) -> (B, S, D), each device taking one of its rows at a time.
+def rows_after_rows(function: Callable[..., jax.Array], x: jax.Array, together: int = 1) -> jax.Array:
+    """`function` (x (B, S, D), pick=...) -> (B, S, D), each device taking so many of its rows at a time.
+
+    All at once where a device has other rows of what belongs together.
 
     `pick` gives the same rows of another array (B, ...). What is computed of all rows and then picked has the bits
     that it has without this: a product of one row is another program than that of several.
     """
     spread = axes.parts(("batch", "seq", None), x.shape)[0]
-    count = x.shape[0] // spread
-    if count == 1:
+    count, rest = divmod(x.shape[0], spread * together)
+    if count <= 1 or rest:
         return function(x, pick=lambda y: y)
 
     def split(y: jax.Array) -> jax.Array:  # the rows that a device holds lie side by side
+        if together > 1:
+            y = y.reshape(-1, together * y.shape[1], *y.shape[2:])
         return jnp.swapaxes(y.reshape(spread, count, *y.shape[1:]), 0, 1)
 
     def one(number_and_row):
         i, row = number_and_row
-        return function(row, pick=lambda y: jax.lax.dynamic_index_in_dim(split(y), i, keepdims=False))
+
+        def pick(y):
+            return jax.lax.dynamic_index_in_dim(split(y), i, keepdims=False).reshape(-1, *y.shape[1:])
+
+        return function(row.reshape(-1, *x.shape[1:]), pick=pick).reshape(row.shape)
 
     rows = jax.lax.map(one, (jnp.arange(count, dtype=jnp.int32), split(x)))
     return jnp.swapaxes(rows, 0, 1).reshape(x.shape)

@@ -94,7 +94,10 @@ def _compare(now: jax.Array, before: jax.Array, tokens: int) -> tuple[jax.Array,
     return mean(ratio), mean(jnp.abs(now - before).mean(-1)) / mean(jnp.abs(before).mean(-1))
 
 
-CHANGES = ("guider", "enhance", "windows", "positions", "controls", "extend")  # fields that change what steps do
+CHANGES = (  # fields that change what steps do
+    *("guider", "enhance", "windows", "positions"),
+    *("controls", "extend", "travel", "regions", "motion"),
+)
 
 
 def check_requests(requests: Sequence[Request]) -> None:
@@ -102,10 +105,10 @@ def check_requests(requests: Sequence[Request]) -> None:
     for request in requests:
         if request.strength < 1 or request.reuse is not None or request.way is not None:
             raise ValueError("a calibration needs full runs, every step computed: no video, reuse or way of guidance")
-        if any(getattr(request, name) is not None for name in CHANGES):
+        if request.task == "edit" or any(getattr(request, name) is not None for name in CHANGES):
             raise ValueError(
-                "a calibration is of the model's own steps: no guider, enhance, windows, positions, ControlNet or clip "
-                "to extend"
+                "a calibration is of the model's own steps: no guider, enhance, windows, positions, ControlNet, "
+                "travel, region, trajectory or clip to edit or extend"
             )
         if request.steps < FEWEST_STEPS:
             raise ValueError(f"a calibration needs at least {FEWEST_STEPS} steps, got {request.steps}")

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from cogvx_jax.diffusion import objective
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.controlnet import ControlBranch
+from cogvx_jax.models.tora import Motion
 from cogvx_jax.sharding import everywhere
 
 
@@ -46,6 +47,17 @@ class Control(NamedTuple):
         return self if self.active is None else self._replace(active=jnp.asarray(self.active)[step])
 
 
+class Reference(NamedTuple):
+    """Latents of a clip at the levels of noise that steps begin with: blocks let the video look at them."""
+
+    latents: Any  # (M, B, T, h, w, C) float32; between steps they lie in the host's memory
+    order: Any  # (N,) int32: which of them each step has
+
+    def at(self, step) -> jax.Array:
+        """(B, T, h, w, C) of a step, whose number may be traced where the arrays are."""
+        return self.latents[self.order[step]]
+
+
 class Known(NamedTuple):
     """Latents that sampling must not change: where `kept` is 1 they are those of a clip, noised as a step leaves them.
 
@@ -73,6 +85,10 @@ class SamplingInputs(NamedTuple):
     known: Known | None = None
     control: Control | None = None
     branches: tuple[ControlBranch, ...] = ()
+    inverted: jax.Array | None = None  # (B, T, h, w, C) float32, the clean latents that `reference` is to be made of
+    reference: Reference | None = None
+    regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
+    motion: Motion | None = None  # what the blocks are given of trajectories
 
 
 def control_at(control: Control | None, step) -> Control | None:
@@ -83,6 +99,11 @@ def control_at(control: Control | None, step) -> Control | None:
 def condition_at(condition: Condition | None, step) -> jax.Array | None:
     """The channels of a step; None where there are none."""
     return None if condition is None else condition.at(step)
+
+
+def reference_at(reference: Reference | None, step) -> jax.Array | None:
+    """The latents that a step's blocks look at; None where there are none."""
+    return None if reference is None else reference.at(step)
 
 
 @functools.lru_cache

@@ -2,9 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,12 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
-from cogvx_jax.convert.controlnet import CONFIG, StoredControlNet
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, ToraConfig
+from cogvx_jax.convert.checkpoint import Published
+from cogvx_jax.convert.controlnet import CONFIG, Held, StoredControlNet
 from cogvx_jax.convert.controlnet import open_controlnet as open_stored
+from cogvx_jax.convert.fingerprints import fingerprint
+from cogvx_jax.convert.runs import find_run, read_run_controlnet, run_controlnet_config
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
@@ -25,8 +27,7 @@ from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.pipelines.conditions import Control
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
-from cogvx_jax.sharding import everywhere, replicate
-from cogvx_jax.storage import open_files, parent_and_name
+from cogvx_jax.sharding import everywhere, params_digest, replicate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +35,7 @@ class ControlNet:
     """A ControlNet that was found to fit a model; `load_controlnet` gives it.
 
     name: where it lies.
-    digest: of its files' names, sizes and times.
+    digest: its `fingerprint`.
     params: on the devices, of `placed_for`; None: they are read whenever sampling begins, and freed after it.
     """
 
@@ -55,17 +56,34 @@ class ControlNet:
         """The parameters on the devices. Raises: ValueError for numbers that are not finite."""
         if self.params is not None and self.placed_for == (mesh, dtype):
             return self.params
-        source, flat = self.stored.parameters, {}
-        parameters = abstract_params(self.cfg)
-        where = sharding.shardings(parameters, mesh)
-        for path, parameter in parameters.items():
-            read = functools.partial(source.read, path, np.dtype(dtype))
-            flat[path] = sharding.put(read, parameter.shape, np.dtype(dtype), where[path], stacked=parameter.stacked)
-            source.release()
-        params = traverse_util.unflatten_dict(flat, sep="/")
-        if (bad := find_not_finite(params)) is not None:
-            raise ValueError(f"{self.name} holds numbers that are not finite in {bad}: the file is damaged")
-        return params
+        return read_beside(self.cfg, lambda path: self.stored.parameters, mesh, dtype, self.name)
+
+
+def read_beside(
+    cfg: ControlNetConfig | ToraConfig,
+    source_of: Callable[[str], Published | Held],
+    mesh: Mesh | None,
+    dtype: str,
+    name: str,
+) -> Any:
+    """The parameters of a network beside the transformer, on the devices.
+
+    Args:
+      source_of: where the parameter of a path is read.
+      name: of the network, for messages.
+    Raises: ValueError for numbers that are not finite.
+    """
+    parameters, flat = abstract_params(cfg), {}
+    where = sharding.shardings(parameters, mesh)
+    for path, parameter in parameters.items():
+        source = source_of(path)
+        read = functools.partial(source.read, path, np.dtype(dtype))
+        flat[path] = sharding.put(read, parameter.shape, np.dtype(dtype), where[path], stacked=parameter.stacked)
+        source.release()
+    params = traverse_util.unflatten_dict(flat, sep="/")
+    if (bad := find_not_finite(params)) is not None:
+        raise ValueError(f"{name} holds numbers that are not finite in {bad}: the file is damaged")
+    return params
 
 
 class ControlUse(NamedTuple):
@@ -80,7 +98,8 @@ def load_controlnet(source: str | os.PathLike, model: Model) -> ControlNet:
     """A ControlNet on a model's devices, for `controlnet` of `generate`, which would read it for every video else.
 
     Args:
-      source: a folder in TheDenk's layout, its file of weights alone, the URL of either, or a hub id.
+      source: a folder in TheDenk's layout, its file of weights alone, a run of `cogvx train --controlnet`, the URL of
+        any of them, or a hub id.
     Raises: ValueError for one that does not fit the model, or cannot be read; FileNotFoundError; OSError.
     """
     check_model(model)
@@ -96,12 +115,24 @@ def open_controlnet(source: Any, spec: ModelSpec) -> ControlNet:
     if not isinstance(source, str | os.PathLike):
         raise ValueError(f"controlnet must be a path or what `load_controlnet` gives, got {quoted(source)}")
     name = source_text(source)
+    if (run := find_run(name)) is not None:
+        check_fits(run_controlnet_config(run), name, spec)
+        return held_controlnet(name, *read_run_controlnet(run))
     place = fetch_hub(name, [CONFIG, "*.safetensors"]) if is_hub_id(name) else name
     if "://" not in str(place) and not Path(place).exists():
         raise FileNotFoundError(f"there is no ControlNet {name}; give a folder, a file or a hub id")
     stored = open_stored(place)
     check_fits(stored.cfg, name, spec)
-    return ControlNet(name=name, stored=stored, digest=_digest(place))
+    return ControlNet(name=name, stored=stored, digest=fingerprint(place))
+
+
+def held_controlnet(name: str, cfg: ControlNetConfig, params: Any) -> ControlNet:
+    """One whose parameters, nested, are in memory. Raises: ValueError for numbers that are not finite."""
+    if (bad := find_not_finite(params)) is not None:
+        raise ValueError(f"{name} holds numbers that are not finite in {bad}: its training diverged")
+    return ControlNet(
+        name=name, stored=StoredControlNet(cfg=cfg, parameters=Held(params)), digest=params_digest(params)
+    )
 
 
 def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
@@ -135,10 +166,22 @@ def check_programs(programs: Any, controls: Sequence[ControlUse] | None) -> None
         raise ValueError("stored programs know no ControlNet; leave out the programs, or the ControlNet")
 
 
-def branch_of(net: ControlNet, spec: ModelSpec, compute: Compute) -> ControlBranch:
+def branch_of(cfg: ControlNetConfig, spec: ModelSpec, compute: Compute) -> ControlBranch:
     """Its module, computed as the transformer is but for what is of that one's weights, and all rows at once."""
-    own = Compute(dtype=compute.of("transformer").dtype, mlp_tokens=compute.mlp_tokens)
-    return ControlBranch(net.cfg, spec.transformer, own)
+    return ControlBranch(cfg, spec.transformer, branch_compute(compute))
+
+
+def abstract_controlnet(cfg: ControlNetConfig, compute: Compute, mesh: Mesh | None) -> Any:
+    """Its parameters as `ControlNet.on` places them, without their numbers."""
+    parameters, dtype = abstract_params(cfg), np.dtype(compute.parameter_dtype("transformer"))
+    where = sharding.shardings(parameters, mesh)
+    flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def branch_compute(compute: Compute) -> Compute:
+    """How a ControlNet is computed beside a model that is computed so."""
+    return Compute(dtype=compute.of("transformer").dtype, mlp_tokens=compute.mlp_tokens)
 
 
 def control_inputs(
@@ -152,7 +195,7 @@ def control_inputs(
       shown: (N,) bool, the steps that see them; None: all.
     """
     dtype = model.compute.parameter_dtype("transformer")
-    branches = tuple(branch_of(use.net, model.spec, model.compute) for use in controls)
+    branches = tuple(branch_of(use.net.cfg, model.spec, model.compute) for use in controls)
     params = tuple(use.net.on(model.mesh, dtype) for use in controls)
     channels = []
     for use, branch, own in zip(controls, branches, params, strict=True):
@@ -171,18 +214,3 @@ def encode_program(branch: ControlBranch, mesh: Mesh | None):
         return branch.apply({"params": params}, frames, method="encode")
 
     return jax.jit(encode, out_shardings=everywhere(mesh))
-
-
-def _digest(place: str | Path) -> str:
-    """Of its files by name, size and time, which are not read."""
-    files, names, folder = open_files(place), list[str](), place
-    if files.is_folder():
-        names = sorted(name for name in files.names() if files.exists(name))
-    else:
-        folder, name = parent_and_name(place)
-        files, names = open_files(folder), [name]
-    found = hashlib.sha256()
-    for name in names:
-        changed = Path(folder, name).stat().st_mtime_ns if "://" not in str(folder) else ""
-        found.update(f"{name} {files.size(name)} {changed}\n".encode())
-    return found.hexdigest()[:16]

@@ -19,6 +19,7 @@ from cogvx_jax.pipelines.request import (
     Settings,
     check_sampling,
     evaluations,
+    inversions,
     row_evaluations,
     seen_latents,
     shorter_clips,
@@ -66,12 +67,18 @@ def with_controls(spec: ModelSpec, request: Request) -> float:
 
 
 def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
-    """Operations of the transformer in all denoising steps; of a video that is redrawn, of those that are taken."""
+    """Operations of the transformer in all denoising steps; of a video that is redrawn, of those that are taken.
+
+    Of an edit a row has that of its clip beside it, and meets the keys of both; inversion is a row a step.
+    """
     tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
     strength = settings.strength if isinstance(settings, Request) else 1.0
-    rows = row_evaluations(spec, settings, strength) * windows_a_step(spec, settings)
-    rows *= settings.segments if isinstance(settings, Request) else 1
-    return rows * transformer_flops(spec.transformer, tokens, batch=videos)
+    each = own = transformer_flops(spec.transformer, tokens, batch=videos)
+    if settings.task == "edit":
+        each += transformer_flops(spec.transformer, tokens, batch=videos, keys=2 * tokens)
+    work = row_evaluations(spec, settings, strength) * each + inversions(settings, strength) * own
+    work *= settings.segments if isinstance(settings, Request) else 1
+    return work if settings.windows is None else work * windows_a_step(spec, settings)
 
 
 def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings | None:
@@ -94,7 +101,7 @@ def nearest_faster(spec: ModelSpec, settings: Settings, most: float) -> Settings
             windows=settings.windows,
         )
         try:
-            ways.append(check_sampling(spec, asked))
+            ways.append(check_sampling(spec, asked, settings.task))
         except ValueError:  # it makes none of that size
             continue
     ways = [way for way in ways if sampling_flops(spec, way, 1) < sampling_flops(spec, settings, 1)]

@@ -1,35 +1,49 @@
 """Text, image and video to video."""
 
 import dataclasses
-import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cogvx_jax.data.video import Video
-from cogvx_jax.diffusion import guidance, guiders, samplers, windows
+from cogvx_jax.diffusion import guidance, guiders, samplers, travel, windows
+from cogvx_jax.diffusion.inversion import inversion
 from cogvx_jax.models.kept import Kept
+from cogvx_jax.pipelines.conditions import SamplingInputs
 from cogvx_jax.pipelines.continuation import extended
 from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
+from cogvx_jax.pipelines.diffusers_callback import as_on_step
 from cogvx_jax.pipelines.duration import warn_of_hours
 from cogvx_jax.pipelines.exact import check_exact
+from cogvx_jax.pipelines.inversion import invert
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.memory import check_decode
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
+from cogvx_jax.pipelines.on_step import OnStep, told
 from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.pipelines.provenance import record_texts
 from cogvx_jax.pipelines.request import Request, check_request, few_steps_note, kept_steps, window_latents
+from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps, run_facts
 from cogvx_jax.pipelines.short_schedule import check_short, every_step, lossy_note, short_schedule
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import replicate
 
-TextStates = tuple[Any, Any]  # (B, L, text_dim), as `encode_texts` gives them
+
+class TextStates(NamedTuple):
+    """Of a request's texts, (B, L, text_dim); of K that follow (B, K, L, text_dim), of regions (B, K L, text_dim)."""
+
+    prompts: Any
+    negative: Any = None  # what to steer away from; None without guidance
+    empty: Any = None  # of an edit, the empty prompt by which its clip is inverted
 
 
 def generate(
@@ -41,6 +55,10 @@ def generate(
     noise: NoiseSource | None = None,
     one_program: bool = False,
     exact: bool = False,
+    on_step: OnStep | None = None,
+    resume: str | os.PathLike | None = None,
+    callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     **options: Any,
 ) -> Any:
     """Makes one video per prompt. What is omitted is the model's own.
@@ -69,19 +87,29 @@ def generate(
     if exact or model.exact:
         check_exact(model.mesh, one_program=one_program)
         model = dataclasses.replace(model, exact=True)
+    if callback_on_step_end is not None:
+        if on_step is not None:
+            raise ValueError("give either on_step or callback_on_step_end")
+        on_step = as_on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
+    check_steps_seen(on_step, resume, one_program)
+    saved = None if resume is None else read_steps(resume)
     request = _request(model, prompt, options, progress)
     if request.extend is not None and output == "latents":
         raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
+    if saved is not None:
+        check_resumed(model, request, saved)
     warn_of_hours(model.spec, [request], model.mesh)
+    records = record_texts(model, request, one_program=one_program, own_noise=noise is not None)
     model = fitting(model, request)
+    how: dict[str, Any] = dict(noise=noise, progress=progress, one_program=one_program, on_step=on_step)
     if request.extend is not None:
-        frames = extended_frames(model, request, noise=noise, progress=progress, one_program=one_program)
-        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps)
-    x = sample(model, request, noise=noise, progress=progress, one_program=one_program)
+        frames = extended_frames(model, request, **how)
+        return Video(frames=np.concatenate(list(frames))[None], fps=request.fps, records=records)
+    x = sample(model, request, resume=saved, **how)
     if output == "latents":
         return np.asarray(x)
     each = [decode_frames(model, x[i : i + 1], request.padding, tiling=request.tiling) for i in range(len(x))]
-    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps)
+    return Video(frames=np.stack([np.concatenate(list(stream)) for stream in each]), fps=request.fps, records=records)
 
 
 def _shown_options() -> inspect.Signature:
@@ -104,6 +132,8 @@ def sample(
     one_program: bool = False,
     text: TextStates | None = None,
     watch: Callable[[Kept], None] | None = None,
+    on_step: OnStep | None = None,
+    resume: SavedSteps | None = None,
 ) -> jax.Array:
     """Sampled latents of a request, (B, T, h, w, 16) float32, padding included; arguments as for `generate`.
 
@@ -111,18 +141,21 @@ def sample(
       model: that `fitting` gave, where they are to be decoded.
       text: of `encode_texts`, for the same request; None encodes them here.
       watch: called after each step with what it kept, or without reuse what its blocks added; not with `one_program`.
-    Raises: ValueError for a request that was checked for other models, before anything is computed; NotFiniteError.
+      resume: steps that were taken of this request, see `check_resumed`.
+    Raises: ValueError for a request that was checked for other models, before anything is computed; NotFiniteError;
+      whatever `on_step` raises.
     """
     request.check_model(model.spec)
     check_short(model, request)
     check_programs(model.programs, request.controls)
-    if watch is not None and request.controls:
-        raise ValueError("what blocks add cannot be watched beside a ControlNet; leave out the ControlNet")
+    check_steps_seen(on_step, resume, one_program)
+    if watch is not None and (request.controls or request.task == "edit"):
+        raise ValueError("what blocks add cannot be watched beside a ControlNet or a video to edit; leave it out")
     model = positioned(model, request)
     noise = SeededNoise(request.seed) if noise is None else noise
-    words, negative = text or encode_texts(model, request)
+    texts = encode_texts(model, request) if text is None else TextStates(*text)
     if text is not None:
-        words, negative = jax.tree.map(lambda x: replicate(x, model.mesh), (words, negative))
+        texts = jax.tree.map(lambda x: replicate(x, model.mesh), texts)
     plan = sampler_of(model, request)
     inputs = sampling_inputs(model, request, noise, plan)
     weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
@@ -131,18 +164,61 @@ def sample(
     short = short_schedule(model, request, plan)
     if short is None and watch is not None:
         short = every_step(len(plan.timesteps))
-    loop = denoise_in_one if one_program else functools.partial(denoise, progress=progress, watch=watch)
     given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
     given["windows"] = windows_of(model, request, len(plan.timesteps))
-    return loop(model, inputs, words, negative, plan, numbers, **given)
+    if inputs.inverted is not None:
+        inputs = _with_reference(model, request, inputs, texts, plan, noise=noise, progress=progress)
+    if one_program:
+        return denoise_in_one(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
+    on_step = None if on_step is None else told(on_step, padding=request.padding)
+    given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
+    return denoise(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
+
+
+def _with_reference(
+    model: Model, request: Request, inputs: SamplingInputs, texts: TextStates, plan: samplers.Sampler, **how: Any
+) -> SamplingInputs:
+    """The inputs with the clip at each level of noise of the plan. Raises: NotFiniteError."""
+    assert inputs.inverted is not None
+    steps = inversion(model.spec.schedule, plan.timesteps)
+    how["windows"] = windows_of(model, request, len(steps.timesteps))
+    reference = invert(model, inputs.inverted, texts.empty, steps, plan.timesteps, **how)
+    return inputs._replace(reference=reference, inverted=None)
 
 
 def extended_frames(
     model: Model, request: Request, *, text: TextStates | None = None, **how: Any
 ) -> Iterator[np.ndarray]:
     """The frames of a video that goes on with another, (F', H, W, 3) uint8 at a time; arguments as for `sample`."""
-    text = text or encode_texts(model, request)
-    return extended(model, request, lambda one: sample(model, one, text=text, **how))
+    text, numbers, on_step = text or encode_texts(model, request), itertools.count(1), how.pop("on_step", None)
+
+    def make(one: Request) -> jax.Array:
+        number = next(numbers)
+        seen = None if on_step is None else told(on_step, segment=number, segments=request.segments)
+        return sample(model, one, text=text, on_step=seen, **how)
+
+    return extended(model, request, make)
+
+
+def check_steps_seen(on_step: OnStep | None, resume: Any, one_program: bool) -> None:
+    """Raises ValueError where what is between steps is asked of a program of all steps."""
+    if one_program and (on_step is not None or resume is not None):
+        asked = "on_step" if on_step is not None else "resume"
+        raise ValueError(f"a program of all steps has nothing between them; leave out one_program, or {asked}")
+
+
+def check_resumed(model: Model, request: Request, saved: SavedSteps) -> None:
+    """Raises ValueError where saved steps are of another request, or computed otherwise; `denoise` asks for weights."""
+    if request.extend is not None:
+        raise ValueError("a video that is extended is not gone on with in the middle; leave out resume")
+    model = positioned(model, request)
+    facts = run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
+    saved.check(request_facts(request) | facts)
+
+
+def request_facts(request: Request) -> dict[str, str]:
+    """What saved steps say of the request that they are of."""
+    return {"request": request.digest(), "prompt": request.prompts[0][:200], "seed": str(request.seed)}
 
 
 def positioned(model: Model, request: Request) -> Model:
@@ -154,19 +230,23 @@ def positioned(model: Model, request: Request) -> Model:
 
 
 def windows_of(model: Model, request: Request, count: int) -> windows.Laid | None:
-    """The windows of `count` evaluations; None where the model sees the whole clip at once."""
-    if request.windows is None:
+    """The windows of `count` evaluations; None where the model sees the whole clip at once, and one prompt."""
+    if request.windows is None and request.travel is None:
         return None
-    size, overlap = window_latents(model.spec, request.windows)
+    asked, size, overlap = request.windows or windows.Windows(1, overlap=0), request.shape[0], 0
+    if request.windows is not None:
+        size, overlap = window_latents(model.spec, request.windows)
     first = request.stills is not None and request.task == "i2v" and request.stills[0].frame == 0
-    return windows.lay_out(request.windows, request.shape[0], count, size=size, overlap=overlap, first=first)
+    laid = windows.lay_out(asked, request.shape[0], count, size=size, overlap=overlap, first=first)
+    if request.travel is None:
+        return laid
+    geometry = dict(per_latent=model.spec.vae.temporal_compression, padding=request.padding)
+    return laid._replace(prompts=travel.lay_out(request.travel, laid, **geometry))
 
 
 def fitting(model: Model, request: Request) -> Model:
     """The model, its VAE in as many strips as are needed: out of memory after the last step would waste all of them."""
-    if request.tiling or model.memory.tiling:
-        return model
-    return check_decode(model, request.batch_shape, request.padding, request.strips)
+    return check_decode(model, request.batch_shape, request.padding, request.strips, tiling=request.tiling)
 
 
 def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
@@ -177,22 +257,31 @@ def _request(model: Model, prompt: str | list[str] | Request, options: dict[str,
     request = check_request(model.spec, prompt, Options.from_keywords(**options))
     if progress and options.get("seed") == RANDOM:
         print(f"seed {request.seed}")
-    for note in (lossy_note(request), few_steps_note(request, model.spec)):
+    for note in (lossy_note(request, model.spec), few_steps_note(request, model.spec)):
         if progress and note is not None:
             print(note)
     return request
 
 
 def encode_texts(model: Model, request: Request) -> TextStates:
-    """States of the prompts, and of what to steer away from; None without guidance. Raises: NotFiniteError."""
-    if not request.guided:
-        return encode_prompts(model, request.prompts), None
+    """States of all texts that a request needs. Raises: NotFiniteError."""
+    others = next((one.prompts for one in (request.travel, request.regions) if one is not None), ())
+    count = len(request.prompts)
+    negatives = request.negative if request.guided and request.negative is not None else ()
+    states = encode_prompts(model, [*negatives, *request.prompts, *others])
+    negative, text, more = jnp.split(states, [len(negatives), len(negatives) + count])
+    if others:  # of all prompts that a video has, (B, K, L, text_dim)
+        text = jnp.concatenate([text[:, None], jnp.broadcast_to(more[None], (count, *more.shape))], axis=1)
+        negative = jnp.broadcast_to(negative[:, None], (len(negative), *text.shape[1:]))
+    if request.regions is not None:  # side by side
+        text, negative = (x.reshape(len(x), text.shape[1] * text.shape[2], text.shape[3]) for x in (text, negative))
     if request.negative is None:
-        text = encode_prompts(model, request.prompts)
-        return text, jnp.zeros_like(text)
-    both = encode_prompts(model, [*request.negative, *request.prompts])
-    negative, text = jnp.split(both, 2)
-    return text, negative
+        negative = jnp.zeros_like(text)
+    empty = None
+    if request.task == "edit":
+        nothing = ("",) * count
+        empty = negative if negatives == nothing else encode_prompts(model, nothing)
+    return TextStates(text, negative if request.guided else None, empty)
 
 
 def sampler_of(model: Model, request: Request) -> samplers.Sampler:

@@ -16,10 +16,11 @@ from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import read_video
 from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
-from cogvx_jax.pipelines.options import INPUTS, PICTURES, Options, control_sources
+from cogvx_jax.pipelines.options import INPUTS, NEEDS, PICTURES, Options, control_sources
 
-# v2v redraws a clip, repaint a part of it, extend goes on with one; the others are those of the kinds of models.
-Task = Literal["t2v", "i2v", "v2v", "repaint", "extend", "inpaint", "control"]
+# v2v redraws a clip, repaint a part of it, edit looks at one, extend goes on with one; the others are those of the
+# kinds of models.
+Task = Literal["t2v", "i2v", "v2v", "repaint", "edit", "extend", "inpaint", "control"]
 WHITE = 128  # from this grey on, a mask's pixel is to be made
 
 
@@ -33,7 +34,7 @@ class Takes(NamedTuple):
 
 
 KINDS: Mapping[Kind, Takes] = {
-    "t2v": Takes("is text-to-video", ("video", "mask", "extend"), ("t2v", "v2v", "repaint", "extend")),
+    "t2v": Takes("is text-to-video", ("video", "mask", "edit", "extend"), ("t2v", "v2v", "repaint", "edit", "extend")),
     "i2v": Takes("makes videos from an image", (*PICTURES, "extend"), ("i2v",), needs=(*PICTURES, "extend")),
     "inpaint": Takes("is for inpainting", (*PICTURES, "video", "mask", "extend"), ("inpaint",)),
     "control": Takes("makes videos from a control video", ("control",), ("control",), needs=("control",)),
@@ -41,17 +42,17 @@ KINDS: Mapping[Kind, Takes] = {
 USE = {  # option -> the models that take it
     **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as CogVideoX-Fun's InP"),
     **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
+    "edit": "a text-to-video model",
     "extend": "a text-to-video, image-to-video or inpainting model",
     "control": "a control model, such as CogVideoX-Fun's Control or Pose, or give a ControlNet, too",
 }
-NEEDS = {  # option -> the inputs that it is for, one of which must be there
-    "image_noise": (*PICTURES, "mask"),
-    "mask_dilation": ("mask",),
-    "strength": ("video",),
-    **dict.fromkeys(("control_strength", "control_start", "control_end"), ("control",)),
+NAMES = {name: name.replace("_", " ") for name in INPUTS} | {
+    "control": "control video",
+    "edit": "video to edit",
+    "extend": "video to extend",
 }
-NAMES = {name: name.replace("_", " ") for name in INPUTS} | {"control": "control video", "extend": "video to extend"}
-REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "inpaint")  # those that may start from a clip, and then take fewer steps
+# Those that may start from a clip, and then take fewer steps.
+REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "edit", "inpaint")
 CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
 PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
@@ -76,13 +77,14 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
     _check_controlnet(spec, asked)
     if "video" in given and set(PICTURES) & set(given):
         raise ValueError("give an image or a video, not both")
-    if "extend" in given and len(given) > 1:
-        other = next(name for name in given if name != "extend")
-        raise ValueError(f"give a video to extend or {OTHERS[other]}, not both")
+    for alone, beside in (("extend", ()), ("edit", ("mask",))):
+        others = [name for name in given if name not in (alone, *beside)]
+        if alone in given and others:
+            raise ValueError(f"give a {NAMES[alone]} or {OTHERS[others[0]]}, not both")
     for name in given:
-        if name not in takes.inputs and not (name == "control" and asked.controlnet):
-            raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
-    if "mask" in given and "video" not in given:
+        if not (name == "control" and asked.controlnet):
+            _check_takes(spec, name)
+    if "mask" in given and not {"video", "edit"} & set(given):
         raise ValueError("a mask needs the video that it is of; give video=..., or leave out the mask")
     for name, inputs in NEEDS.items():
         if getattr(asked, name) != getattr(Options, name) and not set(inputs) & set(given):
@@ -91,9 +93,23 @@ def find_task(spec: ModelSpec, asked: Options) -> Task:
         raise ValueError(f"{spec.name} {takes.words}; give {takes.needs[0]}=..., or use a text-to-video model")
     if spec.kind != "t2v":
         return own_task(spec)
-    if "extend" in given:
-        return "extend"
+    for task in ("extend", "edit"):
+        if task in given:
+            return task
     return "repaint" if "mask" in given else "v2v" if "video" in given else "t2v"
+
+
+def check_edits(spec: ModelSpec) -> Task:
+    """The task of an edit. Raises: ValueError for a model that does not take it."""
+    _check_takes(spec, "edit")
+    return "edit"
+
+
+def _check_takes(spec: ModelSpec, name: str) -> None:
+    """Raises: ValueError where an input is not for a model."""
+    takes = KINDS[spec.kind]
+    if name not in takes.inputs:
+        raise ValueError(f"{spec.name} {takes.words} and takes no {NAMES[name]}; use {USE[name]}")
 
 
 def _check_controlnet(spec: ModelSpec, asked: Options) -> None:
@@ -143,7 +159,9 @@ def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarra
 
 
 def find_strength(task: Task, asked: Options) -> float:
-    """How much of a clip is redrawn: 1 where none is started from."""
+    """How much of a clip is redrawn: 1 where none is started from. An edit starts from noise unless less is asked."""
+    if task == "edit":
+        return 1.0 if asked.strength is None else asked.strength
     if asked.video is None:
         return 1.0
     own = 1.0 if task == "inpaint" and asked.mask is not None else 0.8
@@ -216,7 +234,7 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
       most: frames that the clip was read up to.
     Raises: ValueError for a mask of another size or length; OSError.
     """
-    grey = _grey_frames(source, most)
+    grey = grey_frames(source, most)
     frames, (height, width) = len(clip), clip.shape[1:3]
     if grey.shape[1:] != (height, width) or len(grey) not in (1, frames):
         raise ValueError(
@@ -226,8 +244,8 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
     return np.broadcast_to(grey >= WHITE, (frames, height, width))
 
 
-def _grey_frames(source: Any, most: int) -> np.ndarray:
-    """(F, H, W) numbers of 0 to 255 of a video, a picture, or arrays of either."""
+def grey_frames(source: Any, most: int) -> np.ndarray:
+    """(F, H, W) numbers of 0 to 255 of a video, up to `most` frames of it, of a picture, or of arrays of either."""
     if isinstance(source, str | os.PathLike):
         frames = read_video(source, most)[0]
     elif isinstance(source, PIL.Image.Image):

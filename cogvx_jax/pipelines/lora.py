@@ -33,6 +33,7 @@ from cogvx_jax.pipelines.model import (
     resolve,
     with_logit_bound,
 )
+from cogvx_jax.pipelines.origin import used_loras
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import COMPONENTS
@@ -55,7 +56,7 @@ def load_lora(
       alpha: of a file, in place of what it says. A file that does not tell its alpha counts as alpha = rank, as in
         diffusers: one of SAT's exporter then needs 1, one of the authors' diffusers trainer (rank 128) 64. Where it
         may be so, that is warned of.
-    Of a file, a line on stderr tells dialect, modules, rank, alpha and where it stands, and scale.
+    A line on stderr tells a file's dialect, modules, rank, alpha and where it stands, and scale; or what a run has.
     Raises: ValueError for a LoRA that cannot be this model's, naming the model it looks made for;
       FileNotFoundError.
     """
@@ -84,7 +85,9 @@ def load_lora(
             compute = bounded(component.files, model.spec, compute, component.added)
     few = None if model.spec.defaults.distilled else first_distilled([(lora.distilled, weight)])  # the first decides
     spec = model.spec.distilled(few)
-    return dataclasses.replace(model, spec=spec, params=params, compute=compute)
+    known = model.known_origin
+    origin = None if known is None else known.of(params, *used_loras([(lora, weight)]))
+    return dataclasses.replace(model, spec=spec, params=params, compute=compute, origin=origin)
 
 
 def load_merged(
@@ -121,7 +124,10 @@ def stack_loras(weighted: Sequence[tuple[LoRA, float]]) -> LoRA | None:
     """LoRAs with their weights, as one; None of none. Raises: ValueError for a weight that cannot be."""
     for lora, weight in weighted:
         _check_weight(lora, weight)
-    return loras.stack([lora for lora, _ in weighted], [weight for _, weight in weighted]) if weighted else None
+    if not weighted:
+        return None
+    stacked = loras.stack([lora for lora, _ in weighted], [weight for _, weight in weighted])
+    return dataclasses.replace(stacked, parts=used_loras(weighted))
 
 
 def _check_number(weight: Any) -> float:
@@ -147,7 +153,7 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = 
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(name, str):
         raise ValueError(f"a LoRA is a path, a URL or a `LoRA`, got {quoted(source)}")
-    name = os.fspath(shipped(name))
+    given, name = name, os.fspath(shipped(name))
     if (run := find_run(name)) is not None:
         if alpha is not None:
             raise ValueError(f"{name} is a run, which has its alpha; alpha is for a file")
@@ -155,7 +161,7 @@ def find_lora(source: str | os.PathLike, spec: ModelSpec, alpha: float | None = 
     else:
         lora = read_lora(name if "://" in name else Path(name), spec, alpha)
     _check_finite(lora, repr(str(source)))
-    return lora
+    return dataclasses.replace(lora, source=given)
 
 
 def _check_finite(lora: LoRA, name: str) -> None:

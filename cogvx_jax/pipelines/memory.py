@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.pipelines.device_memory import free_bytes
 from cogvx_jax.pipelines.latents import lower_decode, lower_encode
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.program_cost import beside_weights, compile_cost
 from cogvx_jax.pipelines.turns import Turns
 from cogvx_jax.pipelines.weights import device_bytes
-
-STRIPS = (16, 32, 64)  # that are tried where whole frames do not fit
 
 
 def decode_bytes(model: Model, shape: tuple[int, ...], padding: int = 0) -> int:
@@ -35,18 +34,24 @@ def encode_bytes(model: Model, shape: tuple[int, ...]) -> int:
     return _vae_bytes(model, lambda params: lower_encode(model.vae, model.mesh, params, shape))
 
 
-def check_decode(model: Model, shape: tuple[int, ...], padding: int = 0, strips: int | None = None) -> Model:
-    """The model with as many strips for its VAE as decoding needs, the fewest of `STRIPS`, or as many as are asked for.
+def check_decode(
+    model: Model, shape: tuple[int, ...], padding: int = 0, strips: int | None = None, *, tiling: bool = False
+) -> Model:
+    """The model with the fewest strips of its memory mode in which decoding fits, or with as many as are asked for.
 
     Where the device does not say how much memory it has, as on a CPU, nothing is compiled or changed.
 
     Args:
       shape, padding: as for `decode_bytes`.
       strips: None chooses.
+      tiling: it is decoded in tiles, as it always is in some memory modes.
     Raises: ValueError where decoding needs more memory than is free.
     """
-    size = f"{shape[2] * 8}x{shape[3] * 8}"
-    return _fitting(model, f"decoding {size}", lambda tried: decode_bytes(tried, shape, padding), strips)
+    work = "decoding"
+    if tiling or model.memory.tiling:
+        shape, work = Tiling.of(model.spec.vae).largest(shape), "decoding tiles of"
+    size = f"{work} {shape[2] * 8}x{shape[3] * 8}"
+    return _fitting(model, size, lambda tried: decode_bytes(tried, shape, padding), strips)
 
 
 def check_encode(model: Model, shape: tuple[int, ...], strips: int | None = None) -> Model:
@@ -60,14 +65,12 @@ def in_strips(model: Model, strips: int) -> Model:
 
 
 def _fitting(model: Model, work: str, needs: Callable[[Model], int], strips: int | None) -> Model:
-    own = model.compute.strips if strips is None else strips
-    free = free_bytes()
+    own = strips or (model.compute.strips if model.programs is None else model.programs.strips)
+    free = _free_for(model)
     if free is None:
         return in_strips(model, own)
-    if isinstance(model.params, Turns):  # when it comes to that, the VAE is there and nothing else
-        free += model.params.held_bytes() - device_bytes(_vae(model))
     found = ""
-    for count in [own, *(n for n in STRIPS if n > own and strips is None)]:
+    for count in [own, *(n for n in model.memory.strips if n > own and strips is None)]:
         tried, how = in_strips(model, count), f" in {count} strips of rows" if count > 1 else ""
         try:
             needed = needs(tried)
@@ -79,8 +82,17 @@ def _fitting(model: Model, work: str, needs: Callable[[Model], int], strips: int
         found = f"takes {needed / 1e9:.1f} GB beside the weights{how}, the device has {free / 1e9:.1f} GB free"
     more = [] if strips is None else ["use more --strips"]
     turns = [] if model.memory.turns else ["let components take turns (--memory auto)"]
-    ways = ", or ".join([*more, *turns, "use more devices for it (--mesh)", "--tiling, which is lossy"])
+    tiles = [] if "tiles" in work else ["--tiling, which is lossy"]
+    ways = ", or ".join([*more, *turns, "use more devices for it (--mesh)", *tiles])
     raise ValueError(f"{work} {found}; {ways}")
+
+
+def _free_for(model: Model) -> int | None:
+    """Bytes beside the VAE's weights on each device when it runs; None where the device does not say."""
+    free = free_bytes()
+    if free is None or not isinstance(model.params, Turns):
+        return free
+    return free + model.params.held_bytes() - device_bytes(_vae(model))  # nothing else is there then
 
 
 def _vae_bytes(model: Model, lower: Callable[[Any], Iterator[Any]]) -> int:

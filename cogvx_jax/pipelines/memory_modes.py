@@ -13,6 +13,8 @@ from typing import Any
 from cogvx_jax.configs import Compute
 
 AUTO = "auto"  # the first row that fits the devices that are here
+STRIPS = (1, 16, 32, 64)  # of rows that the VAE works through frames in; 1 is whole frames
+TILE_STRIPS = (1, 4, 8)  # of tiles, which have 240 rows
 MLP_TOKENS = 4096  # of 17776 tokens of 5B, whose hidden activations then take 0.1 GiB and not 0.4
 
 
@@ -26,6 +28,7 @@ class MemoryMode:
     exact: bool = True  # the video is that of `resident`: on a CPU to the bit, elsewhere but for rounding
     turns: bool = True  # components are on the devices one after the other
     tiling: bool = False  # the VAE runs in tiles
+    strips: tuple[int, ...] = STRIPS  # those of the VAE, the first that fit are taken: slower, the same video
     compute: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # fields of `Compute`
 
     def of(self, compute: Compute) -> Compute:
@@ -79,6 +82,7 @@ def _in_tiles(mode: MemoryMode) -> MemoryMode:
         costs=f"{mode.costs}; tiles are lossy: the video differs slightly, and seams can show",
         exact=False,
         tiling=True,
+        strips=TILE_STRIPS,
     )
 
 
@@ -94,6 +98,11 @@ def find_mode(name: str | MemoryMode) -> MemoryMode:
     if name not in BY_NAME:
         raise ValueError(f"unknown memory mode {name!r}; the known ones are {', '.join(BY_NAME)}")
     return BY_NAME[name]
+
+
+def strips_note(strips: int) -> str:
+    """That the VAE decodes in so many strips and what that costs, for people."""
+    return f"It decodes in {strips} strips of rows, which takes longer and gives the same video."
 
 
 def modes_of(compute: Compute) -> str:

@@ -34,6 +34,7 @@ from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.device_memory import free_bytes
 from cogvx_jax.pipelines.memory_modes import RESIDENT, TURNS, MemoryMode, find_mode
+from cogvx_jax.pipelines.origin import Origin, used_loras
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
 from cogvx_jax.pipelines.turns import Component, Turns
@@ -70,6 +71,7 @@ class Model:
     exact: compute each video and branch of guidance alone; see `pipelines.exact`.
     memory: of `pipelines.memory_modes`, that `params` and `compute` are of.
     folder: that it was loaded from, in which a calibration may be; see `pipelines.calibration`.
+    origin: what `params` were read from, for the record of a video; None where that is not known.
     """
 
     spec: ModelSpec
@@ -81,6 +83,7 @@ class Model:
     exact: bool = False
     memory: MemoryMode = RESIDENT
     folder: str | Path | None = None
+    origin: Origin | None = None
 
     @property
     def transformer(self) -> Transformer:
@@ -93,6 +96,11 @@ class Model:
     @property
     def text_encoder(self) -> T5Encoder:
         return T5Encoder(self.spec.text_encoder, self.compute.of("text_encoder"))
+
+    @property
+    def known_origin(self) -> Origin | None:
+        """`origin`, where `params` still are what it tells of."""
+        return self.origin if self.origin is not None and self.origin.is_of(self.params) else None
 
     def compiled(self, name: str, function: Any) -> Any:
         """A jitted function, or before it the stored programs of its name; see `StoredPrograms.before`."""
@@ -152,7 +160,8 @@ def load(
     keep_freed_memory()
     enable_compilation_cache()
     folder, mesh = resolve(source), None if mesh is None else sharding.auto(mesh)
-    files = open_source(folder, Given.of(given))
+    about = Given.of(given)
+    files = open_source(folder, about)
     spec = files.spec()
     report_inferred(files)
     check_parts(files, spec, components)
@@ -182,6 +191,8 @@ def load(
         give_back_freed_memory()  # reading leaves holes as large as the weights
         if "transformer" in params:
             compute = with_logit_bound(compute, spec, params["transformer"])
+    origin = Origin(source=source_text(source), place=folder, given=about, quantize=quantize)
+    used = () if lora is None else used_loras([(lora, 1.0)])
     return Model(
         spec=spec.distilled(None if lora is None else lora.distilled),
         params=params,
@@ -191,6 +202,7 @@ def load(
         programs=stored,
         memory=mode,
         folder=folder,
+        origin=origin.of(params, *used),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cogvx_jax.sharding import of_first_process
 
-LATENTS, POSTERIOR, STEPS, PIXELS, ORDER = range(5)  # what the noise is for; each has a stream of its own
+LATENTS, POSTERIOR, STEPS, PIXELS, ORDER, WARP, MOTION = range(7)  # what the noise is for; each has a stream of its own
 
 
 class NoiseSource(Protocol):
@@ -30,6 +30,12 @@ class NoiseSource(Protocol):
 
     def order(self, shape: tuple[int, ...]) -> jax.Array:
         """Numbers (B, T) whose order is that in which noise is shuffled over the latents; of windows alone."""
+
+    def warp(self, index: int, shape: tuple[int, ...]) -> jax.Array:
+        """The noise that a flow moves, on its own grid (0), or that its step `index` adds; of `flow` alone."""
+
+    def motion(self, shape: tuple[int, ...]) -> jax.Array:
+        """The noise with which pictures of a trajectory are drawn from their posterior."""
 
 
 class SeededNoise:
@@ -61,6 +67,12 @@ class SeededNoise:
 
     def order(self, shape):
         return self._draw(shape, ORDER, 0)
+
+    def warp(self, index, shape):
+        return self._draw(shape, WARP, index)
+
+    def motion(self, shape):
+        return self._draw(shape, MOTION, 0)
 
     def _draw(self, shape, stream, index):
         videos = self._first + jnp.arange(shape[0])

@@ -18,10 +18,13 @@ import numpy as np
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.data.regions import MAX_REGIONS, Region, parse_region
 from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
 from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.diffusion.travel import Travel, parse_travel
+from cogvx_jax.diffusion.warped import WarpedNoise, parse_warped
 from cogvx_jax.diffusion.windows import Windows, parse_windows
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
@@ -31,6 +34,7 @@ MAX_STRIPS = 1024
 MAX_IMAGE_NOISE = 2.0  # from black to white
 MAX_CONTROL = 100.0
 MAX_DILATION = 1024  # pixels
+MAX_TRAJECTORIES = 64
 RANDOM = "random"
 POSITIONS = ("riflex",)  # beside those of training
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
@@ -158,13 +162,22 @@ class Options(Sampling):
     """How a video is to be made, but for its prompt. None is the model's own.
 
     In Python `image` and `last_image` may also be a PIL image or (H, W, 3) uint8, or a list of one per prompt. `video`,
-    `control` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `control`, `edit` and `extend` may be (F, H, W, 3) uint8; `mask` may be that, (F, H, W), a picture, or bool.
+    `noises` and `flow` may be arrays, or `cx.WarpedNoise`.
     `negative_prompt` may be a list of one per prompt, or None for zeros in place of the encoded prompt, as in the
     authors' own code. `controlnet` may be what `load_controlnet` gives, (source, weight), or a list of these; `control`
     may be a list of a video for each then.
 
     Args:
       negative_prompt: what to steer away from. "" is the encoded empty prompt, as in diffusers.
+      travel: prompts that follow, each with its place: 24=a blue star, at a frame of a clip in windows, or 50%=a blue
+        star, at a share of the steps. Between places they are mixed. A mapping in Python and JSON.
+      trajectory: points that things move along, on a canvas of 256 x 256, with `tora`: "60,128 200,128", or a file with
+        a line for each point; several move side by side. In Python and JSON also pairs, or a list of such lists.
+      tora: Tora's two files, EXTRACTOR,FUSER, or their folder, and their weight if not 1, for 5B and 5B-I2V.
+      region: prompts of parts of the picture, for models with rotary positions alone, such as 5B and 1.5: a box of
+        left, top, right, bottom, 0,0,0.5,1=a blue star, or what is white in a picture or video, left.png=a blue star.
+        In Python and JSON a list of pairs.
       image: the first frame, for image-to-video and inpainting models; it is stretched to the video's size.
       last_image: the last frame, for the same models.
       keyframes: pictures at frames of the clip, for the same models: 24=b.png,48=c.png; a mapping in Python and JSON.
@@ -172,18 +185,24 @@ class Options(Sampling):
       video: what to start from, for text-to-video and inpainting models.
       mask: a video or picture of the video's size: what is white is made anew, what is black is kept.
       mask_dilation: pixels by which the white of the mask grows first, which hides seams.
+      edit: a video to edit by inversion, for text-to-video models: what is made looks at it in every block; with `mask`
+        where that is white.
       extend: a video to go on with, for text-to-video, image-to-video and inpainting models; frames are then those of
         the whole that comes out, any number.
-      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask it is 1 unless
-        given.
+      strength: how much of the video is redrawn, above 0 and at most 1; with an inpainting model's mask, and of a video
+        to edit, it is 1 unless given.
       control: a video to follow, such as depth, edges or poses, for control models or with `controlnet`; for several
         ControlNets one for all, or one each, a.mp4,b.mp4.
       controlnet: a ControlNet of TheDenk's, with which text- and image-to-video models follow `control`: a folder, a
-        file or a hub id, and its weight if not 1; several add up.
+        file, a run of `cogvx train --controlnet` or a hub id, and its weight if not 1; several add up.
       control_strength: factor of what a control model sees of it, or a ControlNet adds; of one also a number for each
         of its blocks, such as 1,0.8,0.5.
       control_start: first part of the steps that sees the control video, 0 to 1.
       control_end: last part of the steps that sees it.
+      noises: noise to start from that moves, for LoRAs of Go-with-the-Flow: a .npy file of (frames, h, w, channels),
+        and how it is used, noises.npy:degradation=0.5,frames=nearest; docs/tasks.md has the keys.
+      flow: a .npy file of (frames - 1, height, width, 2) pixels to the right and down, by which such noise is made;
+        flow.npy:cell=32 and the same keys.
       use_dynamic_cfg: vary the weight of the prompt over the steps, as the authors' demo does.
       seed: the same seed gives the same video; "random" draws one and prints it.
       strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
@@ -194,6 +213,18 @@ class Options(Sampling):
     """
 
     negative_prompt: Annotated[Any, _word("STR")] = ""
+    travel: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="PLACE=PROMPT", help_behavior_hint=NO_HINT)
+    ] = ()
+    trajectory: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="X,Y X,Y ...|PATH", help_behavior_hint=NO_HINT),
+    ] = ()
+    tora: Annotated[Any, _word("PATH[:WEIGHT]"), NONE] = None
+    region: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="BOX|PATH=PROMPT", help_behavior_hint=NO_HINT),
+    ] = ()
     image: Annotated[Any, _word("PATH")] = None
     last_image: Annotated[Any, _word("PATH")] = None
     keyframes: Annotated[Any, _word("FRAME=PATH,...")] = None
@@ -201,6 +232,7 @@ class Options(Sampling):
     video: Annotated[Any, _word("PATH")] = None
     mask: Annotated[Any, _word("PATH")] = None
     mask_dilation: Annotated[Any, _word("INT", _read_whole)] = 0
+    edit: Annotated[Any, _word("PATH")] = None
     extend: Annotated[Any, _word("PATH")] = None
     strength: Annotated[float | None, tyro.conf.arg(help_behavior_hint="(default: 0.8)")] = None
     control: Annotated[Any, _word("PATH")] = None
@@ -210,6 +242,8 @@ class Options(Sampling):
     control_strength: Annotated[Any, _word("NUMBER[,...]", _read_numbers)] = 1.0
     control_start: float = 0.0
     control_end: float = 1.0
+    noises: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
+    flow: Annotated[Any, _word("PATH[:KEY=VALUE,...]")] = None
     use_dynamic_cfg: bool = False
     seed: Annotated[int | Literal["random"], _word("INT|random", _read_whole)] = 0
     strips: Annotated[
@@ -222,8 +256,20 @@ class Options(Sampling):
 
 
 PICTURES = ("image", "last_image", "keyframes")
-INPUTS = (*PICTURES, "video", "mask", "control", "extend")  # options whose files are read
+INPUTS = (*PICTURES, "video", "mask", "control", "edit", "extend")  # options whose files are read
+NEEDS = {  # option -> the inputs that it is for, one of which must be there
+    "image_noise": (*PICTURES, "mask"),
+    "mask_dilation": ("mask",),
+    "strength": ("video", "edit"),
+    **dict.fromkeys(("controlnet", "control_strength", "control_start", "control_end"), ("control",)),
+}
 PYTHON_ONLY = {"image_scale", "latents"}  # no flags, nor keys of a prompts file
+
+
+def none_beside(name: str) -> tuple[str, ...]:
+    """Options that are refused beside an input that must be the only one."""
+    others = tuple(one for one in INPUTS if one != name)
+    return (*others, *(option for option, inputs in NEEDS.items() if name not in inputs))
 
 
 def control_sources(asked: Options) -> list[Any]:
@@ -366,6 +412,80 @@ def _optional_path(name: str, value: Any) -> Any:
     return None if value is None else check_path(name, value)
 
 
+def _travel(name: str, value: Any) -> Travel | tuple[()]:
+    """Of a mapping, of "24=a blue star" or several of it, or what was read before."""
+    if value is None or isinstance(value, tuple | list) and not value:
+        return ()
+    if isinstance(value, Travel):
+        return value
+    if isinstance(value, Mapping):
+        return parse_travel(list(value.items()))
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, tuple | list) or not all(isinstance(one, str) and "=" in one for one in several):
+        raise ValueError(f"{name} must be places and their prompts, such as 24=a blue star, got {_shown(value)}")
+    return parse_travel([(place, prompt) for place, _, prompt in (one.partition("=") for one in several)])
+
+
+def _trajectories(name: str, value: Any) -> tuple[Any, ...]:
+    """Texts, paths or points of one or several; they are looked at when they are read."""
+    if value is None or isinstance(value, tuple | list) and not value:
+        return ()
+    if isinstance(value, str | os.PathLike) or getattr(value, "ndim", 0) == 2 or _are_points(value):
+        return (value,)
+    if not isinstance(value, tuple | list) or len(value) > MAX_TRAJECTORIES:
+        raise ValueError(f"{name} must be at most {MAX_TRAJECTORIES} lists of points x,y, got {_shown(value)}")
+    return tuple(value)
+
+
+def _are_points(value: Any) -> bool:
+    """Whether it is pairs of numbers, of one trajectory."""
+    return isinstance(value, tuple | list) and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(n, numbers.Real) for n in pair)
+        for pair in value
+    )
+
+
+def _tora(name: str, value: Any) -> tuple[str, float] | None:
+    """A path with its weight, as text or a pair."""
+    if value is None:
+        return None
+    source, weight = value if isinstance(value, tuple) and len(value) == 2 else (value, 1.0)
+    if isinstance(value, str):
+        source, weight = parse_weighted(value, "Tora")
+    number = _number(-MAX_CONTROL, MAX_CONTROL, optional=False)(f"the weight of {name}", weight)
+    assert number is not None
+    return str(check_path(name, source)), float(number)
+
+
+def _regions(name: str, value: Any) -> tuple[Region, ...]:
+    """Of text, or several: texts, pairs of a place and a prompt, or what was read before."""
+    if value is None:
+        return ()
+    several = [value] if isinstance(value, str | Region) else value
+    if not isinstance(several, tuple | list) or len(several) > MAX_REGIONS:
+        raise ValueError(f"{name} must be at most {MAX_REGIONS} places with their prompts, got {_shown(value)}")
+    found = []
+    for each in several:
+        if isinstance(each, str):
+            each = parse_region(each)
+        elif isinstance(each, tuple | list) and len(each) == 2:
+            each = Region(*each)
+        if not isinstance(each, Region):
+            raise ValueError(f"{name} must be a place and its prompt, such as 0,0,0.5,1=a star, got {_shown(each)}")
+        found.append(each)
+    return tuple(found)
+
+
+def _warped(name: str, value: Any) -> WarpedNoise | None:
+    """Of a path with its options, an array, or what was read before."""
+    if value is None or isinstance(value, WarpedNoise):
+        return value
+    if isinstance(value, str):
+        return parse_warped(value)
+    _path_or_pixels(name, value)
+    return WarpedNoise(value)
+
+
 def _dilation(name: str, value: Any) -> int:
     number = _whole(name, value)
     if number is None or not 0 <= number <= MAX_DILATION:
@@ -399,12 +519,21 @@ def _positions(name: str, value: Any) -> str | None:
     return value
 
 
+def check_text(name: str, value: str) -> str:
+    """Raises: ValueError for what no tokenizer takes, such as an argument that was not in UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} holds bytes that are no UTF-8 text, from character {error.start} on") from None
+    return value
+
+
 def _texts(name: str, value: Any) -> str | tuple[str, ...] | None:
     if value is None or isinstance(value, str):
-        return value
+        return None if value is None else check_text(name, value)
     if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
         raise ValueError(f"{name} must be text, got {_shown(value)}")
-    return tuple(value)
+    return tuple(check_text(name, one) for one in value)
 
 
 def _source(name: str, value: Any) -> Any:
@@ -459,6 +588,7 @@ def _seed(name: str, value: Any) -> int | str:
 
 
 def _fps(name: str, value: Any) -> fractions.Fraction | None:
+    value = _read_rate(value) if isinstance(value, str) and "/" in value else value  # JSON has no fractions
     number = _number(-math.inf, math.inf)(name, value)
     if number is None:
         return None
@@ -492,6 +622,10 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "windows": _parsed(Windows, parse_windows, "48:8"),
     "positions": _positions,
     "negative_prompt": _texts,
+    "travel": _travel,
+    "trajectory": _trajectories,
+    "tora": _tora,
+    "region": _regions,
     "image": _source,
     "last_image": _source,
     "keyframes": _keyframes,
@@ -499,6 +633,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "video": _source,
     "mask": _source,
     "mask_dilation": _dilation,
+    "edit": _source,
     "extend": _source,
     "strength": _strength,
     "control": _source,
@@ -506,6 +641,8 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "control_strength": _control_strength,
     "control_start": _number(0, 1, optional=False),
     "control_end": _number(0, 1, optional=False),
+    "noises": _warped,
+    "flow": _warped,
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,
     "strips": check_strips,

@@ -47,13 +47,18 @@ def compile_cost(lowered: Any, *, chip: Chip | None = None, computed: float | No
     Raises: MemoryError where the compiler finds that it does not fit.
     """
     began = time.monotonic()
+    compiled = compile_fitting(lowered)
+    return read_cost(compiled, chip=chip, seconds=time.monotonic() - began, computed=computed)
+
+
+def compile_fitting(lowered: Any) -> Any:
+    """The program, compiled. Raises: MemoryError where the compiler finds that it does not fit."""
     try:
-        compiled = lowered.compile()
+        return lowered.compile()
     except Exception as error:  # XlaRuntimeError, and those that jax raises from it
         if "RESOURCE_EXHAUSTED" in str(error):
             raise MemoryError(_first_line(error)) from error
         raise
-    return read_cost(compiled, chip=chip, seconds=time.monotonic() - began, computed=computed)
 
 
 def read_cost(compiled: Any, *, chip: Chip | None = None, seconds: float = 0.0, computed: float | None = None) -> Cost:

@@ -16,9 +16,11 @@ from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.reuse import Reuse
+from cogvx_jax.diffusion.travel import Travel
 from cogvx_jax.diffusion.windows import Windows, lay_out
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
+from cogvx_jax.pipelines.input_sources import InputSource, input_sources
 from cogvx_jax.pipelines.inputs import (
     KINDS,
     NAMES,
@@ -37,15 +39,20 @@ from cogvx_jax.pipelines.inputs import (
     read_stills,
 )
 from cogvx_jax.pipelines.noise import random_seed
-from cogvx_jax.pipelines.options import RANDOM, Options, Sampling
+from cogvx_jax.pipelines.options import RANDOM, Options, Sampling, check_text
+from cogvx_jax.pipelines.regions import Regions, read_regions
+from cogvx_jax.pipelines.tora import MotionUse, read_motion
+from cogvx_jax.pipelines.warped_noise import Warped, read_warped
 
 # Far beyond what attention over all tokens allows: refused before anything grows with them.
 MAX_SIZE = 2**14  # pixels
 MAX_FRAMES = 2**14
+GUIDED_ALONE = ("negative_prompt", "use_dynamic_cfg")  # options that do nothing without guidance
 # Fields that older digests do not know.
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
+    *("warped", "travel", "regions", "motion"),
 )
 
 
@@ -103,6 +110,12 @@ class Request(Settings):
     carried: int | None = None  # frames of its end that the next one begins with
     finished: int | None = None  # frames that come out together
     latents: np.ndarray | None = None  # (B, T, h, w, C) float32
+    warped: Warped | None = None  # noise that moves; None: noise that does not
+    travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
+    regions: Regions | None = None  # with prompts of their own, the same for all videos
+    motion: MotionUse | None = None  # trajectories that all videos follow
+    asked: Options | None = None  # the options that this is of, completed by what is set here
+    sources: tuple[InputSource, ...] = ()  # what was read
 
     @property
     def segments(self) -> int:
@@ -110,6 +123,12 @@ class Request(Settings):
         if self.extend is None or self.finished is None or self.carried is None:
             return 1
         return -(-(self.finished - len(self.extend)) // (self.frames - self.carried))
+
+    @property
+    def beside(self) -> str | None:
+        """What takes memory beside the model, and is not counted; None where nothing is."""
+        there = {"ControlNet": self.controls, "trajectory": self.motion, "region": self.regions}
+        return next((name for name, one in there.items() if one is not None), None)
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int, int]:
@@ -138,10 +157,17 @@ class Request(Settings):
                 f"the request was checked for {self.model}, whose videos are not like those of {spec.name}"
             )
 
+    def with_seed(self, seed: int) -> "Request":
+        """The same with another seed."""
+        asked = None if self.asked is None else dataclasses.replace(self.asked, seed=seed)
+        return dataclasses.replace(self, seed=seed, asked=asked)
+
     def digest(self, *, seed: bool = True) -> str:
         """A hash of all that is asked for, pixels included; equal requests have equal ones. `seed` counts it in."""
         found = hashlib.sha256()
         for field in dataclasses.fields(self):
+            if field.name in ("asked", "sources"):  # which the other fields say
+                continue
             value = getattr(self, field.name) if seed or field.name != "seed" else None
             if value is None and field.name in LATER:
                 continue
@@ -174,6 +200,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     prompts = tuple(prompt) if isinstance(prompt, list | tuple) else (prompt,)
     if not prompts or not all(isinstance(p, str) for p in prompts):
         raise ValueError("prompt must be a string or a list of at least one string")
+    for text in prompts:
+        check_text("prompt", text)
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
     read = _read_inputs if asked.extend is None else _going_on
@@ -183,6 +211,9 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
     _check_steps(spec, settings, strength, asked)
     settings, inputs, fps = read(spec, asked, settings, len(prompts))
     _warn_of_positions(spec, settings)
+    _warn_of_windows(spec, settings)
+    _warn_unguided(spec, settings, asked)
+    shape = (settings.shape[0] - settings.padding, *settings.shape[1:])
     request = Request(
         **vars(settings),
         model=spec.name,
@@ -199,11 +230,35 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         mask_dilation=asked.mask_dilation or None,
         control_steps=_control_steps(asked),
         latents=asked.latents,
+        travel=_find_travel(spec, settings, asked),
+        regions=read_regions(spec, asked, settings.frames, settings.shape, settings.padding),
+        motion=read_motion(spec, asked, settings.frames),
+        warped=read_warped(asked, settings.frames, shape),
         **inputs,
     )
     if request.latents is not None and request.latents.shape != request.batch_shape:
         raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
-    return request
+    return dataclasses.replace(request, asked=_completed(asked, request), sources=input_sources(asked))
+
+
+def _completed(asked: Options, request: Request) -> Options:
+    """Options that ask for the same whatever the model's own settings are."""
+    held: dict[str, Any] = {}
+    if asked.video is not None:
+        held["strength"] = request.strength
+    if request.image_noise is not None and (request.stills is not None or request.mask is not None):
+        held["image_noise"] = request.image_noise
+    return dataclasses.replace(
+        asked,
+        size=(request.height, request.width),
+        frames=request.frames if request.finished is None else request.finished,
+        steps=request.steps,
+        guidance_scale=request.guidance,
+        sampler=request.sampler,
+        seed=request.seed,
+        fps=request.fps,
+        **held,
+    )
 
 
 Inputs = tuple[Settings, dict[str, Any], fractions.Fraction | None]
@@ -217,8 +272,9 @@ def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: in
     nets, task, most = open_controlnets(spec, asked), settings.task, settings.frames
     _check_controlnets(settings, bool(nets))
     clip, mask, fps, clips = None, None, None, list[np.ndarray]()
-    if asked.video is not None:
-        clip, fps = read_video(asked.video, most)
+    source = asked.edit if task == "edit" else asked.video
+    if source is not None:
+        clip, fps = read_video(source, most)
         settings = check_sampling(spec, asked, task, len(clip))
         mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
         clip = clip[: settings.frames]
@@ -324,15 +380,20 @@ def check_sampling(
             "policy of windows"
         )
     if whole:
-        _check_shortcuts(settings, evaluations(spec, settings))
+        _check_shortcuts(spec, settings, evaluations(spec, settings))
     return settings
 
 
 def few_steps_note(request: Request, spec: ModelSpec) -> str | None:
-    """A sentence where a model of few steps is asked for others than it is for; else None."""
+    """A sentence where a model of few steps is asked for others than it is for, or another model for few; else None."""
     own = spec.defaults
     if not own.distilled:
-        return None
+        if not samplers.SAMPLERS[request.sampler].few_steps:
+            return None
+        return (
+            f"sampler {request.sampler} is for models that `cogvx distill` taught it, which {spec.name} is not: expect "
+            "worse videos"
+        )
     wanted = Distilled(
         method=own.distilled,
         steps=own.num_inference_steps,
@@ -355,7 +416,7 @@ def _check_steps(spec: ModelSpec, settings: Settings, strength: float, asked: Op
     if kept_steps(settings, strength) < 1:
         raise ValueError(f"strength {strength} of {settings.steps} steps leaves none to take; raise either")
     count = evaluations(spec, settings, strength)
-    _check_shortcuts(settings, count)
+    _check_shortcuts(spec, settings, count)
     start, end = asked.control_start, asked.control_end
     if asked.control is not None and not shown_steps((start, end), count).any():
         raise ValueError(
@@ -369,6 +430,34 @@ def shown_steps(part: tuple[float, float], count: int) -> np.ndarray:
     return (part[0] <= places) & (places <= part[1])
 
 
+def _find_travel(spec: ModelSpec, settings: Settings, asked: Options) -> Travel | None:
+    """The prompts that follow. Raises: ValueError where they cannot."""
+    travel: Any = asked.travel or None
+    if travel is None:
+        return None
+    other = settings.reuse or settings.way
+    if other is not None:
+        words = "reuse" if settings.reuse else "guidance"
+        raise ValueError(f"travel changes the prompt on the way, and {words} {other} goes on with an old one; give one")
+    if asked.edit is not None:
+        raise ValueError("an edit's clip is seen by one prompt; give travel or a video to edit, not both")
+    if travel.over == "steps":
+        return travel
+    windows = settings.windows
+    if windows is None or window_latents(spec, windows)[0] >= settings.shape[0]:
+        raise ValueError(
+            f"travel over frames needs windows shorter than the clip of {settings.frames} frames, each of which has a "
+            "prompt; give windows=16:8, say, or places in the steps, such as 50%"
+        )
+    if asked.extend is not None:
+        raise ValueError("travel over frames is of one clip; give a video to extend places in the steps, such as 50%")
+    if travel.places[-1] >= settings.frames:
+        raise ValueError(
+            f"frame {travel.places[-1]:g} of travel is outside the clip, whose frames are 0 to {settings.frames - 1}"
+        )
+    return travel
+
+
 def _control_steps(asked: Options) -> tuple[float, float] | None:
     part = asked.control_start, asked.control_end
     return None if asked.control is None or part == (0, 1) else part
@@ -378,6 +467,11 @@ def evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> i
     """Evaluations of the model that the steps which are taken need; both branches of guidance are one."""
     start = settings.steps - kept_steps(settings, strength)
     return samplers.SAMPLERS[settings.sampler].evaluations(spec.schedule, settings.steps, start)
+
+
+def inversions(settings: Settings, strength: float = 1.0) -> int:
+    """Evaluations of one branch that invert the clip of an edit: one for each step that is taken."""
+    return kept_steps(settings, strength) if settings.task == "edit" else 0
 
 
 def row_evaluations(spec: ModelSpec, settings: Settings, strength: float = 1.0) -> int:
@@ -410,19 +504,46 @@ def _warn_of_positions(spec: ModelSpec, settings: Settings) -> None:
         )
 
 
+def _warn_of_windows(spec: ModelSpec, settings: Settings) -> None:
+    """Warns where a window holds the whole clip."""
+    if settings.windows is None:
+        return
+    size, _ = window_latents(spec, settings.windows)
+    if size >= settings.shape[0]:
+        warnings.warn(
+            f"windows of {settings.windows.frames} frames change nothing here: one holds the {settings.frames} frames "
+            "of the clip; give smaller ones, or more frames",
+            stacklevel=4,
+        )
+
+
+def _warn_unguided(spec: ModelSpec, settings: Settings, asked: Options) -> None:
+    """Warns of options that have no effect without guidance."""
+    idle = [name for name in GUIDED_ALONE if getattr(asked, name) != getattr(Options, name)]
+    if settings.guided or not idle:
+        return
+    by = ", as the LoRA of few steps sets it" if _set_by_lora(spec, settings) else ""
+    warnings.warn(
+        f"{' and '.join(idle)} {'change' if idle[1:] else 'changes'} nothing here: guidance is off at a guidance scale "
+        f"of {settings.guidance:g}{by}; give one above 1",
+        stacklevel=4,
+    )
+
+
 def _check_guider(spec: ModelSpec, settings: Settings) -> None:
     """Raises: ValueError for a guider or an enhancement that the model or the other options cannot have."""
     guider, asked = settings.guider, []
     if guider is not None:
-        if not settings.guided:
-            raise ValueError(f"guider {guider.kind} needs a guidance scale above 1, got {settings.guidance:g}")
+        _check_guided(spec, settings, f"guider {guider.name}")
         guider.check_layers(spec.transformer.layers)
-        asked += [f"guider {guider.kind}"] if guider.third else []
+        asked += [f"guider {guider.name}"] if guider.third else []
     asked += [] if settings.enhance is None else ["enhance"]
     other = settings.reuse or settings.way
     words = "reuse" if settings.reuse else "guidance"
     if settings.windows is not None and other is not None:
         raise ValueError(f"windows overlap, so one has no use for what another left to {words} {other}; give one")
+    if settings.task == "edit" and other is not None:
+        raise ValueError(f"an edit looks at its clip in all evaluations, and {words} {other} leaves some out; give one")
     if asked and other is not None:
         raise ValueError(
             f"{asked[0]} changes blocks in every evaluation, and {words} {other} leaves some out; give one"
@@ -439,13 +560,28 @@ def _check_controlnets(settings: Settings, given: bool) -> None:
         )
 
 
-def _check_shortcuts(settings: Settings, count: int) -> None:
+def _check_guided(spec: ModelSpec, settings: Settings, what: str) -> None:
+    """Raises: ValueError, saying who turned guidance off, for what needs it."""
+    if settings.guided:
+        return
+    found = f"got {settings.guidance:g}"
+    if _set_by_lora(spec, settings):
+        found = f"and the LoRA of few steps sets {settings.guidance:g}"
+    raise ValueError(f"{what} needs a guidance scale above 1, {found}; leave it out, or give a guidance scale")
+
+
+def _set_by_lora(spec: ModelSpec, settings: Settings) -> bool:
+    """Whether the guidance scale is that of a LoRA of few steps."""
+    return bool(spec.defaults.distilled) and settings.guidance == spec.defaults.guidance_scale
+
+
+def _check_shortcuts(spec: ModelSpec, settings: Settings, count: int) -> None:
     """Raises: ValueError for reuse or a way of guidance that so many evaluations, or no guidance, cannot have."""
     reuse, way = settings.reuse, settings.way
     if reuse is not None and way is not None:
         raise ValueError(f"give either reuse {reuse} or guidance {way}: what one keeps, the other does not compute")
-    if way is not None and not settings.guided:
-        raise ValueError(f"guidance {way} needs a guidance scale above 1, got {settings.guidance:g}")
+    if way is not None:
+        _check_guided(spec, settings, f"guidance {way}")
     for one in (reuse, way):
         if one is not None:
             one.check_steps(count)
@@ -527,7 +663,7 @@ def _check_frames(spec: ModelSpec, frames: int, task: Task, windows: Windows | N
     # The reference takes clips only where no padding is needed; we take those, too.
     patch = spec.transformer.patch_t or 1
     whole = task not in ("t2v", "i2v") and patch > 1 and latent_frames(spec, frames) % patch == 0
-    if task in ("repaint", "inpaint"):  # masks have a first frame of its own
+    if task in ("repaint", "edit", "inpaint"):  # masks have a first frame of its own
         whole = whole and frames % spec.vae.temporal_compression == 1
     if frames < 1 or (frames % unit != 1 and not whole):
         lower = max((frames - 1) // unit, 0) * unit + 1

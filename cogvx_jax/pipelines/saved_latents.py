@@ -29,6 +29,7 @@ class SavedLatents:
     fps: float
     model: str  # what `load` takes
     prompt: str
+    record: str | None = None  # the text that the video is to carry
 
     def __post_init__(self):
         shape = self.latents.shape
@@ -84,18 +85,18 @@ def read_latents(path: str | os.PathLike) -> SavedLatents:
             about = file.metadata() or {}
             if about.get("format") != FORMAT:
                 raise ValueError(f"{path} does not hold latents that `cogvx generate` saved")
-            return _checked(path, file.get_tensor("latents"), about.get("run", ""))
+            return _checked(path, file.get_tensor("latents"), about.get("run", ""), about.get("record"))
     except (SafetensorError, TypeError, AttributeError) as error:  # the latter two of types that numpy does not have
         raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None
 
 
-def _checked(path: str | os.PathLike, latents: np.ndarray, run: str) -> SavedLatents:
-    names = {field.name for field in dataclasses.fields(SavedLatents)} - {"latents"}
+def _checked(path: str | os.PathLike, latents: np.ndarray, run: str, record: str | None) -> SavedLatents:
+    names = {field.name for field in dataclasses.fields(SavedLatents)} - {"latents", "record"}
     try:
         facts = parse_json(run)
         if facts.keys() != names:
             raise ValueError(f"its metadata must say {', '.join(sorted(names))}")
-        return SavedLatents(latents=latents, **facts)
+        return SavedLatents(latents=latents, record=record, **facts)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {str(error)[:200]}") from None
 
@@ -105,6 +106,7 @@ def _bytes(saved: SavedLatents) -> bytes:
 
     facts = {"padding": saved.padding, "fps": saved.fps, "model": saved.model, "prompt": saved.prompt}
     metadata = {"format": FORMAT, "run": json.dumps(facts)}
+    metadata |= {} if saved.record is None else {"record": saved.record}
     return save({"latents": np.ascontiguousarray(saved.latents)}, metadata)
 
 

@@ -31,7 +31,7 @@ from cogvx_jax.storage import file_size, new_folder
 from cogvx_jax.temporaries import check_local
 
 MANIFEST = "programs.json"
-FORMAT = 1
+FORMAT = 2
 OTHERS = stat.S_IWGRP | stat.S_IWOTH  # who else may write
 # The code that decides what a program does.
 SOURCES = ("axes.py", "chips.py", "configs.py", "nn", "models", "diffusion", "sharding", "pipelines", "quantization.py")
@@ -66,9 +66,15 @@ class StoredPrograms:
         programs: Iterable[StoredProgram],
         decode: dict[str, Any],
     ):
-        self._folder, self._spec, self._compute, self._decode = folder, spec, compute, decode
+        self._folder, self._spec, self._decode = folder, spec, decode
+        self._compute = dataclasses.replace(compute, strips=self.strips)
         self._programs = {(program.name, program.takes): program.compiled for program in programs}
         self._missing: set[tuple[str, str]] = set()
+
+    @property
+    def strips(self) -> int:
+        """Of rows that the VAE's programs work in; 1 is whole frames."""
+        return self._decode["strips"]
 
     def before(self, function: Function, name: str, spec: ModelSpec, compute: Compute) -> Function:
         """A jitted `function` (weights, ...), but where there is a program for what it is called with, that one.
@@ -124,7 +130,7 @@ def conditions(spec: ModelSpec, compute: Compute, mesh: Mesh | None, devices: Se
     """All that must be the same where programs are compiled and where they run, in words.
 
     Args:
-      compute: with the bound on attention's logits.
+      compute: with the bound on attention's logits, and as it is loaded: in whole frames.
       devices: those of the mesh, in its order, or the one.
     """
     kind = devices[0].platform
@@ -160,7 +166,7 @@ def write_programs(
     Args:
       made_for: of `conditions`.
       request: what they make, for people.
-      decode: called after the last program: "latents" (T, h, w, C), "padding" and "bytes" of decoding them.
+      decode: called after the last program: "latents" (T, h, w, C), "padding", "bytes" and "strips" of decoding them.
     Raises: FileExistsError; ValueError where the platform's programs cannot be stored.
     """
     with new_folder(folder) as partial:
@@ -257,7 +263,8 @@ def _is_entry(found: Any) -> bool:
 def _is_decode(found: Any) -> bool:
     if not isinstance(found, dict) or not isinstance(found.get("latents"), list):
         return False
-    return all(type(n) is int and n >= 0 for n in (*found["latents"], found.get("padding"), found.get("bytes")))
+    numbers = *found["latents"], *(found.get(name) for name in ("padding", "bytes", "strips"))
+    return all(type(n) is int and n >= 0 for n in numbers)
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -6,6 +6,7 @@ F pixel frames, T latents, h w their size, E extra channels.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import PIL.Image
 from cogvx_jax.data.video import to_model_pixels
 from cogvx_jax.diffusion import objective, samplers, schedule
 from cogvx_jax.diffusion.windows import shuffled
-from cogvx_jax.nn.resize import resize_linear
+from cogvx_jax.nn.resize import Array, resize_linear
 from cogvx_jax.pipelines.conditions import Condition, Known, SamplingInputs
 from cogvx_jax.pipelines.controlnets import control_inputs
 from cogvx_jax.pipelines.inputs import Still, Task
@@ -23,6 +24,8 @@ from cogvx_jax.pipelines.latents import clip_modes, image_condition, video_laten
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.request import Request, latent_frames, shown_steps, window_latents
+from cogvx_jax.pipelines.tora import motion_inputs
+from cogvx_jax.pipelines.warped_noise import warped_latents
 from cogvx_jax.sharding import replicate
 
 BLACK = -1.0  # what a model of masks sees where it must make something
@@ -30,8 +33,17 @@ MakeInputs = Callable[[Model, Request, NoiseSource, samplers.Sampler], SamplingI
 
 
 def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
-    """What a request's task and its ControlNets give to the loop. Raises: NotFiniteError."""
+    """What a request's task, and what goes beside it, give to the loop. Raises: NotFiniteError."""
     inputs = TASKS[request.task](model, request, noise, sampler)
+    if request.regions is not None:
+        latents = request.regions.latents
+        inputs = inputs._replace(
+            regions=replicate(np.broadcast_to(latents, request.batch_shape[:1] + latents.shape), model.mesh)
+        )
+    if request.motion is not None:
+        size = request.height, request.width
+        motion = motion_inputs(model, request.motion, request.frames, size, noise, tiling=request.tiling)
+        inputs = inputs._replace(motion=motion)
     if request.controls is None:
         return inputs
     part, size = request.control_steps, (request.height, request.width)
@@ -68,12 +80,29 @@ def from_video(model: Model, request: Request, noise: NoiseSource, sampler: samp
 
 def from_masked_video(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
     """`from_video`, with what the mask keeps put back after every step: no model need know of masks."""
-    assert request.mask is not None
     latents, clean, drawn = _redrawn(model, request, noise, sampler)
+    return SamplingInputs(latents, known=_unmasked(model, request, clean, drawn, sampler))
+
+
+def edit(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
+    """From noise, looking at a clip that is inverted; what a mask keeps is put back as in `from_masked_video`.
+
+    The noise is new, as what the last step of inversion gives; where less than all is redrawn, the clip is under it.
+
+    Source: `inference/ddim_inversion.py` of CogVideo 7a1af71; strength and mask are not in it.
+    """
+    latents, clean, drawn = _redrawn(model, request, noise, sampler)
+    start = latents if request.strength < 1 else drawn
+    known = None if request.mask is None else _unmasked(model, request, clean, drawn, sampler)
+    return SamplingInputs(start, known=known, inverted=clean)
+
+
+def _unmasked(model: Model, request: Request, clean: jax.Array, drawn: jax.Array, sampler: samplers.Sampler) -> Known:
+    """What a mask keeps of a clip with these latents, and this noise."""
+    assert request.mask is not None
     made = latent_mask(_resized_mask(request.mask, request), _latent_shape(model, request))
     kept = np.concatenate([np.repeat(~made[:1], request.padding, axis=0), ~made])[None, ..., None]
-    known = Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, _levels(model, sampler))
-    return SamplingInputs(latents, known=known)
+    return Known(replicate(kept.astype(np.float32), model.mesh), clean, drawn, _levels(model, sampler))
 
 
 def from_prefix(model: Model, request: Request, noise: NoiseSource, sampler: samplers.Sampler) -> SamplingInputs:
@@ -143,8 +172,8 @@ def latent_mask(made: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return np.concatenate([space[:1], rest])
 
 
-def resize_known(known: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """How far latents (T, h, w) are known by pixels (F, H, W) bool: float32, 0 to 1.
+def resize_known(known: Array, shape: tuple[int, int, int]) -> Array:
+    """How far latents (T, h, w) are known by pixels (F, H, W) bool: float32, 0 to 1, of the kind of `known`.
 
     The first frame is the first latent. Of the others two of each four count, in space 2x2 of each 8x8, so that thin
     regions vanish, and so does a last frame alone.
@@ -156,7 +185,7 @@ def resize_known(known: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     parts = [resize_linear(first, space)]
     if shape[0] > 1:
         parts.append(resize_linear(rest, {0: shape[0] - 1} | space))
-    return np.concatenate(parts)
+    return known.__array_namespace__().concatenate(parts)
 
 
 def _known_clip(request: Request, per_latent: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -225,14 +254,17 @@ def dilate(made: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _noise(model: Model, request: Request, noise: NoiseSource) -> jax.Array:
-    """The noise that a video starts from, or that is given to its clip; with windows, by FreeNoise where asked for."""
+    """The noise that a video starts from, or that is given to its clip, as it is asked for."""
     if request.latents is not None:
         return replicate(request.latents, model.mesh)
-    drawn, windows = noise.latents(request.batch_shape), request.windows
+    drawn: Any = noise.latents(request.batch_shape)
+    windows = request.windows
     if windows is not None and windows.noise == "free":
         keys = np.asarray(noise.order(request.batch_shape[:2]))
         which = shuffled(keys, *window_latents(model.spec, windows))
         drawn = jnp.take_along_axis(drawn, jnp.asarray(which)[..., None, None, None], axis=1)
+    if request.warped is not None:
+        drawn = warped_latents(request.warped, noise, np.asarray(drawn), request.padding)
     return replicate(drawn, model.mesh)
 
 
@@ -266,6 +298,7 @@ TASKS: Mapping[Task, MakeInputs] = {
     "i2v": from_images,
     "v2v": from_video,
     "repaint": from_masked_video,
+    "edit": edit,
     "extend": from_prefix,
     "inpaint": inpaint,
     "control": control,

@@ -20,7 +20,7 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
 
     Args:
       velocity: of latents (B, S, h, w, C + E), float32, and of what lies beside them, (B, S, ...), as control latents.
-      windows: of one step, whose numbers may be traced.
+      windows: of one step, whose numbers may be traced. With `prompts`, text is (B, K, L, D), of K prompts each.
       channels: C; those after them are the condition.
     """
     if windows is None:
@@ -30,7 +30,8 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
         def add(i: jax.Array, total: jax.Array) -> jax.Array:
             at = windows.latents[i]
             part = _with_first(jnp.take(x, at, axis=1), x, windows.first, channels)
-            v = velocity(weights, part, text, t, *(jnp.take(one, at, axis=1) for one in beside))
+            words = text if windows.prompts is None else mixed(text, windows.prompts[i])
+            v = velocity(weights, part, words, t, *(jnp.take(one, at, axis=1) for one in beside))
             return _placed(total.at[:, at].add(v), mesh)
 
         start = _placed(jnp.zeros((*x.shape[:-1], channels), jnp.float32), mesh)
@@ -38,6 +39,14 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
         return total / windows.times[None, :, None, None, None]
 
     return predict
+
+
+def mixed(text: jax.Array, shares: jax.Array) -> jax.Array:
+    """Text states (B, K, L, D) of K prompts as those of one, (B, L, D), by their shares (K,)."""
+    # Barriers: merged with what surrounds it, a mesh would round it in another way.
+    text, shares = jax.lax.optimization_barrier((text, shares))
+    sums = jnp.sum(text.astype(jnp.float32) * shares[None, :, None, None], axis=1)
+    return jax.lax.optimization_barrier(sums.astype(text.dtype))
 
 
 def _with_first(part: jax.Array, x: jax.Array, first: jax.Array, channels: int) -> jax.Array:

@@ -9,7 +9,7 @@ The folder is described in `cogvx_jax.pipelines.stored_programs`: it holds code,
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 from cogvx_jax import sharding
 from cogvx_jax.cache import nothing_kept
 from cogvx_jax.convert import read_spec
+from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
 from cogvx_jax.pipelines.inputs import CLIPS
 from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
-from cogvx_jax.pipelines.program_cost import beside_weights, read_cost
+from cogvx_jax.pipelines.program_cost import beside_weights, compile_fitting, read_cost
 from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations
 from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, check_stored, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
@@ -47,6 +48,7 @@ def compile_programs(
     quantize: str | None = None,
     one_program: bool = False,
     from_video: bool = False,
+    strips: int | None = None,
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> None:
@@ -65,11 +67,13 @@ def compile_programs(
       dtype, quantize: as for `load`.
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
       from_video: also what video to video needs; control and inpainting models have it anyway.
+      strips: of rows that the VAE works in, as for `generate`; None is the fewest that fit.
       report: gets a line before each compilation.
       height, width, num_frames, guidance_scale, sampler, enhance: as for `generate`.
       reuse, guidance, guider: as for `generate`; of one kind and order any numbers run the same programs.
       num_inference_steps: with `one_program`, how many are taken; else any number runs the same programs.
-    Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, or what the model cannot make.
+    Raises: FileExistsError; ValueError for a mesh that does not fit, missing libtpu, what the model cannot make, or a
+      decode that does not fit.
     """
     asked_for, mode = Sampling.of(sampling, options), find_mode(memory if memory not in (None, AUTO) else RESIDENT)
     check_videos(videos)
@@ -90,8 +94,11 @@ def compile_programs(
     if memory == AUTO:
         on = mesh or sharding.make_mesh(devices=devices)
         asked: dict[str, Any] = {"sampling": asked_for, "topology": topology, "videos": videos, "dtype": dtype}
-        mode = plan(os.fspath(source), mesh=on, quantize=quantize, report=report, **asked).mode
+        planned = plan(os.fspath(source), mesh=on, quantize=quantize, report=report, **asked)
+        mode = planned.mode
         report(f"--memory {mode.name}: it {mode.changes}; that costs {mode.costs}")
+        if strips is None and planned.chosen is not None:
+            strips = planned.chosen.strips
     compute = mode.of(choose_compute(spec, dtype, platform=platform))
     compute = bounded(where, spec, dataclasses.replace(compute, quantize=None if how is None else how.name))
     made_of = check_sampling(spec, asked_for)
@@ -127,26 +134,52 @@ def compile_programs(
         "memory": mode.name,
         "steps": asked_of(made_of),
     }
-    decoders: list[Any] = []
+    in_strips, decoders = wanted, list[stored.StoredProgram]()
 
     def compiled() -> Iterator[stored.StoredProgram]:
+        nonlocal in_strips, decoders
         with contextlib.ExitStack() as stack:
             if found is not None and wanted.mesh is not None:
                 stack.enter_context(programs.compiling_for(platform, wanted.mesh))
+            in_strips, decoders = _decoders(wanted, mode.strips if strips is None else (strips,), report)
             for name in wanted.names():
-                for lowered in wanted.lower(name):
-                    report(f"compiling {name}")
-                    program = lowered.compile()
-                    if name == "decode":
-                        decoders.append(program)
-                    (_, *arguments), _ = lowered.args_info
-                    yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=program)
+                yield from decoders if name == "decode" else _compiled(in_strips, name, report)
 
     def decode() -> dict[str, Any]:
         weights = weight_bytes(spec, compute, wanted.mesh)["vae"]
-        needed = round(beside_weights([read_cost(program) for program in decoders], weights))
-        whole = [] if mode.tiling else list(made_of.shape)  # of tiles it says nothing about whole frames
-        return {"latents": whole, "padding": wanted.padding, "bytes": needed}
+        needed = round(beside_weights([read_cost(program.compiled) for program in decoders], weights))
+        decoded = Tiling.of(spec.vae).largest(made_of.shape) if mode.tiling else made_of.shape
+        count = in_strips.compute.strips
+        return {"latents": list(decoded), "padding": wanted.padding, "bytes": needed, "strips": count}
 
     with nothing_kept():
         stored.write_programs(folder, compiled(), stored.conditions(spec, compute, mesh, devices), request, decode)
+
+
+def _compiled(
+    wanted: programs.VideoPrograms, name: str, report: Callable[[str], None]
+) -> Iterator[stored.StoredProgram]:
+    """The programs of one name. Raises: MemoryError where the compiler finds that one does not fit."""
+    count = wanted.compute.of(stored.COMPONENT[name]).strips
+    how = f" in {count} strips of rows" if count > 1 else ""
+    for lowered in wanted.lower(name):
+        report(f"compiling {name}{how}")
+        (_, *arguments), _ = lowered.args_info
+        yield stored.StoredProgram(name=name, takes=stored.takes(arguments), compiled=compile_fitting(lowered))
+
+
+def _decoders(
+    wanted: programs.VideoPrograms, counts: Sequence[int], report: Callable[[str], None]
+) -> tuple[programs.VideoPrograms, list[stored.StoredProgram]]:
+    """The VAE's decoders with the first of these counts of strips whose programs fit, and what has that count.
+
+    Raises: ValueError where none fits.
+    """
+    why = None
+    for count in counts:
+        way = dataclasses.replace(wanted, compute=dataclasses.replace(wanted.compute, strips=count))
+        try:
+            return way, list(_compiled(way, "decode", report))
+        except MemoryError as error:
+            why = error
+    raise ValueError(f"decoding does not fit such a device in {counts[-1]} strips of rows: {why}; use a smaller size")

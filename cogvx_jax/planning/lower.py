@@ -47,6 +47,7 @@ class VideoPrograms:
     source: tuple[int, ...] | None = None  # (B, F, H, W, 3) of a video to start from
     tiling: bool = False  # the VAE runs in tiles
     short: Wanted | None = None  # steps that are made of what others computed
+    edit: bool = False  # steps look at a clip, which is inverted before
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
@@ -62,7 +63,8 @@ class VideoPrograms:
     def lower(self, name: str) -> Iterator[Any]:
         """The program, or the programs of the first and of later frame batches, lowered; of tiles, for each size.
 
-        Of steps that are made of what others computed, "step" is a computed one and "skipped" a skipped one.
+        Of steps that are made of what others computed, "step" is a computed one and "skipped" a skipped one. A step of
+        the inversion of an edit's clip is "inversion".
         """
         spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
@@ -71,7 +73,9 @@ class VideoPrograms:
             own = {"step": f"computed-{self.short.mode}", "skipped": f"skipped-{self.short.mode}"}
             yield lower_short(self, own.get(name, name))
         elif name == "step":
-            yield lower_step(spec, compute, mesh, shape, **self._asked)
+            yield lower_step(spec, compute, mesh, shape, edit=self.edit, **self._asked)
+        elif name == "inversion":
+            yield lower_step(spec, compute, mesh, shape, guided=False, sampler="ddim")
         elif name == "loop":
             assert self.steps is not None
             yield lower_loop(spec, compute, mesh, shape, self.steps, **self._asked)
@@ -118,13 +122,15 @@ def lower_step(
     sampler: str | None = None,
     guider: Guider | None = None,
     enhance: float | None = None,
+    edit: bool = False,
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider))
     method, drawn = _method(spec, sampler), _everywhere(shape, "float32", mesh)
     arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided, guider=guider, enhance=enhance)
-    return step.lower(*arguments, drawn if method.stochastic else None)
+    more = {"reference": drawn} if edit else {}  # latents like the noise
+    return step.lower(*arguments, drawn if method.stochastic else None, **more)
 
 
 def lower_loop(

@@ -5,7 +5,8 @@
     model = cx.load("5b", mesh=plan.mesh, memory=plan.mode)
 
 Memory modes are tried in the order of their table, and for each the meshes that make sense in the order of
-`candidates`. The first that fits is chosen. A program that several of them run is compiled once.
+`candidates`. The VAE works through whole frames, or through as few strips of rows as fit, as in `generate`. The first
+that fits is chosen. A program that several of them run is compiled once.
 """
 
 import contextlib
@@ -27,10 +28,11 @@ from cogvx_jax.chips import Chip, chip_of
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.json_files import read_json
-from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
-from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode
+from cogvx_jax.pipelines.duration import sampling_flops
+from cogvx_jax.pipelines.inputs import check_edits
+from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
@@ -39,6 +41,7 @@ from cogvx_jax.pipelines.request import (
     check_sampling,
     check_videos,
     evaluations,
+    inversions,
     latent_frames,
     padded_latent_frames,
     row_evaluations,
@@ -71,10 +74,12 @@ class Trial:
     decode: float | None = None
     step_seconds: float | None = None
     skipped_seconds: float | None = None  # a step that is made of what others computed
+    inversion_seconds: float | None = None  # a step of the inversion of an edit's clip
     other_seconds: float | None = None  # text encoder and decoder, a video
     compile_seconds: float = 0.0
     why: str = ""
     mode: str = RESIDENT.name  # of `pipelines.memory_modes`
+    strips: int = 1  # of rows that the VAE decodes in; 1 is whole frames
     host: float = 0.0  # GiB of the transformer's kernels that every step brings from the host's memory
 
     @property
@@ -109,6 +114,7 @@ class Plan:
     instead: str = ""  # what would fit, where nothing does
     short: str = ""  # what is asked of the steps, such as "reuse every:2"
     computed: int | None = None  # evaluations that are computed; None where that is known only when they run
+    inversions: int = 0  # evaluations of one branch that invert the clip of an edit
 
     @property
     def chosen(self) -> Trial | None:
@@ -149,6 +155,7 @@ def plan(
     memory: str | MemoryMode | None = None,
     mesh: Mesh | None = None,
     device_gb: float | None = None,
+    edit: bool = False,
     report: Report = lambda line: None,
     **options: Any,
 ) -> Plan:
@@ -166,13 +173,14 @@ def plan(
       memory: a mode to plan for; None or "auto" tries them in order.
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
+      edit: of clips, whose inverted latents lie in the host's memory and are not counted.
       report: gets a line before each compilation, which may take minutes.
       height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance: as for
         `generate`.
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    made_of = check_sampling(spec, Sampling.of(sampling, options))
+    made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else None)
     check_planned(made_of)
     modes = _modes(memory, made_of)
     check_videos(videos)
@@ -188,6 +196,7 @@ def plan(
         guider=made_of.guider,
         enhance=made_of.enhance,
         short=wanted_of(made_of),
+        edit=edit,
     )
     count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
@@ -202,7 +211,8 @@ def plan(
         "videos": videos,
         "steps": made_of.steps,
         "evaluations": count,
-        "flops": rows * _flops(wanted),
+        "flops": round(sampling_flops(spec, made_of, videos)),
+        "inversions": inversions(made_of),
         "guider": "" if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
         "thirds": rows - count * (1 + made_of.guided),
@@ -210,7 +220,7 @@ def plan(
     if wanted.short is not None:
         facts |= {"short": asked_of(made_of), "computed": computed_count(made_of, spec)}
     sizes_of = None if mesh is None else {axis: size for axis, size in mesh.shape.items() if size > 1}
-    kept = _file(wanted, facts | {"every": every, "modes": [mode.name for mode in modes], "mesh": sizes_of})
+    kept = _file(wanted, facts | {"every": every, "modes": [repr(mode) for mode in modes], "mesh": sizes_of})
     if not fresh and (known := _read(kept)) is not None:
         return known
     trials, costs = [], _Costs(report)
@@ -259,6 +269,7 @@ def choose(
     quantize: str | None = None,
     mesh: Mesh | str | None = None,
     memory: str | MemoryMode | None = None,
+    edit: bool = False,
     report: Report = lambda line: None,
 ) -> tuple[Mesh | None, MemoryMode]:
     """Mesh and memory mode for the devices that are here; arguments as for `plan`.
@@ -282,12 +293,15 @@ def choose(
         found = _first_mesh(source, sampling, videos, len(target.devices)) if mesh == AUTO else given
         return found, mode or RESIDENT
     asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
+    asked["edit"] = edit
     made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
     if mesh == AUTO and made.chosen is not None:
         report(f"--mesh {sharding.format_mesh(made.chosen.mesh)}")
     if mode is None:
         report(f"--memory {made.mode.name}: it {made.mode.changes}; that costs {made.mode.costs}")
+        if made.chosen is not None and made.chosen.strips > 1:
+            report(strips_note(made.chosen.strips))
     return found, made.mode
 
 
@@ -354,11 +368,27 @@ class _Question:
     guider: Guider | None = None
     enhance: float | None = None
     short: Wanted | None = None
+    edit: bool = False
     mode: MemoryMode = RESIDENT
+    strips: int = 1
 
     @property
     def computed(self) -> Compute:
-        return self.mode.of(self.compute)
+        return dataclasses.replace(self.mode.of(self.compute), strips=self.strips)
+
+    def ways(self, name: str) -> list["_Question"]:
+        """With every count of strips that the mode has and that makes another program, fewest first."""
+        found: dict[Compute, _Question] = {}
+        for count in self.mode.strips:
+            way = dataclasses.replace(self, strips=count)
+            found.setdefault(way.computed.of(COMPONENT[name]), way)
+        return list(found.values())
+
+    @property
+    def timed_only(self) -> tuple[str, ...]:
+        """Programs that take less memory than the step, so that only their time counts."""
+        skips = self.short is not None and self.short.skips
+        return (*(["skipped"] if skips else []), *(["inversion"] if self.edit else []))
 
 
 def check_planned(settings: Settings) -> None:
@@ -390,10 +420,9 @@ def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
     return dataclasses.replace(choose_compute(spec, dtype, platform=target.platform), logit_bound=LIKELY_BOUND)
 
 
-def _flops(wanted: _Question) -> int:
-    """Of one evaluation of one branch, over all videos and devices."""
-    cfg, shape = wanted.spec.transformer, wanted.shape
-    return transformer_flops(cfg, sequence_tokens(cfg, shape[1:4]), batch=shape[0])
+def _component(program: str) -> str:
+    """Whose weights a program takes; kinds of steps have no programs of their own names."""
+    return COMPONENT.get(program, "transformer")
 
 
 class _Costs:
@@ -410,6 +439,7 @@ class _Costs:
         key = self._key(wanted, sizes, name)
         if key not in self._known:
             words = [wanted.mode.name] if wanted.mode != RESIDENT else []
+            words += [f"in {wanted.strips} strips of rows"] if wanted.strips > 1 else []
             self._report(" ".join([f"compiling {name} for {sharding.format_mesh(sizes)}", *words]))
             here = wanted.target.slice_chip is None
             with contextlib.nullcontext() if here else cache.nothing_on_disk():
@@ -421,8 +451,10 @@ class _Costs:
 
     @staticmethod
     def _key(wanted: _Question, sizes: dict[str, int], name: str) -> Any:
-        tiling = wanted.mode.tiling and name == "decode"
-        return name, tuple(sizes.items()), wanted.computed.of(COMPONENT[name]), tiling, wanted.shape
+        tiling, computed = wanted.mode.tiling and name == "decode", wanted.computed.of(_component(name))
+        # In strips each device works through whole frames, on any mesh of the slice.
+        spread = tuple(sizes.items()) if computed.strips == 1 else ()
+        return name, spread, computed, tiling, wanted.shape
 
 
 def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
@@ -439,25 +471,39 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
     names = sorted(("step", "text", "decode"), key=lambda name: not costs.knows(wanted, sizes, name))
     with programs.compiling_for(wanted.target.platform, mesh):
         for name in names:
-            cost, weight = costs.find(wanted, mesh, sizes, name), weights[COMPONENT[name]]
-            if isinstance(cost, MemoryError):
-                size: dict[str, Any] = {name: _beside_at_least(cost, weight)}
-                return dataclasses.replace(trial, **size, why=f"{name} does not fit: {cost}")
-            found[name] = cost
-            beside: dict[str, Any] = {name: beside_weights(cost, weight * GIB) / GIB}
-            trial = dataclasses.replace(trial, **beside)
-            if limit is not None and trial.memory > limit:
-                return dataclasses.replace(trial, why=f"{name} takes {trial.memory:.1f} of {limit:.1f} GiB")
-        if wanted.target.slice_chip and wanted.target.slice_chip.clock and wanted.short and wanted.short.skips:
-            skipped = costs.find(wanted, mesh, sizes, "skipped")
-            if not isinstance(skipped, MemoryError):
-                found["skipped"] = skipped
+            tried = []
+            for way in wanted.ways(name):
+                cost = costs.find(way, mesh, sizes, name)
+                tried.append(_with(trial, way, name, cost, limit))
+                if not tried[-1].why:
+                    break
+            if isinstance(cost, MemoryError) or tried[-1].why:
+                return min(tried, key=lambda trial: getattr(trial, name) or math.inf)
+            trial, found[name] = tried[-1], cost
+        for name in wanted.timed_only if wanted.target.slice_chip and wanted.target.slice_chip.clock else ():
+            other = costs.find(wanted, mesh, sizes, name)
+            if not isinstance(other, MemoryError):
+                found[name] = other
     return dataclasses.replace(
         trial,
         **_seconds(wanted, found),
         fits=True,
         compile_seconds=sum(cost.seconds for some in found.values() for cost in some),
     )
+
+
+def _with(trial: Trial, way: _Question, name: str, cost: list[Cost] | MemoryError, limit: float | None) -> Trial:
+    """The trial with what a program takes beside its component's weights, and why that does not fit, if so."""
+    weight, how = trial.weights[COMPONENT[name]], f" in {way.strips} strips of rows" if way.strips > 1 else ""
+    made: dict[str, Any] = {"strips": max(trial.strips, way.strips)}
+    if isinstance(cost, MemoryError):
+        made |= {name: _beside_at_least(cost, weight), "why": f"{name}{how} does not fit: {cost}"}
+        return dataclasses.replace(trial, **made)
+    made[name] = beside_weights(cost, weight * GIB) / GIB
+    trial = dataclasses.replace(trial, **made)
+    if limit is not None and trial.memory > limit:
+        return dataclasses.replace(trial, why=f"{name}{how} takes {trial.memory:.1f} of {limit:.1f} GiB")
+    return trial
 
 
 def _beside_at_least(error: MemoryError, weights: float) -> float | None:
@@ -480,13 +526,13 @@ def _seconds(wanted: _Question, found: dict[str, list[Cost]]) -> dict[str, Any]:
     tiles = Tiling.of(vae).count(*wanted.shape[2:4]) if wanted.mode.tiling else 1
     video = tiles * (decode[0] + max(batches - 1, 0) * decode[-1])
     made: dict[str, Any] = {"step_seconds": step, "other_seconds": text + wanted.shape[0] * video}
-    return made | ({"skipped_seconds": times["skipped"][0]} if "skipped" in times else {})
+    return made | {f"{name}_seconds": times[name][0] for name in wanted.timed_only if name in times}
 
 
 def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
-    shape = wanted.shape
+    shape: tuple[int, ...] = wanted.shape
     if wanted.mode.tiling and name == "decode":  # the largest tile
-        shape = (*shape[:2], *Tiling.of(wanted.spec.vae).sizes(*shape[2:4])[0], shape[4])
+        shape = Tiling.of(wanted.spec.vae).largest(shape)
     video = programs.VideoPrograms(
         spec=wanted.spec,
         compute=wanted.computed,
@@ -498,6 +544,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         guider=wanted.guider,
         enhance=wanted.enhance,
         short=wanted.short,
+        edit=wanted.edit,
     )
     return video.lower(name)
 

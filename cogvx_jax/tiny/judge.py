@@ -43,24 +43,32 @@ def score(frames: np.ndarray, scene: Scene) -> dict[str, bool]:
     }
 
 
-def _read(frames: np.ndarray) -> tuple[Scene, bool]:
-    """The scene, and whether a shape is visible in most frames."""
-    video = np.asarray(frames, np.float32)  # (F, H, W, 3)
+def centres(frames: np.ndarray) -> np.ndarray:
+    """Where the shape is in each frame of a clip, (F, H, W, 3) uint8: row and column in pixels, (F, 2)."""
+    return _moments(_mask(np.asarray(frames, np.float32))[0])[1]
+
+
+def _mask(video: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much of each pixel (F, H, W) is the shape, 0 to 1; the colours (3,) of shape and background."""
     back = _background(video)
     fore = _foreground(video, back)
-    background = _nearest(back, PALETTE)
-    colour = _nearest(fore, [name for name in PALETTE if name != background])
-
     axis = fore - back
     along = (video - back) @ axis / max(float(axis @ axis), 1.0)
-    mask = np.clip((along - 0.3) / 0.4, 0, 1)  # (F, H, W); steeper than `along`, so that noise vanishes
+    return np.clip((along - 0.3) / 0.4, 0, 1), fore, back  # steeper than `along`, so that noise vanishes
+
+
+def _read(frames: np.ndarray) -> tuple[Scene, bool]:
+    """The scene, and whether a shape is visible in most frames."""
+    mask, fore, back = _mask(np.asarray(frames, np.float32))
+    background = _nearest(back, PALETTE)
+    colour = _nearest(fore, [name for name in PALETTE if name != background])
     area, centre, waves, core = _moments(mask)
     present = area >= AREA * mask[0].size
-    visible = bool(np.linalg.norm(axis) >= CONTRAST and present.mean() >= SEEN)
+    visible = bool(np.linalg.norm(fore - back) >= CONTRAST and present.mean() >= SEEN)
     if present.sum() < 2:
         return Scene(colour, "circle", "stays still", background), False
 
-    time = np.linspace(0, 1, len(video))[present]
+    time = np.linspace(0, 1, len(mask))[present]
     area, centre, waves, core = area[present], centre[present], waves[present], core[present]
     shape = RING if np.average(core, weights=area) < HOLLOW else _shape(area, waves)
     drift = np.polyfit(time, centre, 1)[0] / mask.shape[1:]  # (2,), down and right

@@ -21,7 +21,8 @@ from cogvx_jax.storage import StoragePath, is_bucket, is_empty, write_whole
 
 Kind = Literal["transformer", "vae"]
 COMMANDS: dict[Kind, str] = {"transformer": "cogvx train", "vae": "cogvx train-vae"}
-MOVES = ("source", "command.*", "stages.*.folder", "stages.*.data.*.folder")  # which may differ when a run goes on
+# Which may differ when a run goes on.
+MOVES = ("source", "controlnet.start", "command.*", "stages.*.folder", "stages.*.data.*.folder")
 LOCK = ".lock"
 
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.models.transformer import check_packs
 from cogvx_jax.pipelines.request import latent_frames
 from cogvx_jax.train.clips.cache import ClipCache
 from cogvx_jax.train.clips.pack import Clip, Packing, best_packing, pack, plan_rows, video_tokens
+
+# Kind of a model -> what of a clip the objective encodes itself, by the VAE.
+ENCODED: Mapping[Kind, str] = {"i2v": "image", "inpaint": "pixels"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Share:
     weight: int
     clips: tuple[int, ...]  # numbers of those to train on
     held_out: tuple[int, ...] = ()  # and of those to validate with
+    controls: bool = False  # whether their control videos are read, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +50,7 @@ def feed(spec: ModelSpec, shares: Sequence[Share], batch_size: int, seed: tuple[
     def batches(step: int, rows: Sequence[int]) -> dict[str, Any]:
         which, before = turn(weights, step)
         places = [before * batch_size + row for row in rows]
-        return read(spec, shares[which].cache, [choose(shares, which, place, seed) for place in places])
+        return read(spec, shares[which], [choose(shares, which, place, seed) for place in places])
 
     tokens = sum(share.weight * (clip_tokens(spec, share.cache) + spec.transformer.text_length) for share in shares)
     return Feed(batches, batch_size, batch_size, batch_size * tokens / sum(weights))
@@ -76,12 +80,11 @@ def packed_feed(spec: ModelSpec, shares: Sequence[Share], rows: int, length: int
     return Feed(batches, rows, packing.clips, packing.used * rows * (length + packing.most * cfg.text_length), packing)
 
 
-def read(spec: ModelSpec, cache: ClipCache, numbers: Sequence[int]) -> dict[str, Any]:
+def read(spec: ModelSpec, share: Share, numbers: Sequence[int]) -> dict[str, Any]:
     """What the objective of `spec` needs of these clips, stacked."""
-    found = cache.batch(numbers)
-    if spec.kind != "i2v":
-        del found["image"]
-    return found
+    found = share.cache.batch(numbers, controls=share.controls)
+    wanted = {"moments", "text", "control", ENCODED.get(spec.kind)}
+    return {name: array for name, array in found.items() if name in wanted}
 
 
 def choose(shares: Sequence[Share], which: int, place: int, seed: tuple[int, ...]) -> int:

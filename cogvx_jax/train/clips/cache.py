@@ -1,18 +1,24 @@
 """Encoded clips and prompts in a folder or bucket, which training reads.
 
-FOLDER/arrays/     a `Store` of clip/KEY and text/KEY:
+FOLDER/arrays/     a `Store` of clip/KEY, text/KEY and control/KEY:
                      clip: moments, posterior mean and log variance (T, h, w, 32), float32, and
-                           image, the first frame or the image that goes with it (H, W, 3), uint8
+                           image, the first frame or the image that goes with it (H, W, 3), uint8;
+                           of caches for inpainting models pixels, the clip itself (F, H, W, 3), uint8
                      text: states of a prompt (L, text_dim), float32
+                     control: deflated pixels (F, H, W, 3), uint8, of the video that a ControlNet is given
 FOLDER/cache.json  what the last encoding was of, and the keys of its clips
+
+Control videos stay pixels, as a ControlNet's own encoder is trained, too. Edges and poses deflate to a few percent.
 """
 
 import dataclasses
 import functools
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,27 +54,39 @@ class ClipCache:
     shape: Shape
     clips: tuple[tuple[str, str], ...]
     empty: str  # key of the states of ""
+    pixels: bool = False  # whether entries hold the clips themselves, too
+    controls: tuple[str, ...] = ()  # keys of the clips' control videos, of each one; or there are none
 
     @property
     def digest(self) -> str:
         """Of all the clips, in their order."""
-        return hashlib.sha256(json.dumps(self.clips).encode()).hexdigest()[:16]
+        of = [*self.clips, *self.controls]
+        return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
-    def batch(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        """Moments, text and image of these clips, stacked; images in [-1, 1].
+    def batch(self, numbers: Sequence[int], *, controls: bool = False) -> dict[str, np.ndarray]:
+        """Moments, text and image of these clips, stacked, and pixels where there are any; images in [-1, 1].
 
+        Args:
+          controls: as well as their control videos (B, F, H, W, 3) uint8, which there must be.
         Raises: ValueError naming the folder and the entry for what is damaged, not finite or of another shape.
         """
         chosen = [self.clips[i] for i in numbers]
         names = [clip_name(key) for key, _ in chosen] + [text_name(key) for _, key in chosen]
+        names += [control_name(self.controls[i]) for i in numbers] if controls else []
         found = _store(self.folder).read(names)
         self._check(dict(zip(names, found, strict=True)))
-        clips, texts = found[: len(chosen)], found[len(chosen) :]
-        return {
+        clips, texts, videos = (found[i : i + len(chosen)] for i in range(0, 3 * len(chosen), len(chosen)))
+        batch = {
             "moments": np.stack([clip["moments"] for clip in clips]),
             "text": np.stack([text["states"] for text in texts]),
             "image": np.stack([clip["image"] for clip in clips]).astype(np.float32) / 127.5 - 1,
         }
+        if self.pixels:
+            batch["pixels"] = np.stack([clip["pixels"] for clip in clips])
+        if controls:
+            of = zip(names[2 * len(chosen) :], videos, strict=True)
+            batch["control"] = np.stack([self._inflated(name, video["pixels"]) for name, video in of])
+        return batch
 
     def empty_text(self) -> np.ndarray:
         """States of the empty prompt (L, text_dim)."""
@@ -82,11 +100,13 @@ class ClipCache:
         Raises: ValueError listing what is damaged, not finite or of another shape.
         """
         store, problems, bare = _store(self.folder), [], 0
-        names = sorted({clip_name(clip) for clip, _ in self.clips} | {text_name(text) for _, text in self.clips})
+        names = sorted(_needed(self.clips, self.controls))
         for name in (*names, text_name(self.empty)):
             try:
                 ((entry, has_checksum),) = store.read_checked([name])
                 self._check({name: entry})
+                if name.startswith(control_name("")):
+                    self._inflated(name, entry["pixels"])
                 bare += not has_checksum
             except (ValueError, KeyError) as error:
                 problems.append(str(error.args[0]).removeprefix(f"{self.folder}: ").splitlines()[0])
@@ -109,15 +129,35 @@ class ClipCache:
 
     def _shapes(self, name: str) -> dict[str, tuple[int | None, ...]]:
         """Of the arrays of an entry; None is any size. All texts are like the empty one."""
+        if name.startswith(control_name("")):
+            return {"pixels": (None,)}
         if not name.startswith(clip_name("")):
             return {"states": _text_shape(self.folder, text_name(self.empty))}
         height, width = self.shape.height, self.shape.width
         latents = (self.shape.frames - 1) // TIME + 1, height // SPACE, width // SPACE
-        return {"moments": (*latents, None), "image": (height, width, 3)}
+        shapes: dict[str, tuple[int | None, ...]] = {"moments": (*latents, None), "image": (height, width, 3)}
+        return shapes | ({"pixels": (self.shape.frames, height, width, 3)} if self.pixels else {})
+
+    def _inflated(self, name: str, deflated: np.ndarray) -> np.ndarray:
+        """Pixels (F, H, W, 3) uint8, never more. Raises: ValueError where it does not hold as many."""
+        shape = (self.shape.frames, self.shape.height, self.shape.width, 3)
+        size, inflate = math.prod(shape), zlib.decompressobj()
+        try:
+            data = inflate.decompress(deflated.tobytes(), size + 1)
+        except zlib.error as error:
+            raise ValueError(f"{self.folder}: pixels of the entry {name} cannot be inflated: {error}") from None
+        if len(data) != size or not inflate.eof:
+            raise ValueError(f"{self.folder}: pixels of the entry {name} are not of {shape}")
+        return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _fits(found: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
     return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted, strict=True))
+
+
+def deflated(pixels: np.ndarray) -> np.ndarray:
+    """What an entry of control holds of pixels (F, H, W, 3) uint8."""
+    return np.frombuffer(zlib.compress(pixels.tobytes(), 1), np.uint8)
 
 
 def clip_name(key: str) -> str:
@@ -126,6 +166,16 @@ def clip_name(key: str) -> str:
 
 def text_name(key: str) -> str:
     return f"text/{key}"
+
+
+def control_name(key: str) -> str:
+    return f"control/{key}"
+
+
+def _needed(clips: Iterable[tuple[str, str]], controls: Iterable[str]) -> set[str]:
+    """Names of the entries of clips."""
+    found = {name for clip, text in clips for name in (clip_name(clip), text_name(text))}
+    return found | {control_name(key) for key in controls}
 
 
 def is_cache(folder: StoragePath) -> bool:
@@ -137,12 +187,18 @@ def open_cache(folder: StoragePath) -> ClipCache:
     try:
         facts = parse_json(read_file(folder / FILE, MAX_BYTES))
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
-        cache = ClipCache(folder=folder, clips=clips, shape=_shape(facts.pop("shape")), **facts)
+        controls = tuple(str(key) for key in facts.pop("controls", ()))
+        shape = _shape(facts.pop("shape"))
+        cache = ClipCache(folder=folder, clips=clips, controls=controls, shape=shape, **facts)
+        if controls and len(controls) != len(clips):
+            raise ValueError(f"it has {len(clips)} clips and {len(controls)} control videos")
+        if type(cache.pixels) is not bool:
+            raise ValueError(f"its pixels are {quoted(cache.pixels)}, not true or false")
         if not all(isinstance(text, str) for text in (cache.model, cache.vae, cache.text_encoder, cache.empty)):
             raise ValueError("its names and hashes are no texts")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / FILE} is not one of `cogvx encode`: {error}") from None
-    needed = {clip_name(clip) for clip, _ in clips} | {text_name(text) for _, text in clips} | {text_name(cache.empty)}
+    needed = _needed(clips, controls) | {text_name(cache.empty)}
     if missing := needed - store_of(folder).names():
         raise ValueError(f"{folder} lacks {len(missing)} entries, such as {min(missing)}; run `cogvx encode` again")
     # The oldest entry tells whether there are any that were written before they had checksums.
@@ -173,6 +229,8 @@ def write_cache(cache: ClipCache) -> None:
     """Writes cache.json; the entries are in the store already."""
     facts = dataclasses.asdict(cache)
     del facts["folder"]
+    if not cache.controls:  # versions that know none read it, too
+        del facts["controls"]
     write_whole(cache.folder / FILE, json.dumps(facts, indent=1).encode())
 
 

@@ -1,7 +1,8 @@
 """Clips and prompts as the models see them, encoded once and kept in a cache.
 
 Every entry is named by what it was made of: the video's bytes, those of an image that goes with it, its size and
-length, the encoder's weights. So encoding again does only what is missing, and nothing stale is ever read.
+length, the encoder's weights. So encoding again does only what is missing, and nothing stale is ever read. A control
+video is an entry of its own: the same clip may go with several.
 """
 
 import collections
@@ -11,11 +12,12 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture
+from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.clips import Source, TooShort, read_clip, read_picture, shown
 from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.models import vae as vaes
 from cogvx_jax.pipelines.latents import encode_batch
@@ -24,10 +26,21 @@ from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.sharding import params_digest, replicate, wait_for_all
 from cogvx_jax.storage import StoragePath, write_whole
-from cogvx_jax.train.clips.cache import ClipCache, Shape, clip_name, store_of, text_name, write_cache
+from cogvx_jax.train.clips.batches import ENCODED
+from cogvx_jax.train.clips.cache import (
+    ClipCache,
+    Shape,
+    clip_name,
+    control_name,
+    deflated,
+    store_of,
+    text_name,
+    write_cache,
+)
 from cogvx_jax.train.clips.store import Store
 
 FORMAT = 1  # part of every key: raise it when what is stored changes
+APART = 0.02  # the share by which sides and rate of a control video may differ from those of the video
 READERS = 4  # clips read ahead; of the largest size, each holds 0.25 GB
 
 
@@ -54,7 +67,8 @@ def encode(
     store = store_of(folder)
     names = store.names()
     text = functools.partial(_text, model, encoder=encoders["text_encoder"], store=store, names=names)
-    read = functools.partial(_read_missing, names=names, vae=encoders["vae"], shape=shape)
+    pixels = holds_pixels(model.spec)
+    read = functools.partial(_read_missing, names=names, vae=encoders["vae"], shape=shape, pixels=pixels)
     own = [(i, sources[i]) for i in range(process, len(sources), processes)]
     try:
         part = _encode_part(model, own, store, names, read, text, report)
@@ -66,9 +80,11 @@ def encode(
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     if not clips:
         raise ValueError(f"none of the {len(sources)} videos can be used: {reasons}, see above")
-    keys, empty = tuple((clip, prompt) for _, clip, prompt in clips), text("")
+    keys, empty = tuple((clip, prompt) for _, clip, prompt, _ in clips), text("")
     store.commit()
-    cache = ClipCache(folder=folder, model=model.spec.name, shape=shape, clips=keys, empty=empty, **encoders)
+    controls = tuple(control for *_, control in clips if control)
+    about: dict[str, Any] = {"model": model.spec.name, "shape": shape, "pixels": pixels, "empty": empty, **encoders}
+    cache = ClipCache(folder=folder, clips=keys, controls=controls, **about)
     if process == 0:
         report(
             f"{len(clips)} clips in {folder}, {sum(each['new'] for each in parts)} of them encoded now; "
@@ -83,11 +99,11 @@ def _encode_part(
     sources: Sequence[tuple[int, Source]],
     store: Store,
     names: set[str],
-    read: Callable[[Source], tuple[str, "_Clip | None"]],
+    read: Callable[[Source], "_Read"],
     text: Callable[[str], str],
     report: Callable[[str], None],
 ) -> dict[str, Any]:
-    """What this process adds to the store: number, key and text of clips, counts of those left out and of new ones."""
+    """What this process adds to the store: of clips number and keys, counts of those left out and of new ones."""
     part: dict[str, Any] = {"clips": [], "skipped": collections.Counter(), "new": 0}
 
     def skip(source: Source, reason: str, why: Any) -> None:
@@ -97,7 +113,7 @@ def _encode_part(
     numbers = [number for number, _ in sources]
     for number, (source, reading) in zip(numbers, _ahead(read, [s for _, s in sources]), strict=True):
         try:
-            key, clip = reading.result()
+            key, clip, control_key, control = reading.result()
         except (ValueError, OSError) as error:
             reason = "too short" if isinstance(error, TooShort) else "unreadable"
             skip(source, reason, getattr(error, "strerror", None) or error)
@@ -109,10 +125,14 @@ def _encode_part(
             if not np.isfinite(moments).all():
                 skip(source, "not finite", f"the VAE of {model.spec.name} gives numbers that are not finite")
                 continue
-            store.add(clip_name(key), {"moments": moments, "image": clip.image})
+            own = {"pixels": clip.pixels} if holds_pixels(model.spec) else {}
+            store.add(clip_name(key), {"moments": moments, "image": clip.image} | own)
             names.add(clip_name(key))
             part["new"] += 1
-        part["clips"].append((number, key, text(source.prompt)))
+        if control is not None and control_name(control_key) not in names:
+            store.add(control_name(control_key), {"pixels": deflated(control)})
+            names.add(control_name(control_key))
+        part["clips"].append((number, key, text(source.prompt), control_key))
     return part
 
 
@@ -130,12 +150,22 @@ def _exchange(folder: StoragePath, part: dict[str, Any], process: int, processes
     return parts
 
 
+def holds_pixels(spec: ModelSpec) -> bool:
+    """Whether entries for a model hold the clips themselves: masks are laid over them anew in every update."""
+    return ENCODED.get(spec.kind) == "pixels"
+
+
 def check_model(caches: Iterable[ClipCache], model: Model) -> None:
-    """Raises ValueError if one was made by other encoders than those that the model was loaded with."""
+    """Raises ValueError if one was made by other encoders than those of the model, or lacks what it learns from."""
     own: dict[str, str] = {}
     for name in model.params.keys() & {"vae", "text_encoder"}:
         own[name] = params_digest(model.params[name])
     for cache in caches:
+        if holds_pixels(model.spec) and not cache.pixels:
+            raise ValueError(
+                f"{cache.folder} was encoded for {cache.model} and holds no pixels, over which the masks of an "
+                f"inpainting model are laid; run `cogvx encode` with the model you train, to another folder"
+            )
         for name, theirs in (("vae", cache.vae), ("text_encoder", cache.text_encoder)):
             if own.get(name, theirs) != theirs:
                 raise ValueError(
@@ -152,15 +182,64 @@ class _Clip:
     image: np.ndarray
 
 
-def _read_missing(source: Source, *, names: Collection[str], vae: str, shape: Shape) -> tuple[str, _Clip | None]:
+class _Read(NamedTuple):
+    """Keys of a clip and of its control video, "" where it has none; each where it is not among the entries."""
+
+    key: str
+    clip: _Clip | None
+    control_key: str = ""
+    control: np.ndarray | None = None  # (F, H, W, 3) uint8
+
+
+def _read_missing(source: Source, *, names: Collection[str], vae: str, shape: Shape, pixels: bool) -> _Read:
+    key, clip = _read_clip(source, names, vae, shape, pixels)
+    return _Read(key, clip, *_read_control(source, names, shape, new=clip is not None))
+
+
+def _read_control(source: Source, names: Collection[str], shape: Shape, new: bool) -> tuple[str, np.ndarray | None]:
+    """Of a control video, whose frames are taken as those of the video are; that one is `new` or known.
+
+    Raises: as `read_clip`, naming it; ValueError for one whose frames would be of other moments, or cropped elsewhere.
+    """
+    if source.control is None:
+        return "", None
+    try:
+        key = _key(read_chunks(source.control), shape)
+        known = control_name(key) in names
+        if new or not known:
+            _check_pair(source, shape.fps)
+        return (key, None) if known else (key, read_clip(source.control, **dataclasses.asdict(shape)))
+    except (ValueError, OSError) as error:
+        kind = type(error) if isinstance(error, TooShort) else ValueError
+        raise kind(f"its control video {source.control}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_pair(source: Source, fps: float) -> None:
+    """Raises: ValueError where a video and its control do not show the same places at the same moments."""
+    assert source.control is not None
+    video, control = shown(source.video), shown(source.control)
+    if abs(video.height * control.width - video.width * control.height) > APART * video.width * control.height:
+        raise ValueError(
+            f"it is {control.height}x{control.width} and the video {video.height}x{video.width}; their shapes must be "
+            "the same"
+        )
+    ours, theirs = (min(one.fps or fps, fps) for one in (video, control))  # at which frames are taken
+    if abs(ours - theirs) > APART * ours:
+        raise ValueError(f"it has {theirs:g} frames a second and the video {ours:g}; their rates must be the same")
+
+
+def _read_clip(
+    source: Source, names: Collection[str], vae: str, shape: Shape, pixels: bool
+) -> tuple[str, _Clip | None]:
     """The key of a clip, and the clip where it is not among the entries."""
-    images = [] if source.image is None else [_key(read_chunks(source.image))]
-    key = _key(read_chunks(source.video), vae, shape, *images)
+    others = [] if source.image is None else [_key(read_chunks(source.image))]
+    others += ["pixels"] if pixels else []
+    key = _key(read_chunks(source.video), vae, shape, *others)
     if clip_name(key) in names:
         return key, None
-    pixels = read_clip(source.video, **dataclasses.asdict(shape))
-    image = pixels[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
-    return key, _Clip(pixels, image)
+    clip = read_clip(source.video, **dataclasses.asdict(shape))
+    image = clip[0] if source.image is None else read_picture(source.image, shape.height, shape.width)
+    return key, _Clip(clip, image)
 
 
 def _ahead(

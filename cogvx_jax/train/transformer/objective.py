@@ -1,4 +1,4 @@
-"""The training objective of the transformer, for text and image to video, as a pure function.
+"""The training objective of the transformer, for text and image to video and for inpainting, as a pure function.
 
     loss = make_loss(spec, Compute(), Objective())
     value = loss(transformer_params, batch, key)
@@ -17,10 +17,13 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion import objective, schedule
 from cogvx_jax.models import lora
 from cogvx_jax.models import vae as vaes
+from cogvx_jax.models.per_block import PerBlock
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.latents import image_scale
+from cogvx_jax.pipelines.tasks import BLACK, resize_known
 from cogvx_jax.train.step import Loss, Rows
+from cogvx_jax.train.transformer.masks import draw_masks
 from cogvx_jax.train.transformer.settings import Objective
 
 
@@ -31,7 +34,9 @@ def make_loss(spec: ModelSpec, compute: Compute, options: Objective) -> Loss:
       moments: (B, T, h, w, 32) float32, mean and log variance of the clips' posterior, not scaled;
       text: (B, L, text_dim), states of the prompts;
       empty: (L, text_dim), states of "", where `options.empty` is "encoded";
-      image: (B, H, W, 3) in [-1, 1], and vae: the VAE's parameters, for image-to-video models.
+      image: (B, H, W, 3) in [-1, 1], for image-to-video models;
+      pixels: (B, F, H, W, 3) uint8, for inpainting models;
+      vae: the VAE's parameters, for both.
     """
     errors = make_errors(spec, compute)
     return Loss(make_draw(spec, compute, options), lambda params, rows, batch: jnp.mean(errors(params, rows)))
@@ -75,18 +80,22 @@ def make_draw(spec: ModelSpec, compute: Compute, options: Objective) -> Callable
             # Where patches of two frames need a frame more, the image stands at that one: it is the first.
             rest = ((0, 0), (0, x.shape[1] - 1), (0, 0), (0, 0), (0, 0))
             x = jnp.concatenate([x, jnp.pad(first, rest)], axis=-1)
+        if spec.kind == "inpaint":
+            known = known_channels(spec, vae, batch, options, next(keys))
+            x = jnp.concatenate([x, _lengthened(spec, known)], axis=-1)
         return {"x": x, "x0": x0, "noise": noise, "text": text, "t": t}
 
     return draw
 
 
-def make_errors(spec: ModelSpec, compute: Compute) -> Callable[[Any, Rows], jax.Array]:
-    """`errors(params, rows)`: the loss (B,) of each clip that `make_draw` has drawn."""
+def make_errors(spec: ModelSpec, compute: Compute) -> Callable[..., jax.Array]:
+    """`errors(params, rows, per_block=None)`: the loss (B,) of each clip that `make_draw` has drawn."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
     alphas_bar = np.asarray(schedule.alphas_bar(spec.schedule), np.float32)
 
-    def errors(params: Any, rows: Rows) -> jax.Array:
-        prediction = cast(jax.Array, transformer.apply({"params": params}, rows["x"], rows["text"], rows["t"]))
+    def errors(params: Any, rows: Rows, per_block: PerBlock | None = None) -> jax.Array:
+        seen = rows["x"], rows["text"], rows["t"]
+        prediction = cast(jax.Array, transformer.apply({"params": params}, *seen, per_block=per_block))
         return objective.loss(prediction, rows["x0"], rows["noise"], jnp.asarray(alphas_bar)[rows["t"]])
 
     return errors
@@ -118,14 +127,15 @@ def drop_text(batch: Mapping[str, Any], key: jax.Array, options: Objective) -> j
 
 
 def noisy_image(image: jax.Array, key: jax.Array, options: Objective) -> jax.Array:
-    """Pixels (B, H, W, 3) with noise of a deviation drawn for each.
+    """Pixels (B, ..., 3) with noise of a deviation drawn for each.
 
     Source: SAT's image-to-video training. The diffusers trainer draws one deviation for the whole batch.
     """
     if not options.image_noise:
         return image
     level_key, noise_key = jax.random.split(key)
-    level = options.image_noise_mean + options.image_noise_spread * jax.random.normal(level_key, (len(image), 1, 1, 1))
+    each = (len(image), *(1,) * (image.ndim - 1))
+    level = options.image_noise_mean + options.image_noise_spread * jax.random.normal(level_key, each)
     return image + jnp.exp(level) * jax.random.normal(noise_key, image.shape)
 
 
@@ -133,8 +143,13 @@ def _clip_latents(spec: ModelSpec, moments: jax.Array, key: jax.Array) -> jax.Ar
     """Scaled samples of the posterior, the first frame repeated in front to whole patches."""
     mean = moments[..., : spec.vae.latent_channels]
     x0 = vaes.sample(moments, jax.random.normal(key, mean.shape, jnp.float32)) * spec.vae.scaling_factor
-    extra = -x0.shape[1] % (spec.transformer.patch_t or 1)
-    return jnp.concatenate([jnp.repeat(x0[:, :1], extra, axis=1), x0], axis=1)
+    return _lengthened(spec, x0)
+
+
+def _lengthened(spec: ModelSpec, latents: jax.Array) -> jax.Array:
+    """Latents (B, T, ...) with the first one repeated in front to whole patches."""
+    extra = -latents.shape[1] % (spec.transformer.patch_t or 1)
+    return jnp.concatenate([jnp.repeat(latents[:, :1], extra, axis=1), latents], axis=1)
 
 
 def _image_latents(
@@ -145,3 +160,26 @@ def _image_latents(
     moments = jax.lax.stop_gradient(vaes.encode(vae, batch["vae"], pixels))[:, 0]
     latents = vaes.sample(moments, jax.random.normal(sample_key, (*moments.shape[:-1], spec.vae.latent_channels)))
     return latents * (image_scale(spec) if options.image_scale is None else options.image_scale)
+
+
+def known_channels(
+    spec: ModelSpec, vae: vaes.VAE, batch: Mapping[str, Any], options: Objective, key: jax.Array
+) -> jax.Array:
+    """What an inpainting model is told of clips (B, T, h, w, 17), scaled: how far it is known, and its latents.
+
+    What is to be made is black before it is encoded. Where that is all of a clip, most are told by zeros.
+    Source: CogVideoX-Fun's trainer, which draws from the posterior; its pipeline takes the mode.
+    """
+    mask_key, noise_key, sample_key, zeros_key = jax.random.split(key, 4)
+    clips = batch["pixels"].astype(jnp.float32) / 127.5 - 1
+    made = draw_masks(mask_key, len(clips), clips.shape[1:4], options.masks)
+    pixels = jnp.where(made[..., None], BLACK, clips)
+    if spec.defaults.image_noise:  # it was trained with noise on pictures; black ones get none
+        pixels = jnp.where(pixels == BLACK, pixels, noisy_image(pixels, noise_key, options))
+    moments = jax.lax.stop_gradient(vaes.encode(vae, batch["vae"], pixels))
+    latents = vaes.sample(moments, jax.random.normal(sample_key, (*moments.shape[:-1], spec.vae.latent_channels)))
+    _, frames, height, width, _ = latents.shape
+    known = jax.vmap(lambda one: resize_known(~one, (frames, height, width)))(made)[..., None]
+    channels = jnp.concatenate([known, latents], axis=-1) * spec.vae.scaling_factor
+    empty = made.all(axis=(1, 2, 3)) & (jax.random.uniform(zeros_key, (len(clips),)) < options.text_alone)
+    return jnp.where(empty[:, None, None, None, None], 0, channels)

@@ -10,6 +10,24 @@ from cogvx_jax.diffusion.samplers import LCM_STEPS
 from cogvx_jax.diffusion.schedule import exact_steps
 
 
+class MaskShare(NamedTuple):
+    """How often a kind of mask is drawn, beside the others: of a clip, and of a clip of one frame."""
+
+    clips: float
+    pictures: float
+
+
+# What an inpainting model is to make of a clip, in the shares of CogVideoX-Fun's training: all of it, all after its
+# first frames, all between its first and last frames, a block in all frames, a block in some frames.
+MASKS: Mapping[str, MaskShare] = {
+    "all": MaskShare(0.3, 0.8),
+    "first": MaskShare(0.3, 0.0),
+    "first-last": MaskShare(0.3, 0.0),
+    "block": MaskShare(0.05, 0.2),
+    "block-in-time": MaskShare(0.05, 0.0),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
     """What is random about the loss. The defaults are the authors', but for the two that name others.
@@ -32,10 +50,16 @@ class Objective:
     image_dropout: float = 0.05  # of those models, share of images replaced by zeros
     # Of image latents. None is what `generate` uses; the authors' trainer has the scaling factor, for 1.5 too.
     image_scale: float | None = None
+    # of inpainting models, kinds of masks to draw: all, first, first-last, block, block-in-time; for clips of one frame
+    # all and block
+    masks: tuple[str, ...] = tuple(MASKS)
+    # of those models, share of masks of all the clip that are told by zeros, as in a video from text; the others are
+    # encoded as black clips
+    text_alone: float = 0.9
     noise_offset: float = 0.0  # deviation of one number per clip, added to all of its noise
 
     def __post_init__(self):
-        for name in ("text_dropout", "image_dropout"):
+        for name in ("text_dropout", "image_dropout", "text_alone"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         for name in ("noise_offset", "image_noise_spread"):
@@ -44,6 +68,9 @@ class Objective:
         for name, known in (("timesteps", ("explicit", "uniform")), ("empty", ("encoded", "zeros"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        unknown = [name for name in self.masks if name not in MASKS]
+        if unknown or not self.masks:
+            raise ValueError(f"masks must be some of {', '.join(MASKS)}, got {unknown[0] if unknown else 'none'!r}")
 
 
 class DistillationMethod(NamedTuple):
@@ -55,6 +82,7 @@ class DistillationMethod(NamedTuple):
     from_starts: bool = False  # of phases alone; else jumps are learnt from all points
 
 
+NEW = "new"  # in place of a ControlNet to go on from
 METHODS: Mapping[str, DistillationMethod] = {
     "progressive": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps, from_starts=True),
     "phased": DistillationMethod("ddim", lambda steps: steps, lambda steps: steps),
@@ -131,13 +159,33 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlNetTraining:
+    """A ControlNet that is trained beside a model, which stays as it is. Raises: ValueError for numbers that cannot be.
+
+    `start` None trains none.
+    """
+
+    # trains a ControlNet of TheDenk's layout, on clips with control videos: "new", or one to go on from, as for
+    # `generate`. A new one begins with the weights of the model's first blocks and adds nothing yet
+    start: str | None = None
+    layers: int | None = None  # blocks of a new one; None is 6, or half of the model's where that is less
+
+    def __post_init__(self):
+        if self.layers is not None and self.layers < 1:
+            raise ValueError(f"a ControlNet needs a block, got {self.layers} layers")
+        if self.layers is not None and self.start not in (None, NEW):
+            raise ValueError(f"the ControlNet {self.start} has layers of its own; leave out the number, or begin anew")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings:
     """Of a stage of a run, all but its data. Raises: ValueError for numbers that cannot be."""
 
     steps: int = 1000  # updates, those of an earlier part of the run included; with --stages, those of a stage
     batch_size: int = 4  # clips an update; of packed ones, rows
     accumulate: int = 1  # computes a batch in so many parts, one after the other, which saves memory
-    # reached after `warmup` updates; None is 5e-4 for a LoRA (the authors use up to 1e-3), else 1e-5
+    # reached after `warmup` updates; None is 5e-4 for a LoRA (the authors use up to 1e-3), 1e-4 for a ControlNet, else
+    # 1e-5
     learning_rate: float | None = None
     schedule: Literal["constant", "cosine"] = "constant"  # from then on, or a cosine to 1% at the last of `steps`
     warmup: int = 50  # updates from 0 to the learning rate
@@ -178,6 +226,7 @@ class RunConfig:
     parts: tuple[str, ...] = ()  # patterns of their paths, as for `parts.split`
     objective: Objective = Objective()  # What is random about the loss
     distill: Distillation | None = None  # what is learnt of the base itself; None learns from the clips
+    controlnet: ControlNetTraining | None = None  # in place of the others, what is trained beside the model
     optimizer: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps far less than adamw
     weight_decay: float = 1e-4  # of the optimizer
     # what trained parameters, and AdamW's moments, are kept in; bfloat16 halves their memory and is rounded at random,
@@ -190,8 +239,10 @@ class RunConfig:
     seed: int = 0  # of all that is random
 
     def __post_init__(self):
-        if (self.lora is None) != bool(self.parts):
-            raise ValueError("a run trains either a LoRA or parts of the model")
+        if self.controlnet is not None and self.controlnet.start is None:
+            raise ValueError("a run of a ControlNet begins with a new one, or with one that there is")
+        if (self.lora is not None) + bool(self.parts) + (self.controlnet is not None) != 1:
+            raise ValueError("a run trains either a LoRA, or parts of the model, or a ControlNet")
         if self.lora is not None and self.trained_dtype != "float32":
             raise ValueError("the adapters of a LoRA, which are small, are trained in float32")
         if self.distill is not None and self.lora is None:
@@ -202,4 +253,6 @@ class RunConfig:
     @property
     def learning_rate(self) -> float:
         """Of stages that have none of their own."""
+        if self.controlnet is not None:
+            return 1e-4
         return 1e-5 if self.lora is None else 5e-4

@@ -6,7 +6,7 @@ from typing import Any
 from flax import traverse_util
 
 from cogvx_jax.configs import LoRAConfig
-from cogvx_jax.convert.runs import check_trained_from, read_exported, read_run, transformer_shapes
+from cogvx_jax.convert.runs import check_trained_from, check_trains, read_exported, read_run, transformer_shapes
 from cogvx_jax.models import lora as loras
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.sharding import params_digest
@@ -21,8 +21,7 @@ def read_model(folder: StoragePath, model: Model, *, best: bool = False) -> Mode
     """
     said = read_run(folder)
     check_trained_from(folder, said, model.spec)
-    if said["lora"] is not None:
-        raise ValueError(f"{folder} trained a LoRA, not the model itself")
+    check_trains(folder, said, "parts")
     if said["transformer"] != params_digest(model.params["transformer"]):
         raise ValueError(f"{folder} was trained from other weights than those of this {model.spec.name}")
     like, _ = parts.split(transformer_shapes(model.spec), said["parts"])

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
 from cogvx_jax.sharding import activate, everywhere
 from cogvx_jax.train.clips.batches import Share, read
 from cogvx_jax.train.placement import Placement
+from cogvx_jax.train.transformer.controlled_objective import make_controlled_errors
 from cogvx_jax.train.transformer.distillation import make_distilled_errors
 from cogvx_jax.train.transformer.objective import make_draw, make_errors
 from cogvx_jax.train.transformer.settings import Distillation, Objective
@@ -37,6 +38,18 @@ def plain_measure(spec: ModelSpec, compute: Compute, whole: Callable[[Any, Any],
 
     def losses(part: Any, batch: Any, key: jax.Array, t: jax.Array) -> jax.Array:
         return errors(whole(batch["base"], part), draw(batch, key, jnp.full(len(batch["text"]), t)))
+
+    return Measure(losses, {str(t): t for t in TIMESTEPS})
+
+
+def controlled_measure(
+    spec: ModelSpec, compute: Compute, whole: Callable[[Any, Any], Any], cfg: ControlNetConfig
+) -> Measure:
+    """The loss of `controlled_objective` at each of TIMESTEPS; arguments as for `make_controlled_loss`."""
+    draw, errors = make_controlled_errors(spec, compute, PLAIN, whole, cfg)
+
+    def losses(part: Any, batch: Any, key: jax.Array, t: jax.Array) -> jax.Array:
+        return errors(part, draw(batch, key, jnp.full(len(batch["text"]), t)), batch)
 
     return Measure(losses, {str(t): t for t in TIMESTEPS})
 
@@ -81,7 +94,7 @@ def make_validate(
             for start in range(0, len(share.held_out), batch_size):
                 some = list(share.held_out[start : start + batch_size])
                 full = (some * batch_size)[:batch_size]  # one shape, one program
-                batch = Placement(mesh).batch(read(spec, share.cache, full)) | dict(fixed)
+                batch = Placement(mesh).batch(read(spec, share, full)) | dict(fixed)
                 for name, t in measure.timesteps.items():
                     key = jax.random.fold_in(jax.random.key(start), t)
                     found[name] = np.append(found[name], np.asarray(losses(part, batch, key, t))[: len(some)])
