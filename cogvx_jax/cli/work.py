@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
+NO_FLAG: Any = (tyro.conf.Fixed, tyro.conf.Suppress)
 EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
 
 
@@ -63,10 +64,14 @@ class WorkFlags(RunFlags, StoreFlags):
       until_idle: end when no job waits.
     """
 
-    # A job has its own file, and is stopped and told of between its steps.
-    out: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress] = RunFlags.out
-    one_program: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-    progress: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
+    # A job has its own file and prompt, and is looked at between its steps.
+    out: Annotated[Path, *NO_FLAG] = RunFlags.out
+    one_program: Annotated[bool, *NO_FLAG] = RunFlags.one_program
+    keep_steps: Annotated[bool, *NO_FLAG] = RunFlags.keep_steps
+    preview: Annotated[Path | None, *NO_FLAG] = RunFlags.preview
+    progress: Annotated[bool, *NO_FLAG] = RunFlags.progress
+    enhance_prompt: Annotated[bool, *NO_FLAG] = RunFlags.enhance_prompt
+    llm: Annotated[str | None, *NO_FLAG] = RunFlags.llm
     lease: float = 30.0
     save_every: float = 60.0
     warm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -91,19 +96,20 @@ def work(
         from cogvx_jax.serving.store import Store
         from cogvx_jax.serving.worker import Worker
     from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.pipelines.request import check_sampling
 
     queue, store = Queue(run.url), Store(run.store)
     spec = load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
     from cogvx_jax.serving.adapters import Adapters
     from cogvx_jax.serving.making import Maker, warm_options
-    from cogvx_jax.serving.stepping import previews_of
 
     adapters = Adapters(run.loras)
     for size in run.warm:
         check_sampling(spec, warm_options(spec, size))
     model = load_model(run, about)
-    maker = Maker(model, adapters, run.save_every, previews_of(model) if run.previews else None)
+    preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
+    maker = Maker(model, adapters, run.save_every, preview, record=run.record)
     worker = Worker(
         queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
     )

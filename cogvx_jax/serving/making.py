@@ -1,7 +1,9 @@
 """How a worker makes the video of a job with a loaded model."""
 
+import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.lora import find_lora, load_lora
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.provenance import record_text
+from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.queue import Job
-from cogvx_jax.serving.stepping import Stepping
+from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.worker import Progress
 
 
@@ -54,11 +58,20 @@ class Maker:
 
     Args:
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
-      preview: of `previews_of`; None shows none.
+      preview: makes frames of a step; None shows none.
+      record: let a video tell how it was made.
     """
 
-    def __init__(self, model: Model, adapters: Adapters, save_every: float = 60.0, preview: Any = None):
+    def __init__(
+        self,
+        model: Model,
+        adapters: Adapters,
+        save_every: float = 60.0,
+        preview: Show | None = None,
+        record: bool = True,
+    ):
         self._model, self._adapters, self._save_every, self._preview = model, adapters, save_every, preview
+        self._record = record
         self._adapted: tuple[Any, Model] = ([], model)
         self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
 
@@ -76,7 +89,12 @@ class Maker:
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
         self._compiled.add(_shape(request))
-        _write(frames, out, request, progress)
+        change = functools.partial(_without_places, folder=folder)
+        comment = record_text(model, request, change=change) if self._record else None
+        with VideoWriter(out, fps=request.fps, comment=comment) as writer:
+            for pixels in frames:
+                progress.check()
+                writer.write(pixels)
 
     def warm(self, sizes: Sequence[str]) -> None:
         """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.
@@ -101,8 +119,12 @@ class Maker:
         return self._adapted[1]
 
 
-def _write(frames: Iterator[np.ndarray], out: Path, request: Request, progress: Progress) -> None:
-    with VideoWriter(out, fps=request.fps) as writer:
-        for pixels in frames:
-            progress.check()
-            writer.write(pixels)
+def _without_places(record: Record, folder: Path) -> Record:
+    """A record that does not tell where the files of a job lie on the server."""
+
+    def named(value: Any) -> Any:
+        return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
+
+    options = {name: named(value) for name, value in record.options.items()}
+    inputs = tuple({name: named(value) for name, value in one.items()} for one in record.inputs)
+    return dataclasses.replace(record, options=options, inputs=inputs)
