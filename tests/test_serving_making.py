@@ -10,10 +10,12 @@ pytest.importorskip("sqlalchemy", reason="the queue needs the extra `serve`")
 from serving import submit
 
 import cogvx_jax as cx
+from cogvx_jax.data.writer import VideoWriter
+from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.making import Maker
 from cogvx_jax.serving.queue import Queue
-from cogvx_jax.serving.stepping import SEEN, STEPS, animation
+from cogvx_jax.serving.stepping import STEPS, animation
 from cogvx_jax.serving.store import Store
 from cogvx_jax.serving.worker import Progress, Stopped, Worker
 
@@ -44,6 +46,33 @@ def test_the_video_is_that_of_generate(place, model, tmp_path):
     assert (store.folder_of(job.id) / done.result).read_bytes() == (tmp_path / "own.mp4").read_bytes()
 
 
+def test_the_record_tells_no_place_of_the_server(place, model):
+    queue, store = place
+    job = submit(queue, store, "a red circle", asked=ASKED | {"files": {"video": "video.mp4"}})
+    with VideoWriter(store.folder_of(job.id) / "video.mp4", 8) as writer:
+        writer.write(np.zeros((9, 32, 48, 3), np.uint8))
+    work(place, Maker(model, Adapters(None)))
+    done = queue.get(job.id)
+    assert done.status == "completed", done.error_message
+    record = read_record(store.folder_of(job.id) / done.result)
+    assert (record.prompt, record.options["video"], record.options["seed"]) == ("a red circle", "video.mp4", 3)
+    assert str(store.folder) not in record.text
+
+
+def test_what_is_warm_compiles_nothing(place, model):
+    """The stage of a job of that size is sampling at once."""
+    queue, store = place
+    make, progress = Maker(model, Adapters(None)), Ends(after=100)
+    make.warm(["own"])
+    job = submit(queue, store, "a red circle", asked=ASKED)
+    make(job, store.folder_of(job.id), store.folder_of(job.id) / "video-1.mp4", progress)
+    stages = [told["stage"] for told in progress.told]
+    assert stages[0] == "sampling" and "compiling" not in stages
+    for size, said in (("big", "HEIGHTxWIDTHxFRAMES"), ("33x48x9", "multiple of 16")):
+        with pytest.raises(ValueError, match=said):
+            make.warm([size])
+
+
 def test_what_the_model_does_not_take_fails(place, model):
     queue, store = place
     job = submit(queue, store, "a red circle", asked={"options": {"frames": 10}})
@@ -65,7 +94,6 @@ class Ends(Progress):
         super().tell(**columns)
 
 
-@pytest.mark.skipif(not SEEN, reason="sampling tells nothing of its steps yet")
 def test_a_worker_that_ends_saves_its_steps_and_another_goes_on(place, model, tmp_path):
     queue, store = place
     job = submit(queue, store, "a red circle", asked=ASKED)
@@ -83,7 +111,6 @@ def test_a_worker_that_ends_saves_its_steps_and_another_goes_on(place, model, tm
     assert gone_on.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.skipif(not SEEN, reason="sampling tells nothing of its steps yet")
 def test_saved_steps_of_another_request_are_passed_over(place, model, tmp_path, capsys):
     queue, store = place
     job = submit(queue, store, "a red circle", asked=ASKED)
@@ -97,7 +124,6 @@ def test_saved_steps_of_another_request_are_passed_over(place, model, tmp_path, 
     assert "begins anew" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SEEN, reason="sampling tells nothing of its steps yet")
 def test_a_cancelled_job_ends_between_steps(place, model, tmp_path):
     queue, store = place
     job = submit(queue, store, "a red circle", asked=ASKED)
@@ -113,7 +139,6 @@ def test_a_cancelled_job_ends_between_steps(place, model, tmp_path):
     assert not (store.folder_of(job.id) / STEPS).exists()
 
 
-@pytest.mark.skipif(not SEEN, reason="sampling tells nothing of its steps yet")
 def test_previews_are_told(place, model, tmp_path):
     queue, store = place
     job = submit(queue, store, "a red circle", asked=ASKED)

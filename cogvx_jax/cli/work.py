@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
+NO_FLAG: Any = (tyro.conf.Fixed, tyro.conf.Suppress)
 EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
 
 
@@ -58,16 +59,22 @@ class WorkFlags(RunFlags, StoreFlags):
     Args:
       lease: seconds after which another worker takes over, if this one is not heard of.
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
+      warm: compile for videos of HEIGHTxWIDTHxFRAMES before the first job, such as 480x720x49; own is the model's size.
       previews: show what is sampled while it is; takes a fiftieth of the time at most.
       until_idle: end when no job waits.
     """
 
-    # A job has its own file, and is stopped and told of between its steps.
-    out: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress] = RunFlags.out
-    one_program: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-    progress: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = True
+    # A job has its own file and prompt, and is looked at between its steps.
+    out: Annotated[Path, *NO_FLAG] = RunFlags.out
+    one_program: Annotated[bool, *NO_FLAG] = RunFlags.one_program
+    keep_steps: Annotated[bool, *NO_FLAG] = RunFlags.keep_steps
+    preview: Annotated[Path | None, *NO_FLAG] = RunFlags.preview
+    progress: Annotated[bool, *NO_FLAG] = RunFlags.progress
+    enhance_prompt: Annotated[bool, *NO_FLAG] = RunFlags.enhance_prompt
+    llm: Annotated[str | None, *NO_FLAG] = RunFlags.llm
     lease: float = 30.0
     save_every: float = 60.0
+    warm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     previews: bool = True
     until_idle: bool = False
 
@@ -89,19 +96,24 @@ def work(
         from cogvx_jax.serving.store import Store
         from cogvx_jax.serving.worker import Worker
     from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.pipelines.previews import Preview
+    from cogvx_jax.pipelines.request import check_sampling
 
     queue, store = Queue(run.url), Store(run.store)
-    load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
+    spec = load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
     from cogvx_jax.serving.adapters import Adapters
-    from cogvx_jax.serving.making import Maker
-    from cogvx_jax.serving.stepping import previews_of
+    from cogvx_jax.serving.making import Maker, warm_options
 
     adapters = Adapters(run.loras)
+    for size in run.warm:
+        check_sampling(spec, warm_options(spec, size))
     model = load_model(run, about)
-    maker = Maker(model, adapters, run.save_every, previews_of(model) if run.previews else None)
+    preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
+    maker = Maker(model, adapters, run.save_every, preview, record=run.record)
     worker = Worker(
         queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
     )
+    maker.warm(run.warm)
     report(f"worker {worker.name} makes videos with {run.model}")
     with sigterm(worker.end):
         worker.run(until_idle=run.until_idle)

@@ -28,6 +28,7 @@ TAKES = {  # option -> kinds of files
     "video": (CLIP,),
     "mask": (PICTURE, CLIP),
     "control": (CLIP,),
+    "edit": (CLIP,),
     "extend": (CLIP,),
 }
 URL_KEYS = ("image_url", "video_url", "url")

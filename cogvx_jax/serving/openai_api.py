@@ -238,7 +238,7 @@ async def remix(request: Request, id: str) -> Response:
     return await run_in_threadpool(answer, request, made)
 
 
-@router.get("/videos/{id}/content", **schemas.gets(schemas.FILE, schemas.VARIANT, media="video/mp4"))
+@router.get("/videos/{id}/content", **schemas.gets(schemas.FILE, schemas.VARIANT, media=" ".join(TYPES.values())))
 def content(request: Request, id: str) -> Response:
     """The video's bytes, ranges of them too, or a picture of it; without a key for an address that is signed."""
     site, query = site_of(request), request.query_params

@@ -34,7 +34,7 @@ def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready", "workers": sorted(workers.values())})
 
 
-@router.get("/metrics", **schemas.gets(schemas.TEXT, media=TYPE))
+@router.get("/metrics", **schemas.gets(schemas.TEXT, media="text/plain"))
 def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
     site = site_of(request)

@@ -22,7 +22,7 @@ def _null(schema: Schema) -> Schema:
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
-PROMPT: Schema = TEXT | {"minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"}
+PROMPT: Schema = TEXT | {"minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"}
 FILE_TEXT: Schema = TEXT | {
     "description": "a data URL, or base64",
     "pattern": r"^(data:[^,]*;base64,)?[A-Za-z0-9+/]+=*$",
@@ -93,7 +93,7 @@ STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 429, 500, 503, 507
 
 
 def gets(schema: Schema, parameters: tuple = (), media: str = "application/json") -> dict[str, Any]:
-    """Arguments of a route without a body."""
+    """Arguments of a route without a body; of several kinds of answers, `media` has a space between them."""
     return _route(schema, media, {"parameters": list(parameters)} if parameters else {})
 
 
@@ -115,7 +115,10 @@ def _route(schema: Schema, media: str, extra: dict[str, Any]) -> dict[str, Any]:
     errors: dict[int | str, Any] = {
         code: {"content": {"application/json": {"schema": ERROR}}, "description": "Error"} for code in STATUSES
     }
-    errors[200] = {"content": {media: {"schema": schema}}, "description": "Successful Response"}
+    errors[200] = {
+        "content": {kind: {"schema": schema} for kind in media.split()},
+        "description": "Successful Response",
+    }
     return {"responses": errors, "openapi_extra": extra, "response_model": None}
 
 

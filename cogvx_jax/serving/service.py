@@ -167,7 +167,9 @@ class Service:
                 request = request_of(spec, stored, folder)
             self._check(request)
         facts = _facts(request)
-        facts["notes"] = [note for note in (lossy_note(request, spec), few_steps_note(request, spec)) if note]
+        facts["notes"] = [
+            note for note in (lossy_note(request, spec), few_steps_note(request, spec)) if note is not None
+        ]
         stored["options"] |= {
             "size": f"{request.height}x{request.width}",
             "frames": facts["num_frames"],

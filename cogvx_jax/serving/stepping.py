@@ -1,9 +1,9 @@
 """What a worker does between the sampling steps of a job: tells of them, saves them, shows a preview, and stops."""
 
-import inspect
 import io
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,16 @@ import PIL.Image
 
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.model import Model
+from cogvx_jax.pipelines.on_step import Step
 from cogvx_jax.pipelines.request import Request
+from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps
+from cogvx_jax.pipelines.seldom import Seldom
 from cogvx_jax.serving.worker import Progress, Stopped
 
 STEPS = "steps.safetensors"  # in a job's folder: where its sampling goes on
 SHARE = 1 / 50  # of the time that previews take at most
+Show = Callable[[Step], np.ndarray]  # gives frames (B, F, H, W, 3) uint8, as `previews.Preview` does
 MAX_PREVIEW = 64 * 2**10  # bytes; an event carries it
-# Without a function for its steps, sampling tells nothing, and a job is stopped before or after it.
-SEEN = "on_step" in inspect.signature(generate.sample).parameters
 
 
 class Stepping:
@@ -30,9 +32,9 @@ class Stepping:
       save_every: seconds of sampling after which its state is saved.
     """
 
-    def __init__(self, folder: Path, progress: Progress, save_every: float, preview: Any = None):
+    def __init__(self, folder: Path, progress: Progress, save_every: float, preview: Show | None = None):
         self._file, self._progress, self._save_every, self._preview = folder / STEPS, progress, save_every, preview
-        self._saved, self._next_preview, self.taken = time.monotonic(), 0.0, 0
+        self._saved, self._seldom, self.taken = time.monotonic(), Seldom(SHARE), 0
 
     def sample(self, model: Model, request: Request) -> Any:
         """The latents of a request, from the step on that was saved last, where there is one."""
@@ -45,11 +47,11 @@ class Stepping:
             print(f"cogvx: {self._file}: {error}; sampling begins anew", file=sys.stderr)
             return generate.sample(model, request, progress=False, **self.watching(None))
 
-    def watching(self, saved: Any = None) -> dict[str, Any]:
+    def watching(self, saved: SavedSteps | None = None) -> dict[str, Any]:
         """Arguments of `sample` and `extended_frames`."""
-        return {"on_step": self._step} | ({} if saved is None else {"resume": saved}) if SEEN else {}
+        return {"on_step": self._step} | ({} if saved is None else {"resume": saved})
 
-    def _step(self, step: Any) -> None:
+    def _step(self, step: Step) -> None:
         self.taken += 1
         shown = self._shown(step)
         told = {} if shown is None else {"preview": shown}
@@ -62,7 +64,7 @@ class Stepping:
         if step.number < step.count and time.monotonic() - self._saved > self._save_every:
             self._save(step)
 
-    def _save(self, step: Any) -> None:
+    def _save(self, step: Step) -> None:
         if step.segments > 1:
             return
         try:
@@ -71,40 +73,24 @@ class Stepping:
             print(f"cogvx: the steps of {self._file.parent.name} are not saved: {error}", file=sys.stderr)
         self._saved = time.monotonic()
 
-    def _shown(self, step: Any) -> bytes | None:
+    def _shown(self, step: Step) -> bytes | None:
         """A small animation of what the model takes for the clean video, as seldom as its cost makes it."""
-        began = time.monotonic()
-        if self._preview is None or (began < self._next_preview and step.number < step.count):
+        if self._preview is None or not (self._seldom.due() or step.number == step.count):
             return None
-        found = animation(self._preview(step)[0])
-        ended = time.monotonic()
-        self._next_preview = ended + (ended - began) / SHARE
-        return found
+        with self._seldom.doing():
+            return animation(self._preview(step)[0])
 
-    def _earlier(self, model: Model, request: Request) -> Any:
+    def _earlier(self, model: Model, request: Request) -> SavedSteps | None:
         """The steps that another worker saved; None where they are not of this request, or none are there."""
-        if not SEEN or request.extend is not None or not self._file.exists():
+        if request.extend is not None or not self._file.exists():
             return None
-        from cogvx_jax.pipelines import saved_steps  # type: ignore[attr-defined,unused-ignore]
-
         try:
-            saved = saved_steps.read_steps(self._file)
-            generate.check_resumed(model, request, saved)  # type: ignore[attr-defined,unused-ignore]
+            saved = read_steps(self._file)
+            generate.check_resumed(model, request, saved)
         except (ValueError, OSError) as error:
             print(f"cogvx: {error}; sampling begins anew", file=sys.stderr)
             return None
         return saved
-
-
-def previews_of(model: Model) -> Any:
-    """What makes frames of a step of the model; None where there is no such thing. Fitting it takes a while, once."""
-    if not SEEN:
-        return None
-    try:
-        from cogvx_jax.pipelines.previews import Preview  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return None
-    return Preview(model)
 
 
 def animation(frames: np.ndarray) -> bytes:
