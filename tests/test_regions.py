@@ -52,7 +52,7 @@ def test_prompts_meet_themselves_and_their_region():
 
 
 @pytest.mark.parametrize("name", [name for name, one in BACKENDS.items() if one.overlap])
-@pytest.mark.parametrize("tokens", [48, 1100])  # beyond a chunk
+@pytest.mark.parametrize("tokens", [48, pytest.param(1100, marks=pytest.mark.full)])  # beyond a chunk
 def test_backends_that_know_sets(name, tokens):
     rng = np.random.default_rng(0)
     q, k, v = rng.normal(size=(3, 2, 1, tokens, 8)).astype(np.float32)
@@ -144,6 +144,7 @@ def test_a_region_changes_all_by_itself(small):
     close(both, left, 1e-4)
 
 
+@pytest.mark.full
 def test_videos_do_not_know_each_other(small):
     _, model = small("5b")
     options = dict(region=[(LEFT, "a green square")])
