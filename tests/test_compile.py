@@ -396,3 +396,15 @@ def test_the_decoder_is_compiled_in_the_fewest_strips_that_fit(small, tmp_path, 
         assert [entry["name"] for entry in manifest["programs"]] == ["text", "encode", "step", "decode"]
         assert tried[-3:] == [("text", 1), ("encode", compiled[-1]), ("step", 1)]
     assert [strips for name, strips in tried if name == "decode"] == compiled
+
+
+@pytest.mark.full
+def test_programs_in_strips_make_the_same_video(small, tmp_path):
+    folder, model = small("5b")
+    cx.compile_programs(folder, tmp_path / "programs", strips=2)
+    asked = dict(num_inference_steps=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as of a program that is not there
+        there = cx.generate(cx.load(folder, programs=tmp_path / "programs"), "a red circle", **asked)
+    whole = cx.generate(model, "a red circle", **asked)
+    np.testing.assert_allclose(np.int32(there.frames), np.int32(whole.frames), rtol=0, atol=1)
