@@ -135,6 +135,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "control_strength": 0.5,
         "control_start": 0.25,
         "control_end": 0.75,
+        "edit": "clip.mp4",
         "extend": "before.mp4",
         "strength": 1,
         "size": "32x48",

@@ -64,7 +64,7 @@ def axes_of(per_block: PerBlock | None) -> Any:
     """The axes of `nn.scan` over layers."""
     if per_block is None or per_block.states is None:
         return 0
-    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0), joined=())
+    return PerBlock(skip=0, values=0, enhance=0, states=States(values=nn.broadcast, place=0), joined=0)
 
 
 def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:
