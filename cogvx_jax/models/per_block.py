@@ -41,7 +41,7 @@ class PerBlock(NamedTuple):
     values: Any = None  # (layers,) float32: 1 has attention give each token its own value
     enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
     states: States | None = None
-    joined: tuple[()] | None = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
+    joined: Any = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
 
 
 def paired(x: jax.Array, reference: jax.Array) -> jax.Array:
