@@ -170,11 +170,14 @@ def test_all_fields_of_a_line_are_read(lines):
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
     assert [one.prompt for one in own.options.region] == ["a blue star", "a green square"]
     assert own.options.travel.prompts == ("a blue star",) and own.options.tora == ("tora", 0.5)
+    assert own.options.trajectory == ("60,128 200,128",)
     values = {"reuse", "guidance", "guider", "windows"}
     assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
     assert own.options.controlnet == (("canny", 1.0), ("hed", 0.5))
-    others = set(OPTIONS) - {"size", "keyframes", "controlnet", *values}
+    assert own.options.noises.source == "noises.npy" and own.options.flow.source == "flow.npy"
+    read = {"size", "keyframes", "controlnet", "region", "travel", "tora", "noises", "flow", "trajectory"}
+    others = set(OPTIONS) - read - values
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 

@@ -42,7 +42,7 @@ class PerBlock(NamedTuple):
     values: Any = None  # (layers,) float32: 1 has attention give each token its own value
     enhance: Any = None  # (layers, branches) float32: the weight of `enhancement`
     states: States | None = None
-    joined: tuple[()] | None = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
+    joined: Any = None  # (): rows are of `paired`, and a video meets the keys of its reference, too
     motion: Any = None  # `tora.Motion`: what trajectories change before attention
     regions: Any = None  # (B, S) int32, of all blocks: the sets of `models.regions`, of which tokens meet
 
@@ -72,7 +72,7 @@ def axes_of(per_block: PerBlock | None) -> Any:
     if per_block is None:
         return 0
     states: Any = 0 if per_block.states is None else States(values=nn.broadcast, place=0)
-    return PerBlock(skip=0, values=0, enhance=0, states=states, joined=per_block.joined, motion=0, regions=nn.broadcast)
+    return PerBlock(skip=0, values=0, enhance=0, states=states, joined=0, motion=0, regions=nn.broadcast)
 
 
 def entry(per_block: PerBlock | None, layer: jax.Array) -> PerBlock | None:
