@@ -2,9 +2,9 @@
 
     python -m cogvx_jax.scripts.controlnet_tiny --folder runs/outlines
 
-Draws clips and their outlines to video files, trains on them as `cogvx train --controlnet new` does, and measures how
-much of held-out clips' shapes the videos cover that follow their outlines, and those that do not. A run that was
-stopped goes on where it stood.
+Draws clips and their outlines to video files, trains on them as `cogvx train --controlnet new` does, and measures two
+things of held-out clips: the loss with their outlines, without, and with another clip's; and how much of their shapes
+the videos cover that follow their outlines, and those that do not. A run that was stopped goes on where it stood.
 """
 
 import json
@@ -12,17 +12,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import cogvx_jax as cx
 from cogvx_jax.cli import train as commands
-from cogvx_jax.data.video import Video, VideoWriter
+from cogvx_jax.data.video import Video, VideoWriter, to_model_pixels
+from cogvx_jax.models import vae as vaes
+from cogvx_jax.pipelines.text import encode_prompts
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.judge import score
-from cogvx_jax.train.transformer.settings import NEW, ControlNetTraining, RunConfig, StageSettings
+from cogvx_jax.train.transformer.controlled_objective import make_controlled_errors
+from cogvx_jax.train.transformer.objective import make_errors
+from cogvx_jax.train.transformer.settings import NEW, ControlNetTraining, Objective, RunConfig, StageSettings
 
 SHOWN = 4  # held-out clips in the picture
+TIMESTEPS = (999, 900, 800, 700, 500)
+PLAIN = Objective(text_dropout=0.0)
 EDGE = 60.0  # levels a pixel from which on there is an outline
 
 
@@ -31,9 +39,9 @@ def main(
     model: str = "tiny",
     clips: int = 600,
     prompts: int = 24,
-    steps: int = 600,
+    steps: int = 2000,
     layers: int = 3,
-    batch_size: int = 8,
+    batch_size: int = 4,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> None:
@@ -41,7 +49,7 @@ def main(
 
     Args:
       clips: how many to draw for training.
-      prompts: how many held-out clips to follow.
+      prompts: how many held-out clips to measure with.
     """
     train, held_out = shapes.split()
     order = np.random.default_rng(seed).permutation(len(train))
@@ -57,7 +65,9 @@ def main(
     commands.train(options)
     loaded = cx.load(model)
     net = cx.load_controlnet(folder / "run", loaded)
-    scores = follow(loaded, net, held_out[:: len(held_out) // prompts][:prompts], folder / "outlines.png", seed)
+    scenes = held_out[:: len(held_out) // prompts][:prompts]
+    scores: dict[str, Any] = {"loss": losses(loaded, net, scenes)}
+    scores |= follow(loaded, net, scenes, folder / "outlines.png", seed)
     (folder / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(json.dumps(scores, indent=2))
 
@@ -89,6 +99,37 @@ def outlines(frames: np.ndarray) -> np.ndarray:
     return np.repeat(np.where(slope >= EDGE, np.uint8(255), np.uint8(0))[..., None], 3, axis=-1)
 
 
+def losses(model: cx.Model, net: cx.ControlNet, scenes: Sequence[shapes.Scene]) -> dict[str, dict[str, float]]:
+    """Losses of drawn clips by timestep: with their outlines, without a ControlNet, with another clip's outlines."""
+    clips = np.stack([drawn_clip(scene, i) for i, scene in enumerate(scenes)])
+    encode = jax.jit(lambda params, pixels: vaes.encode(model.vae, params, pixels))
+    params = net.on(model.mesh, "float32")
+    batch = {
+        "moments": encode(model.params["vae"], to_model_pixels(clips, *clips.shape[2:4])),
+        "text": encode_prompts(model, [str(scene) for scene in scenes]),
+        "control": np.stack([outlines(clip) for clip in clips]),
+        "base": model.params["transformer"],
+    }
+    draw, errors = make_controlled_errors(model.spec, model.compute, PLAIN, lambda base, _: base, net.cfg)
+    alone = make_errors(model.spec, model.compute)
+
+    @jax.jit
+    def measured(params, batch, t):
+        rows = draw(batch, jax.random.key(1), t)
+        other = rows | {"control": jnp.roll(rows["control"], 1, axis=0)}
+        found = errors(params, rows, batch), alone(batch["base"], rows), errors(params, other, batch)
+        return [x.mean() for x in found]
+
+    ways = ("with", "without", "another's")
+    found = {t: measured(params, batch, jnp.full(len(clips), t)) for t in TIMESTEPS}
+    return {str(t): {way: float(x) for way, x in zip(ways, of, strict=True)} for t, of in found.items()}
+
+
+def drawn_clip(scene: shapes.Scene, number: int) -> np.ndarray:
+    """The held-out clip of a number, (F, H, W, 3) uint8."""
+    return shapes.draw(scene, np.random.default_rng((17, number)))
+
+
 def follow(
     model: cx.Model, net: cx.ControlNet, scenes: Sequence[shapes.Scene], picture: Path, seed: int
 ) -> dict[str, dict[str, float]]:
@@ -100,7 +141,7 @@ def follow(
     marks: dict[str, list[dict[str, float]]] = {"with": [], "without": []}
     rows = []
     for i, scene in enumerate(scenes):
-        drawn = shapes.draw(scene, np.random.default_rng((17, i)))
+        drawn = drawn_clip(scene, i)
         control = outlines(drawn)
         asked: dict[str, dict[str, Any]] = {"with": dict(controlnet=net, control=control), "without": {}}
         made = {}

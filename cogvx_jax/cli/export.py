@@ -69,9 +69,8 @@ def export_controlnet(run: Any, out: Path, best: bool) -> None:
         raise ValueError(f"{run} trained a ControlNet; give a new folder for it, not {out}")
     cfg, params = read_run_controlnet(run, best=best)
     write_controlnet(out, cfg, params)
-    print(
-        f"{out}: a ControlNet of {cfg.layers} blocks for {read_run(run)['name']}; `cogvx generate --controlnet {out}`"
-    )
+    use = f"use it with `cogvx generate --controlnet {out} --control VIDEO`"
+    print(f"{out}: a ControlNet of {cfg.layers} blocks for {read_run(run)['name']}; {use}")
 
 
 def export_vae(run: Any, out: Path, best: bool, scaling_factor: float | None) -> None:
