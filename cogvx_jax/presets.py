@@ -1,4 +1,7 @@
-"""The five published models as values. `HUB` says where their weights are, `LICENCES` under which licence."""
+"""The five published models as values. `HUB` says where their weights are, `LICENCES` under which licence.
+
+`SHIPPED` names the models that come with the package.
+"""
 
 import dataclasses
 
@@ -49,5 +52,6 @@ PRESETS = {
     ),
 }
 
+SHIPPED = ("tiny",)  # folders of these names lie in `assets`; they are Apache-2.0
 HUB = {preset: f"zai-org/{spec.name}" for preset, spec in PRESETS.items()}
 LICENCES = {preset: "Apache-2.0" if preset == "2b" else "CogVideoX LICENSE" for preset in PRESETS}
