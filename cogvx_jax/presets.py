@@ -52,6 +52,6 @@ PRESETS = {
     ),
 }
 
-SHIPPED = ("tiny", "tiny-inp")  # folders of these names lie in `assets`; both are Apache-2.0
+SHIPPED = ("tiny",)  # folders of these names lie in `assets`; they are Apache-2.0
 HUB = {preset: f"zai-org/{spec.name}" for preset, spec in PRESETS.items()}
 LICENCES = {preset: "Apache-2.0" if preset == "2b" else "CogVideoX LICENSE" for preset in PRESETS}

@@ -16,8 +16,11 @@ from cogvx_jax.diffusion import schedule
 from cogvx_jax.models import lora as loras
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.tasks import resize_known
+from cogvx_jax.train.run_folder import as_json
 from cogvx_jax.train.transformer import objective
 from cogvx_jax.train.transformer.objective import Objective, make_lora_loss, make_loss
+from cogvx_jax.train.transformer.run import _modern
+from cogvx_jax.train.transformer.settings import RunConfig
 
 VAE = VAEConfig(channels=(4, 4, 4, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7)
 SMALL = TransformerConfig(layers=1, heads=1, head_dim=16, in_channels=4, out_channels=4, text_dim=6, time_dim=8)
@@ -235,6 +238,14 @@ def test_adapters_learn_and_the_base_does_not_move(random_params):
     value, grads = jax.jit(jax.value_and_grad(loss))(adapters, batch, KEY)
     np.testing.assert_allclose(value, make_loss(T2V, Compute(), Objective())(params, batch, KEY), rtol=1e-5)
     assert float(jnp.abs(grads["blocks/attention/v/kernel"]["b"]).max()) > 0
+
+
+def test_a_run_of_before_there_were_masks_goes_on():
+    now = as_json(dataclasses.asdict(RunConfig(objective=PLAIN)))
+    before = now | {"objective": {name: now["objective"][name] for name in ("text_dropout", "image_dropout")}}
+    for name in ("masks", "text_alone"):
+        assert _modern(before)["objective"][name] == now["objective"][name]
+    assert _modern(before)["objective"]["text_dropout"] == 0
 
 
 @pytest.mark.parametrize(

@@ -65,5 +65,5 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
         "weights in 16 bit": f"{half / 1e9:.2f} GB (VAE in 32 bit)",
         "weights in 32 bit": f"{sum(counts.values()) * 4 / 1e9:.2f} GB",
         "trained in": spec.trained_dtype,
-        "licence": licences.get(spec.name, "Apache-2.0" if spec.name == "tiny" else "see the model's own"),
+        "licence": licences.get(spec.name, "Apache-2.0" if spec.name in presets.SHIPPED else "see the model's own"),
     }

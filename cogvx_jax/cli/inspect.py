@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, print_facts
+from cogvx_jax.presets import SHIPPED
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -33,8 +34,8 @@ def inspect(
     from cogvx_jax.convert.inspection import inspect as inspect_place
     from cogvx_jax.pipelines.model import load_spec, resolve
 
-    ships = file == "tiny" and not os.path.lexists(file)
+    ships = file in SHIPPED and not os.path.lexists(file)
     place = resolve(file) if ships else file if "://" in file else Path(file)
-    models = {"tiny": load_spec("tiny")}
-    asked = Asked(place=place, model="tiny" if ships else None, given=given.checked(), models=models)
+    models = {name: load_spec(name) for name in SHIPPED}
+    asked = Asked(place=place, model=file if ships else None, given=given.checked(), models=models)
     print_facts(inspect_place(asked, OWN), as_json)

@@ -10,6 +10,7 @@ from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines import saved_latents, saved_steps
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
+from cogvx_jax.presets import SHIPPED
 from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
 from cogvx_jax.train.clips.cache import is_cache, open_cache
 
@@ -59,6 +60,11 @@ def _source_word(source: str) -> str:
     return "MODEL" if source.startswith(("/", ".")) or source.count("/") != 1 else source
 
 
+def _model_word(name: str) -> str:
+    """How a command calls the model of a spec's name; "MODEL" for one that is not known by it."""
+    return name if name in SHIPPED else published_word(name) or "MODEL"
+
+
 # Encoded clips.
 
 
@@ -69,7 +75,7 @@ def _is_cache(asked: Asked) -> bool:
 def _tell_cache(asked: Asked) -> Facts:
     cache, folder = open_cache(storage_path(asked.place)), path_word(asked.place)
     shape = cache.shape
-    model = "tiny" if cache.model == "tiny" else published_word(cache.model) or "MODEL"
+    model = _model_word(cache.model)
     train = ["--data", folder, "--model", model, "--out", new_name(asked.place, "", "runs/")]
     train += ["--controlnet", "new"] if cache.controls else []
     frames = f"{shape.frames} frames at {shape.fps:g} fps" + (", with control videos" if cache.controls else "")
@@ -93,7 +99,7 @@ def _tell_programs(asked: Asked) -> Facts:
     made_for, request = manifest["made_for"], manifest.get("request")
     request = request if isinstance(request, dict) else {}
     name, _, how = made_for.get("model", "").partition(" in ")
-    model = "tiny" if name == "tiny" else published_word(name) or "MODEL"
+    model = _model_word(name)
     words = ["--model", model, "--programs", path_word(asked.place), "--dtype", how.partition(",")[0]]
     size, frames = request.get("size"), request.get("frames")
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in (*size, frames)):

@@ -13,6 +13,7 @@ from cogvx_jax.pipelines.generate import sample, sampler_of
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.pipelines.short_schedule import embeddings
+from cogvx_jax.presets import SHIPPED
 from cogvx_jax.tiny import shapes
 
 FEWEST_STEPS = 10  # of a polynomial of degree 4, and of ratios that other counts of steps stretch
@@ -28,8 +29,8 @@ PROMPTS = (  # for models that know words
 
 
 def default_prompts(model: str) -> list[str]:
-    """Prompts to measure on where none are given; for `tiny` those of scenes that it was trained on."""
-    if model != "tiny":
+    """Prompts to measure on where none are given; for `tiny` and what is made of it, of scenes of its training."""
+    if model not in SHIPPED:
         return list(PROMPTS)
     trained, _ = shapes.split()
     return [str(trained[i]) for i in np.random.default_rng(5).permutation(len(trained))[:8]]

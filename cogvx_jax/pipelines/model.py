@@ -53,8 +53,9 @@ MARKS = {  # a file of a folder that is no model's -> what the folder is
     "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
 }
 NORMS = ("blocks/attention/norm_q", "blocks/attention/norm_k")  # which bound attention's logits
-NAMES = ("tiny", *presets.PRESETS)  # which come before folders of these names
-TINY = Path(__file__).parents[1] / "assets" / "tiny"
+NAMES = (*presets.SHIPPED, *presets.PRESETS)  # which come before folders of these names
+ASSETS = Path(__file__).parents[1] / "assets"
+TINY = ASSETS / "tiny"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -371,7 +372,7 @@ def absolute_source(source: str) -> str:
 def _warn_of_both(name: str) -> None:
     """Where a name of `NAMES` is also that of a model's folder here: the name counts."""
     if kind_of(Path(name)) == "a folder" and find_layout(Path(name)) is not None:
-        meant = "the model of the package" if name == "tiny" else f"{presets.HUB[name]} of the hub"
+        meant = "the model of the package" if name in presets.SHIPPED else f"{presets.HUB[name]} of the hub"
         warnings.warn(f"{name} is {meant}; the folder of that name here is ./{name}", stacklevel=1)  # once a process
 
 
@@ -431,7 +432,7 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
         raise ValueError("the name of the model is empty; give tiny, a folder or a hub id")
     if name in NAMES:
         _warn_of_both(name)
-        return TINY if name == "tiny" else _fetch(presets.HUB[name], weights)
+        return ASSETS / name if name in presets.SHIPPED else _fetch(presets.HUB[name], weights)
     if "://" in name:
         if find_layout(name) is None:
             raise FileNotFoundError(f"there is no {name.rstrip('/')}/model_index.json, with which a model begins")

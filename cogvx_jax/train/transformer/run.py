@@ -275,7 +275,8 @@ def make_optimizer(config: RunConfig, stage: Stage, start: int = 0) -> optax.Gra
 
 def _modern(said: dict[str, Any]) -> dict[str, Any]:
     """What run.json says; settings that there were not when it was written are as they were then."""
-    return {**run_folder.as_json(dataclasses.asdict(RunConfig())), **said}
+    then = run_folder.as_json(dataclasses.asdict(RunConfig()))
+    return {**then, **said, "objective": {**then["objective"], **said.get("objective", {})}}
 
 
 def _feed(spec: ModelSpec, stage: Stage, shares: Sequence[Share], seed: tuple[int, ...]) -> Feed:
