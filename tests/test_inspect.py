@@ -37,6 +37,8 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.lora import LoRA, LoRAConfig
 from cogvx_jax.pipelines.model import TINY
+from cogvx_jax.pipelines.provenance import record_of
+from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.saved_latents import SavedLatents, save_latents
 from cogvx_jax.quantization import find_quantization
 from cogvx_jax.sharding import params_digest
@@ -79,6 +81,9 @@ def files(small, random_cache, tmp_path_factory):
     save_latents(folder / "gone.safetensors", dataclasses.replace(saved, model="/nowhere/else"))
     Image.new("RGB", (48, 32)).save(folder / "image.png")
     of_controlnet(folder)
+    record = record_of(model, check_request(model.spec, "a red circle"))
+    with VideoWriter(folder / "a recorded.mp4", 8, comment=record.text) as writer:
+        writer.write(np.zeros((9, 32, 48, 3), np.uint8))
     return folder
 
 
@@ -206,6 +211,7 @@ KINDS = {
     "run of lora/checkpoints/3": ("holds", "a part of run of lora, a run", "inspect 'run of lora'"),
     "a cache/arrays": ("holds", "a part of a cache, encoded clips", "inspect 'a cache'"),
     LATENTS: ("format", "latents that `cogvx generate` kept", "decode 'a video.mp4.latents.safetensors'"),
+    "a recorded.mp4": ("format", "a video that tells how it was made", "show 'a recorded.mp4'"),
     "gone.safetensors": ("model", "/nowhere/else", "--model MODEL"),
 }
 REAL = {

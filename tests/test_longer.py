@@ -449,18 +449,10 @@ def test_a_ring_needs_all_latents(small):
     assert latents_of(small("5b")[1], num_frames=17, windows="9:4,policy=looped").shape == (1, 5, 4, 6, 4)
 
 
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        (["--extend", "in.mp4"], "a loop goes on with no other video"),
-        (["--windows", "12:4,policy=static"], "a loop is made by windows with policy=looped, not static"),
-    ],
-)
-def test_a_loop_is_one(options, words):
-    with pytest.raises(ValueError, match=words):
-        tyro.extras.subcommand_cli_from_dict(
-            {name: one.run for name, one in VERBS.items()}, args=["loop", "x", *options]
-        )
+def test_a_loop_is_one():
+    verbs, options = {name: one.run for name, one in VERBS.items()}, ["--windows", "12:4,policy=static"]
+    with pytest.raises(ValueError, match="a loop is made by windows with policy=looped, not static"):
+        tyro.extras.subcommand_cli_from_dict(verbs, args=["loop", "x", *options])
 
 
 @pytest.mark.parametrize(

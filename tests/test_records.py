@@ -299,7 +299,16 @@ def test_no_record_and_what_has_none(cogvx):
         assert "out.mp4' carries no record; it was made elsewhere, by --no-record" in cogvx(verb, "out.mp4", code=2)
 
 
-def test_other_versions_are_refused(cogvx, small):
+def test_a_model_that_is_gone_meanwhile_costs_the_record_alone(cogvx, tmp_path):
+    shutil.copytree("model", "gone")
+    model = cx.load("./gone")
+    shutil.rmtree("gone")
+    with pytest.warns(UserWarning, match="carries no record, as the model's files cannot be read now"):
+        video = cx.generate(model, "x", num_inference_steps=1, progress=False)
+    assert video.records == (None,)
+
+
+def test_other_versions_are_refused(cogvx):
     model = cx.load("./model")
     video = cx.generate(model, "x", num_inference_steps=1, progress=False)
     record = parse_record(video.records[0])

@@ -7,8 +7,11 @@ from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
 from cogvx_jax.convert.runs import is_run, newest_update, read_run, run_verb, trained_part
 from cogvx_jax.convert.safetensors import read_header
+from cogvx_jax.data.comments import FIRST
+from cogvx_jax.data.writer import FORMATS
 from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines import saved_latents, saved_steps
+from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.presets import SHIPPED
 from cogvx_jax.storage import BUCKETS, StoragePath, open_files, storage_path
@@ -170,10 +173,36 @@ def _tell_steps(asked: Asked) -> Facts:
     }
 
 
+# Videos.
+
+RECORDED = (".png", *FORMATS)  # endings of files that may carry a record
+
+
+def _is_recorded(asked: Asked) -> bool:
+    if not isinstance(asked.place, Path):
+        return False
+    if not ((asked.place / FIRST).is_file() if asked.is_folder else asked.place.suffix.lower() in RECORDED):
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        return bool(read_record(asked.place).id)
+    return False
+
+
+def _tell_recorded(asked: Asked) -> Facts:
+    record, word = read_record(Path(asked.place)), path_word(asked.place)
+    return {
+        "format": "a video that tells how it was made",
+        "model": printable(record.model["name"]),
+        "prompt": printable(record.prompt),
+        "use": [command("show", word), command("replay", word)],
+    }
+
+
 OWN = (  # the first that fits counts
     FileKind(name="a run", fits=_is_run, tell=_tell_run),
     FileKind(name="encoded clips", fits=_is_cache, tell=_tell_cache),
     FileKind(name="compiled programs", fits=_is_programs, tell=_tell_programs),
     FileKind(name="sampled latents", fits=_is_latents, tell=_tell_latents),
     FileKind(name="saved steps", fits=_is_steps, tell=_tell_steps),
+    FileKind(name="a video", fits=_is_recorded, tell=_tell_recorded),
 )

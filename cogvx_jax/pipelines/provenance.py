@@ -69,8 +69,8 @@ def record_text(
     """
     try:
         found = record_of(model, request, index, **how)
-    except OSError as error:
-        warnings.warn(f"the video carries no record, as the model's files are gone: {error}", stacklevel=3)
+    except (OSError, ValueError) as error:  # a video is worth more than its record
+        warnings.warn(f"the video carries no record, as the model's files cannot be read now: {error}", stacklevel=3)
         return None
     text = (found if change is None else change(found)).text
     if len(text) <= MAX_BYTES:
