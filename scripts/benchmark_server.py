@@ -161,7 +161,7 @@ async def listen(seconds: float, listeners: int = 1000) -> list[Found]:
 
 async def claim(seconds: float, jobs: int = 10_000) -> list[Found]:
     """Claims from a long queue."""
-    from cogvx_jax.serving.queue import JOBS, QUEUED, Queue, clock, new_id
+    from cogvx_jax.serving.queue import JOBS, QUEUED, Queue, new_id
 
     with tempfile.TemporaryDirectory() as folder:
         queue = Queue(f"sqlite:///{folder}/queue.sqlite")
@@ -175,7 +175,7 @@ async def claim(seconds: float, jobs: int = 10_000) -> list[Found]:
             began = time.monotonic()
             job = queue.claim("w", "tiny")
             times.append(time.monotonic() - began)
-            assert job is not None and clock is not None
+            assert job is not None
     median = statistics.median(times)
     return [Found(f"{jobs} jobs wait: a claim, ms (median of 100)", f"{median * 1e3:.1f}", median < 0.01)]
 
@@ -211,13 +211,13 @@ PARTS: dict[str, Part] = {"poll": poll, "listen": listen, "claim": claim, "soak"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[])
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument(
         "--seconds", type=float, default=15.0, help="of the parts that last as long as they are told to"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [one for name in options.parts or PARTS for one in asyncio.run(_run(PARTS[name], options.seconds))]
+    found = [one for name in options.parts for one in asyncio.run(_run(PARTS[name], options.seconds))]
     if options.json is not None:
         options.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
     if not all(one.kept for one in found):

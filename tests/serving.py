@@ -67,7 +67,7 @@ def fake(steps=5, seconds=0.01):
 
 
 def fake_worker(url, folder, name, log, lease=1.0, **how):
-    """The main function of a process; it notes in a file what it completed."""
+    """The main function of a process; it notes in a file what it completed. It never gives a job up."""
     from cogvx_jax.serving.queue import Queue
     from cogvx_jax.serving.store import Store
     from cogvx_jax.serving.worker import Worker
@@ -76,7 +76,8 @@ def fake_worker(url, folder, name, log, lease=1.0, **how):
         with open(log, "a") as file:
             file.write(f"{line}\n")
 
-    Worker(Queue(url), Store(folder), fake(**how), model="tiny", name=name, lease=lease, report=report).run()
+    queue = Queue(url, attempts=10**6)
+    Worker(queue, Store(folder), fake(**how), model="tiny", name=name, lease=lease, report=report).run()
 
 
 def fake_video(steps=4, seconds=0.02):

@@ -355,6 +355,9 @@ def test_remix_edits_and_extensions(site, client):
     site.wait(source["id"])
     remix = client.post(f"{CREATE}/{source['id']}/remix", json={"prompt": "a blue circle"}).json()
     assert (remix["remixed_from_video_id"], remix["task"], remix["num_frames"]) == (source["id"], "v2v", 9)
+    again = {"headers": {"Idempotency-Key": "remix"}, "json": {"prompt": "a blue circle"}}
+    ids = {client.post(f"{CREATE}/{source['id']}/remix", **again).json()["id"] for _ in range(2)}
+    assert len(ids) == 1  # though each would draw a seed
     edit = client.post(f"{CREATE}/edits", json={"prompt": "a blue circle", "video": {"id": source["id"]}}).json()
     assert edit["task"] == "v2v"
     longer = client.post(f"{CREATE}/extensions", json={"prompt": CIRCLE, "video": source["id"], "seconds": "1"}).json()
@@ -683,7 +686,7 @@ def test_a_body_that_stops_is_answered(tmp_path):
 
 
 def test_pages_of_other_origins_are_refused(waiting):
-    for origin, status in (("http://evil.example", 403), (waiting.url, 200), ("null", 403)):
+    for origin, status in (("http://evil.example", 403), (waiting.url, 200), ("null", 403), ("http://[", 403)):
         answer = httpx.post(waiting.url + CREATE, json={"prompt": "x"}, headers={"Origin": origin})
         assert answer.status_code == status, origin
 
@@ -691,7 +694,13 @@ def test_pages_of_other_origins_are_refused(waiting):
 def test_names_that_are_made_to_mean_this_machine(tmp_path):
     site = Site(tmp_path, works=False, hosts=("127.0.0.1", "localhost"))
     try:
-        for host, status in (("127.0.0.1:1", 200), ("localhost", 200), ("evil.example:8000", 403), ("", 403)):
+        for host, status in (
+            ("127.0.0.1:1", 200),
+            ("localhost", 200),
+            ("evil.example:8000", 403),
+            ("[", 403),
+            ("", 403),
+        ):
             assert httpx.get(site.url + "/health", headers={"Host": host}).status_code == status, host
     finally:
         site.close()

@@ -1,5 +1,6 @@
 """The durable queue: leases, order, limits, keys and retention, on SQLite and Postgres."""
 
+import asyncio
 import multiprocessing
 import sqlite3
 import time
@@ -10,6 +11,7 @@ pytest.importorskip("sqlalchemy", reason="the queue needs the extra `serve`")
 
 from serving import postgres_url, queue_url  # noqa: F401
 
+from cogvx_jax.scripts import benchmark_server
 from cogvx_jax.serving.database import Unavailable
 from cogvx_jax.serving.queue import Full, KeyUsed, Queue, Retention, new_id
 
@@ -266,3 +268,8 @@ def test_a_locked_database_is_a_sentence(tmp_path):
     assert queue.get(job.id).id == job.id  # who only reads does not wait
     other.rollback()
     assert submit(queue).id
+
+
+def test_the_benchmark_claims():
+    found = asyncio.run(benchmark_server.claim(0, jobs=200))
+    assert len(found) == 1 and float(found[0].value) > 0

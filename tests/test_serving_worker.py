@@ -212,7 +212,7 @@ class Crew:
 
 def jobs_survive(url, tmp_path, kills):
     """Every job is completed once, with one whole file, though workers are killed."""
-    queue, store, log = Queue(url, attempts=kills + 3), Store(tmp_path), tmp_path / "log"
+    queue, store, log = Queue(url), Store(tmp_path), tmp_path / "log"
     jobs = [submit(queue, store) for _ in range(3 * kills)]
     crew = Crew(url, tmp_path, log)
     try:

@@ -76,13 +76,21 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > body.most:
             raise body.too_large()
-        if self._hosts and urlsplit(f"//{headers.get('host', '')}").hostname not in self._hosts:
+        if self._hosts and _name_of(headers.get("host", "")) not in self._hosts:
             raise Refused("forbidden", f"this server is not called {headers.get('host', '')[:100]!r}; use --public-url")
         origin = headers.get("origin")
         if origin is None or scope["method"] in SAFE or origin in self._origins:
             return
-        if urlsplit(origin).netloc != headers.get("host", ""):
+        if origin.partition("://")[2] != headers.get("host", ""):
             raise Refused("forbidden", f"pages of {origin[:100]} may not use this server; --allow-origin allows them")
+
+
+def _name_of(host: str) -> str | None:
+    """The name of "name:port"; None for what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 class _Held:

@@ -1,6 +1,6 @@
 """What a server tells of itself: models, health, numbers; and SGLang's calls for LoRAs."""
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter
@@ -76,29 +76,30 @@ def model_info(request: Request) -> Response:
 
 @router.post("/v1/set_lora", **schemas.posts_json(schemas.ANY, schemas.SET_LORA))
 async def set_lora(request: Request) -> Response:
-    """Makes LoRAs active for all requests that name none; those that were active are not any more."""
-    key_of(request)
-    values = (await read_fields(request, {})).values
+    """Makes LoRAs active for all requests of this key that name none, in place of those that were."""
+    key, service = key_of(request), site_of(request).service
+    active = read_loras((await read_fields(request, {})).values)
+    await run_in_threadpool(service.set_active, active, key)
+    return JSONResponse({"status": "ok", "message": f"{len(active)} LoRAs are active"})
+
+
+def read_loras(values: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Names and weights of SGLang's fields, each of which is a value or a list. Raises: Refused."""
     if unknown := sorted(values.keys() - {"lora_nickname", "lora_path", "target", "strength"}):
         raise Refused("unknown_parameter", f"unknown field {unknown[0][:60]!r}", unknown[0][:60])
     names = _several(values.get("lora_nickname"), "lora_nickname", str)
-    weights = _several(values.get("strength", 1.0), "strength", int | float) * (
-        len(names) if not isinstance(values.get("strength", 1.0), list) else 1
-    )
-    paths = _several(values.get("lora_path", names), "lora_path", str)
-    if len(weights) != len(names) or len(paths) != len(names):
-        raise Refused("invalid_value", "lora_nickname, lora_path and strength must be of one length", "strength")
-    if paths != names:
+    given = values.get("strength", 1.0)
+    weights = _several(given if isinstance(given, list) else [given] * len(names), "strength", int | float)
+    if len(weights) != len(names):
+        raise Refused("invalid_value", "lora_nickname and strength must be of one length", "strength")
+    if _several(values.get("lora_path", names), "lora_path", str) != names:
         raise Refused("invalid_value", "a LoRA is named by its nickname, of GET /v1/list_loras", "lora_path")
     for target in _several(values.get("target", "all"), "target", str):
         if target not in TARGETS:
             raise Refused("invalid_value", f"target must be {' or '.join(TARGETS)}, got {quoted(target)}", "target")
-    if not all(math.isfinite(weight) and abs(weight) <= 100 for weight in weights):
+    if not all(abs(weight) <= 100 for weight in weights):
         raise Refused("invalid_value", "strength must be from -100 to 100", "strength")
-    site = site_of(request)
-    active = [(name, float(weight)) for name, weight in zip(names, weights, strict=True)]
-    await run_in_threadpool(site.service.set_active, active)
-    return JSONResponse({"status": "ok", "message": f"{len(active)} LoRAs are active"})
+    return [(name, float(weight)) for name, weight in zip(names, weights, strict=True)]
 
 
 def _several(value: Any, name: str, kind: Any) -> list[Any]:
@@ -110,9 +111,8 @@ def _several(value: Any, name: str, kind: Any) -> list[Any]:
 
 @router.post("/v1/unmerge_lora_weights", **schemas.gets(schemas.ANY))
 async def unset_loras(request: Request) -> Response:
-    """Lets no LoRA be active for requests that name none."""
-    key_of(request)
-    await run_in_threadpool(site_of(request).service.set_active, [])
+    """Lets no LoRA be active for requests of this key that name none."""
+    await run_in_threadpool(site_of(request).service.set_active, [], key_of(request))
     return JSONResponse({"status": "ok", "message": "no LoRA is active"})
 
 
@@ -126,10 +126,9 @@ async def merge_loras(request: Request) -> Response:
 @router.get("/v1/list_loras", **schemas.gets(schemas.ANY))
 def list_loras(request: Request) -> Response:
     """The LoRAs that requests may name, and those that are active."""
-    key_of(request)
-    service = site_of(request).service
+    key, service = key_of(request), site_of(request).service
     adapters = [{"nickname": name, "path": name} for name in sorted(service.adapters.names())]
     active = [
-        {"nickname": name, "path": name, "merged": False, "strength": weight} for name, weight in service.active()
+        {"nickname": name, "path": name, "merged": False, "strength": weight} for name, weight in service.active(key)
     ]
     return JSONResponse({"loaded_adapters": adapters, "active": {"transformer": active}})

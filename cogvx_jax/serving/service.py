@@ -27,7 +27,7 @@ from cogvx_jax.serving.store import ID, Store
 
 ROOM = 64 * 2**20  # bytes that the disk must have free, or no job is taken
 OF_INPUTS = ("frames", "windows", "strength", "mask_dilation", "control_strength", "control_start", "control_end")
-ACTIVE = "active LoRAs"  # what the queue keeps for all processes
+ACTIVE = "active LoRAs of "  # and an owner: what the queue keeps for all processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class Service:
         id = new_id()
         folder = self.store.make(id)
         try:
-            stored = self._stored(asked, folder)
+            stored = self._stored(asked, folder, key)
             facts = {"model": self.model, "prompt": asked.prompt} | self._complete(stored, folder, extra_seconds)
             facts["notes"] = [*asked.notes, *facts["notes"]]
             job, new = self.queue.submit(
@@ -140,13 +140,13 @@ class Service:
             self.store.remove(id)
         return job
 
-    def _stored(self, asked: Asked, folder: Path) -> dict[str, Any]:
+    def _stored(self, asked: Asked, folder: Path, key: Key) -> dict[str, Any]:
         """What the worker reads; the files are written. Raises: Refused for a LoRA that is not here."""
         files = {}
         for option, (suffix, data) in asked.files.items():
             files[option] = f"{option}{suffix}"
             (folder / files[option]).write_bytes(data)
-        loras: list[Any] = self.active() if asked.loras is None else [list(one) for one in asked.loras]
+        loras: list[Any] = self.active(key) if asked.loras is None else [list(one) for one in asked.loras]
         with _refused("loras"):
             for name, _ in loras:
                 self.adapters.path(name)
@@ -224,24 +224,24 @@ class Service:
         else:
             folder, names = self.store.folder_of(job.id), job.asked["files"]
             files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
-        return Asked(prompt=prompt, options=options, files=files, loras=loras)
+        return Asked(prompt=prompt, options=options, files=files, loras=loras, seeded=False)
 
     def takes(self, option: str) -> bool:
         """Whether the model takes such an input."""
         return option in MODEL_KINDS[self.spec.kind].inputs
 
-    # --- LoRAs that are active for all requests that name none
+    # --- LoRAs that are active for all requests of a key that name none
 
-    def active(self) -> list[list[Any]]:
+    def active(self, key: Key) -> list[list[Any]]:
         """Names and weights."""
-        return json.loads(self.queue.kept(ACTIVE, lambda: "[]"))
+        return json.loads(self.queue.kept(f"{ACTIVE}{key.name}", lambda: "[]"))
 
-    def set_active(self, loras: Sequence[tuple[str, float]]) -> None:
+    def set_active(self, loras: Sequence[tuple[str, float]], key: Key) -> None:
         """Raises: Refused for a name that is not here, or a LoRA of another model."""
         with _refused("lora_nickname"):
             for name, _ in loras:
                 find_lora(self.adapters.path(name), self.spec)
-        self.queue.keep(ACTIVE, [list(one) for one in loras])
+        self.queue.keep(f"{ACTIVE}{key.name}", [list(one) for one in loras])
 
     # --- in the background
 
