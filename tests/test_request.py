@@ -14,6 +14,8 @@ from PIL import Image
 
 import cogvx_jax as cx
 from cogvx_jax.cli.prompts_file import OPTIONS, read_jobs
+from cogvx_jax.diffusion.travel import Travel
+from cogvx_jax.diffusion.warped import WarpedNoise
 from cogvx_jax.pipelines import request as requests
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import CHECKS, PYTHON_ONLY, RANDOM, Options, Sampling
@@ -137,12 +139,6 @@ def test_all_fields_of_a_line_are_read(lines):
         "control_end": 0.75,
         "edit": "clip.mp4",
         "extend": "before.mp4",
-        "noises": "noises.npy:degradation=0.2",
-        "flow": "flow.npy",
-        "region": [[[0, 0, 0.5, 1], "a blue star"], "right.png=a green square"],
-        "travel": {"24": "a blue star"},
-        "trajectory": "60,128 200,128",
-        "tora": "tora:0.5",
         "strength": 1,
         "size": "32x48",
         "frames": 9,
@@ -161,6 +157,12 @@ def test_all_fields_of_a_line_are_read(lines):
         "enhance": 1.5,
         "windows": "48:8,policy=uniform,strides=1,noise=free",
         "positions": "riflex",
+        "travel": {"50%": "a square"},
+        "trajectory": ["60,128 200,128", [[1, 2], [3, 4]]],
+        "tora": "Tora:0.5",
+        "region": [[[0, 0, 0.5, 1], "a moon"], ["left.png", "a sun"]],
+        "noises": "noises.npy:degradation=0.2",
+        "flow": "flow.npy:cell=16",
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -168,16 +170,16 @@ def test_all_fields_of_a_line_are_read(lines):
     assert plain.options.seed == 3 and plain.options.tiling and plain.options.size == (None, None)
     assert own.prompt == "a star" and own.out == Path("own.gif")
     assert own.options.size == (32, 48) and own.options.fps == 12.5 and not own.options.tiling
-    assert [one.prompt for one in own.options.region] == ["a blue star", "a green square"]
-    assert own.options.travel.prompts == ("a blue star",) and own.options.tora == ("tora", 0.5)
-    assert own.options.trajectory == ("60,128 200,128",)
     values = {"reuse", "guidance", "guider", "windows"}
     assert {name: str(getattr(own.options, name)) for name in values} == {name: line[name] for name in values}
     assert own.options.keyframes == {8: "b.png"}
     assert own.options.controlnet == (("canny", 1.0), ("hed", 0.5))
-    assert own.options.noises.source == "noises.npy" and own.options.flow.source == "flow.npy"
-    read = {"size", "keyframes", "controlnet", "region", "travel", "tora", "noises", "flow", "trajectory"}
-    others = set(OPTIONS) - read - values
+    assert own.options.travel == Travel("steps", (0.5,), ("a square",))
+    assert own.options.trajectory == ("60,128 200,128", [[1, 2], [3, 4]]) and own.options.tora == ("Tora", 0.5)
+    assert [(one.place, one.prompt) for one in own.options.region] == [tuple(one) for one in line["region"]]
+    assert (own.options.noises, own.options.flow) == (WarpedNoise("noises.npy", 0.2), WarpedNoise("flow.npy", cell=16))
+    made = {"size", "keyframes", "controlnet", "travel", "trajectory", "tora", "region", "noises", "flow"}
+    others = set(OPTIONS) - made - values
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 
 

@@ -293,7 +293,7 @@ def test_ratios_are_those_of_what_blocks_add(small):
         (["calibrate", "--reuse", "every:2"], "a calibration needs full runs, every step computed"),
         (
             ["calibrate", "--guider", "apg"],
-            "a calibration is of the model's own steps: no guider, enhance, windows, positions, ControlNet or",
+            "a calibration is of the model's own steps: no guider, enhance, windows, positions, ControlNet",
         ),
         (
             ["calibrate", "5b-i2v"],

@@ -14,7 +14,7 @@ from cogvx_jax.nn.resize import resize_linear
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.options import Options
 
-MAX_POINTS = 2**25  # of a frame's noise: a step holds about ten times its 16 channels
+MAX_POINTS = 2**25  # of a frame's noise: a step holds 17 times its 16 channels
 
 
 class Warped(NamedTuple):
