@@ -141,6 +141,15 @@ def test_workers_get_the_flags():
     assert _arguments(run, WorkFlags) == ["--store=x y", "--model=5b", "--lora=a", "--lora=b:0.5", "--exact"]
 
 
+def test_a_new_key_stands_in_no_file(tmp_path, capsys):
+    serve(run=ServeFlags(new_key="ada"))
+    lines, shown = capsys.readouterr()
+    key = shown.split()[-1]
+    (tmp_path / "keys.toml").write_text(lines + "jobs = 4\n")
+    assert key not in lines
+    assert Keys(tmp_path / "keys.toml").of(f"Bearer {key}").jobs == 4
+
+
 def test_keys_that_are_none(tmp_path):
     file = tmp_path / "keys.toml"
     for text, said in (

@@ -46,7 +46,7 @@ class ServeFlags(WorkFlags):
       host: the address to listen on; one that other machines reach needs --keys, or --open.
       port: to listen on; 0 takes one that is free, and prints it.
       keys: a TOML file of API keys, stored as hashes, with their limits.
-      new_key: print a new key for this name with the lines for the file of keys, and end.
+      new_key: show a new key for this name, print its lines for the file of keys, and end.
       open: let anyone ask who reaches the address.
       workers: worker processes beside the server; 0 where they run elsewhere. An accelerator belongs to one.
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
@@ -93,7 +93,8 @@ def serve(
         from cogvx_jax.serving.keys import Keys, new_key
     if run.new_key is not None:
         key, lines = new_key(run.new_key)
-        print(f"# The key, which is shown once: {key}\n{lines}")
+        report(f"the key of {run.new_key}, which is shown this once: {key}")
+        print(lines)  # alone, so that they may be sent to the file
         return
     _check(run)
     keys = Keys(run.keys)
