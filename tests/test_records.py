@@ -283,7 +283,7 @@ def test_what_is_said_beside_a_path_counts():
     (said,) = differences(record(flow="a.npy:cell=8"), record(flow="b.npy:cell=16"))
     assert said.startswith("options flow: ") and "cell=8 then" in said and "cell=16 now" in said
     (said,) = differences(record(region=[("a.png", "a star")]), record(region=[("b.png", "a moon")]))
-    assert '"a star"' in said and '"a moon"' in said
+    assert "'a star'" in said and "'a moon'" in said
 
 
 def test_fingerprints(tmp_path):
