@@ -86,5 +86,5 @@ SOURCES: Mapping[str, Callable[[Any, Change], Any]] = {
     "controlnet": _all_weighted,
     "tora": _weighted,
 }
-# Those whose files are of weights, or may be: of these a fingerprint is taken where they are opened.
+# Not hashed whole, as they may be large, or folders: a fingerprint is taken where they are opened.
 FINGERPRINTED = ("calibration", "controlnet", "tora")
