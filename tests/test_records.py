@@ -17,14 +17,19 @@ import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
 from cogvx_jax.convert.fingerprints import PIECE, PIECES, fingerprint, part_fingerprints
 from cogvx_jax.convert.sources import open_source
-from cogvx_jax.data.comments import read_tags
+from cogvx_jax.data.comments import file_sha256, read_tags
+from cogvx_jax.data.regions import Region
 from cogvx_jax.data.video import Video, VideoWriter, check_writable, read_video
 from cogvx_jax.diffusion.guiders import APG
+from cogvx_jax.diffusion.travel import Travel
+from cogvx_jax.diffusion.warped import WarpedNoise
 from cogvx_jax.diffusion.windows import Windows
 from cogvx_jax.models.lora import LoRA
+from cogvx_jax.pipelines.input_sources import input_sources
+from cogvx_jax.pipelines.option_files import SOURCES, sources_of, with_paths
 from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.record import MODEL, PATHS, Record, differences, parse_record, read_record
+from cogvx_jax.pipelines.record import MODEL, Record, differences, parse_record, read_record
 from cogvx_jax.pipelines.saved_latents import SavedLatents, read_latents, save_latents
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
@@ -32,7 +37,7 @@ TEXT = "quotes \" ' = ; # \\ \n 熊猫 🐼 " * 50
 RECORD = Record(
     prompts=("a", "b"),
     index=1,
-    options=as_json(Options()),
+    options=as_json(Options(video="in.mp4")),
     model=dict.fromkeys(MODEL, "x")
     | dict.fromkeys(("exact", "one_program", "programs"), False)
     | dict(given={}, loras=[]),
@@ -43,27 +48,54 @@ RECORD = Record(
 )
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        dict(size="480x720", frames=17, seed="random", negative_prompt=None, fps="30000/1001"),
-        dict(reuse="teacache:0.1234567890123", guidance="interval:0.123456789-0.8", guider="apg:eta=0.1234567"),
-        dict(reuse="steps:x.xx.x", guider=APG(eta=1 / 3), windows=Windows(48, overlap=8, policy="looped")),
-        dict(keyframes="24=b.png,8=c.png", image="a.png", image_noise=0.1, guidance_scale=np.float32(0.3)),
-        dict(controlnet=[("net", 0.1), "other:0.5", "a:b:1"], control="a.mp4,b.mp4", control_strength=(1, 0.5)),
-        dict(video="in.mp4", strength=0.3, mask="m.png", mask_dilation=4, image_scale=1.5, tiling=True),
-        dict(negative_prompt=["a", "b"], image=["a.png", "b.png"], fps=fractions.Fraction(25, 1003)),
-    ],
-)
+CASES = [
+    {},
+    dict(size="480x720", frames=17, seed="random", negative_prompt=None, fps="30000/1001"),
+    dict(reuse="teacache:0.1234567890123", guidance="interval:0.123456789-0.8", guider="apg:eta=0.1234567"),
+    dict(reuse="steps:x.xx.x", guider=APG(eta=1 / 3), windows=Windows(48, overlap=8, policy="looped")),
+    dict(keyframes="24=b.png,8=c.png", image="a.png", image_noise=0.1, guidance_scale=np.float32(0.3)),
+    dict(controlnet=[("net", 0.1), "other:0.5", "a:b:1"], control="a.mp4,b.mp4", control_strength=(1, 0.5)),
+    dict(video="in.mp4", strength=0.3, mask="m.png", mask_dilation=4, image_scale=1.5, tiling=True),
+    dict(negative_prompt=["a", "b"], image=["a.png", "b.png"], fps=fractions.Fraction(25, 1003)),
+    dict(steps=3, sampler="dpm", positions="riflex", enhance=1.5, calibration="own.json", use_dynamic_cfg=True),
+    dict(edit="in.mp4", last_image="b.png", extend="c.mp4", control_start=0.1, control_end=0.5, strips=2),
+    dict(travel={24: "a blue star", "48": "x=y"}, noises="n.npy", flow="a:b.npy:degradation=0.1,cell=8"),
+    dict(travel={"50%": "a", "66.7%": "b"}, noises=WarpedNoise("a=b.npy", np.float32(0.3), frames="blend")),
+    dict(travel=Travel("steps", (1e-300, 0.1 + 0.2, 1 / 3, 1.0), ("", "b", "c", "d")), tora="a:b:0.1"),
+    dict(region=[((0, np.float64(0.1), 0.5, 1), "a=b"), ("left.png", "a sun"), ("0,0,1,1", "of a file")]),
+    dict(tora=("a,b", 1), trajectory=["60,128 200,128", "points.txt", [(60.5, 128), (200, 128)]]),
+    dict(tora="x:y", trajectory=[(60, 128), (200, 128)]),
+]
+
+
+@pytest.mark.parametrize("given", CASES)
 def test_options_are_the_same_after_json(given):
     options = Options(**given)
     text = json.dumps(as_json(options))
     again = Options(**json.loads(text))
     assert as_json(again) == json.loads(text) and json.loads(text).keys() == vars(options).keys()
-    lists = {name: list(value) for name, value in vars(options).items() if isinstance(value, tuple)}
-    same = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(again).items()}
-    assert same == vars(options) | lists
+    assert plain(vars(again)) == plain(vars(options))
+
+
+def plain(value):
+    """With lists for tuples, and regions that are equal where they say the same."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, Region):
+        return plain((value.place, value.prompt))
+    return [plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def test_every_option_is_written_and_read():
+    """A new one has a case above, and text that is read back: else no video of it is made again."""
+    names = {field.name for field in dataclasses.fields(Options)}
+    assert set().union(*CASES) == names - {"latents"}  # which are numbers in memory alone
+
+
+def test_points_of_an_array_are_text():
+    points = np.array([[60, 128], [200.5, 128]])
+    found = json.loads(json.dumps(as_json(Options(trajectory=[points, "1,2 3,4"]))))["trajectory"]
+    assert found == [points.tolist(), "1,2 3,4"] and Options(trajectory=found).trajectory == tuple(found)
 
 
 def test_every_option_that_is_a_path_is_known_as_one():
@@ -72,12 +104,54 @@ def test_every_option_that_is_a_path_is_known_as_one():
     for name, hint in typing.get_type_hints(Options, include_extras=True).items():
         if any("PATH" in str(getattr(one, "metavar", "")) for one in getattr(hint, "__metadata__", ())):
             found.add(name)
-    assert found == set(PATHS)
+    assert found == set(SOURCES)
 
 
 def test_pixels_have_no_text():
     found = as_json(Options(image=FRAMES[0], keyframes={8: Image.fromarray(FRAMES[0])}, latents=np.zeros(1)))
     assert found["image"] is None and found["keyframes"] == {"8": None} and found["latents"] is None
+    found = as_json(Options(region=[(FRAMES[0, ..., 0], "x")], noises=np.zeros(1), flow=WarpedNoise(np.zeros(1), 0.1)))
+    assert found["region"] == [[None, "x"]] and found["noises"] is None and found["flow"] is None
+
+
+def files_asked(*numbers):
+    """Options of every file there can be, x0, x1 and so on in the order of the options; and how many they are."""
+    x = [f"x{n}" for n in numbers]
+    asked = Options(
+        **dict(image=x[0], last_image=x[1], keyframes={8: x[2], 16: x[3]}, video=x[4], mask=x[5]),
+        **dict(control=f"{x[6]},{x[7]}", edit=x[8], extend=[x[9], x[10]]),
+        **dict(trajectory=["1,2 3,4", x[11], [[1, 2], [3, 4]]], region=[((0, 0, 1, 1), "a"), (x[12], "b")]),
+        **dict(noises=x[13], flow=f"{x[14]}:cell=8", calibration=x[15], controlnet=[f"{x[16]}:0.5", x[17]]),
+        tora=f"{x[18]}:0.5",
+    )
+    assert {name for name in SOURCES if sources_of(asked, name)} == set(SOURCES)
+    return asked
+
+
+def test_files_of_all_options_are_listed_and_named_anew():
+    asked = files_asked(*range(19))
+    assert [one for name in SOURCES for one in sources_of(asked, name)] == [f"x{n}" for n in range(19)]
+    moved = with_paths(asked, lambda path: f"x{int(path[1:]) + 100}")
+    wanted = vars(files_asked(*range(100, 119))) | {"control": ["x106", "x107"]}
+    assert plain(vars(moved)) == plain(wanted)
+    clip = np.zeros((1, 2, 2))
+    assert with_paths(Options(mask=clip, noises=clip), lambda path: "moved").mask is clip
+    assert sources_of(Options(controlnet=["a", "b"], control="c.mp4"), "control") == ["c.mp4"]
+
+
+def test_all_files_that_are_read_are_hashed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n in range(19):
+        (tmp_path / f"x{n}").write_bytes(b"%d" % n)
+    with VideoWriter("x8.mp4", 8, comment=RECORD.text) as writer:
+        writer.write(FRAMES)
+    (tmp_path / "x8.mp4").rename("x8")
+    found = input_sources(files_asked(*range(19)))
+    assert [one.path for one in found] == [f"x{n}" for n in range(15)]  # those behind are fingerprinted
+    assert [one.sha256 for one in found] == [file_sha256(tmp_path / f"x{n}") for n in range(15)]
+    assert {one.option: one.record for one in found if one.record} == {"edit": RECORD.id}
+    arrays = input_sources(Options(region=[(FRAMES[0, ..., 0], "x")], flow=FRAMES[0, ..., :2].astype("float32")))
+    assert [(one.option, one.path) for one in arrays] == [("region", None), ("flow", None)]
 
 
 @pytest.mark.parametrize("name", ["x.mp4", "x.webm", "x.gif", "x.webp", "x"])
@@ -201,6 +275,17 @@ def test_where_files_lie_does_not_count():
     ]
 
 
+def test_what_is_said_beside_a_path_counts():
+    def record(**asked):
+        return dataclasses.replace(RECORD, options=as_json(Options(**asked)))
+
+    assert differences(record(flow="a.npy:cell=8"), record(flow="b.npy:cell=8")) == []
+    (said,) = differences(record(flow="a.npy:cell=8"), record(flow="b.npy:cell=16"))
+    assert said.startswith("options flow: ") and "cell=8 then" in said and "cell=16 now" in said
+    (said,) = differences(record(region=[("a.png", "a star")]), record(region=[("b.png", "a moon")]))
+    assert "'a star'" in said and "'a moon'" in said
+
+
 def test_fingerprints(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     (one / "sub").mkdir(parents=True)
@@ -291,6 +376,56 @@ def test_a_video_is_made_again(cogvx, tmp_path):
     file = tmp_path / "model" / "vae" / "config.json"
     file.write_text(file.read_text() + " ")
     assert "files vae: " in cogvx("replay", "out-replay.mp4", "--out", "y.mp4", code=2)
+
+
+@pytest.fixture
+def files(cogvx):
+    """A clip and a mask to make videos of."""
+    with VideoWriter("in.mp4", fps=12.5) as writer:
+        writer.write(np.full((9, 32, 48, 3), 90, np.uint8))
+    Image.fromarray(np.repeat(np.uint8([[0, 255]]), 24, axis=1)).resize((48, 32)).save("right.png")
+
+
+def made_again(cogvx, words, out, place):
+    """The record of a video that the command makes, which another name and another place give the same bytes of."""
+    common = ["--no-progress", "--model", "./model"]
+    cogvx(*words, "--steps", "2", *common, "--out", out)
+    record = read_record(out)
+    cogvx("replay", out, "--no-progress", "--out", f"again-{out}")
+    assert (place / f"again-{out}").read_bytes() == (place / out).read_bytes()
+    return record
+
+
+def test_a_video_with_regions_is_made_again(cogvx, files, tmp_path):
+    """Its mask may lie beside it meanwhile; other bytes of that are refused."""
+    words = ["generate", "x", "--region", "right.png=a star", "--region", "0,0,0.5,1=a moon"]
+    record = made_again(cogvx, words, "out.mp4", tmp_path)
+    assert record.options["region"] == [["right.png", "a star"], [[0, 0, 0.5, 1], "a moon"]]
+    assert [(one["option"], one["path"]) for one in record.inputs] == [("region", "right.png")]
+    (tmp_path / "there").mkdir()
+    for name in ("right.png", "out.mp4"):
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    cogvx("replay", "there/out.mp4", "--out", "moved.mp4", "--no-progress")
+    assert (tmp_path / "moved.mp4").read_bytes() == (tmp_path / "there/out.mp4").read_bytes()
+    Image.new("L", (48, 32), 255).save("right.png")
+    assert "right.png has other bytes now; --anyway" in cogvx("replay", "there/out.mp4", "--out", "x.mp4", code=2)
+
+
+@pytest.mark.full
+def test_videos_of_the_newest_options_are_made_again(cogvx, files, tmp_path):
+    record = made_again(cogvx, ["generate", "x", "--travel", "50%=a blue star"], "travel.mp4", tmp_path)
+    assert record.options["travel"] == {"50%": "a blue star"} and record.inputs == ()
+    edit = ["edit", "travel.mp4", "a star", "--mask", "right.png", "--strength", "0.6"]
+    child = made_again(cogvx, edit, "edit.mp4", tmp_path)
+    assert [one["option"] for one in child.inputs] == ["mask", "edit"] and child.inputs[1]["record"] == record.id
+    assert child.options["strength"] == 0.6 and f"made by record {record.id}" in cogvx("show", "edit.mp4")
+    whole = made_again(cogvx, ["edit", "in.mp4", "a star"], "whole.mp4", tmp_path)
+    assert whole.options["strength"] == 1 and whole.options["fps"] == "25/2"
+    np.save("flow.npy", np.ones((8, 4, 6, 2), np.float32))
+    flow = ["generate", "x", "--flow", "flow.npy:degradation=0.2,cell=4"]
+    record = made_again(cogvx, flow, "flow.mp4", tmp_path)
+    assert record.options["flow"] == "flow.npy:degradation=0.2,frames=nearest,cell=4"
+    assert [(one["option"], one["path"]) for one in record.inputs] == [("flow", "flow.npy")]
 
 
 def test_no_record_and_what_has_none(cogvx):

@@ -40,14 +40,14 @@ def files(tmp_path, monkeypatch):
 
 def run(command):
     words = shlex.split(command)[1:]
-    more = {"generate": SMALL, "batch": SMALL, "replay": ["--no-progress"]}.get(words[0], [])
+    more = {"generate": SMALL, "edit": SMALL, "batch": SMALL, "replay": ["--no-progress"]}.get(words[0], [])
     tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=[*words, *more])
 
 
 @pytest.mark.full  # videos are compiled
 def test_the_commands_run(files, monkeypatch, capsys):
     pytest.importorskip("openai", reason="of the extra `enhance`")
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 16
     with chat_server(lambda asked: ANSWER) as stub:
         monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
         for command in COMMANDS:
@@ -56,7 +56,8 @@ def test_the_commands_run(files, monkeypatch, capsys):
             if command.startswith("cogvx enhance"):
                 assert capsys.readouterr().out == f"{ANSWER}\n", command
     assert (files / "again.mp4").read_bytes() == (files / "circle.mp4").read_bytes()
-    assert read_record("star.gif").inputs[0]["record"] == read_record("circle.mp4").id
+    for child in ("star.gif", "edit.mp4"):
+        assert read_record(child).inputs[0]["record"] == read_record("circle.mp4").id
     assert read_record("rain.mp4").prompt == ANSWER
     with pytest.raises(ValueError, match="carries no record"):
         read_record("plain.mp4")

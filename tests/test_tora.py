@@ -24,6 +24,7 @@ from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.tora import Fuser, Motion, TemporalConv, Tora
 from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
 
@@ -370,3 +371,9 @@ def test_the_command_and_a_prompts_file(small, files, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cogvx", "generate", "x", *words])
     cli.main()
     assert read_video("out.mp4")[0].shape == (9, 32, 48, 3)
+    record = read_record("out.mp4")
+    assert (record.options["tora"], record.options["trajectory"]) == (f"{files}:1.0", [PATH, "1,2 3,4"])
+    assert [(one["option"], one["path"]) for one in record.inputs] == [("tora", files)]
+    monkeypatch.setattr(sys, "argv", ["cogvx", "replay", "out.mp4", "--out", "again.mp4", "--no-progress"])
+    cli.main()
+    assert Path("again.mp4").read_bytes() == Path("out.mp4").read_bytes()

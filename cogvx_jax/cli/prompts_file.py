@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
-from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path, control_sources
+from cogvx_jax.pipelines.option_files import SOURCES, sources_of
+from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path
 from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
@@ -126,12 +127,7 @@ def parse_line(text: str, options: Options) -> Asked:
 
 def _sources(options: Options) -> list[Any]:
     """The files that a video is made of."""
-    given = [getattr(options, name) for name in INPUTS if name != "control"] + control_sources(options)
-    nets: Any = options.controlnet
-    regions: Any = options.region
-    given += [source for source, _ in nets]
-    given += [region.place for region in regions if region.box is None]
-    return [one for value in given for one in (value.values() if isinstance(value, dict) else [value])]
+    return [source for name in SOURCES for source in sources_of(options, name)]
 
 
 class Targets:

@@ -12,6 +12,7 @@ from cogvx_jax.cli.options import GenerateFlags, report
 from cogvx_jax.cli.prompts_file import Job
 from cogvx_jax.given import Given
 from cogvx_jax.json_files import printable, quoted
+from cogvx_jax.pipelines.option_files import FINGERPRINTED, with_paths
 from cogvx_jax.pipelines.options import Options
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _find_inputs(file: Path, old: "Record") -> tuple[dict[str, str], list[str]]:
     moves, problems = dict[str, str](), list[str]()
     for one in old.inputs:
         was = one["path"]
-        if one["option"] == "controlnet":  # opened and compared with the other parts
+        if one["option"] in FINGERPRINTED:  # opened and compared with the other parts
             continue
         places = [Path(was), file.absolute().parent / Path(was).name]
         found = next((place for place in places if place.is_file()), None)
@@ -142,11 +143,8 @@ def _given(file: Path, old: "Record") -> Given:
 
 
 def _job(file: Path, old: "Record", moves: Mapping[str, str], out: Path) -> Job:
-    from cogvx_jax.pipelines.record import PATHS
-
-    options = _known(file, old.options, Options)
-    options |= {name: _moved(options[name], moves) for name in PATHS if name in options}
-    return Job(prompt=old.prompt, out=out, options=Options(**options), batch=old.prompts, index=old.index)
+    options = with_paths(Options(**_known(file, old.options, Options)), lambda path: moves.get(path, path))
+    return Job(prompt=old.prompt, out=out, options=options, batch=old.prompts, index=old.index)
 
 
 def _known(file: Path, values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -155,16 +153,3 @@ def _known(file: Path, values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     if spare := sorted(values.keys() - names):
         raise ValueError(f"{file} was made with {quoted(spare[0])}, which is not known here")
     return dict(values)
-
-
-def _moved(value: Any, moves: Mapping[str, str]) -> Any:
-    """A value with each path where the file is now."""
-    if isinstance(value, str):
-        parts = value.split(",")
-        whole = value in moves or not all(part in moves for part in parts)
-        return moves.get(value, value) if whole else ",".join(moves[part] for part in parts)
-    if isinstance(value, list):
-        return [_moved(one, moves) for one in value]
-    if isinstance(value, dict):
-        return {key: _moved(one, moves) for key, one in value.items()}
-    return value

@@ -45,9 +45,14 @@ def read_trajectory(source: Any) -> Points:
     return tuple((int(x), int(y)) for x, y in pairs)
 
 
+def is_text(text: str) -> bool:
+    """Whether it holds points, or is meant to; else it names a file."""
+    return re.fullmatch(r"[0-9\s.,;-]+", text) is not None
+
+
 def _parsed(text: str) -> list[tuple[float, float]]:
     """The points that text holds, or the file that it names."""
-    if re.fullmatch(r"[0-9\s.,;-]+", text):
+    if is_text(text):
         points, name = text, "this text"
     else:
         file, name = Path(str(existing(text))), repr(text)

@@ -7,6 +7,8 @@ K prompts, the first of which is the video's own; N steps, W windows of a step.
 """
 
 import dataclasses
+import decimal
+import fractions
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from cogvx_jax.diffusion.windows import Laid
 
 MAX_PROMPTS = 64
 MAX_FRAME = 2**14
+MAX_TEXT = 400  # of a place: the smallest share has about 340 digits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Travel:
             raise ValueError("the prompts of travel must be text")
         if not all(0 < place <= most for place in self.places):
             raise ValueError("places of travel are frames or shares of the steps after the first: the prompt is at 0")
+        if self.over == "frames" and not all(float(place).is_integer() for place in self.places):
+            raise ValueError(f"frames of travel must be whole numbers, got {str(self.places)[:60]}")
         if any(a >= b for a, b in zip(self.places[:-1], self.places[1:], strict=True)):
             raise ValueError("travel has two prompts for one place; give one")
 
@@ -61,15 +66,27 @@ def parse_travel(pairs: list[tuple[Any, Any]]) -> Travel:
 def _place(place: Any) -> tuple[str, float]:
     text = str(place).strip()
     number = text.removesuffix("%")
-    if isinstance(place, bool) or not (number.isascii() and number.replace(".", "", 1).isdecimal() and len(text) < 10):
+    plain = number.isascii() and number.replace(".", "", 1).isdecimal()
+    if isinstance(place, bool) or not plain or len(number.partition(".")[0]) > 8 or len(text) > MAX_TEXT:
         raise ValueError(
             f"a place of travel is a frame, such as 24, or a share of the steps, such as 50%, got {text[:40]!r}"
         )
     if text.endswith("%"):
-        return "steps", float(number) / 100
+        return "steps", float(fractions.Fraction(number) / 100)  # rounded once, so that text keeps any share
     if not number.isdecimal():
         raise ValueError(f"a frame of travel must be a whole number, got {text!r}; a share of the steps ends with %")
     return "frames", float(number)
+
+
+def format_travel(travel: Travel) -> dict[str, str]:
+    """Prompts by place, as `parse_travel` reads the same value back."""
+    form = _percent if travel.over == "steps" else "{:.0f}".format
+    return {form(place): prompt for place, prompt in zip(travel.places, travel.prompts, strict=True)}
+
+
+def _percent(share: float) -> str:
+    """All digits of a share, a hundredfold: 0.5 is "50%"."""
+    return f"{(100 * decimal.Decimal(repr(float(share)))).normalize():f}%"
 
 
 def lay_out(travel: Travel, windows: Laid, *, per_latent: int, padding: int = 0) -> np.ndarray:

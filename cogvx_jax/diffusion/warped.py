@@ -65,6 +65,14 @@ def parse_warped(text: str) -> WarpedNoise:
     return WarpedNoise(path, **given)
 
 
+def format_warped(warped: WarpedNoise) -> str | None:
+    """Text that `parse_warped` reads as the same value; None where the numbers are in memory."""
+    if not isinstance(warped.source, str | os.PathLike):
+        return None
+    values = {"degradation": repr(float(warped.degradation)), "frames": warped.frames, "cell": warped.cell}
+    return f"{os.fspath(warped.source)}:{','.join(f'{key}={value}' for key, value in values.items())}"
+
+
 def _number(key: str, text: str) -> float | int:
     try:
         return int(text) if key == "cell" and text.isdecimal() and len(text) < 10 else float(text)

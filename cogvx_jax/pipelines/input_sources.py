@@ -1,19 +1,19 @@
-"""What a video is made of beside its prompt, by the hash of its bytes: files that were read, or pixels in memory."""
+"""What a video is made of beside its prompt, by the hash of its bytes: files that were read, or what was in memory."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cogvx_jax.data.comments import file_sha256, read_tags
-from cogvx_jax.pipelines.options import INPUTS, Options, control_sources
+from cogvx_jax.pipelines.option_files import FINGERPRINTED, SOURCES, sources_of
+from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.record import parse_record
 
-HASHED = (*INPUTS, "latents")  # options of what is read
-CLIPS = ("video", "extend", "control", "mask")  # those of them that may carry a record
+HASHED = tuple(name for name in SOURCES if name not in FINGERPRINTED)  # options of what is read
+CLIPS = ("video", "edit", "extend", "control", "mask", "region")  # those of them that may carry a record
 
 
 class InputSource(NamedTuple):
@@ -30,26 +30,15 @@ def input_sources(asked: Options) -> tuple[InputSource, ...]:
 
     Raises: OSError for a file that is gone meanwhile.
     """
-    return tuple(_source(name, value) for name in HASHED for value in _values(asked, name))
-
-
-def _values(asked: Options, name: str) -> Iterator[Any]:
-    value = getattr(asked, name)
-    if value is None:
-        return
-    if name == "control":
-        yield from control_sources(asked)
-    elif isinstance(value, Mapping):
-        yield from value.values()
-    else:
-        yield from value if isinstance(value, list | tuple) else [value]
+    found = [_source(name, value) for name in HASHED for value in sources_of(asked, name)]
+    return tuple(found if asked.latents is None else [*found, _source("latents", asked.latents)])
 
 
 def _source(name: str, value: Any) -> InputSource:
     if not isinstance(value, str | os.PathLike):
-        pixels = np.ascontiguousarray(value)
-        found = hashlib.sha256(f"{pixels.dtype} {pixels.shape}".encode())
-        found.update(pixels.reshape(-1).view(np.uint8).data)
+        numbers = np.ascontiguousarray(value)
+        found = hashlib.sha256(f"{numbers.dtype} {numbers.shape}".encode())
+        found.update(numbers.reshape(-1).view(np.uint8).data)
         return InputSource(name, None, found.hexdigest())
     path = os.fspath(value)
     return InputSource(name, path, file_sha256(Path(path)), _record_id(path) if name in CLIPS else None)

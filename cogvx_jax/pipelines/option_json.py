@@ -4,9 +4,13 @@ import dataclasses
 import fractions
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
+from cogvx_jax.diffusion.travel import format_travel
+from cogvx_jax.diffusion.warped import format_warped
 from cogvx_jax.json_files import Json
 from cogvx_jax.pipelines.options import Options
 
@@ -16,14 +20,8 @@ def as_json(options: Options) -> Json:
 
     A picture or a clip is its path as it was given. Of a ControlNet that was loaded, it is the place of its files.
     """
-    found = {field.name: _value(getattr(options, field.name)) for field in dataclasses.fields(options)}
-    several: Any = options.controlnet
-    found["controlnet"] = [f"{_place(source)}:{weight!r}" for source, weight in several]
-    return found
-
-
-def _place(controlnet: Any) -> str:
-    return os.fspath(controlnet) if isinstance(controlnet, str | os.PathLike) else controlnet.name
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {name: FORMS.get(name, _value)(value) for name, value in values.items()}
 
 
 def _value(value: Any) -> Any:
@@ -42,3 +40,33 @@ def _value(value: Any) -> Any:
     if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
         return None
     return str(value)
+
+
+def _controlnets(value: Any) -> list[str]:
+    return [_weighted((source if isinstance(source, str | os.PathLike) else source.name, w)) for source, w in value]
+
+
+def _weighted(value: Any) -> str:
+    source, weight = value
+    return f"{os.fspath(source)}:{weight!r}"
+
+
+def _regions(value: Any) -> list[list[Any]]:
+    return [[_value(region.place), region.prompt] for region in value]
+
+
+def _trajectories(value: Any) -> list[Any]:
+    """Points in an array are lists, as they are few."""
+    return [_value(np.asarray(one).tolist() if hasattr(one, "__array__") else one) for one in value]
+
+
+# Of options that `_value` would give no text that is read back: the value, if there is one -> its JSON.
+FORMS: Mapping[str, Callable[[Any], Any]] = {
+    "controlnet": _controlnets,
+    "travel": lambda value: format_travel(value) if value else [],
+    "trajectory": _trajectories,
+    "tora": lambda value: value and _weighted(value),
+    "region": _regions,
+    "noises": lambda value: value and format_warped(value),
+    "flow": lambda value: value and format_warped(value),
+}

@@ -41,6 +41,9 @@ def record_of(
         {"option": "controlnet", "path": use.net.name, "sha256": use.net.digest, "record": None}
         for use in request.controls or ()
     ]
+    if request.motion is not None:
+        files = request.motion.files
+        nets += [{"option": "tora", "path": files.name, "sha256": files.digest, "record": None}]
     return Record(
         prompts=request.prompts,
         index=index,

@@ -13,7 +13,9 @@ from typing import Any
 
 from cogvx_jax.data.comments import MAX_BYTES, read_tags
 from cogvx_jax.json_files import Json, parse_json, quoted
-from cogvx_jax.pipelines.options import INPUTS
+from cogvx_jax.pipelines.option_files import with_paths
+from cogvx_jax.pipelines.option_json import as_json
+from cogvx_jax.pipelines.options import Options
 
 FORMAT = "cogvx record 1"  # changes when an older program could not read it
 FAMILY = "cogvx record "
@@ -31,7 +33,8 @@ class Record:
       model: where it was loaded from and how it computes: source, name, given, dtype, quantize, memory, mesh, exact,
         one_program, programs, and its LoRAs with source, weight and digest.
       files: fingerprint of each part of the model; see `convert.fingerprints`.
-      inputs: what was read: option, path, sha256, and of a video that has a record the id of that.
+      inputs: what was read: option, path, sha256, and of a video that has a record the id of that. Of a ControlNet and
+        of Tora it is the fingerprint.
       versions: of the packages that decide about numbers and bytes.
       device: on which it was computed.
       enhanced: what the prompt was made of by a language model, `wish`, and the name of that, `llm`.
@@ -100,7 +103,10 @@ def read_record(path: str | os.PathLike) -> Record:
 
 
 def differences(old: Record, new: Record) -> list[str]:
-    """What decides about the bytes of a video and differs, a line each; where files lie does not count."""
+    """What decides about the bytes of a video and differs, a line each; where files lie does not count.
+
+    Raises: ValueError for options of another kind, as `Options`.
+    """
     lines = []
     for name in ("prompts", "index", "options", "model", "files", "versions", "device"):
         theirs, ours = (_decides(name, getattr(record, name)) for record in (old, new))
@@ -124,13 +130,13 @@ def compared(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     ]
 
 
-PATHS = (*INPUTS, "calibration", "controlnet")  # options that say where something lies
+PLACE = "somewhere"  # in place of a path
 
 
 def _decides(name: str, value: Any) -> Any:
     """A section without what only says where something lies, which hashes say better."""
     if name == "options":
-        return {key: one for key, one in value.items() if key not in PATHS}
+        return as_json(with_paths(Options(**value), lambda path: PLACE))
     if name == "model":
         rest = {key: one for key, one in value.items() if key not in ("source", "name", "given")}
         rest["given"] = {key: one for key, one in value["given"].items() if not isinstance(one, str)}

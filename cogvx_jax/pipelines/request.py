@@ -244,7 +244,7 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
 def _completed(asked: Options, request: Request) -> Options:
     """Options that ask for the same whatever the model's own settings are."""
     held: dict[str, Any] = {}
-    if asked.video is not None:
+    if asked.video is not None or asked.edit is not None:
         held["strength"] = request.strength
     if request.image_noise is not None and (request.stills is not None or request.mask is not None):
         held["image_noise"] = request.image_noise
