@@ -99,10 +99,10 @@ def source_of(tmp_path, control):
 
 def test_control_videos_are_read_as_their_videos_are(tmp_path):
     film(tmp_path / "a.mp4")
-    how = dict(names=(), vae="v", shape=SHAPE)
+    how = dict(names=(), vae="v", shape=SHAPE, pixels=False)
     found = _read_missing(source_of(tmp_path, film(tmp_path / "c.mp4", seed=1)), **how)
     assert found.control.shape == (9, 32, 48, 3) and found.control_key != found.key
-    known = dict(names={control_name(found.control_key)}, vae="another", shape=SHAPE)
+    known = dict(names={control_name(found.control_key)}, vae="another", shape=SHAPE, pixels=False)
     other = _read_missing(source_of(tmp_path, tmp_path / "c.mp4"), **known)
     assert other.control is None and other.control_key == found.control_key  # it does not depend on the encoder
     twice = film(tmp_path / "twice.mp4", size=(64, 96))
@@ -121,7 +121,7 @@ def test_a_control_video_of_other_places_or_moments_is_named(tmp_path, words):
     film(tmp_path / "a.mp4")
     source = source_of(tmp_path, film(tmp_path / "other.mp4", **APART[words]))
     with pytest.raises(ValueError, match=f"its control video .*other.mp4: {words}"):
-        _read_missing(source, names=(), vae="v", shape=SHAPE)
+        _read_missing(source, names=(), vae="v", shape=SHAPE, pixels=False)
 
 
 def with_controls(cache, pixels, stored=None):
@@ -240,6 +240,7 @@ def losses(folder):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.full
 def test_a_run_is_opened_as_a_controlnet(small, cache, tmp_path, monkeypatch):
     folder, model = small("5b")
     out = tmp_path / "run"

@@ -41,7 +41,8 @@ def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["inpaint", pytest.param("1.5-inpaint", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["inpaint", "1.5-inpaint"])
 def test_a_lora_learns_from_clips_and_their_pixels(kind, small, data, tmp_path, run):
     folder, model = small(kind)
     run("encode", "--model", folder, "--data", data / "clips.csv", "--out", tmp_path / "cache")

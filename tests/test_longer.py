@@ -244,7 +244,8 @@ def test_a_plan_counts_a_window_at_a_time(small, monkeypatch, tmp_path):
     assert any(line.startswith("A step sees 8.0 windows, one after the other, in the mean: 12:4") for line in lines)
 
 
-@pytest.mark.parametrize("how", [dict(), pytest.param(dict(one_program=True), marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("how", [dict(), dict(one_program=True)])
 def test_stored_programs_know_windows(small, tmp_path, how):
     """Nothing is compiled, and the latents are those of programs that are."""
     folder, model = small("5b")

@@ -20,6 +20,7 @@ SHARED |= {"dtype": None, **PACE}
 TRAIN = {"train": "lora", "parts": (), "lora_rank": 64, "lora_alpha": None, "lora_targets": ATTENTION}
 TRAIN |= {"batch_size": 4, "accumulate": 1, "optimizer": "adamw", "learning_rate": None, "schedule": "constant"}
 TRAIN |= {"warmup": 50, "trained_dtype": "float32", "timesteps": "explicit", "text_dropout": 0.1, "empty": "encoded"}
+TRAIN |= {"masks": ("all", "first", "first-last", "block", "block-in-time"), "text_alone": 0.9}
 TRAIN |= {"image_noise": True, "image_dropout": 0.05, "noise_offset": 0.0, "frames": None, "remat": None}
 TRAIN |= {"prompts": None, "video_every": 1000, "controlnet": None, "controlnet_layers": None}
 VAE = {"lpips": None, "lpips_weight": 1.0, "lpips_frames": None, "l1": 1.0, "squared": 0.0, "kl": 1e-6}

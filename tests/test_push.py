@@ -191,6 +191,7 @@ def hub():
         server.shutdown()
 
 
+@pytest.mark.full
 def test_it_is_sent(lora_2b, sample, tmp_path):
     """In a process of its own: the client reads the hub's address when it is imported."""
     words = ["push", lora_2b, "me/panda", "--base", "2b", "--sample", sample, "--private", "--yes"]

@@ -57,7 +57,7 @@ def shown(monkeypatch):
         def __init__(self, cfg, compute):
             self.cfg = cfg
 
-        def apply(self, variables, x, text, t):
+        def apply(self, variables, x, text, t, per_block=None):
             calls.update(x=np.asarray(x), text=np.asarray(text), t=np.asarray(t))
             return jnp.zeros((*x.shape[:-1], self.cfg.out_channels))
 

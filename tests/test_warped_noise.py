@@ -142,6 +142,7 @@ def test_a_flow_makes_noise_that_moves(small):
     assert np.abs(noise_of(model, flow=WarpedNoise(flow, **how), seed=1) - moved).max() > 0.5
 
 
+@pytest.mark.full
 def test_padding_keeps_its_own_noise(small):
     _, model = small("1.5-5b")
     noises = RNG.standard_normal((17, 4, 6, 4), np.float32)
