@@ -203,7 +203,9 @@ def extended_frames(
 
 
 def check_steps_seen(on_step: OnStep | None, resume: Any, one_program: bool) -> None:
-    """Raises ValueError where what is between steps is asked of a program of all steps."""
+    """Raises ValueError for what is no function, or where what is between steps is asked of a program of all steps."""
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step must be a function of a cx.Step, got {type(on_step).__name__}")
     if one_program and (on_step is not None or resume is not None):
         asked = "on_step" if on_step is not None else "resume"
         raise ValueError(f"a program of all steps has nothing between them; leave out one_program, or {asked}")
