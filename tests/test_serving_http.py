@@ -9,6 +9,7 @@ import re
 import socket
 import sqlite3
 import struct
+import threading
 import time
 import urllib.parse
 import zlib
@@ -98,7 +99,34 @@ def test_players_can_seek(site, client):
     part = client.get(place, headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
     assert part.headers["content-range"] == f"bytes 4-7/{len(whole)}"
-    refused(client.get(place, headers={"Range": f"bytes={len(whole)}-"}), 416, "range_not_satisfiable")
+    several = client.get(place, headers={"Range": f"bytes=0-3, 4-7,{len(whole)}-"})  # the last is not there
+    assert several.status_code == 206 and several.headers["content-range"] == f"bytes 0-7/{len(whole)}"
+    for beyond in (f"bytes={len(whole)}-", "bytes=-0", f"bytes={len(whole)}-,{10**18}-"):
+        answer = client.get(place, headers={"Range": beyond})
+        refused(answer, 416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+    other = client.get(place, headers={"Range": f"bytes={len(whole)}-", "If-Range": '"of another file"'})
+    assert (other.status_code, other.content) == (200, whole)
+
+
+@pytest.mark.parametrize("text", ["bytes=abc", "bytes=", "bytes=7-4", "bytes=-", "bytes=1-2,x", "bytes", "pages=1-2"])
+def test_a_range_that_cannot_be_read_is_passed_over(site, client, text):
+    done = next(one for one in client.get(CREATE).json()["data"] if one["status"] == "completed")
+    answer = client.get(f"{CREATE}/{done['id']}/content", headers={"Range": text})
+    assert (answer.status_code, answer.content[4:8]) == (200, b"ftyp")
+
+
+def test_heads_of_files(site, client):
+    video = create(client)
+    place = f"{CREATE}/{video['id']}/content"
+    assert client.head(place).status_code == 409
+    site.wait(video["id"])
+    for query in ({}, {"variant": "thumbnail"}):
+        head, whole = client.head(place, params=query), client.get(place, params=query)
+        assert head.status_code == 200 and head.content == b""
+        for name in ("content-length", "content-type"):
+            assert head.headers[name] == whole.headers[name]
+    assert client.put(place).headers["allow"] == "GET, HEAD"
 
 
 def test_forms_and_json_say_the_same(client):
@@ -126,6 +154,30 @@ def test_vendors_sizes_become_the_models(client):
     assert create(client, seconds=1)["num_frames"] == 9
 
 
+def test_frames_win_over_seconds(client):
+    """And both are checked: `seconds` beside `num_frames` is not passed over."""
+    both = create(client, num_frames=9, seconds="2")
+    assert both["num_frames"] == 9 and "num_frames decides: 9 frames, not 2 seconds" in both["notes"][0]
+    for fields in ({"num_frames": 9, "seconds": 1}, {"num_frames": 17, "seconds": 2.125}):
+        assert not any("seconds" in note for note in create(client, **fields).get("notes", ()))
+    answer = client.post(CREATE, json={"prompt": CIRCLE, "num_frames": 9, "seconds": "soon"})
+    refused(answer, 400, "invalid_value", "seconds must be a number")
+
+
+def test_a_vendors_model_is_ours(client):
+    video = create(client, model="sora-2")
+    assert video["model"] == "tiny" and video["notes"][0] == "model sora-2 is not served here; tiny makes the video"
+    assert "notes" not in create(client, model="tiny")
+
+
+def test_warnings_of_a_request_are_notes(client):
+    fields = {"guidance_scale": 1, "use_dynamic_cfg": True}
+    with pytest.warns(UserWarning, match="guidance is off"):
+        several = [create(client, **fields)["notes"] for _ in range(2)]  # Python shows a warning once
+    for notes in several:
+        assert sum("guidance is off" in note for note in notes) == 1, notes
+
+
 def test_strict_refuses_them(tmp_path):
     site = Site(tmp_path, works=False, strict=True)
     try:
@@ -133,6 +185,8 @@ def test_strict_refuses_them(tmp_path):
             answer = httpx.post(site.url + CREATE, json={"prompt": "x"} | fields)
             refused(answer, 400, "invalid_value", "tiny makes videos of")
         refused(httpx.post(site.url + CREATE, json={"prompt": "x", "model": "sora-2"}), 404, "model_not_found")
+        both = {"prompt": "x", "seconds": "2", "num_frames": 9}
+        refused(httpx.post(site.url + CREATE, json=both), 400, "exclusive_parameters", "9 frames are not 2 seconds")
     finally:
         site.close()
 
@@ -236,6 +290,11 @@ def test_broken_forms_are_refused(waiting):
     ):
         answer = httpx.post(waiting.url + CREATE, content=body, headers={"content-type": kind})
         refused(answer, 415 if kind == "text/plain" else 400)
+    for kind in ("application/json", "application/x-www-form-urlencoded"):
+        headers = {"content-type": kind, "content-encoding": "gzip"}
+        answer = httpx.post(waiting.url + CREATE, content=zlib.compress(b"{}"), headers=headers)
+        refused(answer, 415, "unsupported_media_type", "Content-Encoding 'gzip'")
+        assert answer.headers["accept-encoding"] == "identity"
     twice = [("prompt", (None, "a")), ("prompt", (None, "b"))]
     refused(httpx.post(waiting.url + CREATE, files=twice), 400, words="twice")
     refused(httpx.post(waiting.url + CREATE, data={"loras[][a]": "1"}), 400, words="JSON text")
@@ -371,6 +430,15 @@ def test_remix_edits_and_extensions(site, client):
     assert len(read_video(whole)[0]) == 17
     refused(client.post(f"{CREATE}/edits", json={"prompt": "x"}), 400, "missing_required_parameter")
     refused(client.post(f"{CREATE}/edits", json={"prompt": "x", "video": "video_" + "0" * 32}), 404, "not_found")
+    for path in ("edits", "extensions"):
+        for id, said in (("nope", "there is no video 'nope'"), (source["id"] + "x", "there is no video")):
+            answer = client.post(f"{CREATE}/{path}", json={"prompt": "x", "video": {"id": id}})
+            refused(answer, 404, "not_found", said)
+        answer = client.post(f"{CREATE}/{path}", json={"prompt": "x", "video": {"id": 5}})
+        refused(answer, 400, "invalid_value", "text, got 5")
+    fields = {"prompt": CIRCLE, "video": source["id"], "seconds": "1", "num_frames": 13}
+    both = client.post(f"{CREATE}/extensions", json=fields).json()
+    assert both["num_frames"] == 13 and "num_frames decides" in both["notes"][0]
     refused(client.post(f"{CREATE}/characters", json={"name": "x"}), 501, "not_implemented")
     refused(client.get(f"{CREATE}/characters/x"), 501, "not_implemented")
 
@@ -402,6 +470,22 @@ def test_events(site, client):
     assert read_events(client, video["id"], **{"Last-Event-ID": str(revisions[-1])}) == []
     again = read_events(client, video["id"], **{"Last-Event-ID": "1"})
     assert again[-1][2]["status"] == "completed"
+
+
+def test_a_video_that_is_removed_is_a_last_event(tmp_path):
+    site = Site(tmp_path, fake_video(steps=1000, seconds=0.02))
+    try:
+        with httpx.Client(base_url=site.url, timeout=30) as client:
+            id = create(client)["id"]
+            removing = threading.Timer(1.0, lambda: client.delete(f"{CREATE}/{id}"))
+            removing.start()
+            blocks = httpx.get(f"{site.url}{CREATE}/{id}/events", timeout=30).text.strip().split("\n\n")
+            removing.join()
+        event, data = blocks[-1].splitlines()
+        assert event == "event: deleted" and "event: in_progress" in blocks[-2]
+        assert json.loads(data.removeprefix("data: ")) == {"id": id, "object": "video.deleted", "deleted": True}
+    finally:
+        site.close()
 
 
 def test_events_show_previews(tmp_path):
@@ -469,7 +553,7 @@ def generate(client, **fields):
 def test_zhipu(site, client):
     made = generate(client, duration=5, size="1920x1080", fps=30, quality="quality", request_id="r1").json()
     assert (made["task_status"], made["request_id"], made["model"]) == ("PROCESSING", "r1", "tiny")
-    assert len(made["notes"]) == 3
+    assert len(made["notes"]) == 4
     assert (
         generate(client, duration=5, size="1920x1080", fps=30, quality="quality", request_id="r1").json()["id"]
         == made["id"]

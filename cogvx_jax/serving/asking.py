@@ -121,9 +121,12 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     options, files, notes = _options(fields, values), _files(values, fetches), list[str]()
     if (size := _size(fields, values)) is not None:
         options["size"] = fit_size(spec, size, strict, notes)
-    if "seconds" in values and "frames" not in options:
+    if "seconds" in values:
         seconds = read_seconds(values["seconds"])
-        options |= fit_frames(spec, seconds, options.get("fps"), strict, notes)
+        if "frames" in options:
+            _check_duration(spec, options, seconds, strict, notes)
+        else:
+            options |= fit_frames(spec, seconds, options.get("fps"), strict, notes)
     seeded = "seed" in options
     options.setdefault("seed", secrets.randbelow(2**31))  # a job that is begun anew makes the same video
     user = values.get("user")
@@ -310,6 +313,28 @@ def fit_frames(spec: ModelSpec, seconds: float, fps: Any, strict: bool, notes: l
         raise Refused("invalid_value", said, "seconds")
     notes.append(f"{seconds:g} seconds became {frames / rate:g}, {frames} frames, which {spec.name} makes")
     return {"frames": frames}
+
+
+def _check_duration(
+    spec: ModelSpec, options: Mapping[str, Any], seconds: float, strict: bool, notes: list[str]
+) -> None:
+    """Notes that frames decide where a duration beside them says something else.
+
+    Raises: Refused, with `strict` in place of the note.
+    """
+    frames, fps = options["frames"], options.get("fps")
+    nearest = fit_frames(spec, seconds, fps, False, [])["frames"]
+    if frames == nearest or math.isclose(frames / float(fps or spec.defaults.fps), seconds, rel_tol=0.01):
+        return
+    if strict:
+        said = f"{frames} frames are not {seconds:g} seconds; give num_frames or seconds"
+        raise Refused("exclusive_parameters", said, "seconds")
+    notes.append(frames_decide(frames, seconds))
+
+
+def frames_decide(frames: int, seconds: float) -> str:
+    """The note of a request that asks for both."""
+    return f"num_frames and seconds are both given, and num_frames decides: {frames} frames, not {seconds:g} seconds"
 
 
 def _loras(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...] | None:
