@@ -216,16 +216,19 @@ BAD = [
     ({"num_frames": "9"}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": [9]}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": True}, "invalid_value", "num_frames", "whole number"),
-    ({"num_frames": 10}, "invalid_value", None, "8N.1.*nearest: 9 or 17"),
-    ({"num_frames": 10**30}, "invalid_value", None, ""),
-    ({"num_inference_steps": 0}, "invalid_value", None, "steps must be 1 to 1000"),
+    ({"num_frames": 10}, "invalid_value", "num_frames", "8N.1.*nearest: 9 or 17"),
+    ({"num_frames": 10**30}, "invalid_value", "num_frames", ""),
+    ({"num_inference_steps": 0}, "invalid_value", "num_inference_steps", "steps must be 1 to 1000"),
     ({"guidance_scale": 1e9}, "invalid_value", "guidance_scale", "from -1000 to 1000"),
     ({"seed": "random"}, "invalid_value", "seed", ""),
     ({"seed": 2**64}, "invalid_value", "seed", "2.63"),
     ({"fps": 0}, "invalid_value", "fps", ""),
-    ({"sampler": "euler9"}, "invalid_value", None, "unknown sampler"),
+    ({"steps": 0}, "invalid_value", "steps", "steps must be 1 to 1000"),
+    ({"strength": 0.5}, "invalid_value", "strength", ""),
+    ({"sampler": "euler9"}, "invalid_value", "sampler", "unknown sampler"),
     ({"size": "big"}, "invalid_value", "size", "WIDTHxHEIGHT"),
-    ({"size": "100x64"}, "invalid_value", None, "nearest: 96 or 112"),
+    ({"width": 100, "height": 64}, "invalid_value", "width", "nearest: 96 or 112"),
+    ({"size": "100x64"}, "invalid_value", "size", "nearest: 96 or 112"),
     ({"size": "64x64", "width": 64, "height": 64}, "exclusive_parameters", "size", "not both"),
     ({"width": 64}, "missing_required_parameter", "width", "width and height"),
     ({"seconds": "-4"}, "invalid_value", "seconds", "number"),
@@ -536,6 +539,8 @@ def test_loras(site, client):
     active = client.get("/v1/list_loras").json()["active"]["transformer"]
     assert active == [{"nickname": "tiny-fast", "path": "tiny-fast", "merged": False, "strength": 0.5}]
     assert create(client)["num_inference_steps"] == fast["num_inference_steps"]
+    empty = refused(client.post("/v1/set_lora", json={}), 400, "missing_required_parameter", "lora_nickname is missing")
+    assert empty["param"] == "lora_nickname"
     refused(client.post("/v1/set_lora", json={"lora_nickname": "none"}), 400, "invalid_value", "no LoRA")
     refused(client.post("/v1/set_lora", json={"lora_nickname": ["a", "b"], "strength": [1.0]}), 400, "invalid_value")
     refused(client.post("/v1/merge_lora_weights", json={}), 501, "not_implemented")

@@ -222,7 +222,9 @@ def check_resumed(model: Model, request: Request, saved: SavedSteps) -> None:
 
 def request_facts(request: Request) -> dict[str, str]:
     """What saved steps say of the request that they are of."""
-    return {"request": request.digest(), "prompt": request.prompts[0][:200], "seed": str(request.seed)}
+    size = f"{request.height}x{request.width}x{request.frames}"
+    told = {"seed": str(request.seed), "steps": str(request.steps), "sampler": request.sampler, "size": size}
+    return {"request": request.digest(), "prompt": request.prompts[0][:200]} | told
 
 
 def positioned(model: Model, request: Request) -> Model:

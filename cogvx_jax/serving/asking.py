@@ -85,6 +85,7 @@ NOTHING: dict[str, tuple[Any, str]] = {
     "response_format": (None, "the answer is JSON, and the video is an mp4"),
 }
 LORA_NAMES, LORA_WEIGHTS = ("name", "lora_name", "lora_nickname"), ("weight", "strength", "scale", "lora_scale")
+SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
 OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user")
 
 
@@ -97,6 +98,7 @@ class Asked:
     loras: names with weights; None: those that are active for all.
     seeded: the seed is the client's, not drawn here.
     notes: where the video will differ from what was asked, sentences.
+    fields: option -> the field that asked for it.
     """
 
     prompt: str
@@ -106,6 +108,7 @@ class Asked:
     user: str | None = None
     seeded: bool = True
     notes: tuple[str, ...] = ()
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False) -> Asked:
@@ -132,9 +135,11 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     user = values.get("user")
     if user is not None and not isinstance(user, str):
         raise Refused("invalid_value", f"user must be text, got {quoted(user)}", "user")
-    return Asked(
-        prompt=prompt, options=options, files=files, loras=_loras(values), user=user, notes=tuple(notes), seeded=seeded
-    )
+    named = {DIFFUSERS_NAMES.get(field, field): field for field in OPTIONS if field in values}
+    if (shape := next((field for field in SHAPES if field in values), None)) is not None:
+        named["size"] = shape
+    how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
+    return Asked(prompt=prompt, options=options, files=files, loras=_loras(values), **how)
 
 
 def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value") -> str:

@@ -14,7 +14,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.lora import first_distilled
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
-from cogvx_jax.pipelines.request import Request, few_steps_note
+from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note
 from cogvx_jax.pipelines.short_schedule import lossy_note
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.asking import Asked
@@ -125,7 +126,9 @@ class Service:
         folder = self.store.make(id)
         try:
             stored = self._stored(asked, folder, key)
-            facts = {"model": self.model, "prompt": asked.prompt} | self._complete(stored, folder, extra_seconds)
+            with self._naming(asked):
+                completed = self._complete(stored, folder, extra_seconds)
+            facts = {"model": self.model, "prompt": asked.prompt} | completed
             facts["notes"] = [*asked.notes, *facts["notes"]]
             job, new = self.queue.submit(
                 id=id,
@@ -145,6 +148,25 @@ class Service:
         if not new:  # the same request came twice at a time
             self.store.remove(id)
         return job
+
+    @contextlib.contextmanager
+    def _naming(self, asked: Asked) -> Iterator[None]:
+        """Inside, what is refused names the field at fault: one that is refused with the same words by itself."""
+        try:
+            yield
+        except Refused as refused:
+            if refused.param is None:
+                refused.param = self._field_at_fault(asked, refused.message)
+            raise
+
+    def _field_at_fault(self, asked: Asked, said: str) -> str | None:
+        for option, field in asked.fields.items():
+            try:
+                check_request(self.spec, asked.prompt, Options(**{option: asked.options[option]}))
+            except ValueError as error:
+                if str(error) == said:
+                    return field
+        return None
 
     def _stored(self, asked: Asked, folder: Path, key: Key) -> dict[str, Any]:
         """What the worker reads; the files are written. Raises: Refused for a LoRA that is not here."""
