@@ -203,7 +203,7 @@ def extended_frames(
 
 
 def check_steps_seen(on_step: OnStep | None, resume: Any, one_program: bool) -> None:
-    """Raises ValueError for what is no function, or where what is between steps is asked of a program of all steps."""
+    """Raises ValueError for an `on_step` that is no function, or beside which a program of all steps is asked for."""
     if on_step is not None and not callable(on_step):
         raise ValueError(f"on_step must be a function of a cx.Step, got {type(on_step).__name__}")
     if one_program and (on_step is not None or resume is not None):
