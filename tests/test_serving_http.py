@@ -213,6 +213,7 @@ BAD = [
     ({"prompt": "x" * 10001}, "invalid_value", "prompt", "10,000"),
     ({"prompt": "a\0b"}, "invalid_value", "prompt", "NUL"),
     ({"colour": "red"}, "unknown_parameter", "colour", "unknown field"),
+    ({"num_inference_step": 4}, "unknown_parameter", "num_inference_step", "meant is perhaps num_inference_steps"),
     ({"num_frames": "9"}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": [9]}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": True}, "invalid_value", "num_frames", "whole number"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
 from cogvx_jax.pipelines.option_files import SOURCES, sources_of
-from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, INPUTS, PYTHON_ONLY, Options, check_path
+from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, INPUTS, PYTHON_ONLY, Options, check_path, perhaps
 from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
@@ -140,9 +139,8 @@ def _check_fields(own: Mapping[str, Any]) -> None:
     if "prompt" in own and not spare:
         return
     said = ", ".join(spare[:20])[:200] or "no prompt"
-    if spare and (near := SIDES.get(spare[0]) or next(iter(difflib.get_close_matches(spare[0], known, 1)), None)):
-        said += f" (meant is perhaps {near})"
-    raise ValueError(f"{said}; a line has a prompt and any of {', '.join(known)}")
+    near = f" (meant is perhaps {SIDES[spare[0]]})" if spare and spare[0] in SIDES else perhaps(spare, known)
+    raise ValueError(f"{said}{near}; a line has a prompt and any of {', '.join(known)}")
 
 
 def _sources(options: Options) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.json_files import quoted
-from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling
+from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling, perhaps
 from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
 from cogvx_jax.serving.bodies import Fields
 from cogvx_jax.serving.files import TAKES, file_of
@@ -169,8 +169,9 @@ def _known(fields: Fields) -> dict[str, Any]:
         elif name in OPTIONS or name in FILES or name in OTHERS:
             found[name] = value
         else:
-            known = ", ".join((*OTHERS, *OPTIONS, *FILES))
-            raise Refused("unknown_parameter", f"unknown field {name[:60]!r}; the known ones are {known}", name[:60])
+            known = (*OTHERS, *OPTIONS, *FILES)
+            said = f"unknown field {name[:60]!r}{perhaps([name], known)}; the known ones are {', '.join(known)}"
+            raise Refused("unknown_parameter", said, name[:60])
     return found
 
 
