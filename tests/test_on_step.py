@@ -120,6 +120,21 @@ def test_what_it_raises_ends_the_generation(make):
     assert numbers == [1, 2]
 
 
+@pytest.mark.parametrize("given", [5, "end", np.ones(3), 0, {}, [], False], ids=repr)
+def test_what_is_no_change_is_refused(make, given):
+    numbers = []
+    with pytest.raises(ValueError, match=f"must give a cx.Change or None, got {type(given).__name__}$"):
+        make(lambda step: numbers.append(step.number) or given)
+    assert numbers == [1]
+
+
+@pytest.mark.parametrize("name", ["on_step", "callback_on_step_end"])
+def test_what_is_no_function_is_refused_first(make, name):
+    for given in (5, 0, "end"):
+        with pytest.raises(ValueError, match=f"^{name} must be a function .*, got {type(given).__name__}$"):
+            make(**{name: given}, image="none.png")
+
+
 def test_a_program_of_all_steps_shows_none(make):
     with pytest.raises(ValueError, match="has nothing between them; leave out one_program, or on_step"):
         make(lambda step: None, one_program=True)

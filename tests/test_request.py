@@ -81,6 +81,9 @@ WRONG = [  # of a line of a prompts file; (field, value, what is said)
     ("fps", 0, "fps must be positive and at most 100000, got 0"),
     ("colour", 1, "colour; a line has a prompt and any of calibration, control, control_end, control_start, "),
     ("latents", [1], "latents; a line has"),
+    ("num_inference_stepz", 1, "num_inference_stepz; a line has"),
+    ("stepz", 1, r"stepz \(meant is perhaps steps\); a line has a prompt"),
+    ("height", 64, r"height \(meant is perhaps size\); a line has"),
 ]
 
 
@@ -95,6 +98,15 @@ def lines(tmp_path):
         return read_jobs(None, file, out, options or Options())
 
     return read
+
+
+def test_a_line_may_have_diffusers_names(lines):
+    theirs, ours = lines(
+        {"prompt": "x", "num_frames": 9, "num_inference_steps": 3}, {"prompt": "x", "frames": 9, "steps": 3}
+    )
+    assert (theirs.options.frames, theirs.options.steps) == (9, 3) and theirs.options == ours.options
+    with pytest.raises(ValueError, match="line 1: num_frames says the same as frames; give one"):
+        lines({"prompt": "x", "num_frames": 9, "frames": 9})
 
 
 @pytest.mark.parametrize("field, value, said", WRONG)

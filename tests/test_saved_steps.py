@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from cogvx_jax.pipelines.saved_steps import _weights_digest
 
 PROMPT = "a red circle"
 IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
+OTHER = r"of another request \("
 CLIP = np.stack([np.roll(IMAGE, 2 * i, axis=1) for i in range(9)])
 
 
@@ -137,9 +139,10 @@ def saved(small, tmp_path):
 def test_steps_of_something_else_are_refused(small, saved):
     model = small("5b")[1]
     for said, options in (
-        ("2 of 4 steps of another request, 'a red circle'; delete it", dict(prompt="a blue star")),
-        ("of another request", dict(num_inference_steps=5)),
-        ("of another request", dict(seed=6)),
+        (f"2 of 4 steps {OTHER}prompt 'a red circle', here 'a blue star'\\); delete it to", dict(prompt="a blue star")),
+        (f"{OTHER}steps 4, here 5\\)", dict(num_inference_steps=5)),
+        (f"{OTHER}seed 5, here 6; sampler [a-z]+, here heun\\)", dict(seed=6, sampler="heun")),
+        (f"{OTHER}its inputs or further options differ", dict(guidance_scale=2.5)),
         (r"of a run with exact no \(here yes\), and would not go on bit for bit", dict(exact=True)),
         ("has nothing between them; leave out one_program, or resume", dict(one_program=True)),
         ("a video that is extended is not gone on with", dict(extend=CLIP, output="video")),
@@ -256,7 +259,8 @@ def test_the_same_command_goes_on(command, tmp_path):
     assert "ended by SIGTERM; the video" in ended(signal.SIGTERM, 143, 1)
     assert "out.gif: 2 of 4 steps were kept, and are gone on with" in ended(signal.SIGINT, 130, 3)
     status, said = command("a blue star", "--out", "out.gif")
-    assert status == 2 and "out.gif.steps.safetensors holds 4 of 4 steps of another request, 'a red circle'" in said
+    assert status == 2 and "delete it, or give --again, to begin anew" in said
+    assert re.search(f"out.gif.steps.safetensors holds 4 of 4 steps {OTHER}prompt .a red circle.", said)
     assert command(PROMPT, "--out", "out.gif")[0] == 0
     assert command(PROMPT, "--out", "whole.gif", "--no-keep-steps")[0] == 0
     assert (tmp_path / "out.gif").read_bytes() == (tmp_path / "whole.gif").read_bytes()

@@ -9,6 +9,7 @@ import re
 import socket
 import sqlite3
 import struct
+import threading
 import time
 import urllib.parse
 import zlib
@@ -98,7 +99,41 @@ def test_players_can_seek(site, client):
     part = client.get(place, headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
     assert part.headers["content-range"] == f"bytes 4-7/{len(whole)}"
-    refused(client.get(place, headers={"Range": f"bytes={len(whole)}-"}), 416, "range_not_satisfiable")
+    several = client.get(place, headers={"Range": f"bytes=0-3, 4-7,{len(whole)}-"})  # the last is not there
+    assert several.status_code == 206 and several.headers["content-range"] == f"bytes 0-7/{len(whole)}"
+    for beyond in (f"bytes={len(whole)}-", "bytes=-0", f"bytes={len(whole)}-,{10**18}-"):
+        answer = client.get(place, headers={"Range": beyond})
+        refused(answer, 416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+    other = client.get(place, headers={"Range": f"bytes={len(whole)}-", "If-Range": '"of another file"'})
+    assert (other.status_code, other.content) == (200, whole)
+
+
+@pytest.fixture(scope="module")
+def whole(site, client):
+    """Where a video that is made lies."""
+    id = create(client)["id"]
+    site.wait(id)
+    return f"{CREATE}/{id}/content"
+
+
+@pytest.mark.parametrize("text", ["bytes=abc", "bytes=", "bytes=7-4", "bytes=-", "bytes=1-2,x", "bytes", "pages=1-2"])
+def test_a_range_that_cannot_be_read_is_passed_over(client, whole, text):
+    answer = client.get(whole, headers={"Range": text})
+    assert (answer.status_code, answer.content[4:8]) == (200, b"ftyp")
+
+
+def test_heads_of_files(site, client):
+    video = create(client)
+    place = f"{CREATE}/{video['id']}/content"
+    assert client.head(place).status_code == 409
+    site.wait(video["id"])
+    for query in ({}, {"variant": "thumbnail"}):
+        head, whole = client.head(place, params=query), client.get(place, params=query)
+        assert head.status_code == 200 and head.content == b""
+        for name in ("content-length", "content-type"):
+            assert head.headers[name] == whole.headers[name]
+    assert client.put(place).headers["allow"] == "GET, HEAD"
 
 
 def test_forms_and_json_say_the_same(client):
@@ -126,6 +161,30 @@ def test_vendors_sizes_become_the_models(client):
     assert create(client, seconds=1)["num_frames"] == 9
 
 
+def test_frames_win_over_seconds(client):
+    """And both are checked: `seconds` beside `num_frames` is not passed over."""
+    both = create(client, num_frames=9, seconds="2")
+    assert both["num_frames"] == 9 and "num_frames decides: 9 frames, not 2 seconds" in both["notes"][0]
+    for fields in ({"num_frames": 9, "seconds": 1}, {"num_frames": 17, "seconds": 2.125}):
+        assert not any("seconds" in note for note in create(client, **fields).get("notes", ()))
+    answer = client.post(CREATE, json={"prompt": CIRCLE, "num_frames": 9, "seconds": "soon"})
+    refused(answer, 400, "invalid_value", "seconds must be a number")
+
+
+def test_a_vendors_model_is_ours(client):
+    video = create(client, model="sora-2")
+    assert video["model"] == "tiny" and video["notes"][0] == "model sora-2 is not served here; tiny makes the video"
+    assert "notes" not in create(client, model="tiny")
+
+
+def test_warnings_of_a_request_are_notes(client):
+    fields = {"guidance_scale": 1, "use_dynamic_cfg": True}
+    with pytest.warns(UserWarning, match="guidance is off"):
+        several = [create(client, **fields)["notes"] for _ in range(2)]  # Python shows a warning once
+    for notes in several:
+        assert sum("guidance is off" in note for note in notes) == 1, notes
+
+
 def test_strict_refuses_them(tmp_path):
     site = Site(tmp_path, works=False, strict=True)
     try:
@@ -133,6 +192,8 @@ def test_strict_refuses_them(tmp_path):
             answer = httpx.post(site.url + CREATE, json={"prompt": "x"} | fields)
             refused(answer, 400, "invalid_value", "tiny makes videos of")
         refused(httpx.post(site.url + CREATE, json={"prompt": "x", "model": "sora-2"}), 404, "model_not_found")
+        both = {"prompt": "x", "seconds": "2", "num_frames": 9}
+        refused(httpx.post(site.url + CREATE, json=both), 400, "exclusive_parameters", "9 frames are not 2 seconds")
     finally:
         site.close()
 
@@ -159,19 +220,23 @@ BAD = [
     ({"prompt": "x" * 10001}, "invalid_value", "prompt", "10,000"),
     ({"prompt": "a\0b"}, "invalid_value", "prompt", "NUL"),
     ({"colour": "red"}, "unknown_parameter", "colour", "unknown field"),
+    ({"num_inference_step": 4}, "unknown_parameter", "num_inference_step", "meant is perhaps num_inference_steps"),
     ({"num_frames": "9"}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": [9]}, "invalid_value", "num_frames", "whole number"),
     ({"num_frames": True}, "invalid_value", "num_frames", "whole number"),
-    ({"num_frames": 10}, "invalid_value", None, "8N.1.*nearest: 9 or 17"),
-    ({"num_frames": 10**30}, "invalid_value", None, ""),
-    ({"num_inference_steps": 0}, "invalid_value", None, "steps must be 1 to 1000"),
+    ({"num_frames": 10}, "invalid_value", "num_frames", "8N.1.*nearest: 9 or 17"),
+    ({"num_frames": 10**30}, "invalid_value", "num_frames", ""),
+    ({"num_inference_steps": 0}, "invalid_value", "num_inference_steps", "steps must be 1 to 1000"),
     ({"guidance_scale": 1e9}, "invalid_value", "guidance_scale", "from -1000 to 1000"),
     ({"seed": "random"}, "invalid_value", "seed", ""),
     ({"seed": 2**64}, "invalid_value", "seed", "2.63"),
     ({"fps": 0}, "invalid_value", "fps", ""),
-    ({"sampler": "euler9"}, "invalid_value", None, "unknown sampler"),
+    ({"steps": 0}, "invalid_value", "steps", "steps must be 1 to 1000"),
+    ({"strength": 0.5}, "invalid_value", "strength", ""),
+    ({"sampler": "euler9"}, "invalid_value", "sampler", "unknown sampler"),
     ({"size": "big"}, "invalid_value", "size", "WIDTHxHEIGHT"),
-    ({"size": "100x64"}, "invalid_value", None, "nearest: 96 or 112"),
+    ({"width": 100, "height": 64}, "invalid_value", "width", "nearest: 96 or 112"),
+    ({"size": "100x64"}, "invalid_value", "size", "nearest: 96 or 112"),
     ({"size": "64x64", "width": 64, "height": 64}, "exclusive_parameters", "size", "not both"),
     ({"width": 64}, "missing_required_parameter", "width", "width and height"),
     ({"seconds": "-4"}, "invalid_value", "seconds", "number"),
@@ -236,6 +301,11 @@ def test_broken_forms_are_refused(waiting):
     ):
         answer = httpx.post(waiting.url + CREATE, content=body, headers={"content-type": kind})
         refused(answer, 415 if kind == "text/plain" else 400)
+    for kind in ("application/json", "application/x-www-form-urlencoded"):
+        headers = {"content-type": kind, "content-encoding": "gzip"}
+        answer = httpx.post(waiting.url + CREATE, content=zlib.compress(b"{}"), headers=headers)
+        refused(answer, 415, "unsupported_media_type", "Content-Encoding 'gzip'")
+        assert answer.headers["accept-encoding"] == "identity"
     twice = [("prompt", (None, "a")), ("prompt", (None, "b"))]
     refused(httpx.post(waiting.url + CREATE, files=twice), 400, words="twice")
     refused(httpx.post(waiting.url + CREATE, data={"loras[][a]": "1"}), 400, words="JSON text")
@@ -371,6 +441,15 @@ def test_remix_edits_and_extensions(site, client):
     assert len(read_video(whole)[0]) == 17
     refused(client.post(f"{CREATE}/edits", json={"prompt": "x"}), 400, "missing_required_parameter")
     refused(client.post(f"{CREATE}/edits", json={"prompt": "x", "video": "video_" + "0" * 32}), 404, "not_found")
+    for path in ("edits", "extensions"):
+        for id, said in (("nope", "there is no video 'nope'"), (source["id"] + "x", "there is no video")):
+            answer = client.post(f"{CREATE}/{path}", json={"prompt": "x", "video": {"id": id}})
+            refused(answer, 404, "not_found", said)
+        answer = client.post(f"{CREATE}/{path}", json={"prompt": "x", "video": {"id": 5}})
+        refused(answer, 400, "invalid_value", "text, got 5")
+    fields = {"prompt": CIRCLE, "video": source["id"], "seconds": "1", "num_frames": 13}
+    both = client.post(f"{CREATE}/extensions", json=fields).json()
+    assert both["num_frames"] == 13 and "num_frames decides" in both["notes"][0]
     refused(client.post(f"{CREATE}/characters", json={"name": "x"}), 501, "not_implemented")
     refused(client.get(f"{CREATE}/characters/x"), 501, "not_implemented")
 
@@ -402,6 +481,22 @@ def test_events(site, client):
     assert read_events(client, video["id"], **{"Last-Event-ID": str(revisions[-1])}) == []
     again = read_events(client, video["id"], **{"Last-Event-ID": "1"})
     assert again[-1][2]["status"] == "completed"
+
+
+def test_a_video_that_is_removed_is_a_last_event(tmp_path):
+    site = Site(tmp_path, fake_video(steps=1000, seconds=0.02))
+    try:
+        with httpx.Client(base_url=site.url, timeout=30) as client:
+            id = create(client)["id"]
+            removing = threading.Timer(1.0, lambda: client.delete(f"{CREATE}/{id}"))
+            removing.start()
+            blocks = httpx.get(f"{site.url}{CREATE}/{id}/events", timeout=30).text.strip().split("\n\n")
+            removing.join()
+        event, data = blocks[-1].splitlines()
+        assert event == "event: deleted" and "event: in_progress" in blocks[-2]
+        assert json.loads(data.removeprefix("data: ")) == {"id": id, "object": "video.deleted", "deleted": True}
+    finally:
+        site.close()
 
 
 def test_events_show_previews(tmp_path):
@@ -452,6 +547,8 @@ def test_loras(site, client):
     active = client.get("/v1/list_loras").json()["active"]["transformer"]
     assert active == [{"nickname": "tiny-fast", "path": "tiny-fast", "merged": False, "strength": 0.5}]
     assert create(client)["num_inference_steps"] == fast["num_inference_steps"]
+    empty = refused(client.post("/v1/set_lora", json={}), 400, "missing_required_parameter", "lora_nickname is missing")
+    assert empty["param"] == "lora_nickname"
     refused(client.post("/v1/set_lora", json={"lora_nickname": "none"}), 400, "invalid_value", "no LoRA")
     refused(client.post("/v1/set_lora", json={"lora_nickname": ["a", "b"], "strength": [1.0]}), 400, "invalid_value")
     refused(client.post("/v1/merge_lora_weights", json={}), 501, "not_implemented")
@@ -469,7 +566,7 @@ def generate(client, **fields):
 def test_zhipu(site, client):
     made = generate(client, duration=5, size="1920x1080", fps=30, quality="quality", request_id="r1").json()
     assert (made["task_status"], made["request_id"], made["model"]) == ("PROCESSING", "r1", "tiny")
-    assert len(made["notes"]) == 3
+    assert len(made["notes"]) == 4
     assert (
         generate(client, duration=5, size="1920x1080", fps=30, quality="quality", request_id="r1").json()["id"]
         == made["id"]

@@ -19,11 +19,14 @@ pytest.importorskip("openai", reason="tests of the server need the extra `test-s
 pytest.importorskip("zai", reason="tests of the server need the extra `test-serve`")
 
 import httpx
-from serving import free_port
+from serving import free_port, submit
 
-from cogvx_jax.cli.serve import ServeFlags, _arguments, serve
+from cogvx_jax.cli.serve import ServeFlags, _arguments, _Workers, serve
 from cogvx_jax.cli.work import WorkFlags
+from cogvx_jax.given import Given
 from cogvx_jax.serving.keys import Keys
+from cogvx_jax.serving.queue import Queue
+from cogvx_jax.serving.store import Store
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "serving.md").read_text()
@@ -139,6 +142,30 @@ def test_a_port_in_use_is_a_sentence(tmp_path, monkeypatch):
 def test_workers_get_the_flags():
     run = ServeFlags(model="5b", exact=True, lora=("a", "b:0.5"), store=Path("x y"), queue="sqlite:///q", port=1)
     assert _arguments(run, WorkFlags) == ["--store=x y", "--model=5b", "--lora=a", "--lora=b:0.5", "--exact"]
+
+
+KILLED = """
+import os
+from cogvx_jax.serving.queue import Queue
+
+Queue(os.environ["COGVX_QUEUE"]).claim(os.environ["COGVX_WORKER"], "tiny", lease=3000)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_worker_that_is_killed_frees_its_job_at_once(tmp_path):
+    run = ServeFlags(store=tmp_path)
+    queue = Queue(run.url)
+    job = submit(queue, Store(tmp_path))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = _Workers(run, Given(), dict(environment), queue)
+    workers._command = [sys.executable, "-c", KILLED]
+    with workers:
+        until = time.monotonic() + 60
+        while (now := queue.get(job.id)).attempts == 0 or now.due > queue.now():
+            assert time.monotonic() < until, now
+            time.sleep(0.05)
+    assert queue.claim("next", "tiny").id == job.id
 
 
 def test_a_new_key_stands_in_no_file(tmp_path, capsys):

@@ -98,6 +98,19 @@ def test_a_job_that_takes_down_worker_after_worker_fails(queue):
     assert (failed.status, failed.error_code) == ("failed", "worker_lost")
 
 
+def test_a_worker_that_is_known_to_be_dead_holds_nothing(queue):
+    submit(queue)
+    theirs = submit(queue, priority=1)
+    queue.claim("alive", "tiny", 3000)
+    queue.seen("dead", "tiny", "working")
+    mine = claim(queue, "dead", lease=3000)
+    assert claim(queue) is None
+    queue.died("dead")
+    again = claim(queue)
+    assert (again.id, again.attempts) == (mine.id, 2) and claim(queue) is None
+    assert not queue.beat(mine) and queue.workers() == {} and queue.get(theirs.id).worker == "alive"
+
+
 def test_a_job_that_is_given_back_waits_and_counts_no_attempt(queue):
     job = submit(queue)
     mine = claim(queue)

@@ -7,6 +7,8 @@ import random
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -124,6 +126,34 @@ def test_a_worker_that_ends_gives_its_job_back(queue, store):
     worker.run()
     assert made == [Stopped.ENDING]
     assert (queue.get(job.id).status, queue.get(job.id).attempts) == ("queued", 0)
+
+
+WORKER = """
+import threading
+from cogvx_jax.cli.work import sigterm
+
+ended = threading.Event()
+with sigterm(ended.set):
+    print("begun", flush=True)
+    while not ended.wait(0.05):
+        pass
+"""
+
+
+@pytest.mark.parametrize("by", ["signal", "input"])
+def test_a_worker_ends_well_with_its_server(by):
+    """By SIGTERM while its standard input is open, and when that is closed."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = os.environ | {"COGVX_PARENT": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", WORKER], env=environment, text=True, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        if by == "signal":
+            process.terminate()
+        else:
+            process.stdin.close()
+        status, said = process.wait(60), process.stderr.read()
+    assert status == 0 and "Fatal" not in said, said
+    assert ("SIGTERM: ends after this step" in said) == (by == "signal")
 
 
 def test_the_lease_is_renewed_while_nothing_is_told(queue, store):

@@ -226,7 +226,7 @@ def _going_on(work: list[Work], spec: "ModelSpec", mesh: Any, run: GenerateFlags
                 if one.job.options.seed == RANDOM:
                     one = one._replace(request=one.request.with_seed(saved.seed))
                 facts = early_facts(spec, mesh, exact=run.exact)
-                saved.check(request_facts(one.request) | facts)
+                saved.check(request_facts(one.request) | facts, anew="delete it, or give --again,")
                 report(f"{one.job.out}: {saved.steps} of {saved.count} steps were kept, and are gone on with")
         found.append(one._replace(saved=saved))
     return attempts.left(found)

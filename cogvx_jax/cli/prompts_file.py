@@ -4,18 +4,19 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cogvx_jax.data.text_lines import parse_json, read_lines
 from cogvx_jax.pipelines.option_files import SOURCES, sources_of
-from cogvx_jax.pipelines.options import INPUTS, PYTHON_ONLY, Options, check_path
+from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, INPUTS, PYTHON_ONLY, Options, check_path, perhaps
 from cogvx_jax.temporaries import check_local
 
 OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not in PYTHON_ONLY]
 
 
+SIDES = dict.fromkeys(("height", "width"), "size")  # of Python's keywords
 MAX_NAME = 220  # bytes of a video's name: that of its latents is longer, and file systems end at 255
 
 
@@ -109,12 +110,18 @@ class Asked(NamedTuple):
 
 
 def parse_line(text: str, options: Options) -> Asked:
-    """What a line asks for: its text is the prompt, or it is a JSON object. Raises: ValueError."""
+    """What a line asks for: its text is the prompt, or it is a JSON object.
+
+    Options have their names here or diffusers'.
+    Raises: ValueError.
+    """
     own: dict[str, Any] = parse_json(text, "this") if text.startswith("{") else {"prompt": text}
-    known = ["prompt", "out", *OPTIONS]
-    if "prompt" not in own or not own.keys() <= set(known):
-        spare = ", ".join(sorted(own.keys() - set(known))[:20]) or "no prompt"
-        raise ValueError(f"{spare[:200]}; a line has a prompt and any of {', '.join(sorted(known))}")
+    for theirs, ours in DIFFUSERS_NAMES.items():
+        if theirs in own and ours in own:
+            raise ValueError(f"{theirs} says the same as {ours}; give one")
+        if theirs in own:
+            own[ours] = own.pop(theirs)
+    _check_fields(own)
     prompt, out = own.pop("prompt"), own.pop("out", None)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt must be text, got {json.dumps(prompt)[:60]}")
@@ -123,6 +130,17 @@ def parse_line(text: str, options: Options) -> Asked:
             raise ValueError(f"{name} must be text, got a list")
     target = None if out is None else Path(check_path("out", out))
     return Asked(prompt, target, dataclasses.replace(options, **own))
+
+
+def _check_fields(own: Mapping[str, Any]) -> None:
+    """Raises: ValueError for a line without a prompt, or with a field that is not known; it says which is near."""
+    known = sorted(["prompt", "out", *OPTIONS])
+    spare = sorted(own.keys() - set(known))
+    if "prompt" in own and not spare:
+        return
+    said = ", ".join(spare[:20])[:200] or "no prompt"
+    near = f" (meant is perhaps {SIDES[spare[0]]})" if spare and spare[0] in SIDES else perhaps(spare, known)
+    raise ValueError(f"{said}{near}; a line has a prompt and any of {', '.join(known)}")
 
 
 def _sources(options: Options) -> list[Any]:

@@ -20,6 +20,7 @@ from cogvx_jax.given import Given
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
+    from cogvx_jax.serving.queue import Queue
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -103,7 +104,7 @@ def serve(
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the worker's
     app = _app(run, about, keys)
     host, port = listening.getsockname()[:2]
-    with _Workers(run, about, environment) as workers:
+    with _Workers(run, about, environment, app.state.site.service.queue) as workers:
         report(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {run.model}; /docs has the calls")
         _serve(app, listening, workers)
 
@@ -215,7 +216,7 @@ class _Workers:
     refused: they cannot work as they are asked to, which starting them again does not change.
     """
 
-    def __init__(self, run: ServeFlags, about: Given, environment: dict[str, str]):
+    def __init__(self, run: ServeFlags, about: Given, environment: dict[str, str], queue: "Queue"):
         self._command = [
             sys.executable,
             "-m",
@@ -225,6 +226,7 @@ class _Workers:
             *_arguments(about, Given),
         ]
         self._environment = environment | {"COGVX_PARENT": "1", "COGVX_QUEUE": run.url}
+        self._queue = queue
         self._count, self._ending, self.refused = run.workers, threading.Event(), False
         self._processes: list[subprocess.Popen] = []
         self.give_up: Any = lambda: None
@@ -249,11 +251,7 @@ class _Workers:
         pause = AGAIN[0]
         while not self._ending.is_set():
             began = time.monotonic()
-            # Its standard input ends when this process does, however that ends.
-            process = subprocess.Popen(self._command, env=self._environment, stdin=subprocess.PIPE)
-            self._processes.append(process)
-            status = process.wait()
-            self._processes.remove(process)
+            status = self._run_one()
             if self._ending.is_set():
                 return
             if status == REFUSED:
@@ -263,6 +261,23 @@ class _Workers:
             pause = AGAIN[0] if time.monotonic() - began > 60 else min(2 * pause, AGAIN[1])
             report(f"the worker ended with status {status}; it is started again in {pause:g} s")
             self._ending.wait(pause)
+
+    def _run_one(self) -> int:
+        """The exit status of a worker, when it has ended; what it held then is free."""
+        from cogvx_jax.serving.worker import new_name
+
+        name = new_name()
+        # Its standard input ends when this process does, however that ends.
+        environment = self._environment | {"COGVX_WORKER": name}
+        process = subprocess.Popen(self._command, env=environment, stdin=subprocess.PIPE)
+        self._processes.append(process)
+        status = process.wait()
+        self._processes.remove(process)
+        try:
+            self._queue.died(name)
+        except OSError as error:  # its lease ends by itself
+            report(f"{error}")
+        return status
 
 
 def _arguments(flags: Any, of: type) -> list[str]:

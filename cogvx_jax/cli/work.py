@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,7 +183,10 @@ def sigterm(end: Callable[[], None]) -> Iterator[None]:
 
 
 def _end_with_parent(end: Callable[[], None]) -> None:
-    sys.stdin.buffer.read()
+    # Not of sys.stdin: a thread that still waits in its buffer when Python ends takes the process down.
+    with contextlib.suppress(OSError):  # closed already
+        while os.read(0, 4096):
+            pass
     end()
 
 

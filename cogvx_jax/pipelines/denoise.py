@@ -23,7 +23,7 @@ from cogvx_jax.pipelines.conditions import SamplingInputs, condition_at, known_p
 from cogvx_jax.pipelines.finite import NotFiniteError, all_finite
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource, SeededNoise
-from cogvx_jax.pipelines.on_step import Change, OnStep, Seen, Step, changed
+from cogvx_jax.pipelines.on_step import OnStep, Seen, Step, asked_change, changed
 from cogvx_jax.pipelines.saved_steps import Carried, Identity, SavedSteps, identify, run_facts
 from cogvx_jax.pipelines.shortcuts import Steps, in_one
 from cogvx_jax.pipelines.step_programs import at, loop_program, step_program
@@ -126,7 +126,7 @@ class _Shown:
             seconds=time.monotonic() - self._began,
             seen=seen,
         )
-        change = self._on_step(step) or Change()
+        change = asked_change(self._on_step(step))
         if change.text is not None:
             self.text, self._known = changed(self.text, change.text, "text"), _other_text
         return state._replace(latents=changed(state.latents, change.latents, "latents")), change.end

@@ -39,8 +39,11 @@ def as_on_step(callback: Callable[..., dict[str, Any]], tensor_inputs: Sequence[
 
     An object with `tensor_inputs`, as diffusers' `PipelineCallback`, names its tensors itself.
 
-    Raises: ValueError for other names of tensors.
+    Raises: ValueError for what is no function, or other names of tensors.
     """
+    if not callable(callback):
+        kind = type(callback).__name__
+        raise ValueError(f"callback_on_step_end must be a function as diffusers' pipelines take, got {kind}")
     tensor_inputs = getattr(callback, "tensor_inputs", tensor_inputs)
     if not set(tensor_inputs) <= set(TENSORS):
         raise ValueError(f"callback_on_step_end_tensor_inputs may have {', '.join(TENSORS)}, got {list(tensor_inputs)}")

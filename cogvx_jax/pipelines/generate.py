@@ -203,7 +203,9 @@ def extended_frames(
 
 
 def check_steps_seen(on_step: OnStep | None, resume: Any, one_program: bool) -> None:
-    """Raises ValueError where what is between steps is asked of a program of all steps."""
+    """Raises ValueError for an `on_step` that is no function, or beside which a program of all steps is asked for."""
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step must be a function of a cx.Step, got {type(on_step).__name__}")
     if one_program and (on_step is not None or resume is not None):
         asked = "on_step" if on_step is not None else "resume"
         raise ValueError(f"a program of all steps has nothing between them; leave out one_program, or {asked}")
@@ -220,7 +222,9 @@ def check_resumed(model: Model, request: Request, saved: SavedSteps) -> None:
 
 def request_facts(request: Request) -> dict[str, str]:
     """What saved steps say of the request that they are of."""
-    return {"request": request.digest(), "prompt": request.prompts[0][:200], "seed": str(request.seed)}
+    size = f"{request.height}x{request.width}x{request.frames}"
+    told = {"seed": str(request.seed), "steps": str(request.steps), "sampler": request.sampler, "size": size}
+    return {"request": request.digest(), "prompt": request.prompts[0][:200]} | told
 
 
 def positioned(model: Model, request: Request) -> Model:

@@ -122,6 +122,15 @@ def told(on_step: OnStep, **more: Any) -> OnStep:
     return lambda step: on_step(dataclasses.replace(step, **more))
 
 
+def asked_change(given: Any) -> Change:
+    """What a function for `on_step` gave, None as a change of nothing. Raises: ValueError for anything else."""
+    if given is None:
+        return Change()
+    if not isinstance(given, Change):
+        raise ValueError(f"on_step must give a cx.Change or None, got {type(given).__name__}")
+    return given
+
+
 def changed(carried: jax.Array, given: jax.Array | np.ndarray | None, name: str) -> jax.Array:
     """What `on_step` gave in place of an array, where that lies; the array itself where it gave nothing.
 

@@ -5,13 +5,14 @@ A field's name is its flag and its key in a line of a prompts file. `from_keywor
 """
 
 import dataclasses
+import difflib
 import fractions
 import math
 import numbers
 import operator
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -79,6 +80,12 @@ def _read_rate(text: str) -> fractions.Fraction | str:
 NONE = tyro.conf.arg(help_behavior_hint="(default: none)")
 NO_HINT = "(default: none; may be given several times)"
 OWN = tyro.conf.arg(help_behavior_hint="(default: the model's own)")
+
+
+def perhaps(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Words for a message of unknown names: the known one that is most like the first of them, or nothing."""
+    near = difflib.get_close_matches(unknown[0][:60], known, 1) if unknown else []
+    return f" (meant is perhaps {near[0]})" if near else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

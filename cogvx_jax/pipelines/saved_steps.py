@@ -21,7 +21,7 @@ from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert.safetensors import Tensor, read_safetensors, write_file
 from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.diffusion.update import SamplerState
-from cogvx_jax.json_files import parse_json, quoted
+from cogvx_jax.json_files import parse_json, printable, quoted
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.stored_programs import conditions
 from cogvx_jax.pipelines.weights import on_host
@@ -33,6 +33,7 @@ SUFFIX = ".steps.safetensors"
 OF_A_MESH = ("mesh", "devices", "hosts", "order of devices")  # conditions that exact results do not depend on
 MAX_STEPS = 10**6
 OF_COMPUTE = ("memory mode", "model", "quantization")  # conditions that a loaded model tells
+TOLD = ("prompt", "seed", "steps", "sampler", "size")  # facts of a request for people; `request` is its hash
 ALONG = 8  # numbers of a parameter in each of its axes that its name depends on
 
 
@@ -75,17 +76,28 @@ class SavedSteps:
             raise ValueError(f"{self.file} is damaged: its seed is {quoted(text)}")
         return int(text)
 
-    def check(self, facts: Mapping[str, str]) -> None:
-        """Raises ValueError, one sentence, where the steps were taken of something else; of `facts` those count."""
+    def check(self, facts: Mapping[str, str], anew: str = "delete it") -> None:
+        """Raises ValueError, one sentence, where the steps were taken of something else; of `facts` those count.
+
+        Args:
+          anew: what to do for a run that begins anew.
+        """
         theirs = self.identity.facts
-        differ = [name for name in facts if theirs.get(name) != facts[name]]
+        differ = [name for name in facts if name not in TOLD and theirs.get(name) != facts[name]]
         if not differ:
             return
         name = differ[0]
-        of = {"request": f"another request, {quoted(theirs.get('prompt'))}", "weights": "other weights"}.get(name)
+        of = {"request": self._other_request(facts), "weights": "other weights"}.get(name)
         was, here = str(theirs.get(name, "none"))[:99], facts[name][:99]
         of = of or f"a run with {name} {was} (here {here}), and would not go on bit for bit"
-        raise ValueError(f"{self.file} holds {self.steps} of {self.count} steps of {of}; delete it to begin anew")
+        raise ValueError(f"{self.file} holds {self.steps} of {self.count} steps of {of}; {anew} to begin anew")
+
+    def _other_request(self, facts: Mapping[str, str]) -> str:
+        """What the request was in which the steps were taken, where it differs from the one here."""
+        theirs = self.identity.facts
+        differ = [name for name in TOLD if name in theirs and theirs[name] != facts.get(name)]
+        words = [f"{name} {_said(name, theirs)}, here {_said(name, facts)}" for name in differ]
+        return f"another request ({'; '.join(words) or 'its inputs or further options differ'})"
 
     def restore(self, fresh: Carried) -> Carried:
         """What the file holds, where the arrays of a sampling that has not begun lie.
@@ -111,6 +123,11 @@ class SavedSteps:
             found = "nothing" if entry is None else f"{entry.shape} {entry.dtype}"
             raise ValueError(f"{self.file} is damaged: {name} must be {like.shape} {like.dtype}, it has {found}")
         return self.tensors.read(name)
+
+
+def _said(name: str, facts: Mapping[str, str]) -> str:
+    text = facts.get(name, "none")
+    return quoted(text) if name == "prompt" else printable(text)[:60]
 
 
 def save_steps(file: str | os.PathLike, carried: Carried, count: int, identity: Identity) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.json_files import quoted
-from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling
+from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling, perhaps
 from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
 from cogvx_jax.serving.bodies import Fields
 from cogvx_jax.serving.files import TAKES, file_of
@@ -85,6 +85,7 @@ NOTHING: dict[str, tuple[Any, str]] = {
     "response_format": (None, "the answer is JSON, and the video is an mp4"),
 }
 LORA_NAMES, LORA_WEIGHTS = ("name", "lora_name", "lora_nickname"), ("weight", "strength", "scale", "lora_scale")
+SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
 OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user")
 
 
@@ -97,6 +98,7 @@ class Asked:
     loras: names with weights; None: those that are active for all.
     seeded: the seed is the client's, not drawn here.
     notes: where the video will differ from what was asked, sentences.
+    fields: option -> the field that asked for it.
     """
 
     prompt: str
@@ -106,6 +108,7 @@ class Asked:
     user: str | None = None
     seeded: bool = True
     notes: tuple[str, ...] = ()
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False) -> Asked:
@@ -121,17 +124,22 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     options, files, notes = _options(fields, values), _files(values, fetches), list[str]()
     if (size := _size(fields, values)) is not None:
         options["size"] = fit_size(spec, size, strict, notes)
-    if "seconds" in values and "frames" not in options:
+    if "seconds" in values:
         seconds = read_seconds(values["seconds"])
-        options |= fit_frames(spec, seconds, options.get("fps"), strict, notes)
+        if "frames" in options:
+            _check_duration(spec, options, seconds, strict, notes)
+        else:
+            options |= fit_frames(spec, seconds, options.get("fps"), strict, notes)
     seeded = "seed" in options
     options.setdefault("seed", secrets.randbelow(2**31))  # a job that is begun anew makes the same video
     user = values.get("user")
     if user is not None and not isinstance(user, str):
         raise Refused("invalid_value", f"user must be text, got {quoted(user)}", "user")
-    return Asked(
-        prompt=prompt, options=options, files=files, loras=_loras(values), user=user, notes=tuple(notes), seeded=seeded
-    )
+    named = {DIFFUSERS_NAMES.get(field, field): field for field in OPTIONS if field in values}
+    if (shape := next((field for field in SHAPES if field in values), None)) is not None:
+        named["size"] = shape
+    how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
+    return Asked(prompt=prompt, options=options, files=files, loras=_loras(values), **how)
 
 
 def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value") -> str:
@@ -161,8 +169,9 @@ def _known(fields: Fields) -> dict[str, Any]:
         elif name in OPTIONS or name in FILES or name in OTHERS:
             found[name] = value
         else:
-            known = ", ".join((*OTHERS, *OPTIONS, *FILES))
-            raise Refused("unknown_parameter", f"unknown field {name[:60]!r}; the known ones are {known}", name[:60])
+            known = (*OTHERS, *OPTIONS, *FILES)
+            said = f"unknown field {name[:60]!r}{perhaps([name], known)}; the known ones are {', '.join(known)}"
+            raise Refused("unknown_parameter", said, name[:60])
     return found
 
 
@@ -310,6 +319,28 @@ def fit_frames(spec: ModelSpec, seconds: float, fps: Any, strict: bool, notes: l
         raise Refused("invalid_value", said, "seconds")
     notes.append(f"{seconds:g} seconds became {frames / rate:g}, {frames} frames, which {spec.name} makes")
     return {"frames": frames}
+
+
+def _check_duration(
+    spec: ModelSpec, options: Mapping[str, Any], seconds: float, strict: bool, notes: list[str]
+) -> None:
+    """Notes that frames decide where a duration beside them says something else.
+
+    Raises: Refused, with `strict` in place of the note.
+    """
+    frames, fps = options["frames"], options.get("fps")
+    nearest = fit_frames(spec, seconds, fps, False, [])["frames"]
+    if frames == nearest or math.isclose(frames / float(fps or spec.defaults.fps), seconds, rel_tol=0.01):
+        return
+    if strict:
+        said = f"{frames} frames are not {seconds:g} seconds; give num_frames or seconds"
+        raise Refused("exclusive_parameters", said, "seconds")
+    notes.append(frames_decide(frames, seconds))
+
+
+def frames_decide(frames: int, seconds: float) -> str:
+    """The note of a request that asks for both."""
+    return f"num_frames and seconds are both given, and num_frames decides: {frames} frames, not {seconds:g} seconds"
 
 
 def _loras(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...] | None:

@@ -45,6 +45,10 @@ async def read_fields(request: Request, files: Mapping[str, int]) -> Fields:
       files: names of fields that may be files, and the most bytes of each.
     Raises: Refused.
     """
+    packed = request.headers.get("content-encoding", "").strip().lower()
+    if packed not in ("", "identity"):
+        said = f"a body is sent as it is, not with the Content-Encoding {packed[:60]!r}"
+        raise Refused("unsupported_media_type", said, headers={"Accept-Encoding": "identity"})
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in FORMS:
         found, textual = await _form(request, files), True

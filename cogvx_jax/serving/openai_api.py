@@ -12,12 +12,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
+from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
-from cogvx_jax.serving.asking import FILES, Asked, check_prompt, read_asked, read_seconds
+from cogvx_jax.serving.asking import FILES, Asked, check_prompt, frames_decide, read_asked, read_seconds
 from cogvx_jax.serving.bodies import Fields, read_fields
 from cogvx_jax.serving.files import file_of, most_bytes
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job
+from cogvx_jax.serving.ranges import RangedFile
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.site import address, key_of, site_of
 
@@ -89,8 +91,9 @@ async def submit(request: Request, asked: Asked, **how: Any) -> Job:
 def ask(request: Request, fields: Fields) -> Asked:
     """What fields ask of the model that is served. Raises: Refused."""
     service = site_of(request).service
-    service.check_model(fields.values.get("model"), MODELS)
-    return read_asked(fields, service.spec, strict=service.rules.strict, fetches=service.rules.fetches)
+    notes = service.check_model(fields.values.get("model"), MODELS)
+    asked = read_asked(fields, service.spec, strict=service.rules.strict, fetches=service.rules.fetches)
+    return dataclasses.replace(asked, notes=(*notes, *asked.notes))
 
 
 def own_facts(asked: Asked) -> dict[str, Any]:
@@ -167,6 +170,7 @@ async def _from_video(request: Request, option: str, said: str) -> Response:
     fields = await fields_of(request)
     values = dict(fields.values)
     given, seconds = values.pop("video", None), values.pop("seconds", None) if option == "extend" else None
+    more = None if seconds is None else read_seconds(seconds)
     if given is None:
         raise Refused("missing_required_parameter", "video is missing: a file, or the id of one made here", "video")
     suffix, data, source = await run_in_threadpool(_source, request, given)
@@ -174,7 +178,8 @@ async def _from_video(request: Request, option: str, said: str) -> Response:
     if other := sorted(asked.files):
         raise Refused("exclusive_parameters", f"give a video or {other[0]}, not both", other[0])
     asked = dataclasses.replace(asked, files={option: (suffix, data)})
-    more = None if seconds is None else read_seconds(seconds)
+    if more is not None and (frames := asked.options.get("frames")) is not None:
+        asked, more = dataclasses.replace(asked, notes=(*asked.notes, frames_decide(frames, more))), None
     facts = own_facts(asked) | ({} if source is None else {said: source})
     job = await submit(request, asked, shown=facts, extra_seconds=more)
     return await run_in_threadpool(answer, request, job)
@@ -182,9 +187,11 @@ async def _from_video(request: Request, option: str, said: str) -> Response:
 
 def _source(request: Request, given: Any) -> tuple[str, bytes, str | None]:
     """Suffix and bytes of a video, and its id where it was made here. Raises: Refused."""
-    if isinstance(given, Mapping) and given.keys() == {"id"}:
-        given = given["id"]
-    if isinstance(given, str) and given.startswith("video_"):
+    named = isinstance(given, Mapping) and given.keys() == {"id"}
+    given = given["id"] if named else given
+    if named and not isinstance(given, str):
+        raise Refused("invalid_value", f"the id of a video is text, got {quoted(given)}", "video")
+    if named or (isinstance(given, str) and given.startswith("video_")):
         service = site_of(request).service
         file = service.video_of(service.get(given, key_of(request)))
         return file.suffix, file.read_bytes(), given
@@ -215,7 +222,12 @@ def retrieve(request: Request, id: str) -> Response:
 def delete(request: Request, id: str) -> Response:
     """Removes a video; one that is being made is stopped first."""
     site_of(request).service.delete(id, key_of(request))
-    return JSONResponse({"id": id, "object": "video.deleted", "deleted": True})
+    return JSONResponse(deleted(id))
+
+
+def deleted(id: str) -> dict[str, Any]:
+    """What the API says of a video that is removed."""
+    return {"id": id, "object": "video.deleted", "deleted": True}
 
 
 @router.post("/videos/{id}/cancel", **schemas.gets(schemas.VIDEO))
@@ -238,6 +250,7 @@ async def remix(request: Request, id: str) -> Response:
     return await run_in_threadpool(answer, request, made)
 
 
+@router.head("/videos/{id}/content", include_in_schema=False)
 @router.get("/videos/{id}/content", **schemas.gets(schemas.FILE, schemas.VARIANT, media=" ".join(TYPES.values())))
 def content(request: Request, id: str) -> Response:
     """The video's bytes, ranges of them too, or a picture of it; without a key for an address that is signed."""
@@ -256,23 +269,16 @@ def content(request: Request, id: str) -> Response:
     file = site.service.video_of(job)
     if variant != "video":
         return Response(picture_of(file, variant), media_type=TYPES[variant])
-    _check_range(request.headers.get("range"), file.stat().st_size)
-    return FileResponse(file, media_type=TYPES[variant], filename=f"{id}.mp4", content_disposition_type="inline")
-
-
-def _check_range(text: str | None, size: int) -> None:
-    """Refuses, in the API's shape, a range that begins behind the end."""
-    unit, _, first = (text or "").partition("=")
-    begin = first.partition("-")[0]
-    if unit == "bytes" and "," not in first and begin.isdecimal() and int(begin) >= size:
-        raise Refused("range_not_satisfiable", f"the video has {size} bytes, the range begins at {begin[:20]}")
+    how: dict[str, Any] = dict(filename=f"{id}.mp4", content_disposition_type="inline", stat_result=file.stat())
+    return RangedFile(file, media_type=TYPES[variant], **how)
 
 
 @router.get("/videos/{id}/events", **schemas.gets({}, media="text/event-stream"))
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: the video at each change, with previews, until it has ended.
 
-    An event's id is the job's revision; a client that comes back with `Last-Event-ID` gets what is newer.
+    An event's id is the job's revision; a client that comes back with `Last-Event-ID` gets what is newer. Of a video
+    that is removed before it has ended the last event is `deleted`.
     """
     key, site = key_of(request), site_of(request)
     job = await run_in_threadpool(site.service.get, id, key)
@@ -284,14 +290,18 @@ async def events(request: Request, id: str) -> Response:
 
 async def _events(request: Request, job: Job, seen: int | None) -> AsyncIterator[str]:
     yield "retry: 2000\n\n"
+    ended = job.ended
     async for now in site_of(request).watcher.changes(job, seen):
         if now is None:
             yield f": {int(time.time())}\n\n"  # keeps proxies from closing the connection
             continue
+        ended = now.ended
         told = video(request, now) if now.ended else await run_in_threadpool(placed, request, now)
         if now.preview is not None:
             told["preview"] = preview_url(now.preview)
         yield f"id: {now.revision}\nevent: {told['status']}\ndata: {json.dumps(told)}\n\n"
+    if not ended:
+        yield f"event: deleted\ndata: {json.dumps(deleted(job.id))}\n\n"
 
 
 def preview_url(data: bytes) -> str:

@@ -87,6 +87,9 @@ def read_loras(values: Mapping[str, Any]) -> list[tuple[str, float]]:
     """Names and weights of SGLang's fields, each of which is a value or a list. Raises: Refused."""
     if unknown := sorted(values.keys() - {"lora_nickname", "lora_path", "target", "strength"}):
         raise Refused("unknown_parameter", f"unknown field {unknown[0][:60]!r}", unknown[0][:60])
+    if values.get("lora_nickname") is None:
+        said = "lora_nickname is missing: a name of GET /v1/list_loras, or a list of them"
+        raise Refused("missing_required_parameter", said, "lora_nickname")
     names = _several(values.get("lora_nickname"), "lora_nickname", str)
     given = values.get("strength", 1.0)
     weights = _several(given if isinstance(given, list) else [given] * len(names), "strength", int | float)

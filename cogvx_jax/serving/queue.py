@@ -343,6 +343,16 @@ class Queue:
         with self.database.writes() as connection:
             connection.execute(WORKERS.delete().where(WORKERS.c.name == worker))
 
+    def died(self, worker: str) -> None:
+        """Ends the leases of a worker whose process is known to have ended: the next worker takes its job at once.
+
+        The attempt stays counted, for the job may have been why it ended.
+        """
+        held = JOBS.c.status == RUNNING, JOBS.c.worker == worker
+        with self.database.writes() as connection:
+            connection.execute(JOBS.update().where(*held).values(due=clock()))
+            connection.execute(WORKERS.delete().where(WORKERS.c.name == worker))
+
     def workers(self, within: float = ALIVE) -> dict[str, str]:
         """What each worker does that was seen of late."""
         with self.database.reads() as connection:

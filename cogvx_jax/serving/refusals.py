@@ -1,6 +1,7 @@
 """What the server refuses, in the shape of each API's errors."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cogvx_jax.serving.queue import Full, KeyUsed
@@ -53,11 +54,13 @@ class Refused(Exception):
     code: a key of `KINDS`.
     message: a sentence for the user.
     param: the field at fault.
+    headers: of the answer, beside those of its kind.
     """
 
     code: str
     message: str
     param: str | None = None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.message
@@ -65,7 +68,9 @@ class Refused(Exception):
     def answer(self, path: str) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Status, body and headers, for a request to this path."""
         kind = KINDS[self.code]
-        headers = {"Retry-After": str(RETRY[self.code])} if self.code in RETRY else {}
+        headers = dict(self.headers)
+        if self.code in RETRY:
+            headers["Retry-After"] = str(RETRY[self.code])
         if kind.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if path.startswith(ZHIPU):

@@ -14,7 +14,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.lora import first_distilled
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
-from cogvx_jax.pipelines.request import Request, few_steps_note
+from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.request import Request, check_request, few_steps_note
 from cogvx_jax.pipelines.short_schedule import lossy_note
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.asking import Asked
@@ -24,6 +25,7 @@ from cogvx_jax.serving.making import request_of
 from cogvx_jax.serving.queue import COMPLETED, Job, Queue, Retention, new_id
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.store import ID, Store
+from cogvx_jax.serving.warned import warned
 
 ROOM = 64 * 2**20  # bytes that the disk must have free, or no job is taken
 OF_INPUTS = ("frames", "windows", "strength", "mask_dilation", "control_strength", "control_start", "control_end")
@@ -81,10 +83,15 @@ class Service:
         """Under which the model may be asked for."""
         return tuple(dict.fromkeys((self.model, self.spec.name)))
 
-    def check_model(self, name: Any, others: Sequence[str] = ()) -> None:
-        """Raises: Refused for a model that is not served; `others` are names that mean whichever is."""
-        if name is None or name in self.names or (name in others and not self.rules.strict):
-            return
+    def check_model(self, name: Any, others: Sequence[str] = ()) -> tuple[str, ...]:
+        """Notes of a model's name; `others` are names that mean whichever is served, which is noted.
+
+        Raises: Refused for a model that is not served.
+        """
+        if name is None or name in self.names:
+            return ()
+        if name in others and not self.rules.strict:
+            return (f"model {name} is not served here; {self.model} makes the video",)
         raise Refused("model_not_found", f"there is no model {str(name)[:80]!r} here; there is {self.model!r}", "model")
 
     def submit(
@@ -119,7 +126,9 @@ class Service:
         folder = self.store.make(id)
         try:
             stored = self._stored(asked, folder, key)
-            facts = {"model": self.model, "prompt": asked.prompt} | self._complete(stored, folder, extra_seconds)
+            with self._naming(asked):
+                completed = self._complete(stored, folder, extra_seconds)
+            facts = {"model": self.model, "prompt": asked.prompt} | completed
             facts["notes"] = [*asked.notes, *facts["notes"]]
             job, new = self.queue.submit(
                 id=id,
@@ -139,6 +148,25 @@ class Service:
         if not new:  # the same request came twice at a time
             self.store.remove(id)
         return job
+
+    @contextlib.contextmanager
+    def _naming(self, asked: Asked) -> Iterator[None]:
+        """Inside, what is refused names the field at fault: one that is refused with the same words by itself."""
+        try:
+            yield
+        except Refused as refused:
+            if refused.param is None:
+                refused.param = self._field_at_fault(asked, refused.message)
+            raise
+
+    def _field_at_fault(self, asked: Asked, said: str) -> str | None:
+        for option, field in asked.fields.items():
+            try:
+                check_request(self.spec, asked.prompt, Options(**{option: asked.options[option]}))
+            except ValueError as error:
+                if str(error) == said:
+                    return field
+        return None
 
     def _stored(self, asked: Asked, folder: Path, key: Key) -> dict[str, Any]:
         """What the worker reads; the files are written. Raises: Refused for a LoRA that is not here."""
@@ -160,16 +188,17 @@ class Service:
             for option, file in stored["files"].items():
                 if Path(file).suffix in CLIPS:
                     check_clip(folder / file, option)
-            request = request_of(spec, stored, folder)
+            with warned() as warnings:
+                request = request_of(spec, stored, folder)
             if extra is not None and request.extend is not None:
                 more = max(1, round(extra * float(request.fps)))
                 stored["options"]["frames"] = len(request.extend) + more
-                request = request_of(spec, stored, folder)
+                with warned() as warnings:  # those before were of other frames
+                    request = request_of(spec, stored, folder)
             self._check(request)
-        facts = _facts(request)
-        facts["notes"] = [
-            note for note in (lossy_note(request, spec), few_steps_note(request, spec)) if note is not None
-        ]
+        facts, own = _facts(request), (lossy_note(request, spec), few_steps_note(request, spec))
+        facts["notes"] = [note for note in own if note is not None]
+        facts["notes"] += [note.replace(f"{folder}/", "") for note in warnings]
         stored["options"] |= {
             "size": f"{request.height}x{request.width}",
             "frames": facts["num_frames"],

@@ -59,9 +59,10 @@ async def generations(request: Request) -> Response:
     values = dict(fields.values)
     if "model" not in values:
         raise Refused("missing_required_parameter", "model is missing", "model")
-    site.service.check_model(values["model"], MODELS)
+    of_model = site.service.check_model(values["model"], MODELS)
     request_id = _text(values, "request_id", 1, 256)
     asked = await run_in_threadpool(read_generation, values, site.service.spec, site.service.rules)
+    asked = dataclasses.replace(asked, notes=(*of_model, *asked.notes))
     if values.get("quality") == "quality" and "num_inference_steps" not in values:
         asked.options["steps"] = better_steps(site.service.spec)
     how: dict[str, Any] = dict(request_key=request_id and f"id {request_id}", repeated=not site.service.rules.strict)
