@@ -230,18 +230,19 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
     """Which pixels of a clip (F, H, W, 3) are to be made: (F, H, W) bool, white ones.
 
     Args:
+      clip: up to `most` frames of it, and one more where it has more, of which masks need not have as many.
       source: of as many frames, or of one, which is for all.
-      most: frames that the clip was read up to.
     Raises: ValueError for a mask of another size or length; OSError.
     """
-    grey = grey_frames(source, most)
+    grey = grey_frames(source, most + 1)
     frames, (height, width) = len(clip), clip.shape[1:3]
-    if grey.shape[1:] != (height, width) or len(grey) not in (1, frames):
+    fits = len(grey) in (1, frames) or frames > most <= len(grey)
+    if grey.shape[1:] != (height, width) or not fits:
         raise ValueError(
             f"the mask is {_frames(len(grey), most)} of {grey.shape[1]}x{grey.shape[2]}, the video "
             f"{_frames(frames, most)} of {height}x{width}; give a mask of the video's size and length, or one picture"
         )
-    return np.broadcast_to(grey >= WHITE, (frames, height, width))
+    return np.broadcast_to(grey >= WHITE, (frames if len(grey) == 1 else len(grey), height, width))
 
 
 def grey_frames(source: Any, most: int) -> np.ndarray:
@@ -264,7 +265,7 @@ def grey_frames(source: Any, most: int) -> np.ndarray:
 def _frames(count: int, most: int) -> str:
     if count == 1:
         return "1 frame"
-    return f"{count} frames or more" if count == most else f"{count} frames"
+    return f"more than {most} frames" if count > most else f"{count} frames"
 
 
 def fill_clip(clip: np.ndarray, frames: int) -> np.ndarray:

@@ -274,7 +274,7 @@ def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: in
     clip, mask, fps, clips = None, None, None, list[np.ndarray]()
     source = asked.edit if task == "edit" else asked.video
     if source is not None:
-        clip, fps = read_video(source, most)
+        clip, fps = read_video(source, most + 1)  # one more tells whether there are more, which masks may have, too
         settings = check_sampling(spec, asked, task, len(clip))
         mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
         clip = clip[: settings.frames]
