@@ -383,6 +383,10 @@ def test_other_kinds_of_models_and_stored_programs_are_refused(small, nets):
         cfg = dataclasses.replace(spec.transformer, in_channels=8 + (kind == "inpaint"), control=kind == "control")
         with pytest.raises(ValueError, match="and takes no ControlNet; use a text- or image-to-video model"):
             check_request(dataclasses.replace(spec, transformer=cfg), "x", Options.from_keywords(**options))
+        with pytest.raises(ValueError, match=f"is of the kind {kind} and takes no ControlNet"):  # as a plan opens it
+            cx.load_controlnet(
+                nets[0], dataclasses.replace(small("5b")[1], spec=dataclasses.replace(spec, transformer=cfg))
+            )
     stored = StoredPrograms(Path("x"), small_spec("5b"), Compute(), [], {"strips": 1})
     model = dataclasses.replace(small("5b")[1], programs=stored)
     with pytest.raises(ValueError, match="stored programs know no ControlNet; leave out the programs"):

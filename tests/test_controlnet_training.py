@@ -210,6 +210,9 @@ def test_sizes_are_those_of_the_model():
         beginnings.find_beginning(load_spec("1.5-5b"), ControlNetTraining(start="new"))
     with pytest.raises(ValueError, match="it has 43 blocks, the model 42"):
         beginnings.find_beginning(spec, ControlNetTraining(start="new", layers=43))
+    fun = dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, in_channels=33))
+    with pytest.raises(ValueError, match="is of the kind inpaint and takes no ControlNet; use a text- or image-to"):
+        beginnings.find_beginning(fun, ControlNetTraining(start="new"))
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("block", marks=pytest.mark.full)])

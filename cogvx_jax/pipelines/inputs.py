@@ -15,7 +15,7 @@ import PIL.Image
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import read_video
-from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
+from cogvx_jax.pipelines.controlnets import ControlNet, check_kind, open_controlnet
 from cogvx_jax.pipelines.options import INPUTS, NEEDS, PICTURES, Options, control_sources
 
 # v2v redraws a clip, repaint a part of it, edit looks at one, extend goes on with one; the others are those of the
@@ -53,7 +53,6 @@ NAMES = {name: name.replace("_", " ") for name in INPUTS} | {
 }
 # Those that may start from a clip, and then take fewer steps.
 REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "edit", "inpaint")
-CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
 PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
 OTHERS = {name: f"a {words}" for name, words in NAMES.items()} | {"image": "an image", "keyframes": "keyframes"}
@@ -120,10 +119,7 @@ def _check_controlnet(spec: ModelSpec, asked: Options) -> None:
         return
     if asked.control is None:
         raise ValueError("a ControlNet needs the video that it follows; give control=..., or leave out the ControlNet")
-    if spec.kind not in CONTROLLED:
-        raise ValueError(
-            f"{spec.name} {KINDS[spec.kind].words} and takes no ControlNet; use a text- or image-to-video model"
-        )
+    check_kind(spec)
 
 
 def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, tuple[float, ...]]]:
