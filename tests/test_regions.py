@@ -210,6 +210,8 @@ WRONG = {
     "region must be at most 16 places with their prompts": dict(region=[(ALL, "x")] * 17),
     "a box is left, top, right, bottom, as shares of the picture": dict(region=[((0, 0, 2, 1), "x")]),
     "'0,0,1' is no box: a box has four numbers, left, top, right, bottom, got": dict(region="0,0,1=x"),
+    "'nan,0,.5,1' is no box: a box has four numbers": dict(region="nan,0,.5,1=x"),
+    "'-.1, 0, .5, 1' is no box: a box is left, top, right, bottom, as shares": dict(region="-.1, 0, .5, 1=x"),
     "the prompt of a region must be text, got '3'": dict(region=[(ALL, 3)]),
     "a region is a box, a path or a picture, got '3'": dict(region=[(3, "x")]),
     "the region of 'x' covers no token of 32x48, or is covered": dict(region=[(BLACK, "x")]),

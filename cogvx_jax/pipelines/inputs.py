@@ -7,6 +7,7 @@ import fractions
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -147,8 +148,13 @@ def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarra
     Raises: ValueError for another number of videos; OSError.
     """
     sources = control_sources(asked)
-    if len(sources) not in (1, count):
-        raise ValueError(f"{len(sources)} control videos for {count} ControlNets; give one, or one each")
+    given = len(sources)
+    if given == 1 and isinstance(sources[0], str) and not Path(sources[0]).exists():  # several names, perhaps
+        names = sources[0].split(",")
+        given = len(names) if all(Path(name).is_file() for name in names) else 1
+    if given not in (1, count):
+        wanted = f"{count} ControlNets; give one, or one each" if asked.controlnet else "one model; give one"
+        raise ValueError(f"{given} control videos for {wanted}")
     read = [read_video(source, most) for source in sources]
     clips = [clip for clip, _ in read]
     return clips * count if len(clips) == 1 else clips, read[0][1]
