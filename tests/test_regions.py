@@ -218,7 +218,7 @@ WRONG = {
     "the region of 'y' covers no token": dict(region=[(LEFT, "y"), (ALL, "z")]),
     "the region of 'x' has 5 frames, the video 9; give as many": dict(region=[(np.stack([~BLACK] * 5), "x")]),
     "the region of 'x' has more than 9 frames, the video 9; give": dict(region=[(np.stack([~BLACK] * 12), "x")]),
-    "segments of a video to extend share its regions": dict(
+    "has several frames, and segments of a video to extend share their regions; give a box or": dict(
         region=[(np.stack([~BLACK] * 9), "x")], num_frames=17, extend=np.zeros((9, 32, 48, 3), np.uint8)
     ),
     "travel mixes the prompts of a whole clip; give regions or travel": dict(travel={"50%": "x"}),
