@@ -357,6 +357,17 @@ def test_what_cannot_be_is_one_sentence(small, nets, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("count, said", [(1, "2 control videos for 1 Contr"), (3, "2 control videos for 3 Contr")])
+def test_names_of_several_control_videos_are_counted(small, nets, tmp_path, monkeypatch, count, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"")
+    asked = Options(controlnet=[nets[0]] * count, control="a.mp4,a.mp4")
+    with pytest.raises(ValueError, match=f"{said}olNets; give one, or one each"):
+        check_request(small("5b")[1].spec, "x", asked)
+    with pytest.raises(FileNotFoundError, match="a.mp4,b.mp4"):  # which may be the name of one
+        check_request(small("5b")[1].spec, "x", dataclasses.replace(asked, control="a.mp4,b.mp4"))
+
+
 OTHERS = {
     "it has width 32, and the model 48; use one that was trained beside this model": ("5b", dict(out_dim=None)),
     "it has latents of channels 16, and the model 4": ("5b", dict(latent_channels=16)),
@@ -383,6 +394,10 @@ def test_other_kinds_of_models_and_stored_programs_are_refused(small, nets):
         cfg = dataclasses.replace(spec.transformer, in_channels=8 + (kind == "inpaint"), control=kind == "control")
         with pytest.raises(ValueError, match="and takes no ControlNet; use a text- or image-to-video model"):
             check_request(dataclasses.replace(spec, transformer=cfg), "x", Options.from_keywords(**options))
+        with pytest.raises(ValueError, match=f"is of the kind {kind} and takes no ControlNet"):  # as a plan opens it
+            cx.load_controlnet(
+                nets[0], dataclasses.replace(small("5b")[1], spec=dataclasses.replace(spec, transformer=cfg))
+            )
     stored = StoredPrograms(Path("x"), small_spec("5b"), Compute(), [], {"strips": 1})
     model = dataclasses.replace(small("5b")[1], programs=stored)
     with pytest.raises(ValueError, match="stored programs know no ControlNet; leave out the programs"):

@@ -210,6 +210,9 @@ def test_sizes_are_those_of_the_model():
         beginnings.find_beginning(load_spec("1.5-5b"), ControlNetTraining(start="new"))
     with pytest.raises(ValueError, match="it has 43 blocks, the model 42"):
         beginnings.find_beginning(spec, ControlNetTraining(start="new", layers=43))
+    fun = dataclasses.replace(spec, transformer=dataclasses.replace(spec.transformer, in_channels=33))
+    with pytest.raises(ValueError, match="is of the kind inpaint and takes no ControlNet; use a text- or image-to"):
+        beginnings.find_beginning(fun, ControlNetTraining(start="new"))
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("block", marks=pytest.mark.full)])
@@ -321,6 +324,14 @@ WRONG = {
     "holds no control videos": ["--controlnet", "new"],
     "--controlnet-layers is for a new ControlNet; give --controlnet new, too": ["--controlnet-layers", "2"],
     "a ControlNet is trained beside a model that stays as it is; leave out": ["--controlnet", "new", "--train", "full"],
+    "stays as it is; leave out --train, --parts and what a LoRA adapts": ["--controlnet", "new", "--lora-rank", "4"],
+    "--train full and --parts train the model's own parameters; leave them out, or what a LoRA adapts": [
+        *("--train", "full", "--lora-rank", "4"),
+    ],
+    "masks is for training models of the kind inpaint, and small-5b is of the kind t2v; leave it out": [
+        *("--controlnet", "new", "--masks", "all"),
+    ],
+    "image_dropout is for training models of the kind i2v, and small-5b is of": ["--image-dropout", "0.5"],
     "there is no ControlNet /nowhere; give a folder, a file or a hub id": ["--controlnet", "/nowhere"],
     "a ControlNet needs a block, got 0 layers": ["--controlnet", "new", "--controlnet-layers", "0"],
     "has layers of its own; leave out the number": ["--controlnet", "/nowhere", "--controlnet-layers", "2"],

@@ -307,7 +307,7 @@ REFUSED = {
     "an edit looks at its clip in all evaluations, and reuse every:2 leaves some out": ("5b", dict(reuse="every:2")),
     "an edit looks at its clip in all evaluations, and guidance delta:2 leaves some": ("5b", dict(guidance="delta:2")),
     "num_frames is 17 but the video has only 9 frames": ("5b", dict(frames=17)),
-    "the mask is 1 frame of 8x8, the video 9 frames or more of 32x48; give a mask of": (
+    "the mask is 1 frame of 8x8, the video 9 frames of 32x48; give a mask of": (
         "5b",
         dict(mask=np.zeros((8, 8), bool)),
     ),

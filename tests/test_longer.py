@@ -462,6 +462,10 @@ def test_a_loop_is_one():
         (["extend", "in.mp4", "x", "--frames", "97", "--out", "y.mp4"], dict(extend="in.mp4", frames=97)),
         (["loop", "x", "--out", "y.mp4"], dict(windows=Windows(16, overlap=8, policy="looped"))),
         (["loop", "x", "--windows", "12:4", "--out", "y.mp4"], dict(windows=Windows(12, overlap=4, policy="looped"))),
+        (
+            ["loop", "x", "--flow", "f.npy", "--out", "y.mp4"],
+            dict(windows=Windows(16, overlap=8, policy="looped", noise="plain"), flow="f.npy"),
+        ),
     ],
     ids=" ".join,
 )

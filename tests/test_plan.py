@@ -6,17 +6,21 @@ import math
 import os
 
 import jax
+import numpy as np
 import pytest
+from small_files import small_spec
 
 from cogvx_jax import cache, chips
+from cogvx_jax.cli.generate import _choose
 from cogvx_jax.cli.plan import table
 from cogvx_jax.configs import Compute
 from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.memory_modes import MODES, RESIDENT, find_mode
 from cogvx_jax.pipelines.model import load_spec
-from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.options import Options, Sampling
 from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles, read_cost
+from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import plan as plans
 from cogvx_jax.planning.plan import candidates, plan
@@ -276,6 +280,7 @@ def test_programs_that_take_less_than_a_step_are_timed(scripted):
     assert plan("tiny", reuse="every:2", **asked).chosen.skipped_seconds == 1.0
     with pytest.raises(ValueError, match="takes no video to edit; use a text-to-video model"):
         plan("5b-i2v", topology="v5e:2x2", edit=True)
+    assert plan("tiny", task="edit", **asked) == edit and plan("tiny", task="v2v", **asked) == plain
     with pytest.raises(ValueError, match="an edit looks at its clip in all evaluations, and reuse every:2"):
         plan("tiny", topology="v5e:2x2", edit=True, reuse="every:2")
 
@@ -318,6 +323,19 @@ def test_auto_mesh_uses_all_devices():
     mesh = plans.auto_mesh("tiny")
     assert mesh is not None and mesh.size == len(jax.devices())
     assert mesh.shape["cfg"] == 2
+
+
+@pytest.mark.parametrize("task, name", [("v2v", "video"), ("edit", "edit")])
+def test_auto_takes_all_lengths_of_a_task(task, name, monkeypatch):
+    """A clip of 13 frames is a whole number of patches of 1.5's layout, which videos from text alone must not be."""
+    spec, clip = small_spec("1.5-5b"), np.zeros((17, 32, 48, 3), np.uint8)
+    request = check_request(spec, "x", Options(size=(32, 48), frames=13, **{name: clip}))
+    monkeypatch.setattr("cogvx_jax.pipelines.model.load_spec", lambda source: spec)
+    monkeypatch.setattr(plans, "load_spec", lambda source: spec)
+    mesh, mode = _choose("small", [request], None, None, "auto", None)
+    assert request.task == task and mesh.size == len(jax.devices()) and mode == RESIDENT
+    with pytest.raises(ValueError, match="the number of frames must be 16N.1"):
+        plans.choose("small", mesh="auto", sampling=Sampling(frames=13))
 
 
 @pytest.mark.parametrize(

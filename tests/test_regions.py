@@ -210,11 +210,17 @@ WRONG = {
     "region must be at most 16 places with their prompts": dict(region=[(ALL, "x")] * 17),
     "a box is left, top, right, bottom, as shares of the picture": dict(region=[((0, 0, 2, 1), "x")]),
     "'0,0,1' is no box: a box has four numbers, left, top, right, bottom, got": dict(region="0,0,1=x"),
+    "'nan,0,.5,1' is no box: a box has four numbers": dict(region="nan,0,.5,1=x"),
+    "'-.1, 0, .5, 1' is no box: a box is left, top, right, bottom, as shares": dict(region="-.1, 0, .5, 1=x"),
     "the prompt of a region must be text, got '3'": dict(region=[(ALL, 3)]),
     "a region is a box, a path or a picture, got '3'": dict(region=[(3, "x")]),
     "the region of 'x' covers no token of 32x48, or is covered": dict(region=[(BLACK, "x")]),
     "the region of 'y' covers no token": dict(region=[(LEFT, "y"), (ALL, "z")]),
     "the region of 'x' has 5 frames, the video 9; give as many": dict(region=[(np.stack([~BLACK] * 5), "x")]),
+    "the region of 'x' has more than 9 frames, the video 9; give": dict(region=[(np.stack([~BLACK] * 12), "x")]),
+    "has several frames, and segments of a video to extend share their regions; give a box or": dict(
+        region=[(np.stack([~BLACK] * 9), "x")], num_frames=17, extend=np.zeros((9, 32, 48, 3), np.uint8)
+    ),
     "travel mixes the prompts of a whole clip; give regions or travel": dict(travel={"50%": "x"}),
     "reuse leaves out what regions change; give regions or reuse": dict(reuse="every:2"),
     "ways of guidance leave out what regions change": dict(guidance="delta:2"),
@@ -228,6 +234,16 @@ def test_what_cannot_be_is_one_sentence(said):
     with pytest.raises((ValueError, OSError)) as error:
         check_request(small_spec("5b"), "x", Options.from_keywords(**options))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [LEFT, ~BLACK, np.stack([~BLACK])])
+def test_segments_of_a_video_to_extend_share_boxes_and_pictures(place):
+    asked = Options(region=[(place, "y")], size=(32, 48), frames=25, extend=np.zeros((9, 32, 48, 3), np.uint8))
+    request = check_request(small_spec("5b"), "x", asked)
+    assert request.regions.latents.shape == request.shape[:3]
+    np.testing.assert_array_equal(
+        request.regions.latents, np.broadcast_to(request.regions.latents[0], request.shape[:3])
+    )
 
 
 @pytest.mark.parametrize("kind", ["2b", "5b-i2v"])

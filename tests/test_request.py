@@ -227,7 +227,7 @@ def test_videos_that_would_replace_each_other_are_refused(lines, tmp_path):
     chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y", "video": "a.mp4"}
     assert "line 2: line 1 writes a.mp4; make that video in a run before this one" in err(*chain)
     several = {"mask": "a.mp4"}, {"keyframes": {"8": "a.mp4"}}, {"region": ["a.mp4=a star"]}, {"trajectory": "a.mp4"}
-    for source in (*several, {"control": "b.mp4,a.mp4", "controlnet": ["c", "d"]}, {"noises": "a.mp4:cell=8"}):
+    for source in (*several, {"control": "b.mp4,a.mp4", "controlnet": ["c", "d"]}, {"flow": "a.mp4:cell=8"}):
         chain = {"prompt": "x", "out": "a.mp4"}, {"prompt": "y"} | source
         assert "line 2: line 1 writes a.mp4" in err(*chain)
         assert "line 2: it writes a.mp4, of which line 1 is made; make it in a run before" in err(*chain[::-1])

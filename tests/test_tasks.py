@@ -284,8 +284,20 @@ REFUSED = [
         "small-5b-i2v makes videos from an image and takes no video; use a text-",
     ),
     ("inpaint", dict(image=PICTURES[0], video=CLIP), "give an image or a video, not both"),
-    ("inpaint", dict(video=CLIP, mask=LEFT[:16]), r"the mask is 1 frame of 16x48, the video 9 frames .* of 32x48"),
+    ("inpaint", dict(video=CLIP, mask=LEFT[:16]), "the mask is 1 frame of 16x48, the video 9 frames of 32x48"),
     ("inpaint", dict(video=CLIP, mask=np.stack([LEFT] * 5)), r"the mask is 5 frames of 32x48, the video 9 frames"),
+    (
+        "inpaint",
+        dict(video=CLIP, mask=np.stack([LEFT] * 10)),
+        "the mask is more than 9 frames of .* the video 9 frames",
+    ),
+    ("5b", dict(video=CLIP, mask=np.stack([LEFT] * 12)), "the mask is more than 9 frames of .* the video 9 frames"),
+    ("5b", dict(edit=CLIP, mask=np.stack([LEFT] * 12)), "the mask is more than 9 frames of .* the video 9 frames"),
+    (
+        "5b",
+        dict(video=np.concatenate([CLIP, CLIP]), mask=np.stack([LEFT] * 8)),
+        "the mask is 8 frames of .* the video more than 9 frames",
+    ),
     ("inpaint", dict(keyframes={9: PICTURES[0]}), "keyframe 9 is outside the clip, whose frames are 0 to 8"),
     ("inpaint", dict(keyframes={-1: PICTURES[0]}), "keyframe -1 is outside the clip"),
     ("inpaint", dict(keyframes={8: PICTURES[0]}, last_image=PICTURES[1]), "two pictures for frame 8; give one"),
@@ -307,6 +319,15 @@ def spec_of(kind):
     cfg = dataclasses.replace(spec.transformer, in_channels=channels, control=kind == "control")
     own = dataclasses.replace(spec.defaults, height=32, width=48, num_frames=9)
     return dataclasses.replace(spec, name=f"small-{kind}", transformer=cfg, defaults=own)
+
+
+@pytest.mark.parametrize("kind", ["5b", "inpaint"])
+@pytest.mark.parametrize("length", [9, 17, 1])
+def test_of_a_longer_clip_the_first_frames_and_their_masks_are_used(kind, length):
+    masks = np.random.default_rng(0).random((length, *CLIP.shape[1:3])) < 0.5
+    request = check_request(spec_of(kind), "x", Options(video=np.concatenate([CLIP, CLIP[:8]]), mask=masks))
+    np.testing.assert_array_equal(request.video, CLIP)
+    np.testing.assert_array_equal(request.mask, np.broadcast_to(masks[:9], (9, *CLIP.shape[1:3])))
 
 
 @pytest.mark.parametrize("kind, options, said", REFUSED)

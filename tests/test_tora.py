@@ -304,6 +304,10 @@ WRONG = {
     "the weight of tora must be from -100 to 100": dict(tora=("x", 200.0)),
     "a trajectory is 2 to 16384 points x,y, such as 60,128 200,128, got": dict(trajectory="60,128"),
     "points of a trajectory lie on a canvas of 256 x 256, got 0.0 to 256.0": dict(trajectory="0,0 256,3"),
+    "this text holds no trajectory, whose points are x,y, such as 60,128 200,128: ''": dict(trajectory=""),
+    "this text holds no trajectory, whose points are x,y, such as 60,128 200,128: 'nan,128": dict(
+        trajectory="nan,128 20,128"
+    ),
     "there is no file 'somewhere.txt'": dict(trajectory="somewhere.txt"),
     "this text holds no trajectory, whose points are x,y, such as 60,128 200,128: '1,2,3'": dict(trajectory="1,2,3"),
     "a trajectory is 2 to 16384 points x,y, such as 60,128 200,128, got '[[1, 2], [3]]'": dict(

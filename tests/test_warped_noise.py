@@ -175,6 +175,11 @@ WRONG = {
     "cell must be a whole number from 1 to 64, got 65": dict(flow="x.npy:cell=65"),
     "cell must be a whole number from 1 to 64, got 1.5": dict(flow="x.npy:cell=1.5"),
     "noise: 'speed' is no option, or stands twice; the known ones are degradation": dict(flow="x.npy:speed=3"),
+    "cell is of the noise that a flow moves, and noises are there already; leave out cell": dict(noises="x.npy:cell=8"),
+    "the array moves pixels by 1e+30, and a picture of 16x24 by at most 96; give pixels from": dict(
+        flow=np.where(FLOW == FLOW.min(), -1e30, FLOW)
+    ),
+    "the array moves pixels by 96.5, and": dict(flow=np.full_like(FLOW, 96.5)),
     "there is no file 'nowhere.npy'": dict(noises="nowhere.npy"),
     "noises must be a path, got 3": dict(noises=3),
     "the array is noise of (8, 4, 6, 4), and a video of 9 frames needs (frames, height, width, channels) = (9, 4, 6, 4"

@@ -311,7 +311,7 @@ def _choose(
         guidance=ways[0] if ways else None,
     )
     how: dict[str, Any] = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
-    how |= {"controlnet": [use.net for use in beside], "edit": edits == {True}}
+    how |= {"controlnet": [use.net for use in beside], "task": most.task}
     return choose(source, sampling=sampling, report=report, **how)
 
 

@@ -33,6 +33,8 @@ def loop(
         own = load_spec(run.model, given.checked()).defaults.num_frames
         frames = (options.frames or own) - 1
         asked = loop_windows(min(frames, own - 1))
+        if options.noises is not None or options.flow is not None:  # which are as they are
+            asked = dataclasses.replace(asked, noise="plain")
     windows = dataclasses.replace(asked, policy="looped")
     generate(prompt, run=GenerateFlags(**vars(run)), video=dataclasses.replace(video, windows=windows), given=given)
 

@@ -67,9 +67,15 @@ class TrainOptions:
             raise ValueError("--train full trains everything; leave it out to train --parts")
         if self.controlnet.start is None and self.controlnet.layers is not None:
             raise ValueError("--controlnet-layers is for a new ControlNet; give --controlnet new, too")
-        if self.controlnet.start is not None and (self.train == "full" or self.parts):
+        adapts = self.lora != LoRAConfig() and not self.recorded  # that of a record is what another run trained
+        if self.controlnet.start is not None and (self.train == "full" or self.parts or adapts):
             raise ValueError(
-                "a ControlNet is trained beside a model that stays as it is; leave out --train and --parts"
+                "a ControlNet is trained beside a model that stays as it is; leave out --train, --parts and what a "
+                "LoRA adapts"
+            )
+        if (self.train == "full" or self.parts) and adapts:
+            raise ValueError(
+                "--train full and --parts train the model's own parameters; leave them out, or what a LoRA adapts"
             )
         if self.video_every < 1:
             raise ValueError(f"video_every must be at least 1, got {self.video_every}")
@@ -209,6 +215,7 @@ def run_training(options: TrainOptions) -> None:
     check_trainable(options.model, load_quantization(options.model))
     stages, devices = options.read_stages(), None if options.mesh is None else parse_mesh(options.mesh)
     spec = load_spec(options.model)
+    options.trained.objective.check(spec)
     _, begins = complete_controlnet(spec, complete(spec, options.trained, stages), stages)
     caches = _check_data(options, stages, devices)
     _check_folder(folder)

@@ -7,12 +7,13 @@ the video's own prompt.
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+
+from cogvx_jax.data.number_lists import is_numbers
 
 MAX_REGIONS = 16
 Box = tuple[float, float, float, float]
@@ -62,7 +63,7 @@ def parse_region(text: str) -> Region:
     place, equals, prompt = text.partition("=")
     if not equals or not prompt:
         raise ValueError(f"a region is its place and its prompt, such as 0,0,0.5,1=a blue star, got {text[:60]!r}")
-    if re.fullmatch(r"[0-9.]+(,[0-9.]+)+", place):
+    if is_numbers(place):
         try:
             return Region(tuple(float(number) for number in place.split(",")), prompt)
         except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cogvx_jax.data.files import existing
+from cogvx_jax.data.number_lists import is_numbers
 
 CANVAS = 256
 MAX_POINTS = 2**14
@@ -47,7 +48,7 @@ def read_trajectory(source: Any) -> Points:
 
 def is_text(text: str) -> bool:
     """Whether it holds points, or is meant to; else it names a file."""
-    return re.fullmatch(r"[0-9\s.,;-]+", text) is not None
+    return is_numbers(text) or re.fullmatch(r"[0-9\s.,;-]*", text) is not None
 
 
 def _parsed(text: str) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, ToraConfig
+from cogvx_jax.configs import Compute, ControlNetConfig, Kind, ModelSpec, ToraConfig
 from cogvx_jax.convert.checkpoint import Published
 from cogvx_jax.convert.controlnet import CONFIG, Held, StoredControlNet
 from cogvx_jax.convert.controlnet import open_controlnet as open_stored
@@ -28,6 +28,8 @@ from cogvx_jax.pipelines.conditions import Control
 from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
 from cogvx_jax.sharding import everywhere, params_digest, replicate
+
+CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds of models that may have ControlNets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -135,8 +137,17 @@ def held_controlnet(name: str, cfg: ControlNetConfig, params: Any) -> ControlNet
     )
 
 
+def check_kind(spec: ModelSpec) -> None:
+    """Raises: ValueError for a model of a kind that has no ControlNets."""
+    if spec.kind not in CONTROLLED:
+        raise ValueError(
+            f"{spec.name} is of the kind {spec.kind} and takes no ControlNet; use a text- or image-to-video model"
+        )
+
+
 def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
     """Raises: ValueError, one sentence, where a ControlNet is not one for a model."""
+    check_kind(spec)
     base, vae = spec.transformer, spec.vae
     if base.patch_t is not None:
         raise ValueError(f"{name} is a ControlNet, and models of 1.5's layout such as {spec.name} can have none")

@@ -7,6 +7,7 @@ import fractions
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ import PIL.Image
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import read_video
-from cogvx_jax.pipelines.controlnets import ControlNet, open_controlnet
+from cogvx_jax.pipelines.controlnets import ControlNet, check_kind, open_controlnet
 from cogvx_jax.pipelines.options import INPUTS, NEEDS, PICTURES, Options, control_sources
 
 # v2v redraws a clip, repaint a part of it, edit looks at one, extend goes on with one; the others are those of the
@@ -53,7 +54,6 @@ NAMES = {name: name.replace("_", " ") for name in INPUTS} | {
 }
 # Those that may start from a clip, and then take fewer steps.
 REDRAWS: tuple[Task, ...] = ("v2v", "repaint", "edit", "inpaint")
-CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds that may have ControlNets
 PREFIX = 3  # latents of a clip that a text-to-video model goes on with; of short models half of their own
 CLIPS: tuple[Kind, ...] = ("control", "inpaint")  # kinds that may encode a whole clip for their condition
 OTHERS = {name: f"a {words}" for name, words in NAMES.items()} | {"image": "an image", "keyframes": "keyframes"}
@@ -120,10 +120,7 @@ def _check_controlnet(spec: ModelSpec, asked: Options) -> None:
         return
     if asked.control is None:
         raise ValueError("a ControlNet needs the video that it follows; give control=..., or leave out the ControlNet")
-    if spec.kind not in CONTROLLED:
-        raise ValueError(
-            f"{spec.name} {KINDS[spec.kind].words} and takes no ControlNet; use a text- or image-to-video model"
-        )
+    check_kind(spec)
 
 
 def open_controlnets(spec: ModelSpec, asked: Options) -> list[tuple[ControlNet, tuple[float, ...]]]:
@@ -151,8 +148,13 @@ def read_controls(asked: Options, count: int, most: int) -> tuple[list[np.ndarra
     Raises: ValueError for another number of videos; OSError.
     """
     sources = control_sources(asked)
-    if len(sources) not in (1, count):
-        raise ValueError(f"{len(sources)} control videos for {count} ControlNets; give one, or one each")
+    given = len(sources)
+    if given == 1 and isinstance(sources[0], str) and not Path(sources[0]).exists():  # several names, perhaps
+        names = sources[0].split(",")
+        given = len(names) if all(Path(name).is_file() for name in names) else 1
+    if given not in (1, count):
+        wanted = f"{count} ControlNets; give one, or one each" if asked.controlnet else "one model; give one"
+        raise ValueError(f"{given} control videos for {wanted}")
     read = [read_video(source, most) for source in sources]
     clips = [clip for clip, _ in read]
     return clips * count if len(clips) == 1 else clips, read[0][1]
@@ -230,18 +232,19 @@ def read_mask(source: Any, clip: np.ndarray, most: int) -> np.ndarray:
     """Which pixels of a clip (F, H, W, 3) are to be made: (F, H, W) bool, white ones.
 
     Args:
+      clip: up to `most` frames of it, and one more where it has more, of which masks need not have as many.
       source: of as many frames, or of one, which is for all.
-      most: frames that the clip was read up to.
     Raises: ValueError for a mask of another size or length; OSError.
     """
-    grey = grey_frames(source, most)
+    grey = grey_frames(source, most + 1)
     frames, (height, width) = len(clip), clip.shape[1:3]
-    if grey.shape[1:] != (height, width) or len(grey) not in (1, frames):
+    fits = len(grey) in (1, frames) or frames > most <= len(grey)
+    if grey.shape[1:] != (height, width) or not fits:
         raise ValueError(
             f"the mask is {_frames(len(grey), most)} of {grey.shape[1]}x{grey.shape[2]}, the video "
             f"{_frames(frames, most)} of {height}x{width}; give a mask of the video's size and length, or one picture"
         )
-    return np.broadcast_to(grey >= WHITE, (frames, height, width))
+    return np.broadcast_to(grey >= WHITE, (frames if len(grey) == 1 else len(grey), height, width))
 
 
 def grey_frames(source: Any, most: int) -> np.ndarray:
@@ -264,7 +267,7 @@ def grey_frames(source: Any, most: int) -> np.ndarray:
 def _frames(count: int, most: int) -> str:
     if count == 1:
         return "1 frame"
-    return f"{count} frames or more" if count == most else f"{count} frames"
+    return f"more than {most} frames" if count > most else f"{count} frames"
 
 
 def fill_clip(clip: np.ndarray, frames: int) -> np.ndarray:

@@ -493,6 +493,14 @@ def _warped(name: str, value: Any) -> WarpedNoise | None:
     return WarpedNoise(value)
 
 
+def _noises(name: str, value: Any) -> WarpedNoise | None:
+    """The same, of noise that is there already."""
+    found = _warped(name, value)
+    if found is not None and found.cell != WarpedNoise.cell:
+        raise ValueError(f"cell is of the noise that a flow moves, and {name} are there already; leave out cell")
+    return found
+
+
 def _dilation(name: str, value: Any) -> int:
     number = _whole(name, value)
     if number is None or not 0 <= number <= MAX_DILATION:
@@ -648,7 +656,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "control_strength": _control_strength,
     "control_start": _number(0, 1, optional=False),
     "control_end": _number(0, 1, optional=False),
-    "noises": _warped,
+    "noises": _noises,
     "flow": _warped,
     "use_dynamic_cfg": _yes_or_no,
     "seed": _seed,

@@ -51,7 +51,8 @@ def read_regions(spec: ModelSpec, asked: Options, frames: int, shape: tuple[int,
     per_token = vae.temporal_compression * patch_t
     first = 1 + vae.temporal_compression * (patch_t - 1 - padding)
     height, width = shape[1] * vae.spatial_compression, shape[2] * vae.spatial_compression
-    tokens = region_map([_mask(one, frames, height, width) for one in regions], grid, per_token, first)
+    masks = [_mask(one, frames, height, width, shared=asked.extend is not None) for one in regions]
+    tokens = region_map(masks, grid, per_token, first)
     for number, region in enumerate(regions, 1):
         if not np.any(tokens == number):
             raise ValueError(f"the region of {region.prompt[:40]!r} covers no token of {height}x{width}, or is covered")
@@ -60,14 +61,23 @@ def read_regions(spec: ModelSpec, asked: Options, frames: int, shape: tuple[int,
     return Regions(tuple(region.prompt for region in regions), tokens)
 
 
-def _mask(region: Region, frames: int, height: int, width: int) -> np.ndarray:
-    """(1 or F, H, W) bool, of its own size where it is a picture."""
+def _mask(region: Region, frames: int, height: int, width: int, *, shared: bool) -> np.ndarray:
+    """(1 or F, H, W) bool, of its own size where it is a picture.
+
+    Args:
+      shared: by all segments of a video to extend, none of which is the whole.
+    """
     if region.box is not None:
         return box_mask(region.box, height, width)
-    grey = grey_frames(region.place, frames)
-    if len(grey) not in (1, frames):
+    grey = grey_frames(region.place, frames + 1)  # one more tells whether there are more
+    if shared and len(grey) > 1:
         raise ValueError(
-            f"the region of {region.prompt[:40]!r} has {len(grey)} frames, the video {frames}; give as many, or one "
-            "picture"
+            f"the region of {region.prompt[:40]!r} has several frames, and segments of a video to extend share their "
+            "regions; give a box or a picture"
+        )
+    if len(grey) not in (1, frames):
+        found = f"more than {frames}" if len(grey) > frames else str(len(grey))
+        raise ValueError(
+            f"the region of {region.prompt[:40]!r} has {found} frames, the video {frames}; give as many, or one picture"
         )
     return grey >= WHITE

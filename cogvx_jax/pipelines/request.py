@@ -274,9 +274,10 @@ def _read_inputs(spec: ModelSpec, asked: Options, settings: Settings, videos: in
     clip, mask, fps, clips = None, None, None, list[np.ndarray]()
     source = asked.edit if task == "edit" else asked.video
     if source is not None:
-        clip, fps = read_video(source, most)
+        masked = asked.mask is not None
+        clip, fps = read_video(source, most + masked)  # one more tells whether there are more, as masks may have, too
         settings = check_sampling(spec, asked, task, len(clip))
-        mask = None if asked.mask is None else read_mask(asked.mask, clip, most)[: settings.frames]
+        mask = read_mask(asked.mask, clip, most)[: settings.frames] if masked else None
         clip = clip[: settings.frames]
     if asked.control is not None:
         clips, rate = read_controls(asked, max(len(nets), 1), most)

@@ -14,6 +14,7 @@ from cogvx_jax.nn.resize import resize_linear
 from cogvx_jax.pipelines.noise import NoiseSource
 from cogvx_jax.pipelines.options import Options
 
+MAX_MOTION = 4  # widths or heights of the picture, from a frame to the next
 MAX_POINTS = 2**25  # of a frame's noise: a step holds 17 times its 16 channels
 
 
@@ -77,7 +78,14 @@ def _read_flow(how: WarpedNoise, frames: int, shape: tuple[int, int, int, int]) 
             f"{stored.name} is a flow of {found[1]}x{found[2]}, finer than the noise of {most[0]}x{most[1]}; give a "
             "coarser one"
         )
-    return None, stored.float32(slice(0, frames - 1))
+    flow = stored.float32(slice(0, frames - 1))
+    farthest, most_pixels = max(float(flow.max()), -float(flow.min())), MAX_MOTION * max(found[1:3])
+    if farthest > most_pixels:
+        raise ValueError(
+            f"{stored.name} moves pixels by {farthest:g}, and a picture of {found[1]}x{found[2]} by at most "
+            f"{most_pixels}; give pixels from a frame to the next"
+        )
+    return None, flow
 
 
 def warped_latents(warped: Warped, noise: NoiseSource, drawn: np.ndarray, padding: int) -> np.ndarray:

@@ -33,7 +33,7 @@ from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines.controlnets import abstract_controlnet, open_controlnet
 from cogvx_jax.pipelines.duration import beside_transformer, sampling_flops
-from cogvx_jax.pipelines.inputs import check_edits
+from cogvx_jax.pipelines.inputs import Task, check_edits
 from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling
@@ -169,6 +169,7 @@ def plan(
     mesh: Mesh | None = None,
     device_gb: float | None = None,
     edit: bool = False,
+    task: Task | None = None,
     controlnet: Sequence[Any] = (),
     report: Report = lambda line: None,
     **options: Any,
@@ -187,7 +188,8 @@ def plan(
       memory: a mode to plan for; None or "auto" tries them in order.
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
-      edit: of clips, whose inverted latents lie in the host's memory and are not counted.
+      edit: of clips, whose inverted latents lie in the host's memory and are not counted; the same as task="edit".
+      task: of the videos, which decides what lengths there are; None is the model's own.
       controlnet: ControlNets that all steps have, as for `load_controlnet`, or what that gives; their memory is counted
         while steps are taken, and no numbers of files are read.
       report: gets a line before each compilation, which may take minutes.
@@ -196,7 +198,8 @@ def plan(
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else None)
+    edit = edit or task == "edit"
+    made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else task)
     nets = tuple(open_controlnet(one, spec).cfg for one in controlnet)
     if edit and nets:
         raise ValueError("an edit takes no ControlNet; plan for one of them")
@@ -295,7 +298,7 @@ def choose(
     quantize: str | None = None,
     mesh: Mesh | str | None = None,
     memory: str | MemoryMode | None = None,
-    edit: bool = False,
+    task: Task | None = None,
     controlnet: Sequence[Any] = (),
     report: Report = lambda line: None,
 ) -> tuple[Mesh | None, MemoryMode]:
@@ -317,10 +320,10 @@ def choose(
     if target.memory is None:
         if mode is None:
             report(f"how much memory a device has is not known here: the memory mode is {RESIDENT.name}")
-        found = _first_mesh(source, sampling, videos, len(target.devices)) if mesh == AUTO else given
+        found = _first_mesh(source, sampling, task, videos, len(target.devices)) if mesh == AUTO else given
         return found, mode or RESIDENT
     asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
-    asked["edit"] = edit
+    asked["task"] = task
     asked["controlnet"] = controlnet
     made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
@@ -333,11 +336,11 @@ def choose(
     return found, made.mode
 
 
-def _first_mesh(source: str, sampling: Sampling | None, videos: int, devices: int) -> Mesh | None:
+def _first_mesh(source: str, sampling: Sampling | None, task: Task | None, videos: int, devices: int) -> Mesh | None:
     if devices == 1:
         return None
     spec = load_spec(source)
-    made_of = check_sampling(spec, sampling or Sampling())
+    made_of = check_sampling(spec, sampling or Sampling(), task)
     guided = made_of.guided and made_of.way is None
     sizes: dict[str, Any] = next(candidates(spec.transformer.heads, devices, videos, guided=guided))
     return sharding.make_mesh(**sizes)

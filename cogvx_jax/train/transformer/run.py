@@ -104,6 +104,7 @@ def train(
     """
     check_trainable(model.spec.name, model.compute.quantize)
     check_kind(model.spec)
+    config.objective.check(model.spec)
     config, begins = complete_controlnet(model.spec, complete(model.spec, config, stages), stages)
     stages = tuple(dataclasses.replace(s, learning_rate=s.learning_rate or config.learning_rate) for s in stages)
     for stage in stages:

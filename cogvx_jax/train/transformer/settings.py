@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-from cogvx_jax.configs import Distilled, LoRAConfig, ModelSpec
+from cogvx_jax.configs import Distilled, Kind, LoRAConfig, ModelSpec
 from cogvx_jax.diffusion.samplers import LCM_STEPS
 from cogvx_jax.diffusion.schedule import exact_steps
 
@@ -25,6 +25,12 @@ MASKS: Mapping[str, MaskShare] = {
     "first-last": MaskShare(0.3, 0.0),
     "block": MaskShare(0.05, 0.2),
     "block-in-time": MaskShare(0.05, 0.0),
+}
+
+OF_KINDS: Mapping[str, tuple[Kind, ...]] = {  # what an objective has for some kinds of models alone
+    **dict.fromkeys(("image_noise", "image_noise_mean", "image_noise_spread"), ("i2v", "inpaint")),
+    **dict.fromkeys(("image_dropout", "image_scale"), ("i2v",)),
+    **dict.fromkeys(("masks", "text_alone"), ("inpaint",)),
 }
 
 
@@ -71,6 +77,16 @@ class Objective:
         unknown = [name for name in self.masks if name not in MASKS]
         if unknown or not self.masks:
             raise ValueError(f"masks must be some of {', '.join(MASKS)}, got {unknown[0] if unknown else 'none'!r}")
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raises: ValueError for what a model of its kind would ignore. What is 0 or False asks for nothing."""
+        for name, kinds in OF_KINDS.items():
+            value = getattr(self, name)
+            if spec.kind not in kinds and value and value != getattr(Objective, name):
+                raise ValueError(
+                    f"{name} is for training models of the kind {' or '.join(kinds)}, and {spec.name} is of the kind "
+                    f"{spec.kind}; leave it out"
+                )
 
 
 class DistillationMethod(NamedTuple):
