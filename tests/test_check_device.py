@@ -39,6 +39,7 @@ def test_a_function_that_fails_is_a_sentence(function, arguments, seconds, words
         alone(function, *arguments, seconds=seconds)
 
 
+@pytest.mark.full
 def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch):
     part = check_device.PARTS["device"]
     monkeypatch.setattr(

@@ -45,6 +45,7 @@ def test_transformer(kind):
     assert_close(v, golden["v"], 5e-6)
 
 
+@pytest.mark.full
 def test_vae_encodes_17_frames():
     golden, (cfg, params) = arrays("2b"), part("2b", "vae")
     vae = VAE(cfg)

@@ -161,7 +161,8 @@ def test_taylor_of_order_0_is_the_reuse_of_residuals(small, plain):
     assert np.abs(found - plain).max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k == "added" else pytest.mark.full) for k in KINDS])
+@pytest.mark.full
+@pytest.mark.parametrize("kind", KINDS)
 def test_in_one_program_and_on_a_mesh_it_is_the_same(small, plain, kind):
     folder, model = small("5b")
     options = KINDS[kind]
