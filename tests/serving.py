@@ -153,3 +153,14 @@ class Site:
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]
+
+
+def take_all(url, worker, barrier, taken):
+    """Takes jobs until there are none; here, as a process that is spawned cannot import a file of tests."""
+    from cogvx_jax.serving.queue import Queue
+
+    queue = Queue(url)
+    barrier.wait()
+    while (job := queue.claim(worker, "tiny")) is not None:
+        taken.put(job.id)
+        queue.complete(job, result="v.mp4", size=1)

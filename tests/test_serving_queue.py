@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="the queue needs the extra `serve`")
 
-from serving import postgres_url, queue_url  # noqa: F401
+from serving import postgres_url, queue_url, take_all  # noqa: F401
 
 from cogvx_jax.scripts import benchmark_server
 from cogvx_jax.serving.database import Unavailable
@@ -216,14 +216,6 @@ def test_what_the_apis_show_is_added_to(queue):
 
 def test_the_clock_is_the_databases(queue):
     assert abs(queue.now() - time.time()) < 5  # one machine here
-
-
-def take_all(url, worker, barrier, taken):
-    queue = Queue(url)
-    barrier.wait()
-    while (job := queue.claim(worker, "tiny")) is not None:
-        taken.put(job.id)
-        queue.complete(job, result="v.mp4", size=1)
 
 
 def test_no_job_is_taken_twice(queue, queue_url):  # noqa: F811
