@@ -271,7 +271,7 @@ def test_programs_that_take_less_than_a_step_are_timed(scripted):
     _, takes = scripted
     takes |= {"skipped": 2**20, "inversion": 2**20}
     asked = dict(topology="v5e:2x2", height=32, width=32, num_frames=9, num_inference_steps=10)
-    plain, edit = (plan("tiny", **asked, **how) for how in ({}, dict(edit=True)))
+    plain, edit = (plan("tiny", **asked, **how) for how in ({}, dict(task="edit")))
     assert (plain.inversions, edit.inversions, edit.chosen.inversion_seconds) == (0, 10, 1.0)
     assert 2.5 < edit.flops / plain.flops < 3.5
     assert "The clip is inverted first, by 10 evaluations of one branch, of 1.000 s each." in table(edit)
@@ -279,10 +279,10 @@ def test_programs_that_take_less_than_a_step_are_timed(scripted):
     assert float(rows[1].split()[-1]) == float(rows[0].split()[-1]) + 10
     assert plan("tiny", reuse="every:2", **asked).chosen.skipped_seconds == 1.0
     with pytest.raises(ValueError, match="takes no video to edit; use a text-to-video model"):
-        plan("5b-i2v", topology="v5e:2x2", edit=True)
+        plan("5b-i2v", topology="v5e:2x2", task="edit")
     assert plan("tiny", task="edit", **asked) == edit and plan("tiny", task="v2v", **asked) == plain
     with pytest.raises(ValueError, match="an edit looks at its clip in all evaluations, and reuse every:2"):
-        plan("tiny", topology="v5e:2x2", edit=True, reuse="every:2")
+        plan("tiny", topology="v5e:2x2", task="edit", reuse="every:2")
 
 
 def test_every_mesh_is_tried_on_demand(scripted):

@@ -258,7 +258,7 @@ def test_requests_know_their_regions():
     asked = [(), [(ALL, "a")], [(ALL, "b")], [(LEFT, "a")]]
     requests = [check_request(spec, "x", Options(region=one, **small_size)) for one in asked]
     assert len({request.digest() for request in requests}) == len(asked)
-    with pytest.raises(ValueError, match="stored programs know one prompt for all of the picture; leave out region"):
+    with pytest.raises(ValueError, match="stored programs know one prompt for the picture; leave out region"):
         check_stored(requests[1])
 
 

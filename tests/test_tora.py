@@ -327,7 +327,7 @@ def test_what_cannot_be_is_one_sentence(small, files, said):
 
 
 OTHERS = {
-    "it has width 64, and the model 48; use one that was trained for this model": ("5b", dict(width=64)),
+    "it has width 64, and the model 48; use one that was trained beside this model": ("5b", dict(width=64)),
     "it has latents of channels 16, and the model 4": ("5b", dict(latent_channels=16)),
     "it has blocks 2, and the model 1": ("5b", dict(layers=2)),
     "models of 1.0's layout such as 5B, not for small-1.5-5b": ("1.5-5b", {}),

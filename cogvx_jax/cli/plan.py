@@ -81,7 +81,7 @@ def plan(
             quantize=quantize,
             memory=memory,
             device_gb=device_gb,
-            edit=edit,
+            task="edit" if edit else None,
             controlnet=nets,
             every=every,
             fresh=fresh,

@@ -159,16 +159,21 @@ def check_fits(cfg: ControlNetConfig, name: str, spec: ModelSpec) -> None:
         ("latents of pixels", cfg.downscale, vae.spatial_compression),
         *([] if base.position == "sincos" else [("heads of width", cfg.head_dim, base.head_dim)]),
     )
-    for what, ours, theirs in pairs:
-        if ours != theirs:
-            raise ValueError(
-                f"the ControlNet {name} does not fit {spec.name}: it has {what} {ours}, and the model {theirs}; "
-                "use one that was trained beside this model"
-            )
+    check_sizes(f"the ControlNet {name}", spec, pairs)
     if cfg.layers > base.layers:
         raise ValueError(
             f"the ControlNet {name} does not fit {spec.name}: it has {cfg.layers} blocks, the model {base.layers}"
         )
+
+
+def check_sizes(name: str, spec: ModelSpec, pairs: Sequence[tuple[str, int, int]]) -> None:
+    """Raises: ValueError where a network does not fit a model; pairs are of what, its own size, the model's."""
+    for what, ours, theirs in pairs:
+        if ours != theirs:
+            raise ValueError(
+                f"{name} does not fit {spec.name}: it has {what} {ours}, and the model {theirs}; use one that was "
+                "trained beside this model"
+            )
 
 
 def check_programs(programs: Any, controls: Sequence[ControlUse] | None) -> None:

@@ -47,12 +47,13 @@ def check_stored(settings: Settings) -> None:
     """Raises ValueError for what no stored program does."""
     if settings.task == "edit":
         raise ValueError("stored programs look at no clip; leave out the programs, or the video to edit")
-    if isinstance(settings, Request) and settings.travel is not None:
-        raise ValueError("stored programs know one prompt for all windows and steps; leave out travel, or the programs")
-    if isinstance(settings, Request) and settings.regions is not None:
-        raise ValueError("stored programs know one prompt for all of the picture; leave out region, or the programs")
-    if isinstance(settings, Request) and settings.motion is not None:
-        raise ValueError("stored programs know no trajectory; leave out the programs, or the trajectory")
+    if isinstance(settings, Request):
+        if settings.travel is not None:
+            raise ValueError("stored programs know one prompt for windows and steps; leave out travel, or the programs")
+        if settings.regions is not None:
+            raise ValueError("stored programs know one prompt for the picture; leave out region, or the programs")
+        if settings.motion is not None:
+            raise ValueError("stored programs know no trajectory; leave out the programs, or the trajectory")
     if settings.positions is not None:
         raise ValueError(f"stored programs have the positions of training; leave out positions {settings.positions}")
 

@@ -15,7 +15,7 @@ from cogvx_jax.convert.tora import StoredTora, find_files, open_tora
 from cogvx_jax.data.trajectory import Points, motion_field, motion_pictures, read_trajectory
 from cogvx_jax.models.tora import Motion, Tora
 from cogvx_jax.models.vae import sample
-from cogvx_jax.pipelines.controlnets import read_beside
+from cogvx_jax.pipelines.controlnets import check_sizes, read_beside
 from cogvx_jax.pipelines.latents import encode_moments
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
@@ -94,12 +94,7 @@ def check_fits(cfg: ToraConfig, name: str, spec: ModelSpec) -> None:
         ("latents of channels", cfg.latent_channels, base.out_channels),
         ("patches of", cfg.patch, base.patch),
     )
-    for what, ours, theirs in pairs:
-        if ours != theirs:
-            raise ValueError(
-                f"Tora's {name} does not fit {spec.name}: it has {what} {ours}, and the model {theirs}; use one that "
-                "was trained for this model"
-            )
+    check_sizes(f"Tora's {name}", spec, pairs)
 
 
 def motion_inputs(

@@ -168,7 +168,6 @@ def plan(
     memory: str | MemoryMode | None = None,
     mesh: Mesh | None = None,
     device_gb: float | None = None,
-    edit: bool = False,
     task: Task | None = None,
     controlnet: Sequence[Any] = (),
     report: Report = lambda line: None,
@@ -188,8 +187,8 @@ def plan(
       memory: a mode to plan for; None or "auto" tries them in order.
       mesh: to plan for, of the slice's devices or of those that are here; None tries those that make sense.
       device_gb: plans as if a device had so many GB (1e9 bytes).
-      edit: of clips, whose inverted latents lie in the host's memory and are not counted; the same as task="edit".
-      task: of the videos, which decides what lengths there are; None is the model's own.
+      task: of the videos, which decides what lengths there are; None is the model's own. Of "edit" the clip's inverted
+        latents lie in the host's memory and are not counted.
       controlnet: ControlNets that all steps have, as for `load_controlnet`, or what that gives; their memory is counted
         while steps are taken, and no numbers of files are read.
       report: gets a line before each compilation, which may take minutes.
@@ -198,8 +197,10 @@ def plan(
     Raises: ValueError for an unknown topology or mode, missing libtpu, or a size that the model cannot make.
     """
     spec = load_spec(source)
-    edit = edit or task == "edit"
-    made_of = check_sampling(spec, Sampling.of(sampling, options), check_edits(spec) if edit else task)
+    edit = task == "edit"
+    if edit:
+        check_edits(spec)
+    made_of = check_sampling(spec, Sampling.of(sampling, options), task)
     nets = tuple(open_controlnet(one, spec).cfg for one in controlnet)
     if edit and nets:
         raise ValueError("an edit takes no ControlNet; plan for one of them")
