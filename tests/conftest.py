@@ -19,6 +19,7 @@ from budget import (  # noqa: F401
     pytest_terminal_summary,
 )
 from flax import traverse_util
+from forgetting import pytest_runtest_teardown  # noqa: F401
 from safetensors.numpy import save_file
 
 import cogvx_jax as cx

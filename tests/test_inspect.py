@@ -345,18 +345,24 @@ def test_parts_that_do_not_open_say_why(files, tmp_path, capsys):
     assert facts["model"].startswith("not one that opens") and "truncated" in facts["why"][0] and "use" not in facts
 
 
-def test_what_is_nothing_is_a_sentence(tmp_path):
-    (tmp_path / "x.bin").write_bytes(b"hello")
-    (tmp_path / "x.txt").write_bytes(b"hello")
-    (tmp_path / "lfs.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
-    for path, words in (
-        (save(tmp_path / "x.safetensors", {"a.b": np.ones(3, np.float32)}), "its tensors are called a.b"),
-        (tmp_path / "no.safetensors", "there is no file or folder"),
-        (tmp_path / "x.bin", "x.bin cannot be read"),
-        (tmp_path / "x.txt", r"is a file of no known kind; files of weights are GGUF \(.gguf\), safetensors"),
-        (tmp_path / "lfs.safetensors", "a git-lfs pointer, not the file itself"),
-        (tmp_path, "is a folder of no known kind; there is lfs.safetensors, x.bin, x.safetensors, x.txt"),
-    ):
-        with pytest.raises((ValueError, FileNotFoundError), match=words) as raised:
-            inspect(path)
-        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("x.safetensors", "its tensors are called a.b"),
+        ("no.safetensors", "there is no file or folder"),
+        ("x.bin", "x.bin cannot be read"),
+        ("x.txt", r"is a file of no known kind; files of weights are GGUF \(.gguf\), safetensors"),
+        ("lfs.safetensors", "a git-lfs pointer, not the file itself"),
+        ("", "is a folder of no known kind; there is lfs.safetensors, x.bin, x.safetensors, x.txt"),
+    ],
+)
+def test_what_is_nothing_is_a_sentence(tmp_path, name, words):
+    save(tmp_path / "x.safetensors", {"a.b": np.ones(3, np.float32)})
+    for other, content in (("x.bin", b"hello"), ("x.txt", b"hello"), ("lfs.safetensors", LFS)):
+        (tmp_path / other).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as raised:
+        inspect(tmp_path / name)
+    assert str(tmp_path / name) in str(raised.value) and "\n" not in str(raised.value)

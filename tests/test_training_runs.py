@@ -302,7 +302,8 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     monkeypatch.setattr(runs, "write_videos", lambda *a: (calls.append(len(compiled)), write_videos(*a)))
     lines = [{"prompt": "a red circle", "steps": 2}, {"prompt": "a star", "steps": 2, "seed": 3}]
     (tmp_path / "prompts.txt").write_text("\n".join(map(json.dumps, lines)))
-    options = dict(data=cache.folder, model=str(source), prompts=tmp_path / "prompts.txt", lora_rank=2, warmup=0)
+    options = dict(data=cache.folder, model=str(source), prompts=tmp_path / "prompts.txt", warmup=0)
+    options |= dict(parts=parts) if parts else dict(lora_rank=2)
 
     def count(name, seconds, **_):
         if name == "/jax/core/compile/backend_compile_duration":
@@ -312,7 +313,7 @@ def test_videos_of_the_same_prompts_are_made_on_the_way(source, model, cache, tm
     try:
         rate = dict(learning_rate=0.3 if parts else 1e-2, average=0.0)
         pace = dict(steps=5, video_every=2, save_every=9)
-        command(**options, **rate, out=tmp_path / "run", parts=parts, **pace)
+        command(**options, **rate, out=tmp_path / "run", **pace)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     made = sorted(str(path.relative_to(tmp_path / "run" / "videos")) for path in tmp_path.glob("run/videos/*/*"))
