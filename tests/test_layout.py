@@ -1,6 +1,7 @@
 """What the tree promises: packages and links, and which part may import which."""
 
 import ast
+import functools
 import os
 import tomllib
 from pathlib import Path
@@ -73,6 +74,7 @@ def modules():
 MODULES = modules()
 
 
+@functools.cache
 def imports(module):
     """Full names of all that a module imports, wherever in the file the import stands."""
     path, names = MODULES[module], set()
