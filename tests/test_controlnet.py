@@ -289,11 +289,8 @@ def test_videos_do_not_know_each_other(small, nets):
     close(both[:1], latents(model, **options))
 
 
-QUICK = dict(cfg=2, sp=2)
-ON = [sizes if sizes == QUICK else pytest.param(sizes, marks=pytest.mark.full) for sizes in MESHES]
-
-
-@pytest.mark.parametrize("sizes", ON, ids=str)
+@pytest.mark.full
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_on_a_mesh(small, nets, sizes):
     folder, model = small("5b")
     there = cx.load(folder, mesh=cx.make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))]))

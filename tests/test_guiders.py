@@ -312,15 +312,16 @@ def test_cfg_alone_is_no_guider(small):
 
 
 def meshes():
-    """One for the quick tests; for the others, all for what changes blocks, and two for each guider."""
+    """All for what changes blocks, and two for each guider."""
     for sizes in MESHES:
-        yield pytest.param("enhance, stg", sizes, marks=() if sizes == dict(cfg=2, sp=2) else pytest.mark.full)
+        yield "enhance, stg", sizes
     for name in GUIDING:
         for sizes in (dict(cfg=2, context=2, sp=2), dict(data=2, cfg=2, tensor=2)):
             if name != "enhance, stg":
-                yield pytest.param(name, sizes, marks=pytest.mark.full)
+                yield name, sizes
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name, sizes", list(meshes()))
 def test_on_a_mesh(small, name, sizes):
     folder, model = small("5b")

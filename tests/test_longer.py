@@ -395,12 +395,18 @@ def test_an_inpainting_model_fades_over(inpainting):
     np.testing.assert_array_equal(joined("t2v", old, new), old)
 
 
+IN_ONE = dict(extend=CLIP, num_frames=28, windows=Windows(12, overlap=4, policy="static"))
+
+
 def test_windows_go_on_in_one_segment(small):
-    _, model = small("5b")
-    options = dict(extend=CLIP, num_frames=28, windows=Windows(12, overlap=4, policy="static"))
-    request = check_request(model.spec, "x", Options.from_keywords(**options))
+    request = check_request(small("5b")[1].spec, "x", Options.from_keywords(**IN_ONE))
     assert (request.frames, request.segments) == (17, 1)
-    assert frames_of(model, **options).shape == (28, 32, 48, 3)
+
+
+@pytest.mark.full
+def test_windows_of_one_segment_make_all_frames(small):
+    _, model = small("5b")
+    assert frames_of(model, **IN_ONE).shape == (28, 32, 48, 3)
 
 
 @pytest.mark.full

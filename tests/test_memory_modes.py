@@ -124,11 +124,8 @@ def test_exact_modes_make_the_same_latents(small, kind, name):
 MESHES = [dict(cfg=2, sp=2), dict(fsdp=2, tensor=2), dict(data=2, context=2)]
 
 
-@pytest.mark.parametrize(
-    "sizes, name",
-    [(MESHES[0], "offload")]
-    + [pytest.param(m, n, marks=pytest.mark.full) for m in MESHES for n in EXACT if (m, n) != (MESHES[0], "offload")],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("sizes, name", [(m, n) for m in MESHES for n in EXACT])
 def test_exact_modes_on_meshes(small, sizes, name):
     folder, _ = small("5b")
     mesh = cx.make_mesh(**sizes, devices=jax.devices()[:4])

@@ -77,7 +77,7 @@ def test_guidance_and_both_unconditional_variants(model):
 
 
 @pytest.mark.parametrize(
-    "kind, frames", [("5b", 9), ("1.5-5b", 17), pytest.param("1.5-5b", 16, marks=pytest.mark.full)]
+    "kind, frames", [("5b", 9), *(pytest.param("1.5-5b", n, marks=pytest.mark.full) for n in (17, 16))]
 )
 def test_video_to_video(small, kind, frames):
     _, model = small(kind)
