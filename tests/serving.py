@@ -115,11 +115,12 @@ class Site:
 
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
         self.store = Store(folder)
-        loras = how.pop("loras", None)
+        loras, enhance = how.pop("loras", None), how.pop("enhance", None)
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         rules = Rules(**how)
         spec = load_spec("tiny")
-        self.service = Service(self.queue, self.store, model="tiny", spec=spec, adapters=Adapters(loras), rules=rules)
+        service = dict(spec=spec, adapters=Adapters(loras), rules=rules, enhance=enhance)
+        self.service = Service(self.queue, self.store, model="tiny", **service)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
         self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny")
         listening = socket.create_server(("127.0.0.1", 0))

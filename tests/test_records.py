@@ -443,6 +443,21 @@ def test_a_model_that_is_gone_meanwhile_costs_the_record_alone(cogvx, tmp_path):
     assert video.records == (None,)
 
 
+def test_the_graph_of_comfyui_stays_with_its_video(cogvx, tmp_path):
+    cogvx("generate", "x", "--steps", "1", "--no-progress", "--model", "./model", "--out", "plain.mp4")
+    text, (frames, fps) = read_tags("plain.mp4").comment, read_video("plain.mp4")
+    for name in ("out.mp4", "out.webm"):
+        with VideoWriter(name, fps, text, tags={"workflow": TEXT, "prompt": "{}"}) as writer:
+            writer.write(frames)
+        assert {"comment": text, "workflow": TEXT, "prompt": "{}"}.items() <= read_tags(name).items()
+    said = cogvx("show", "out.mp4")
+    assert f"ComfyUI's workflow, {len(TEXT):,} characters" in said and "ComfyUI's prompt, 2 characters" in said
+    cogvx("replay", "out.mp4", "--no-progress", "--out", "again.mp4")
+    assert read_tags("again.mp4") == read_tags("out.mp4")
+    cogvx("replay", "out.mp4", "--no-progress", "--out", "again.gif")  # which holds no texts
+    assert read_record("again.gif").text == text
+
+
 def test_other_versions_are_refused(cogvx):
     model = cx.load("./model")
     video = cx.generate(model, "x", num_inference_steps=1, progress=False)

@@ -23,7 +23,9 @@ PROGRAM = shutil.which("schemathesis") or str(Path(sys.executable).with_name("sc
 def test_schemathesis_finds_nothing(tmp_path):
     key, lines = new_key("ada")
     (tmp_path / "keys.toml").write_text(lines)
-    site = Site(tmp_path, fake_video(steps=1, seconds=0.0), keys=tmp_path / "keys.toml")
+    site = Site(
+        tmp_path, fake_video(steps=1, seconds=0.0), keys=tmp_path / "keys.toml", enhance=lambda prompt, image: "x"
+    )
     command = [PROGRAM, "run", f"{site.url}/openapi.json", "-H", f"authorization: Bearer {key}"]
     # A schema cannot say which sizes a model makes, nor which fields go together: valid data may be refused.
     command += ["--phases", "coverage,fuzzing", "--max-examples", "5", "--exclude-checks", "positive_data_acceptance"]

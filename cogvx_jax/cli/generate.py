@@ -5,7 +5,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -73,11 +73,13 @@ class Plan(NamedTuple):
     skip_made: leave those that an earlier run made, and note those that this one makes.
     attempts: what an error in one of them does.
     record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
+    tags: texts of other programs that the videos carry, by name.
     """
 
     skip_made: bool = False
     attempts: Attempts = Attempts()
     record_as: Callable[["Record"], "Record"] = lambda record: record
+    tags: Mapping[str, str] | None = None
 
 
 def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
@@ -190,7 +192,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     for group in (work[i : i + TEXTS] for i in range(0, len(work), TEXTS)):
         for one, text in _texts(loaded, group, attempts):
             with attempts.at(one.job):
-                _run(loaded, run, one, text, decoder, plan.record_as)
+                _run(loaded, run, one, text, decoder, plan)
     return [one.job for one in attempts.left(work)]
 
 
@@ -337,7 +339,7 @@ def _run(
     work: Work,
     text: Any,
     decoder: "Model | None",
-    record_as: Callable[["Record"], "Record"],
+    plan: Plan,
 ) -> None:
     """Samples one video, keeps its latents, then writes its frames to the file as they are decoded.
 
@@ -356,7 +358,7 @@ def _run(
 
     def told(found: "Record") -> "Record":
         enhanced = {"wish": job.wish, "llm": job.llm} if job.wish else {}
-        return record_as(dataclasses.replace(found, enhanced=enhanced))
+        return plan.record_as(dataclasses.replace(found, enhanced=enhanced))
 
     record = None
     if run.record:
@@ -368,7 +370,8 @@ def _run(
     how: dict[str, Any] = dict(progress=run.progress and first_process(), one_program=run.one_program, text=text)
     shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps), decoder)
     if request.extend is not None:
-        size = write_frames(extended_frames(model, request, on_step=shows, **how), job.out, request.fps, record)
+        frames = extended_frames(model, request, on_step=shows, **how)
+        size = write_frames(frames, job.out, request.fps, record, plan.tags)
         _ended(job.out, digest, size, float(request.fps), began)
         return
     keeper = Keeper(job.out) if _keeps_steps(run, request) else None
@@ -384,7 +387,7 @@ def _run(
         record=record,
     )
     with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
-        size = write_video(model, saved, job.out, request.tiling, request.fps)
+        size = write_video(model, saved, job.out, request.tiling, request.fps, plan.tags)
     _ended(job.out, digest, size, saved.fps, began)
 
 
@@ -427,7 +430,9 @@ def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
         steps.forget()
 
 
-def write_video(model, saved, out: Path, tiling: bool, fps: Fraction | None = None) -> tuple[int, int, int]:
+def write_video(
+    model, saved, out: Path, tiling: bool, fps: Fraction | None = None, tags: Mapping[str, str] | None = None
+) -> tuple[int, int, int]:
     """Writes the video of sampled latents as it is decoded; gives its frames, height and width.
 
     Args:
@@ -436,16 +441,23 @@ def write_video(model, saved, out: Path, tiling: bool, fps: Fraction | None = No
     from cogvx_jax.pipelines.latents import decode_frames
 
     frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
-    return write_frames(frames, out, fps or saved.fps, saved.record)
+    return write_frames(frames, out, fps or saved.fps, saved.record, tags)
 
 
-def write_frames(frames: Iterable[Any], out: Path, fps: float | Fraction, record: str | None) -> tuple[int, int, int]:
+def write_frames(
+    frames: Iterable[Any],
+    out: Path,
+    fps: float | Fraction,
+    record: str | None,
+    tags: Mapping[str, str] | None = None,
+) -> tuple[int, int, int]:
     """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
     from cogvx_jax.data.video import VideoWriter
     from cogvx_jax.sharding import first_process
 
     count, shape = 0, (0, 0, 0, 3)
-    with VideoWriter(out, fps=fps, comment=record) if first_process() else contextlib.nullcontext() as writer:
+    ours = first_process()
+    with VideoWriter(out, fps=fps, comment=record, tags=tags) if ours else contextlib.nullcontext() as writer:
         for pixels in frames:
             if writer is not None:
                 writer.write(pixels)

@@ -45,6 +45,7 @@ def replay(
       anyway: make it with what is here, whatever differs.
       progress: show a progress bar.
     """
+    from cogvx_jax.data.comments import others_of, read_tags
     from cogvx_jax.pipelines.record import differences, read_record
 
     old = read_record(file)
@@ -61,7 +62,8 @@ def replay(
         _settle(file, [line for line in found if line not in problems], anyway)
         return new if found else old
 
-    make_videos([_job(file, old, moves, run.out)], run, _given(file, old), Plan(record_as=record_as))
+    plan = Plan(record_as=record_as, tags=others_of(read_tags(file)))
+    make_videos([_job(file, old, moves, run.out)], run, _given(file, old), plan)
 
 
 def _settle(file: Path, problems: list[str], anyway: bool) -> None:

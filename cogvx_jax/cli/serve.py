@@ -1,6 +1,7 @@
 """`cogvx serve`: the server, and a worker beside it."""
 
 import dataclasses
+import functools
 import ipaddress
 import os
 import socket
@@ -14,9 +15,11 @@ from urllib.parse import urlsplit
 
 import tyro
 
+from cogvx_jax.cli.enhance import prompt_enhancer
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_memory, parse_lora, report
 from cogvx_jax.cli.work import WorkFlags, check_lease, serving_packages
 from cogvx_jax.given import Given
+from cogvx_jax.prompting.enhance import Endpoint, has_endpoint
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
@@ -169,10 +172,22 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
         public_url=run.public_url,
     )
     adapters, spec = Adapters(run.loras), _spec(run, about)
-    how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec))
+    how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec), enhance=_enhance(run, about))
     service = Service(queue, Store(run.store), model=run.model, spec=spec, **how)
     hosts = _hosts(run)
     return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin, hosts=hosts)
+
+
+def _enhance(run: ServeFlags, about: Given) -> Any:
+    """What rewrites prompts, where the environment names a language model; the tokenizer is read when it is asked."""
+    if not has_endpoint():
+        return None
+
+    @functools.cache
+    def enhancer() -> Any:
+        return prompt_enhancer(run.model, about, Endpoint())
+
+    return lambda prompt, image: enhancer()(prompt, image)
 
 
 def _check_of(run: ServeFlags, spec: "ModelSpec") -> Any:

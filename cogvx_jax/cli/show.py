@@ -44,7 +44,7 @@ def show(
 
 
 def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]]:
-    from cogvx_jax.data.comments import OTHERS, read_tags
+    from cogvx_jax.data.comments import others_of, read_tags
     from cogvx_jax.data.signing import read_signature
 
     model, others = record.model, len(record.prompts) - 1
@@ -65,8 +65,8 @@ def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]
     yield "device", [f"{key} {_text(value)}" for key, value in record.device.items()]
     yield "record", record.id
     yield "signature", read_signature(file) or ""
-    tags = read_tags(file)
-    yield "other texts", [f"{name}, {len(tags[name]):,} characters" for name in OTHERS if name in tags]
+    beside = others_of(read_tags(file))
+    yield "other texts", [f"ComfyUI's {name}, {len(text):,} characters" for name, text in beside.items()]
     yield "use", command("replay", path_word(file))
 
 

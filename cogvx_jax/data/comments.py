@@ -60,6 +60,11 @@ def read_tags(path: str | os.PathLike) -> Tags:
     return tags
 
 
+def others_of(tags: Tags) -> dict[str, str]:
+    """The texts of other programs that stand beside ours."""
+    return {name: tags[name] for name in OTHERS if name in tags}
+
+
 def sidecar(path: Path) -> Path:
     """Where the text of a file is that cannot hold it."""
     return path.with_name(f"{path.name}{SIDECAR}")

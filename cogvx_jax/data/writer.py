@@ -3,7 +3,7 @@
 import contextlib
 import fractions
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -41,6 +41,8 @@ FORMATS = {
     ".webm": Format("webm", "libvpx-vp9", "yuv420p", VP9, {"fflags": "bitexact"}),  # else it gets a random name
     ".webp": Format("webp", "libwebp_anim", "bgra", {"quality": "95"}, {"loop": "0"}, video=False),
 }
+# Without it an .mp4 loses texts whose names ffmpeg does not know.
+TAGGED = {".mp4": {"movflags": "faststart+use_metadata_tags"}}
 # The matrix is given and tagged, or players guess different colours.
 BT709: Filters = (
     ("scale", "out_color_matrix=bt709:out_range=tv"),
@@ -65,17 +67,26 @@ class VideoWriter:
     Args:
       fps: any positive number; a fraction such as 30000/1001 is kept exactly, in a .gif to a hundredth of a second.
       comment: a text that the video carries, such as how it was made; `data.comments` says where.
+      tags: texts of other programs, by name; an .mp4 or .webm carries them, no other kind.
       crf: of an .mp4 or .webm, how coarse it is; more is smaller. None is nearly without loss.
     Raises: what `check_writable` raises, on construction; ValueError if `fps` is not positive, if chunks
       differ in H or W, if H or W is odd in an .mp4, or if the block ends without a frame; OSError, which names `path`,
       if it cannot be written, as on a full disk.
     """
 
-    def __init__(self, path, fps: float | fractions.Fraction, comment: str | None = None, *, crf: int | None = None):
+    def __init__(
+        self,
+        path,
+        fps: float | fractions.Fraction,
+        comment: str | None = None,
+        *,
+        tags: Mapping[str, str] | None = None,
+        crf: int | None = None,
+    ):
         check_writable(path, commented=comment is not None)
         self._options = {} if crf is None else {"crf": str(crf)}
         self.path, self.fps, self._final = Path(path), frame_rate(fps), written_place(path)
-        self._comment = comment
+        self._comment, self._tags = comment, dict(tags or {})
         self._partial: Path | None = None  # in a hidden folder beside it
         self._hidden = contextlib.ExitStack()
         self._size: tuple[int, int] | None = None
@@ -100,14 +111,20 @@ class VideoWriter:
                 folder = self._hidden.enter_context(hidden_folder(self._final.parent))
                 self._partial = folder / self.path.name
                 self._output = _Pictures(self._partial, self._comment) if not suffix else None
-                inside = None if suffix in BESIDE else self._comment
-                self._output = self._output or _Encoder(self._partial, self._kind(suffix), self.fps, size, inside)
+                self._output = self._output or self._encoder(suffix, size)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
 
-    def _kind(self, suffix: str) -> Format:
+    def _encoder(self, suffix: str, size: tuple[int, int]) -> "_Encoder":
+        assert self._partial is not None
         kind = FORMATS[suffix]
-        return kind._replace(options=kind.options | self._options)
+        kind, texts = kind._replace(options=kind.options | self._options), dict[str, str]()
+        if self._comment is not None and suffix not in BESIDE:
+            texts[TAG] = self._comment
+        if self._tags and kind.video:
+            texts |= self._tags
+            kind = kind._replace(container_options=kind.container_options | TAGGED.get(suffix, {}))
+        return _Encoder(self._partial, kind, self.fps, size, texts)
 
     def __exit__(self, kind, value, traceback) -> None:
         try:
@@ -182,11 +199,12 @@ class _Pictures:
 class _Encoder:
     """One stream in a container."""
 
-    def __init__(self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int], comment: str | None):
+    def __init__(
+        self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int], texts: Mapping[str, str]
+    ):
         url = f"file:{path.absolute()}"  # else ffmpeg reads a name such as "a:b.mp4" as a protocol
         self._container: Any = av.open(url, "w", format=kind.container, container_options=kind.container_options)
-        if comment is not None:
-            self._container.metadata[TAG] = comment
+        self._container.metadata.update(texts)
         self._stream: Any = self._container.add_stream(kind.encoder, rate=fps, options=kind.options)
         context: Any = self._stream.codec_context
         context.height, context.width, context.pix_fmt = *size, kind.pixels

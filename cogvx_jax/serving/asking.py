@@ -5,6 +5,7 @@ field is passed over.
 """
 
 import dataclasses
+import json
 import math
 import re
 import secrets
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.comments import MAX_BYTES
 from cogvx_jax.json_files import quoted
 from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling, perhaps
 from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
@@ -26,6 +28,7 @@ SIZES = (
 )
 RATIOS = {"16:9": "1280x720", "9:16": "720x1280", "1:1": "1024x1024"}
 MAX_PROMPT = 10_000  # characters; models read about 1,000
+MAX_ENHANCED = 4_000  # of a prompt that a language model is to rewrite, as in `prompting.enhance`
 MAX_SECONDS = 3600.0
 TEXT, WHOLE, NUMBER, YES = "string", "integer", "number", "boolean"  # of JSON schemas
 OPTIONS = {  # field, which is an option of `pipelines.options` or diffusers' name of one -> its kind
@@ -86,7 +89,7 @@ NOTHING: dict[str, tuple[Any, str]] = {
 }
 LORA_NAMES, LORA_WEIGHTS = ("name", "lora_name", "lora_nickname"), ("weight", "strength", "scale", "lora_scale")
 SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
-OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user")
+OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user", "workflow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,7 @@ class Asked:
     seeded: the seed is the client's, not drawn here.
     notes: where the video will differ from what was asked, sentences.
     fields: option -> the field that asked for it.
+    workflow: JSON text of ComfyUI's graph, which the video carries beside its record.
     """
 
     prompt: str
@@ -109,6 +113,7 @@ class Asked:
     seeded: bool = True
     notes: tuple[str, ...] = ()
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    workflow: str | None = None
 
 
 def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False) -> Asked:
@@ -139,6 +144,7 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     if (shape := next((field for field in SHAPES if field in values), None)) is not None:
         named["size"] = shape
     how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
+    how["workflow"] = _workflow(values.get("workflow"))
     return Asked(prompt=prompt, options=options, files=files, loras=_loras(values), **how)
 
 
@@ -155,6 +161,19 @@ def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value
     if "\0" in prompt:
         raise Refused("invalid_value", "prompt holds a NUL character", "prompt")
     return prompt
+
+
+def _workflow(value: Any) -> str | None:
+    """Raises: Refused."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise Refused("invalid_value", f"workflow must be ComfyUI's graph, an object, got {quoted(value)}", "workflow")
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(text) > MAX_BYTES or "\\u0000" in text:
+        said = f"workflow must have at most {MAX_BYTES:,} characters, none of them NUL, got {len(text):,}"
+        raise Refused("invalid_value", said, "workflow")
+    return text
 
 
 def _known(fields: Fields) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import PIL.Image
 
 from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.pictures import BROKEN
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving.bodies import Upload
 from cogvx_jax.serving.fetching import fetch
@@ -124,6 +125,16 @@ def _check_picture(data: bytes, field: str) -> None:
         width, height = image.size
     if width * height > MAX_PIXELS:
         raise Refused("invalid_value", f"{field} has {width}x{height} pixels, more than {MAX_PIXELS:,}", field)
+
+
+def opened_picture(data: bytes, field: str) -> PIL.Image.Image:
+    """Raises: Refused for what cannot be decoded."""
+    try:
+        picture = PIL.Image.open(io.BytesIO(data))
+        picture.load()
+    except (PIL.Image.DecompressionBombError, *BROKEN):
+        raise Refused("invalid_value", f"{field} is a broken picture", field) from None
+    return picture
 
 
 def check_clip(path: Path, field: str) -> None:

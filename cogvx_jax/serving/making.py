@@ -23,6 +23,7 @@ from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.stepping import Show, Stepping
+from cogvx_jax.serving.store import WORKFLOW
 from cogvx_jax.serving.worker import Progress
 
 
@@ -91,7 +92,8 @@ class Maker:
         self._compiled.add(_shape(request))
         change = functools.partial(_without_places, folder=folder)
         comment = record_text(model, request, change=change) if self._record else None
-        with VideoWriter(out, fps=request.fps, comment=comment) as writer:
+        tags = _tags(folder) if self._record else {}  # a graph holds the prompt, too
+        with VideoWriter(out, fps=request.fps, comment=comment, tags=tags) as writer:
             for pixels in frames:
                 progress.check()
                 writer.write(pixels)
@@ -117,6 +119,12 @@ class Maker:
                 model = load_lora(model, find_lora(self._adapters.path(name), model.spec), weight)
             self._adapted = loras, model
         return self._adapted[1]
+
+
+def _tags(folder: Path) -> dict[str, str]:
+    """Texts of other programs that the video of a job carries."""
+    file = folder / WORKFLOW
+    return {"workflow": file.read_text(encoding="utf-8")} if file.is_file() else {}
 
 
 def _without_places(record: Record, folder: Path) -> Record:

@@ -10,7 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
+from cogvx_jax.serving.asking import MAX_ENHANCED, check_prompt
 from cogvx_jax.serving.bodies import read_fields
+from cogvx_jax.serving.files import MAX_PICTURE, file_of, opened_picture
 from cogvx_jax.serving.measures import TYPE
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.site import Site, key_of, site_of
@@ -72,6 +74,25 @@ def model_info(request: Request) -> Response:
     steps = {"num_inference_steps": own.num_inference_steps, "guidance_scale": own.guidance_scale}
     about = {"model_path": service.model, "name": service.spec.name, "task_type": service.spec.kind}
     return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names)})
+
+
+@router.post("/v1/prompts/enhance", **schemas.posts(schemas.ENHANCED, schemas.ENHANCE))
+async def enhance(request: Request) -> Response:
+    """Lets a language model write a long English description of a prompt, and of a first frame."""
+    key_of(request)
+    fields = await read_fields(request, {"image": MAX_PICTURE})
+    if unknown := sorted(fields.values.keys() - {"prompt", "image"}):
+        raise Refused("unknown_parameter", f"unknown field {unknown[0][:60]!r}; give prompt and image", unknown[0][:60])
+    return JSONResponse(await run_in_threadpool(_enhanced, request, fields.values))
+
+
+def _enhanced(request: Request, values: Mapping[str, Any]) -> dict[str, str]:
+    service, image = site_of(request).service, None
+    prompt = check_prompt(values.get("prompt"), MAX_ENHANCED)
+    if "image" in values:
+        _, _, data = file_of(values["image"], "image", ("image",), service.rules.fetches)
+        image = opened_picture(data, "image")
+    return {"prompt": service.enhanced(prompt, image), "wish": prompt}
 
 
 @router.post("/v1/set_lora", **schemas.posts_json(schemas.ANY, schemas.SET_LORA))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cogvx_jax.serving.asking import FILES, MAX_PROMPT, NOTHING, OPTIONS, RATIOS
+from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, OPTIONS, RATIOS
 from cogvx_jax.serving.openapi_bounds import BOUNDS
 
 Schema = dict[str, Any]
@@ -68,6 +68,7 @@ _FIELDS: dict[str, Schema] = {
     "height": _null(WHOLE | {"minimum": 1, "maximum": 16384}),
     "aspect_ratio": _null(TEXT | {"enum": list(RATIOS)}),
     "user": _null(TEXT),
+    "workflow": _null({"type": "object", "description": "ComfyUI's graph, which the video carries"}),
     "loras": _null({"type": "array", "items": _LORA, "maxItems": 16}),
     "lora": _null(_LORA),
     **{name: _null({"type": kind} | BOUNDS.get(name, {})) for name, kind in OPTIONS.items()},
@@ -89,7 +90,7 @@ VARIANT = (
     {"name": "expires", "in": "query", "schema": TEXT},
     {"name": "signature", "in": "query", "schema": TEXT},
 )
-STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 429, 500, 503, 507)
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 416, 429, 500, 501, 503, 507)
 
 
 def gets(schema: Schema, parameters: tuple = (), media: str = "application/json") -> dict[str, Any]:
@@ -149,4 +150,6 @@ GENERATION = _object(
 )
 ANY: Schema = {"type": "object"}
 _SEVERAL_TEXTS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 16}]}
+ENHANCE = _object(("prompt",), closed=True, prompt=PROMPT | {"maxLength": MAX_ENHANCED}, image=_null(FILE_TEXT))
+ENHANCED = _object(("prompt", "wish"), prompt=TEXT, wish=TEXT | {"description": "the prompt that was sent"})
 SET_LORA = _object(("lora_nickname",), closed=True, lora_nickname=_SEVERAL_TEXTS, strength=NUMBER)

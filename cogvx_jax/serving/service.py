@@ -24,7 +24,7 @@ from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
 from cogvx_jax.serving.queue import COMPLETED, Job, Queue, Retention, new_id
 from cogvx_jax.serving.refusals import Refused
-from cogvx_jax.serving.store import ID, Store
+from cogvx_jax.serving.store import ID, WORKFLOW, Store
 from cogvx_jax.serving.warned import warned
 
 ROOM = 64 * 2**20  # bytes that the disk must have free, or no job is taken
@@ -60,6 +60,7 @@ class Service:
       model: its name, as workers have it.
       spec: that requests are checked against.
       check: raises ValueError or OSError for a request that the workers refuse by how they compute.
+      enhance: (prompt, image) -> a description that a language model wrote; None where no language model is named.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Service:
         adapters: Adapters | None = None,
         rules: Rules = Rules(),  # noqa: B008
         check: Callable[[Request], None] = lambda request: None,
+        enhance: Callable[[str, Any], str] | None = None,
     ):
         self.queue, self.store, self.model, self.spec = queue, store, model, spec
         self.adapters, self.rules, self._check = adapters or Adapters(None), rules, check
+        self._enhance = enhance
         self.signer = Signer(queue.kept("secret", lambda: secrets.token_hex(32)), rules.url_seconds)
         self._reading = threading.Lock()  # pictures and clips of one request at a time are in memory
 
@@ -174,6 +177,8 @@ class Service:
         for option, (suffix, data) in asked.files.items():
             files[option] = f"{option}{suffix}"
             (folder / files[option]).write_bytes(data)
+        if asked.workflow is not None:
+            (folder / WORKFLOW).write_text(asked.workflow, encoding="utf-8")
         loras: list[Any] = self.active(key) if asked.loras is None else [list(one) for one in asked.loras]
         with _refused("loras"):
             for name, _ in loras:
@@ -255,6 +260,21 @@ class Service:
             files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
         return Asked(prompt=prompt, options=options, files=files, loras=loras, seeded=False)
 
+    def enhanced(self, prompt: str, image: Any = None) -> str:
+        """A prompt as a long English description, by the language model that the server's environment names.
+
+        Args:
+          image: the first frame, what `read_image` takes.
+        Raises: Refused where none is named, or gives no answer.
+        """
+        if self._enhance is None:
+            said = "no language model is named: the server needs OPENAI_API_KEY, or OPENAI_BASE_URL, in its environment"
+            raise Refused("not_implemented", said)
+        try:
+            return self._enhance(prompt, image)
+        except (ValueError, OSError) as error:
+            raise Refused("unavailable", str(error)) from None
+
     def takes(self, option: str) -> bool:
         """Whether the model takes such an input."""
         return option in MODEL_KINDS[self.spec.kind].inputs
@@ -308,7 +328,8 @@ def _fingerprint(asked: Asked, extra: float | None) -> str:
     """Of what is asked for, but for a seed that was drawn here, which differs each time."""
     found = hashlib.sha256(asked.prompt.encode())
     options = {name: value for name, value in asked.options.items() if name != "seed" or asked.seeded}
-    found.update(json.dumps([options, asked.loras, asked.user, extra], sort_keys=True, default=str).encode())
+    facts = [options, asked.loras, asked.user, extra, asked.workflow]
+    found.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for option, (_, data) in sorted(asked.files.items()):
         found.update(option.encode() + hashlib.sha256(data).digest())
     return found.hexdigest()

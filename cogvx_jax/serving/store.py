@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 ID = re.compile(r"video_[0-9a-f]{32}")
+WORKFLOW = "workflow.json"  # in the folder of a job: ComfyUI's graph, where a client sent one
 YOUNG = 3600.0  # seconds in which a folder without a row may be one whose row is not there yet
 
 
