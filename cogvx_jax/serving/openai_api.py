@@ -15,8 +15,9 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
 from cogvx_jax.serving.asking import FILES, Asked, check_prompt, frames_decide, read_asked, read_seconds
-from cogvx_jax.serving.bodies import Fields, read_fields
-from cogvx_jax.serving.files import file_of, most_bytes
+from cogvx_jax.serving.bodies import UPLOADS, Fields, read_fields
+from cogvx_jax.serving.composed import WHOLE_FILES
+from cogvx_jax.serving.files import MAX_CLIP, file_of, most_bytes
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job
 from cogvx_jax.serving.ranges import RangedFile
@@ -75,6 +76,7 @@ def answer(request: Request, job: Job) -> JSONResponse:
 async def fields_of(request: Request) -> Fields:
     """The fields of a body, in which pictures and clips may stand."""
     most = {field: most_bytes(options) for field, options in FILES.items()}
+    most |= {field: most_bytes((field,)) for field in WHOLE_FILES} | {UPLOADS: MAX_CLIP}
     return await read_fields(request, most)
 
 
