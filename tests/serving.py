@@ -82,7 +82,8 @@ def submit(queue, store, prompt="p", owner="me", **how):
     id = new_id()
     store.make(id)
     asked = {"prompt": prompt, "options": {}} | how.pop("asked", {})
-    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, shown={}, **how)[0]
+    how = {"shown": {}} | how
+    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, **how)[0]
 
 
 def fake(steps=5, seconds=0.01):
@@ -134,7 +135,7 @@ def fake_video(steps=4, seconds=0.02):
 class Site:
     """A server in a thread of this process, with a worker in another unless told otherwise."""
 
-    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, **how):
+    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, lease=30.0, **how):
         from cogvx_jax.pipelines.model import load_spec
         from cogvx_jax.serving.adapters import Adapters
         from cogvx_jax.serving.http import make_app, run
@@ -152,7 +153,7 @@ class Site:
         rules = Rules(**how)
         self.service = Service(self.queue, self.store, model="tiny", adapters=Adapters(loras), rules=rules, **about)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
-        self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny")
+        self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny", lease=lease)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

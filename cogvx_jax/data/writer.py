@@ -101,7 +101,7 @@ class VideoWriter:
                 self._partial = folder / self.path.name
                 self._output = _Pictures(self._partial, self._comment) if not suffix else None
                 inside = None if suffix in BESIDE else self._comment
-                self._output = self._output or _Encoder(self._partial, self._kind(suffix), self.fps, size, inside)
+                self._output = self._output or Encoder(self._partial, self._kind(suffix), self.fps, size, inside)
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
 
@@ -179,8 +179,8 @@ class _Pictures:
         pass
 
 
-class _Encoder:
-    """One stream in a container."""
+class Encoder:
+    """One stream in a container. Raises: OSError or av.FFmpegError where it cannot be written."""
 
     def __init__(self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int], comment: str | None):
         url = f"file:{path.absolute()}"  # else ffmpeg reads a name such as "a:b.mp4" as a protocol

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.fragments import FragmentedWriter
 from cogvx_jax.data.writer import VideoWriter
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.inputs import KINDS
@@ -24,6 +25,8 @@ from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
 from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.stepping import Show, Stepping
+from cogvx_jax.serving.store import live_of
+from cogvx_jax.serving.warned import warned
 from cogvx_jax.serving.worker import Progress
 
 
@@ -93,7 +96,19 @@ class Maker:
         self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
 
     def __call__(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
-        """See `worker.Make`."""
+        """See `worker.Make`. What it warns of is added to the job's notes."""
+        with warned() as warnings:
+            self._make(job, folder, out, progress)
+        notes = dict.fromkeys([*job.shown.get("notes", ()), *map(self._worded(folder), warnings)])
+        if notes:
+            progress.shown["notes"] = list(notes)
+
+    def _worded(self, folder: Path) -> Callable[[str], str]:
+        """Makes texts that do not tell where files lie here."""
+        folders = (folder, *(part.folder for part in self._parts.values()))
+        return functools.partial(without_folders, folders=folders)
+
+    def _make(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
         model = self._with_loras(job.asked.get("loras", []))
         request = request_of(model.spec, job.asked, folder, self._parts)
         model = generate.fitting(model, request)
@@ -106,13 +121,14 @@ class Maker:
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
         self._compiled.add(_shape(request))
-        folders = (folder, *(part.folder for part in self._parts.values()))
-        change = functools.partial(_without_places, folders=folders)
+        change = functools.partial(_without_places, worded=self._worded(folder))
         comment = record_text(model, request, change=change) if self._record else None
-        with VideoWriter(out, fps=request.fps, comment=comment) as writer:
+        live = FragmentedWriter(live_of(out), fps=request.fps)
+        with VideoWriter(out, fps=request.fps, comment=comment) as writer, live:
             for pixels in frames:
                 progress.check()
                 writer.write(pixels)
+                live.write(pixels)
 
     def warm(self, sizes: Sequence[str]) -> None:
         """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.
@@ -137,12 +153,12 @@ class Maker:
         return self._adapted[1]
 
 
-def _without_places(record: Record, folders: Sequence[Path | None]) -> Record:
-    """A record that does not tell where files lie on the server."""
+def _without_places(record: Record, worded: Callable[[str], str]) -> Record:
+    """A record whose texts are changed to tell nothing of where files lie."""
 
     def named(value: Any) -> Any:
         if isinstance(value, str):
-            return without_folders(value, folders)
+            return worded(value)
         if isinstance(value, Mapping):
             return {key: named(one) for key, one in value.items()}
         return [named(one) for one in value] if isinstance(value, list) else value

@@ -115,6 +115,7 @@ PAGING = (
 )
 VARIANT = (
     {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet"]}},
+    {"name": "stream", "in": "query", "schema": TEXT | {"enum": ["true", "false"]}},
     {"name": "expires", "in": "query", "schema": TEXT},
     {"name": "signature", "in": "query", "schema": TEXT},
 )
