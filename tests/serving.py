@@ -1,15 +1,48 @@
 """What several tests of the server share: a queue in each database."""
 
+import base64
+import io
 import itertools
+import re
 import socket
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import postgres
 import pytest
 
 NAMES = itertools.count()
+CREATE, GENERATE = "/v1/videos", "/api/paas/v4/videos/generations"
+CIRCLE = "a red circle moves right on a white background"
+
+
+def picture(kind="PNG", size=(64, 64)):
+    """A picture file of noise; the size is height and width."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), np.uint8)).save(file, kind)
+    return file.getvalue()
+
+
+def data_url(data, kind="image/png"):
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def create(client, **fields):
+    answer = client.post(CREATE, json={"prompt": CIRCLE} | fields)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer, status, code=None, words=""):
+    """An error in OpenAI's shape."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and re.search(words, error["message"]), error
+    assert code is None or error["code"] == code, error
+    return error
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +82,8 @@ def submit(queue, store, prompt="p", owner="me", **how):
     id = new_id()
     store.make(id)
     asked = {"prompt": prompt, "options": {}} | how.pop("asked", {})
-    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, shown={}, **how)[0]
+    how = {"shown": {}} | how
+    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, **how)[0]
 
 
 def fake(steps=5, seconds=0.01):
@@ -82,8 +116,6 @@ def fake_worker(url, folder, name, log, lease=1.0, **how):
 
 def fake_video(steps=4, seconds=0.02):
     """A maker that samples nothing and writes a small mp4 with the job's seed as its grey."""
-    import numpy as np
-
     from cogvx_jax.data.writer import VideoWriter
 
     def make(job, folder, out, progress):
@@ -103,7 +135,7 @@ def fake_video(steps=4, seconds=0.02):
 class Site:
     """A server in a thread of this process, with a worker in another unless told otherwise."""
 
-    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, **how):
+    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, lease=30.0, **how):
         from cogvx_jax.pipelines.model import load_spec
         from cogvx_jax.serving.adapters import Adapters
         from cogvx_jax.serving.http import make_app, run
@@ -117,12 +149,12 @@ class Site:
         self.store = Store(folder)
         loras, enhance = how.pop("loras", None), how.pop("enhance", None)
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
+        about = dict(spec=how.pop("spec", None) or load_spec("tiny"), parts=how.pop("parts", None))
         rules = Rules(**how)
-        spec = load_spec("tiny")
-        service = dict(spec=spec, adapters=Adapters(loras), rules=rules, enhance=enhance)
-        self.service = Service(self.queue, self.store, model="tiny", **service)
+        about |= dict(adapters=Adapters(loras), rules=rules, enhance=enhance)
+        self.service = Service(self.queue, self.store, model="tiny", **about)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
-        self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny")
+        self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny", lease=lease)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

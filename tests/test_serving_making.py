@@ -1,6 +1,7 @@
 """How a worker makes a job's video with a loaded model."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -71,6 +72,22 @@ def test_what_is_warm_compiles_nothing(place, model):
     for size, said in (("big", "HEIGHTxWIDTHxFRAMES"), ("33x48x9", "multiple of 16")):
         with pytest.raises(ValueError, match=said):
             make.warm([size])
+
+
+class Warns(Maker):
+    """Makes nothing, and warns."""
+
+    def _make(self, job, folder, out, progress):
+        warnings.warn(f"{folder}/control.mp4 is short", stacklevel=2)
+        out.write_bytes(b"video")
+
+
+def test_what_a_worker_warns_of_is_noted(place, model):
+    queue, store = place
+    job = submit(queue, store, "p", shown={"notes": ["lossy"]})
+    with pytest.warns(UserWarning, match="is short"):
+        work(place, Warns(model, Adapters(None)))
+    assert queue.get(job.id).shown["notes"] == ["lossy", "control.mp4 is short"]
 
 
 def test_what_the_model_does_not_take_fails(place, model):

@@ -154,7 +154,7 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
     from cogvx_jax.serving.queue import Queue, Retention
 
     queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
-    from cogvx_jax.serving.adapters import Adapters
+    from cogvx_jax.serving.adapters import Adapters, find_parts
     from cogvx_jax.serving.http import make_app
     from cogvx_jax.serving.service import Rules, Service
     from cogvx_jax.serving.store import Store
@@ -173,6 +173,7 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
     )
     adapters, spec = Adapters(run.loras), _spec(run, about)
     how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec), enhance=_enhance(run, about))
+    how["parts"] = find_parts(**run.parts)
     service = Service(queue, Store(run.store), model=run.model, spec=spec, **how)
     hosts = _hosts(run)
     return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin, hosts=hosts)

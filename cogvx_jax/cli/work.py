@@ -35,11 +35,22 @@ class StoreFlags:
       queue: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME; None is the file queue.sqlite in the store,
         for one machine. It may stand in the variable COGVX_QUEUE, where no list of processes shows the password.
       loras: a folder of LoRAs that requests may name; "tiny-fast" is there without one.
+      controlnets: a folder of ControlNets that requests may name.
+      toras: a folder of folders with Tora's two files, which requests may name.
+      calibrations: a folder of files of `cogvx calibrate` that requests may name.
     """
 
     store: Path = Path("cogvx-videos")
     queue: str | None = None
     loras: Path | None = None
+    controlnets: Path | None = None
+    toras: Path | None = None
+    calibrations: Path | None = None
+
+    @property
+    def parts(self) -> dict[str, Path | None]:
+        """Of the options of `adapters.PARTS` their folders."""
+        return {"controlnet": self.controlnets, "tora": self.toras, "calibration": self.calibrations}
 
     @property
     def url(self) -> str:
@@ -100,15 +111,15 @@ def work(
 
     queue, store = Queue(run.url), Store(run.store)
     spec = load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
-    from cogvx_jax.serving.adapters import Adapters
+    from cogvx_jax.serving.adapters import Adapters, find_parts
     from cogvx_jax.serving.making import Maker, warm_options
 
-    adapters = Adapters(run.loras)
+    adapters, parts = Adapters(run.loras), find_parts(**run.parts)
     for size in run.warm:
         check_sampling(spec, warm_options(spec, size))
     model = load_model(run, about)
     preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
-    maker = Maker(model, adapters, run.save_every, preview, record=run.record)
+    maker = Maker(model, adapters, run.save_every, preview, record=run.record, parts=parts)
     worker = Worker(
         queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
     )

@@ -115,7 +115,7 @@ class VideoWriter:
             for frame in frames:
                 self._output.write(np.ascontiguousarray(frame))
 
-    def _encoder(self, suffix: str, size: tuple[int, int]) -> "_Encoder":
+    def _encoder(self, suffix: str, size: tuple[int, int]) -> "Encoder":
         assert self._partial is not None
         kind = FORMATS[suffix]
         kind, texts = kind._replace(options=kind.options | self._options), dict[str, str]()
@@ -124,7 +124,7 @@ class VideoWriter:
         if self._tags and kind.video:
             texts |= self._tags
             kind = kind._replace(container_options=kind.container_options | TAGGED.get(suffix, {}))
-        return _Encoder(self._partial, kind, self.fps, size, texts)
+        return Encoder(self._partial, kind, self.fps, size, texts)
 
     def __exit__(self, kind, value, traceback) -> None:
         try:
@@ -196,8 +196,8 @@ class _Pictures:
         pass
 
 
-class _Encoder:
-    """One stream in a container."""
+class Encoder:
+    """One stream in a container. Raises: OSError or av.FFmpegError where it cannot be written."""
 
     def __init__(
         self, path: Path, kind: Format, fps: fractions.Fraction, size: tuple[int, int], texts: Mapping[str, str]

@@ -16,30 +16,45 @@ Change = Callable[[Any], Any]
 
 def sources_of(asked: Options, name: str) -> list[Any]:
     """Paths, pixels and arrays of an option, in its order; nothing where it is not given."""
+    return sources_in(name, _value(asked, name))
+
+
+def sources_in(name: str, value: Any) -> list[Any]:
+    """The same of an option's checked value."""
     found: list[Any] = []
 
     def keep(source: Any) -> Any:
         found.append(source)
         return source
 
-    _changed(asked, name, keep)
+    change_sources(name, value, keep)
     return found
 
 
 def with_paths(asked: Options, change: Callable[[str], Any]) -> Options:
     """The same options with each path changed. What is in memory stays."""
-
-    def each(source: Any) -> Any:
-        return change(os.fspath(source)) if isinstance(source, str | os.PathLike) else source
-
-    return dataclasses.replace(asked, **{name: _changed(asked, name, each) for name in SOURCES})
+    return with_paths_of(asked, lambda name, path: change(path))
 
 
-def _changed(asked: Options, name: str, change: Change) -> Any:
+def with_paths_of(asked: Options, change: Callable[[str, str], Any]) -> Options:
+    """The same; `change` is given the option's name, too."""
+
+    def of(name: str) -> Change:
+        return lambda one: change(name, os.fspath(one)) if isinstance(one, str | os.PathLike) else one
+
+    return dataclasses.replace(asked, **{name: change_sources(name, _value(asked, name), of(name)) for name in SOURCES})
+
+
+def change_sources(name: str, value: Any, change: Change) -> Any:
+    """An option's checked value with each of its sources changed; of an option without any, the value."""
+    return SOURCES[name](value, change) if name in SOURCES and value is not None else value
+
+
+def _value(asked: Options, name: str) -> Any:
     value = getattr(asked, name)
     if name == "control" and len(several := control_sources(asked)) > 1:  # in one text perhaps
-        value = several
-    return value if value is None else SOURCES[name](value, change)
+        return several
+    return value
 
 
 def _one(value: Any, change: Change) -> Any:

@@ -20,8 +20,12 @@ def as_json(options: Options) -> Json:
 
     A picture or a clip is its path as it was given. Of a ControlNet that was loaded, it is the place of its files.
     """
-    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return {name: FORMS.get(name, _value)(value) for name, value in values.items()}
+    return {field.name: as_value(field.name, getattr(options, field.name)) for field in dataclasses.fields(options)}
+
+
+def as_value(name: str, value: Any) -> Any:
+    """The JSON of one option's checked value."""
+    return FORMS.get(name, _value)(value)
 
 
 def _value(value: Any) -> Any:

@@ -1,30 +1,38 @@
-"""The LoRAs that requests may name: those of one folder, and the ones that ship with the package."""
+"""What requests may name of the server's own: LoRAs, ControlNets, Tora's weights and calibrations, of folders."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cogvx_jax.convert.lora_file import SHIPPED
 
-SUFFIX = ".safetensors"
+WEIGHTS = (".safetensors",)
+PARTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # option -> its name in words, and suffixes of files
+    "controlnet": ("ControlNet", (*WEIGHTS, ".pt", ".pth", ".bin")),
+    "tora": ("Tora", ()),  # a folder of two files
+    "calibration": ("calibration", (".json",)),
+}
 
 
-class Adapters:
-    """LoRAs by name. What is put into the folder later counts, too.
+class Named:
+    """Files and folders of one folder, by name. What is put into it later counts, too.
 
     Args:
-      folder: of files NAME.safetensors and folders NAME, as `--lora` takes them; None has only those of the package.
-    Raises: FileNotFoundError where it is not there.
+      folder: of files NAME.SUFFIX and folders NAME; None has none.
+      what: they are, in words.
+    Raises: FileNotFoundError where the folder is not there.
     """
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, what: str, suffixes: tuple[str, ...] = WEIGHTS):
         if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}; give one of LoRAs")
-        self._folder = folder
+            raise FileNotFoundError(f"there is no folder {folder}; give one of {what}s")
+        self.folder = None if folder is None else folder.absolute()
+        self._what, self._suffixes = what, suffixes
 
     def names(self) -> dict[str, str]:
-        """Name -> what `find_lora` takes. A client names a LoRA and never a path."""
-        found = {name: name for name in SHIPPED}
-        for path in [] if self._folder is None else sorted(self._folder.iterdir()):
-            if path.is_dir() or path.suffix == SUFFIX:
+        """Name -> the path. A client names what it asks for, and never a path."""
+        found = {}
+        for path in [] if self.folder is None else sorted(self.folder.iterdir()):
+            if path.is_dir() or path.suffix in self._suffixes:
                 found[path.stem if path.is_file() else path.name] = str(path)
         return found
 
@@ -32,5 +40,32 @@ class Adapters:
         """Raises: ValueError, naming those that there are."""
         found = self.names()
         if name not in found:
-            raise ValueError(f"there is no LoRA {name!r:.60} here; there are {', '.join(found)[:300] or 'none'}")
+            there = ", ".join(found)[:300] or "none"
+            raise ValueError(f"there is no {self._what} {name!r:.60} here; there are {there}")
         return found[name]
+
+
+class Adapters(Named):
+    """The LoRAs of a folder, as `--lora` takes them, and the ones that ship with the package; see `Named`."""
+
+    def __init__(self, folder: Path | None):
+        super().__init__(folder, "LoRA")
+
+    def names(self) -> dict[str, str]:
+        """Name -> what `find_lora` takes."""
+        return {name: name for name in SHIPPED} | super().names()
+
+
+Parts = Mapping[str, Named]  # of each option of `PARTS`
+
+
+def find_parts(**folders: Path | None) -> Parts:
+    """What requests may name by the options of `PARTS`, each of which has a folder, or none."""
+    return {option: Named(folders.get(option), *about) for option, about in PARTS.items()}
+
+
+def without_folders(text: str, folders: Iterable[Path | None]) -> str:
+    """A text that does not tell where folders of the server lie."""
+    for folder in folders:
+        text = text if folder is None else text.replace(f"{folder}/", "")
+    return text

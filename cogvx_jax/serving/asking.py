@@ -17,9 +17,11 @@ from cogvx_jax.data.comments import MAX_BYTES
 from cogvx_jax.json_files import quoted
 from cogvx_jax.pipelines.options import CHECKS, DIFFUSERS_NAMES, Sampling, perhaps
 from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
-from cogvx_jax.serving.bodies import Fields
-from cogvx_jax.serving.files import TAKES, file_of
+from cogvx_jax.serving.bodies import UPLOADS, Fields, Upload
+from cogvx_jax.serving.composed import COMPOSED, MAX_PROMPT, Files, check_text, read_composed
+from cogvx_jax.serving.files import TAKES
 from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.weighted import read_loras
 
 # Of the vendors' forms, width first. Asked for one of these, a user means a shape, not the model's own pixels.
 SIZES = (
@@ -27,10 +29,10 @@ SIZES = (
     *("1024x1024", "1920x1080", "1080x1920", "2048x1080", "3840x2160", "720x480", "1280x960", "960x1280"),  # Zhipu
 )
 RATIOS = {"16:9": "1280x720", "9:16": "720x1280", "1:1": "1024x1024"}
-MAX_PROMPT = 10_000  # characters; models read about 1,000
 MAX_ENHANCED = 4_000  # of a prompt that a language model is to rewrite, as in `prompting.enhance`
 MAX_SECONDS = 3600.0
 TEXT, WHOLE, NUMBER, YES = "string", "integer", "number", "boolean"  # of JSON schemas
+NUMBERS = "numbers"  # one, or a list of them
 OPTIONS = {  # field, which is an option of `pipelines.options` or diffusers' name of one -> its kind
     "num_frames": WHOLE,
     "num_inference_steps": WHOLE,
@@ -50,7 +52,7 @@ OPTIONS = {  # field, which is an option of `pipelines.options` or diffusers' na
     "image_noise": NUMBER,
     "mask_dilation": WHOLE,
     "strength": NUMBER,
-    "control_strength": NUMBER,
+    "control_strength": NUMBERS,
     "control_start": NUMBER,
     "control_end": NUMBER,
     "use_dynamic_cfg": YES,
@@ -62,7 +64,7 @@ FILES: dict[str, tuple[str, ...]] = {  # field -> options that its file may beco
     "image_reference": ("image",),
     "video_reference": ("video",),
     "reference_url": ("image", "video"),
-    **{option: (option,) for option in TAKES},
+    **{option: (option,) for option in TAKES if option not in COMPOSED},
 }
 # Fields of other servers -> the value with which they ask for nothing, and why another is refused.
 NOTHING: dict[str, tuple[Any, str]] = {
@@ -87,9 +89,11 @@ NOTHING: dict[str, tuple[Any, str]] = {
     "control_type": (None, "say it as control, a video of what is to be followed"),
     "response_format": (None, "the answer is JSON, and the video is an mp4"),
 }
-LORA_NAMES, LORA_WEIGHTS = ("name", "lora_name", "lora_nickname"), ("weight", "strength", "scale", "lora_scale")
 SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
-OTHERS = ("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user", "workflow")
+OTHERS = (
+    *("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user", "workflow"),
+    UPLOADS,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,8 @@ class Asked:
     """What a request asks for.
 
     options: of `pipelines.options`, as JSON.
-    files: option -> suffix and bytes.
+    files: label -> suffix and bytes. The label is the option that the file is, or a name beside it: label and suffix
+      are a file's name in the job's folder, which stands in `options` then.
     loras: names with weights; None: those that are active for all.
     seeded: the seed is the client's, not drawn here.
     notes: where the video will differ from what was asked, sentences.
@@ -126,7 +131,10 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     """
     values = _known(fields)
     prompt = check_prompt(values.get("prompt"))
-    options, files, notes = _options(fields, values), _files(values, fetches), list[str]()
+    given = Files(_uploads(values.get(UPLOADS)), fetches)
+    options, notes = _options(fields, values) | read_composed(values, given), list[str]()
+    files = _files(values, given) | given.stored
+    given.check_used()
     if (size := _size(fields, values)) is not None:
         options["size"] = fit_size(spec, size, strict, notes)
     if "seconds" in values:
@@ -140,12 +148,12 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     user = values.get("user")
     if user is not None and not isinstance(user, str):
         raise Refused("invalid_value", f"user must be text, got {quoted(user)}", "user")
-    named = {DIFFUSERS_NAMES.get(field, field): field for field in OPTIONS if field in values}
+    named = {DIFFUSERS_NAMES.get(field, field): field for field in (*OPTIONS, *COMPOSED) if field in values}
     if (shape := next((field for field in SHAPES if field in values), None)) is not None:
         named["size"] = shape
     how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
     how["workflow"] = _workflow(values.get("workflow"))
-    return Asked(prompt=prompt, options=options, files=files, loras=_loras(values), **how)
+    return Asked(prompt=prompt, options=options, files=files, loras=read_loras(values), **how)
 
 
 def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value") -> str:
@@ -156,10 +164,7 @@ def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value
         raise Refused("invalid_value", f"prompt must be text, got {quoted(prompt)}", "prompt")
     if not prompt.strip():
         raise Refused("invalid_value", "prompt is empty: say what the video shows", "prompt")
-    if len(prompt) > most:
-        raise Refused(code, f"prompt has {len(prompt):,} characters, of which at most {most:,} are taken", "prompt")
-    if "\0" in prompt:
-        raise Refused("invalid_value", "prompt holds a NUL character", "prompt")
+    check_text(prompt, "prompt", most, code)
     return prompt
 
 
@@ -185,10 +190,10 @@ def _known(fields: Fields) -> dict[str, Any]:
             given = _plain(name, value, _KIND_OF[type(harmless)], fields.textual)
             if given != harmless or type(given) is not type(harmless):
                 raise Refused("invalid_value", f"{name} cannot be had: {why}", name)
-        elif name in OPTIONS or name in FILES or name in OTHERS:
+        elif name in OPTIONS or name in FILES or name in COMPOSED or name in OTHERS:
             found[name] = value
         else:
-            known = (*OTHERS, *OPTIONS, *FILES)
+            known = (*OTHERS, *OPTIONS, *FILES, *COMPOSED)
             said = f"unknown field {name[:60]!r}{perhaps([name], known)}; the known ones are {', '.join(known)}"
             raise Refused("unknown_parameter", said, name[:60])
     return found
@@ -211,6 +216,10 @@ def _plain(field: str, text: Any, kind: str, textual: bool) -> Any:
     """A field as a value of its kind, also of a form, where all is text. Raises: Refused."""
     if kind == WHOLE and isinstance(text, float) and text.is_integer():  # JSON has one kind of numbers
         return int(text)
+    if kind == NUMBERS and isinstance(text, str | list):
+        several = text if isinstance(text, list) else text.split(",")
+        found = [_plain(field, one, NUMBER, textual) for one in several]
+        return found if isinstance(text, list) or len(found) > 1 else found[0]
     if not textual or not isinstance(text, str) or kind == TEXT:
         return text
     if kind == YES and text.lower() in ("true", "false"):
@@ -223,12 +232,14 @@ def _plain(field: str, text: Any, kind: str, textual: bool) -> Any:
 
 
 _KIND_OF = {bool: YES, int: WHOLE, type(None): TEXT}
-_WORDS = {YES: "true or false", WHOLE: "a whole number", NUMBER: "a number"}
+_WORDS = {YES: "true or false", WHOLE: "a whole number", NUMBER: "a number", NUMBERS: "a number or a list of them"}
 
 
 def _checked(field: str, option: str, value: Any) -> Any:
     """The value, as given, if the option takes it. Raises: Refused."""
-    if isinstance(value, list | dict) or (option == "seed" and isinstance(value, str)):
+    if isinstance(value, dict if OPTIONS[field] == NUMBERS else list | dict) or (
+        option == "seed" and isinstance(value, str)
+    ):
         raise Refused(
             "invalid_value", f"{field} must be {_WORDS.get(OPTIONS[field], 'text')}, got {quoted(value)}", field
         )
@@ -239,11 +250,24 @@ def _checked(field: str, option: str, value: Any) -> Any:
     return value
 
 
-def _files(values: Mapping[str, Any], fetches: bool) -> dict[str, tuple[str, bytes]]:
+def _uploads(given: Any) -> dict[str, bytes]:
+    """Files of a form by the names that they were sent with. Raises: Refused."""
+    several = given if isinstance(given, list) else [] if given is None else [given]
+    found: dict[str, bytes] = {}
+    for one in several:
+        if not isinstance(one, Upload):
+            raise Refused("invalid_value", f"{UPLOADS} are those of a form; in JSON a file is a data URL", UPLOADS)
+        if not one.name or one.name in found:
+            raise Refused("invalid_value", f"each of {UPLOADS} needs a name of its own, got {one.name[:60]!r}", UPLOADS)
+        found[one.name] = one.data
+    return found
+
+
+def _files(values: Mapping[str, Any], given: Files) -> dict[str, tuple[str, bytes]]:
     found: dict[str, tuple[str, bytes]] = {}
     for field, options in FILES.items():
         if field in values:
-            option, suffix, data = file_of(values[field], field, options, fetches)
+            option, suffix, data = given.take(values[field], field, options)
             if option in found:
                 raise Refused(
                     "exclusive_parameters", f"{field} is a second {option.replace('_', ' ')}; give one", field
@@ -360,35 +384,3 @@ def _check_duration(
 def frames_decide(frames: int, seconds: float) -> str:
     """The note of a request that asks for both."""
     return f"num_frames and seconds are both given, and num_frames decides: {frames} frames, not {seconds:g} seconds"
-
-
-def _loras(values: Mapping[str, Any]) -> tuple[tuple[str, float], ...] | None:
-    """Names and weights of an object, or a list of objects or names. Raises: Refused."""
-    if "lora" in values and "loras" in values:
-        raise Refused("exclusive_parameters", "give lora or loras, not both", "lora")
-    field = "lora" if "lora" in values else "loras"
-    given = values.get(field)
-    if given is None:
-        return None
-    several = given if isinstance(given, list) else [given]
-    if len(several) > 16:
-        raise Refused("invalid_value", f"{field} has {len(several)} entries, of which at most 16 are taken", field)
-    return tuple(_lora(one, field) for one in several)
-
-
-def _lora(given: Any, field: str) -> tuple[str, float]:
-    if isinstance(given, str):
-        return given, 1.0
-    if not isinstance(given, Mapping):
-        raise Refused("invalid_value", f"{field} must be a name, or have name and weight, got {quoted(given)}", field)
-    names, weights = ([given[k] for k in keys if k in given] for keys in (LORA_NAMES, LORA_WEIGHTS))
-    if len(names) != 1 or len(weights) > 1 or not given.keys() <= {*LORA_NAMES, *LORA_WEIGHTS}:
-        raise Refused(
-            "invalid_value", f"{field} must have name and, if not 1, weight; got {quoted(dict(given))}", field
-        )
-    name, weight = names[0], weights[0] if weights else 1.0
-    if not isinstance(name, str) or isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise Refused("invalid_value", f"{field} must have a text as name and a number as weight", field)
-    if not abs(weight) <= 100:
-        raise Refused("invalid_value", f"the weight of a LoRA must be from -100 to 100, got {weight:g}", field)
-    return name, float(weight)

@@ -16,15 +16,18 @@ MAX_FIELDS = 200
 MAX_TEXT = 2**20  # bytes of a field of a form that is no file
 MERGED = ("extra_body", "extra_params", "diffusers_kwargs")  # objects whose keys are fields
 WORDS = ("prompt", "negative_prompt", "user")  # which may begin as JSON does, and be "null"
-LISTS = ("loras",)  # which may stand in a form several times
+UPLOADS = "files"  # of a form: files that other fields name
+LISTS = ("loras", "travel", "region", "controlnet", UPLOADS)  # which may stand in a form several times
+MAX_FILES = 64
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """A file of a form."""
+    """A file of a form, under the name that it was sent with."""
 
     data: bytes = dataclasses.field(repr=False)
+    name: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +77,14 @@ def _json(body: bytes) -> dict[str, Any]:
 async def _form(request: Request, files: Mapping[str, int]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     try:
-        form = await request.form(max_files=len(files), max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
+        form = await request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT)
     except HTTPException as error:  # broken, or too many fields
         raise Refused("invalid_request", f"the form cannot be read: {error.detail}") from None
     try:
         for name, value in form.multi_items():
             read = await _file(name, value, files) if isinstance(value, UploadFile) else _text(name, value)
-            if name in LISTS:
-                found[name] = [*(found.get(name) or ()), *(read if isinstance(read, list) else [read])]
+            if name in LISTS and name in found:
+                found[name] = [*_several(found[name]), *_several(read)]
             elif name in found:
                 raise Refused("invalid_request", f"{name[:60]} stands in the form twice", name[:60])
             else:
@@ -91,13 +94,17 @@ async def _form(request: Request, files: Mapping[str, int]) -> dict[str, Any]:
     return found
 
 
+def _several(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
 async def _file(name: str, file: UploadFile, files: Mapping[str, int]) -> Upload:
     if name not in files:
-        raise Refused("invalid_value", f"{name[:60]} must be no file", name[:60])
+        raise Refused("invalid_value", f"{name[:60]} must be no file; {UPLOADS} are those that it names", name[:60])
     most = files[name]
     if file.size is not None and file.size > most:
         raise Refused("body_too_large", f"{name} has {file.size:,} bytes, of which at most {most:,} are taken", name)
-    return Upload(await file.read())
+    return Upload(await file.read(), file.filename or "")
 
 
 def _text(name: str, value: str) -> Any:

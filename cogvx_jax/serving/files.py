@@ -21,7 +21,7 @@ from cogvx_jax.serving.refusals import Refused
 MAX_PICTURE, MAX_CLIP = 20 * 2**20, 100 * 2**20  # bytes of a file
 MAX_PIXELS = 2**25  # of a picture: 100 MB of RGB
 MAX_FRAME = 2**21 + 2**16  # pixels of a clip's frame: 1920x1088
-PICTURE, CLIP = "picture", "clip"
+PICTURE, CLIP, ARRAY, POINTS = "picture", "clip", "array", "list of points"
 CLIPS = (".gif", ".mp4", ".webm")
 TAKES = {  # option -> kinds of files
     "image": (PICTURE,),
@@ -31,12 +31,23 @@ TAKES = {  # option -> kinds of files
     "control": (CLIP,),
     "edit": (CLIP,),
     "extend": (CLIP,),
+    "keyframes": (PICTURE,),
+    "region": (PICTURE, CLIP),
+    "noises": (ARRAY,),
+    "flow": (ARRAY,),
+    "trajectory": (POINTS,),
+}
+WORDS = {  # kind -> what it is called, and what is to be given
+    PICTURE: ("picture", "a PNG, JPEG or WebP picture"),
+    CLIP: ("video", "an mp4, webm or gif video"),
+    ARRAY: ("array", "a .npy file"),
+    POINTS: ("list of points", "points x,y"),
 }
 URL_KEYS = ("image_url", "video_url", "url")
 
 
 def kind_of(data: bytes) -> tuple[str, str] | None:
-    """Whether a file is a picture or a clip, and its suffix; None for others, SVG among them."""
+    """Which kind of file it is, and its suffix; None for others, SVG among them."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return PICTURE, ".png"
     if data.startswith(b"\xff\xd8\xff"):
@@ -49,12 +60,20 @@ def kind_of(data: bytes) -> tuple[str, str] | None:
         return CLIP, ".mp4"
     if data.startswith(b"\x1a\x45\xdf\xa3"):
         return CLIP, ".webm"
+    if data.startswith(b"\x93NUMPY"):
+        return ARRAY, ".npy"
+    if re.fullmatch(rb"[0-9.,;\s]{1,1048576}", data):
+        return POINTS, ".txt"
     return None
 
 
 def most_bytes(options: tuple[str, ...]) -> int:
     """Of a file that may become one of these options."""
-    return MAX_CLIP if any(CLIP in TAKES[option] for option in options) else MAX_PICTURE
+    return max(_most(kind) for option in options for kind in TAKES[option])
+
+
+def _most(kind: str) -> int:
+    return MAX_CLIP if kind in (CLIP, ARRAY) else MAX_PICTURE
 
 
 def file_of(value: Any, field: str, options: tuple[str, ...], fetches: bool = False) -> tuple[str, str, bytes]:
@@ -69,11 +88,17 @@ def file_of(value: Any, field: str, options: tuple[str, ...], fetches: bool = Fa
     data = value.data if isinstance(value, Upload) else _data(_text(value, field), field, most_bytes(options), fetches)
     found = kind_of(data)
     if found is None:
-        raise Refused("invalid_value", f"{field} is no picture or video that is known here; {_words(options)}", field)
+        raise Refused(
+            "invalid_value", f"{field} is no {_words(options, 0)} that is known here; give {_words(options)}", field
+        )
     option = next((one for one in options if found[0] in TAKES[one]), None)
     if option is None:
-        raise Refused("invalid_value", f"{field} is a {found[0]}; {_words(options)}", field)
-    most = MAX_PICTURE if found[0] == PICTURE else MAX_CLIP
+        raise Refused(
+            "invalid_value",
+            f"{field} is {'an' if found[0] == ARRAY else 'a'} {found[0]}; give {_words(options)}",
+            field,
+        )
+    most = _most(found[0])
     if len(data) > most:
         raise Refused("body_too_large", f"{field} has {len(data):,} bytes, of which at most {most:,} are taken", field)
     if found[0] == PICTURE:
@@ -81,10 +106,10 @@ def file_of(value: Any, field: str, options: tuple[str, ...], fetches: bool = Fa
     return option, found[1], data
 
 
-def _words(options: tuple[str, ...]) -> str:
+def _words(options: tuple[str, ...], part: int = 1) -> str:
+    """What a file of these options may be; a part of `WORDS`."""
     kinds = {kind for option in options for kind in TAKES[option]}
-    pictures, clips = "a PNG, JPEG or WebP picture", "an mp4, webm or gif video"
-    return f"give {' or '.join(words for kind, words in ((PICTURE, pictures), (CLIP, clips)) if kind in kinds)}"
+    return " or ".join(words[part] for kind, words in WORDS.items() if kind in kinds)
 
 
 def _data(text: str, field: str, most: int, fetches: bool) -> bytes:

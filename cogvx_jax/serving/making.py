@@ -3,34 +3,50 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.data.fragments import FragmentedWriter
 from cogvx_jax.data.writer import VideoWriter
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.inputs import KINDS
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.lora import find_lora, load_lora
 from cogvx_jax.pipelines.model import Model
-from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.option_files import with_paths_of
+from cogvx_jax.pipelines.options import INPUTS, Options
 from cogvx_jax.pipelines.provenance import record_text
 from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request, check_request
-from cogvx_jax.serving.adapters import Adapters
+from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
 from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.stepping import Show, Stepping
-from cogvx_jax.serving.store import WORKFLOW
+from cogvx_jax.serving.store import WORKFLOW, live_of
+from cogvx_jax.serving.warned import warned
 from cogvx_jax.serving.worker import Progress
 
 
-def request_of(spec: ModelSpec, asked: Any, folder: Path) -> Request:
-    """The checked request of a job; its pictures and videos are read. Raises: ValueError, OSError."""
-    files = {name: folder / file for name, file in asked.get("files", {}).items()}
-    return check_request(spec, asked["prompt"], Options(**asked["options"] | files))
+def request_of(spec: ModelSpec, asked: Any, folder: Path, parts: Parts | None = None) -> Request:
+    """The checked request of a job; its files are read. Raises: ValueError, OSError.
+
+    Args:
+      parts: what it may name of the server's own.
+    """
+    files, own = asked.get("files", {}), parts or find_parts()
+
+    def place(option: str, source: str) -> str:
+        if option in own:
+            return own[option].path(source)
+        if source not in files.values():  # it can be no path of ours
+            raise ValueError(f"{option} names {source[:60]!r}, which is no file of this job")
+        return str(folder / source)
+
+    whole = {label: name for label, name in files.items() if label in INPUTS}
+    return check_request(spec, asked["prompt"], with_paths_of(Options(**whole | asked["options"]), place))
 
 
 def warm_options(spec: ModelSpec, size: str) -> Options:
@@ -61,6 +77,7 @@ class Maker:
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
       preview: makes frames of a step; None shows none.
       record: let a video tell how it was made.
+      parts: what requests may name beside LoRAs.
     """
 
     def __init__(
@@ -70,16 +87,30 @@ class Maker:
         save_every: float = 60.0,
         preview: Show | None = None,
         record: bool = True,
+        parts: Parts | None = None,
     ):
         self._model, self._adapters, self._save_every, self._preview = model, adapters, save_every, preview
+        self._parts = parts or find_parts()
         self._record = record
         self._adapted: tuple[Any, Model] = ([], model)
         self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
 
     def __call__(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
-        """See `worker.Make`."""
+        """See `worker.Make`. What it warns of is added to the job's notes."""
+        with warned() as warnings:
+            self._make(job, folder, out, progress)
+        notes = dict.fromkeys([*job.shown.get("notes", ()), *map(self._worded(folder), warnings)])
+        if notes:
+            progress.shown["notes"] = list(notes)
+
+    def _worded(self, folder: Path) -> Callable[[str], str]:
+        """Makes texts that do not tell where files lie here."""
+        folders = (folder, *(part.folder for part in self._parts.values()))
+        return functools.partial(without_folders, folders=folders)
+
+    def _make(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
         model = self._with_loras(job.asked.get("loras", []))
-        request = request_of(model.spec, job.asked, folder)
+        request = request_of(model.spec, job.asked, folder, self._parts)
         model = generate.fitting(model, request)
         progress.tell(stage="sampling" if _shape(request) in self._compiled else "compiling")
         stepping = Stepping(folder, progress, self._save_every, self._preview)
@@ -90,13 +121,15 @@ class Maker:
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
         self._compiled.add(_shape(request))
-        change = functools.partial(_without_places, folder=folder)
+        change = functools.partial(_without_places, worded=self._worded(folder))
         comment = record_text(model, request, change=change) if self._record else None
         tags = _tags(folder) if self._record else {}  # a graph holds the prompt, too
-        with VideoWriter(out, fps=request.fps, comment=comment, tags=tags) as writer:
+        live = FragmentedWriter(live_of(out), fps=request.fps)
+        with VideoWriter(out, fps=request.fps, comment=comment, tags=tags) as writer, live:
             for pixels in frames:
                 progress.check()
                 writer.write(pixels)
+                live.write(pixels)
 
     def warm(self, sizes: Sequence[str]) -> None:
         """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.
@@ -127,12 +160,15 @@ def _tags(folder: Path) -> dict[str, str]:
     return {"workflow": file.read_text(encoding="utf-8")} if file.is_file() else {}
 
 
-def _without_places(record: Record, folder: Path) -> Record:
-    """A record that does not tell where the files of a job lie on the server."""
+def _without_places(record: Record, worded: Callable[[str], str]) -> Record:
+    """A record whose texts are changed to tell nothing of where files lie."""
 
     def named(value: Any) -> Any:
-        return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
+        if isinstance(value, str):
+            return worded(value)
+        if isinstance(value, Mapping):
+            return {key: named(one) for key, one in value.items()}
+        return [named(one) for one in value] if isinstance(value, list) else value
 
-    options = {name: named(value) for name, value in record.options.items()}
-    inputs = tuple({name: named(value) for name, value in one.items()} for one in record.inputs)
-    return dataclasses.replace(record, options=options, inputs=inputs)
+    inputs = tuple(named(one) for one in record.inputs)
+    return dataclasses.replace(record, options=named(record.options), inputs=inputs)

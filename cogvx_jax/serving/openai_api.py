@@ -15,8 +15,10 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
 from cogvx_jax.serving.asking import FILES, Asked, check_prompt, frames_decide, read_asked, read_seconds
-from cogvx_jax.serving.bodies import Fields, read_fields
-from cogvx_jax.serving.files import file_of, most_bytes
+from cogvx_jax.serving.bodies import UPLOADS, Fields, read_fields
+from cogvx_jax.serving.composed import WHOLE_FILES
+from cogvx_jax.serving.files import MAX_CLIP, file_of, most_bytes
+from cogvx_jax.serving.live import LiveVideo, begun
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job
 from cogvx_jax.serving.ranges import RangedFile
@@ -75,6 +77,7 @@ def answer(request: Request, job: Job) -> JSONResponse:
 async def fields_of(request: Request) -> Fields:
     """The fields of a body, in which pictures and clips may stand."""
     most = {field: most_bytes(options) for field, options in FILES.items()}
+    most |= {field: most_bytes((field,)) for field in WHOLE_FILES} | {UPLOADS: MAX_CLIP}
     return await read_fields(request, most)
 
 
@@ -252,24 +255,44 @@ async def remix(request: Request, id: str) -> Response:
 
 @router.head("/videos/{id}/content", include_in_schema=False)
 @router.get("/videos/{id}/content", **schemas.gets(schemas.FILE, schemas.VARIANT, media=" ".join(TYPES.values())))
-def content(request: Request, id: str) -> Response:
-    """The video's bytes, ranges of them too, or a picture of it; without a key for an address that is signed."""
-    site, query = site_of(request), request.query_params
-    variant = query.get("variant", "video")
+async def content(request: Request, id: str) -> Response:
+    """The video's bytes, ranges of them too, or a picture of it; without a key for an address that is signed.
+
+    With `stream=true` a video that is not ready is waited for, and sent in fragments while it is decoded.
+    """
+    query = request.query_params
+    variant, live = query.get("variant", "video"), query.get("stream", "false")
     if variant not in VARIANTS:
         raise Refused("invalid_value", f"variant must be one of {', '.join(VARIANTS)}, got {variant[:60]!r}", "variant")
-    if "signature" in query:
-        expires = query.get("expires", "")
-        site.service.signer.check(id, variant, expires, query["signature"])
-        job = site.service.queue.get(id)
-        if job is None:
-            raise Refused("not_found", f"there is no video {id[:60]!r}")
-    else:
-        job = site.service.get(id, key_of(request))
-    file = site.service.video_of(job)
+    if live not in ("true", "false") or (live == "true" and variant != "video"):
+        raise Refused(
+            "invalid_value", f"stream must be true or false, and true of the video, got {live[:60]!r}", "stream"
+        )
+    job = await run_in_threadpool(_job_of, request, id, variant)
+    if live == "true" and request.method == "GET" and not job.ended:
+        job, file = await begun(site_of(request), job, request)
+        if file is not None:
+            return LiveVideo(site_of(request), job, file, headers={"Cache-Control": "no-store"})
+    return await run_in_threadpool(_whole, request, job, variant)
+
+
+def _job_of(request: Request, id: str, variant: str) -> Job:
+    """The job whose file is asked for, by its owner or by a signed address. Raises: Refused."""
+    service, query = site_of(request).service, request.query_params
+    if "signature" not in query:
+        return service.get(id, key_of(request))
+    service.signer.check(id, variant, query.get("expires", ""), query["signature"])
+    job = service.queue.get(id)
+    if job is None:
+        raise Refused("not_found", f"there is no video {id[:60]!r}")
+    return job
+
+
+def _whole(request: Request, job: Job, variant: str) -> Response:
+    file = site_of(request).service.video_of(job)
     if variant != "video":
         return Response(picture_of(file, variant), media_type=TYPES[variant])
-    how: dict[str, Any] = dict(filename=f"{id}.mp4", content_disposition_type="inline", stat_result=file.stat())
+    how: dict[str, Any] = dict(filename=f"{job.id}.mp4", content_disposition_type="inline", stat_result=file.stat())
     return RangedFile(file, media_type=TYPES[variant], **how)
 
 

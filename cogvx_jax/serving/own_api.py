@@ -73,7 +73,8 @@ def model_info(request: Request) -> Response:
     sizes = {"size": f"{own.width}x{own.height}", "num_frames": own.num_frames, "fps": own.fps}
     steps = {"num_inference_steps": own.num_inference_steps, "guidance_scale": own.guidance_scale}
     about = {"model_path": service.model, "name": service.spec.name, "task_type": service.spec.kind}
-    return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names)})
+    parts = {f"{option}s": sorted(part.names()) for option, part in service.parts.items()}
+    return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names)} | parts)
 
 
 @router.post("/v1/prompts/enhance", **schemas.posts(schemas.ENHANCED, schemas.ENHANCE))

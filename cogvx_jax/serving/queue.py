@@ -117,6 +117,11 @@ class Job:
     def ended(self) -> bool:
         return self.status in (COMPLETED, FAILED)
 
+    @property
+    def file(self) -> str:
+        """The name of the video that the attempt at hand makes: a worker that was only slow has another."""
+        return f"video-{self.attempts}.mp4"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Retention:

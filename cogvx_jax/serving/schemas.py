@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, OPTIONS, RATIOS
+from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, NUMBERS, OPTIONS, RATIOS
 from cogvx_jax.serving.openapi_bounds import BOUNDS
 
 Schema = dict[str, Any]
@@ -14,14 +14,22 @@ def _object(required: tuple[str, ...] = (), closed: bool = False, **properties: 
     return found | ({"additionalProperties": False} if closed else {})
 
 
+def _any(*schemas: Schema) -> Schema:
+    return {"anyOf": list(schemas)}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
 def _null(schema: Schema) -> Schema:
     """The schema, or null, which is as if the field were not there."""
-    return {"anyOf": [schema, {"type": "null"}]}
+    return _any(schema, {"type": "null"})
 
 
 TEXT: Schema = {"type": "string"}
 WHOLE: Schema = {"type": "integer"}
-NUMBER: Schema = {"type": "number"}
+REAL: Schema = {"type": "number"}
 PROMPT: Schema = TEXT | {"minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"}
 FILE_TEXT: Schema = TEXT | {
     "description": "a data URL, or base64",
@@ -58,7 +66,27 @@ LIST = _object(
 DELETED = _object(("id", "object", "deleted"), id=TEXT, object=TEXT, deleted={"type": "boolean"})
 FILE: Schema = TEXT | {"format": "binary"}
 
-_LORA = _object(closed=True, required=("name",), name=TEXT, weight=NUMBER | {"minimum": -100, "maximum": 100})
+_LORA = _object(closed=True, required=("name",), name=TEXT, weight=REAL | {"minimum": -100, "maximum": 100})
+_ONE_OR_SEVERAL: dict[str, Schema] = {  # fields of several kinds of values
+    "travel": _any(TEXT, _list(TEXT), {"type": "object", "additionalProperties": PROMPT}),
+    "region": _any(TEXT, _list(_any(TEXT, {"type": "array", "minItems": 2, "maxItems": 2}))),
+    "keyframes": _any(TEXT, {"type": "object", "additionalProperties": FILE_TEXT}),
+    "control": _any(FILE_TEXT, _list(FILE_TEXT)),
+    "trajectory": _any(TEXT, _list({})),
+    "tora": _any(TEXT, _LORA),
+    "controlnet": _any(TEXT, _LORA, _list(_any(TEXT, _LORA))),
+    "calibration": TEXT,
+    "noises": TEXT | {"description": "a .npy file as data URL or base64, and :KEY=VALUE,..."},
+    "flow": TEXT | {"description": "a .npy file as data URL or base64, and :KEY=VALUE,..."},
+}
+
+
+def _option(name: str, kind: str) -> Schema:
+    if kind != NUMBERS:
+        return {"type": kind} | BOUNDS.get(name, {})
+    return _any(REAL | BOUNDS[name], {"type": "array", "items": REAL | BOUNDS[name], "minItems": 1})
+
+
 _FIELDS: dict[str, Schema] = {
     "model": _null(TEXT),
     "prompt": PROMPT,
@@ -71,7 +99,8 @@ _FIELDS: dict[str, Schema] = {
     "workflow": _null({"type": "object", "description": "ComfyUI's graph, which the video carries"}),
     "loras": _null({"type": "array", "items": _LORA, "maxItems": 16}),
     "lora": _null(_LORA),
-    **{name: _null({"type": kind} | BOUNDS.get(name, {})) for name, kind in OPTIONS.items()},
+    **{name: _null(_option(name, kind)) for name, kind in OPTIONS.items()},
+    **{name: _null(schema) for name, schema in _ONE_OR_SEVERAL.items()},
     **{name: _null(FILE_TEXT) for name in FILES},
     **{name: {"enum": list(dict.fromkeys((value, None)))} for name, (value, _) in NOTHING.items()},
 }
@@ -87,6 +116,7 @@ PAGING = (
 )
 VARIANT = (
     {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet"]}},
+    {"name": "stream", "in": "query", "schema": TEXT | {"enum": ["true", "false"]}},
     {"name": "expires", "in": "query", "schema": TEXT},
     {"name": "signature", "in": "query", "schema": TEXT},
 )
@@ -152,4 +182,4 @@ ANY: Schema = {"type": "object"}
 _SEVERAL_TEXTS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 16}]}
 ENHANCE = _object(("prompt",), closed=True, prompt=PROMPT | {"maxLength": MAX_ENHANCED}, image=_null(FILE_TEXT))
 ENHANCED = _object(("prompt", "wish"), prompt=TEXT, wish=TEXT | {"description": "the prompt that was sent"})
-SET_LORA = _object(("lora_nickname",), closed=True, lora_nickname=_SEVERAL_TEXTS, strength=NUMBER)
+SET_LORA = _object(("lora_nickname",), closed=True, lora_nickname=_SEVERAL_TEXTS, strength=REAL)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import secrets
@@ -14,11 +15,11 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.models.lora import first_distilled
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
-from cogvx_jax.pipelines.options import Options
-from cogvx_jax.pipelines.request import Request, check_request, few_steps_note
+from cogvx_jax.pipelines.request import Request, few_steps_note
 from cogvx_jax.pipelines.short_schedule import lossy_note
-from cogvx_jax.serving.adapters import Adapters
+from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
 from cogvx_jax.serving.asking import Asked
+from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
@@ -61,6 +62,7 @@ class Service:
       spec: that requests are checked against.
       check: raises ValueError or OSError for a request that the workers refuse by how they compute.
       enhance: (prompt, image) -> a description that a language model wrote; None where no language model is named.
+      parts: what requests may name beside LoRAs.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class Service:
         rules: Rules = Rules(),  # noqa: B008
         check: Callable[[Request], None] = lambda request: None,
         enhance: Callable[[str, Any], str] | None = None,
+        parts: Parts | None = None,
     ):
         self.queue, self.store, self.model, self.spec = queue, store, model, spec
         self.adapters, self.rules, self._check = adapters or Adapters(None), rules, check
-        self._enhance = enhance
+        self._enhance, self.parts = enhance, parts or find_parts()
         self.signer = Signer(queue.kept("secret", lambda: secrets.token_hex(32)), rules.url_seconds)
         self._reading = threading.Lock()  # pictures and clips of one request at a time are in memory
 
@@ -129,7 +132,7 @@ class Service:
         folder = self.store.make(id)
         try:
             stored = self._stored(asked, folder, key)
-            with self._naming(asked):
+            with self._naming(asked, stored, folder):
                 completed = self._complete(stored, folder, extra_seconds)
             facts = {"model": self.model, "prompt": asked.prompt} | completed
             facts["notes"] = [*asked.notes, *facts["notes"]]
@@ -153,30 +156,37 @@ class Service:
         return job
 
     @contextlib.contextmanager
-    def _naming(self, asked: Asked) -> Iterator[None]:
+    def _naming(self, asked: Asked, stored: Mapping[str, Any], folder: Path) -> Iterator[None]:
         """Inside, what is refused names the field at fault: one that is refused with the same words by itself."""
         try:
             yield
         except Refused as refused:
             if refused.param is None:
-                refused.param = self._field_at_fault(asked, refused.message)
+                refused.param = self._field_at_fault(asked, stored, folder, refused.message)
             raise
 
-    def _field_at_fault(self, asked: Asked, said: str) -> str | None:
+    def _field_at_fault(self, asked: Asked, stored: Mapping[str, Any], folder: Path, said: str) -> str | None:
         for option, field in asked.fields.items():
+            alone = dict(stored) | {"options": {option: asked.options[option]}}
+            if option not in COMPOSED:
+                alone["files"] = {}
             try:
-                check_request(self.spec, asked.prompt, Options(**{option: asked.options[option]}))
-            except ValueError as error:
-                if str(error) == said:
+                request_of(self.spec, alone, folder, self.parts)
+            except (ValueError, OSError) as error:
+                if self._told(error, folder) == said:
                     return field
         return None
+
+    def _told(self, error: Exception, folder: Path) -> str:
+        """An error's words, which do not tell where files lie here."""
+        return without_folders(str(error), (folder, *(part.folder for part in self.parts.values())))
 
     def _stored(self, asked: Asked, folder: Path, key: Key) -> dict[str, Any]:
         """What the worker reads; the files are written. Raises: Refused for a LoRA that is not here."""
         files = {}
-        for option, (suffix, data) in asked.files.items():
-            files[option] = f"{option}{suffix}"
-            (folder / files[option]).write_bytes(data)
+        for label, (suffix, data) in asked.files.items():
+            files[label] = f"{label}{suffix}"
+            (folder / files[label]).write_bytes(data)
         if asked.workflow is not None:
             (folder / WORKFLOW).write_text(asked.workflow, encoding="utf-8")
         loras: list[Any] = self.active(key) if asked.loras is None else [list(one) for one in asked.loras]
@@ -189,17 +199,18 @@ class Service:
         """Checks what is stored and writes into it what it is completed to; gives facts of the video."""
         with _refused("loras"):
             spec = self._spec_with(stored["loras"])
-        with _refused(None, folder), self._reading if stored["files"] else contextlib.nullcontext():
-            for option, file in stored["files"].items():
+        told = functools.partial(self._told, folder=folder)
+        with _refused(None, told), self._reading if stored["files"] else contextlib.nullcontext():
+            for label, file in stored["files"].items():
                 if Path(file).suffix in CLIPS:
-                    check_clip(folder / file, option)
+                    check_clip(folder / file, label.partition("-")[0])
             with warned() as warnings:
-                request = request_of(spec, stored, folder)
+                request = request_of(spec, stored, folder, self.parts)
             if extra is not None and request.extend is not None:
                 more = max(1, round(extra * float(request.fps)))
                 stored["options"]["frames"] = len(request.extend) + more
                 with warned() as warnings:  # those before were of other frames
-                    request = request_of(spec, stored, folder)
+                    request = request_of(spec, stored, folder, self.parts)
             self._check(request)
         facts, own = _facts(request), (lossy_note(request, spec), few_steps_note(request, spec))
         facts["notes"] = [note for note in own if note is not None]
@@ -253,11 +264,11 @@ class Service:
         options: dict[str, Any] = dict(job.asked["options"]) | {"seed": secrets.randbelow(2**31)}
         loras = tuple((name, weight) for name, weight in job.asked["loras"])
         if self.takes("video"):
-            options = {name: value for name, value in options.items() if name not in OF_INPUTS}
+            options = {name: value for name, value in options.items() if name not in (*OF_INPUTS, *COMPOSED)}
             files = {"video": (".mp4", self.video_of(job).read_bytes())}
         else:
             folder, names = self.store.folder_of(job.id), job.asked["files"]
-            files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
+            files = {label: (Path(name).suffix, (folder / name).read_bytes()) for label, name in names.items()}
         return Asked(prompt=prompt, options=options, files=files, loras=loras, seeded=False)
 
     def enhanced(self, prompt: str, image: Any = None) -> str:
@@ -336,10 +347,9 @@ def _fingerprint(asked: Asked, extra: float | None) -> str:
 
 
 @contextlib.contextmanager
-def _refused(param: str | None, folder: Path | None = None) -> Iterator[None]:
-    """Inside, an input that cannot be used is the client's fault; where it lies here is not said."""
+def _refused(param: str | None, told: Callable[[Exception], str] = str) -> Iterator[None]:
+    """Inside, an input that cannot be used is the client's fault; `told` words an error."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
-        text = str(error)
-        raise Refused("invalid_value", text.replace(f"{folder}/", "") if folder else text, param) from None
+        raise Refused("invalid_value", told(error), param) from None

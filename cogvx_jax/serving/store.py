@@ -67,6 +67,11 @@ class Store:
         return removed
 
 
+def live_of(out: Path) -> Path:
+    """Where a worker writes the fragments of a video that is to become `out`, for those who watch meanwhile."""
+    return out.with_name(f"live-{out.name}")
+
+
 def keep_only(folder: Path, names: Collection[str]) -> None:
     """Removes what else lies in a job's folder, such as results of earlier attempts and saved steps."""
     for path in folder.iterdir():

@@ -132,7 +132,7 @@ class Worker:
             return False
         if job is None:
             return False
-        progress, out = Progress(), self._store.folder_of(job.id) / f"video-{job.attempts}.mp4"
+        progress, out = Progress(), self._store.folder_of(job.id) / job.file
         self._held = job, progress
         if self._ending.is_set():
             progress.stop(Stopped.ENDING)

@@ -12,8 +12,9 @@ from starlette.responses import JSONResponse, Response
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
-from cogvx_jax.serving.asking import NOTHING, Asked, check_prompt, read_asked
+from cogvx_jax.serving.asking import NOTHING, OPTIONS, Asked, check_prompt, read_asked
 from cogvx_jax.serving.bodies import Fields, read_fields
+from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import file_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, Job
 from cogvx_jax.serving.refusals import Refused
@@ -28,8 +29,8 @@ MAX_PICTURE = 5 * 2**20  # bytes
 DEFAULT_PROMPT = "the scene of the picture comes to life"  # where there is a picture alone
 RATES, DURATIONS = (30, 60), (5, 10)
 PASSED = (  # fields that are ours, and mean the same here
-    *("model", "prompt", "size", "aspect_ratio", "seed", "num_frames", "num_inference_steps", "guidance_scale"),
-    *("negative_prompt", "sampler", "loras"),
+    *("model", "prompt", "size", "aspect_ratio", "loras", "video", "mask"),
+    *(field for field in (*OPTIONS, *COMPOSED) if field != "fps"),
 )
 OWN = ("image_url", "quality", "fps", "duration", "request_id", "user_id", "sensitive_word_check", "off_peak")
 VIDU = {"style": "general", "movement_amplitude": "auto"}  # of other models: the value that asks for nothing
@@ -95,8 +96,9 @@ def read_generation(values: dict[str, Any], spec: ModelSpec, rules: Rules) -> As
             raise Refused("invalid_value", f"{spec.name} makes {spec.defaults.fps} frames a second, not {rate}", "fps")
         notes.append(f"{rate} frames a second became {spec.defaults.fps}, which {spec.name} makes")
     given["user"] = _text(values, "user_id", 6, 128)
-    asked = read_asked(Fields({k: v for k, v in given.items() if v is not None}), spec, strict=rules.strict)
-    return dataclasses.replace(asked, files=files, notes=(*asked.notes, *notes))
+    fields = Fields({name: value for name, value in given.items() if value is not None})
+    asked = read_asked(fields, spec, strict=rules.strict, fetches=rules.fetches)
+    return dataclasses.replace(asked, files=asked.files | files, notes=(*asked.notes, *notes))
 
 
 def better_steps(spec: ModelSpec) -> int:
