@@ -46,6 +46,14 @@ class RIFE(nn.Module):
         """Of pixels."""
         return 8 * self.scales[0]  # as the reference pads; half of it would do
 
+    @property
+    def multiplications(self) -> int:
+        """Of one pixel of a pair, each with an addition."""
+        w, h = self.width, self.width // 2
+        convs = 9 * (11 * h / 4 + h * w / 16 + 2 * PAIRS * w * w / 16)
+        heads = 16 * (2 * w * h / 16 + 5 * h / 4)
+        return round(sum(2 * (convs + heads) / scale**2 for scale in self.scales))
+
     @nn.compact
     def __call__(self, first: jax.Array, second: jax.Array) -> Middle:
         first, second = first.astype(jnp.float32), second.astype(jnp.float32)
