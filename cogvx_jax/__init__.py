@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cogvx_jax.diffusion.guiders import APG, CFG, PAG, SLG, STG, ZeroStar
     from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
+    from cogvx_jax.finishing.finish import finish, finish_stream
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
@@ -52,6 +53,8 @@ __all__ = [
     "compile_programs",
     "enhance_prompt",
     "find_lora",
+    "finish",
+    "finish_stream",
     "generate",
     "load",
     "load_controlnet",
@@ -77,6 +80,8 @@ _HOMES = {
     "compile_programs": "planning.compile",
     "enhance_prompt": "prompting.enhance",
     "find_lora": "pipelines.lora",
+    "finish": "finishing.finish",
+    "finish_stream": "finishing.finish",
     "generate": "pipelines.generate",
     "load": "planning.load",
     "load_controlnet": "pipelines.controlnets",

@@ -12,6 +12,8 @@ from typing import Any
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.gguf_files import MAGIC, read_gguf
+from cogvx_jax.convert.ncnn import MAGIC as NCNN
+from cogvx_jax.convert.ncnn import SUFFIX, read_ncnn
 from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
 from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
@@ -61,6 +63,12 @@ READERS = (  # the first whose beginning a file has counts
         suffixes=(".pt", ".pth", ".bin", ".ckpt"),
         begins=lambda start: start.startswith((ZIP, PICKLE)),
         read=read_torch,
+    ),
+    Reader(
+        name="ncnn",
+        suffixes=(SUFFIX,),
+        begins=lambda start: start.startswith(NCNN),
+        read=read_ncnn,
     ),
 )
 SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)

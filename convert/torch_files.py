@@ -1,6 +1,7 @@
 """Torch's `.pt`, `.pth` and `.bin` files: a zip whose entries are stored as they are, so a tensor is a byte range.
 
-The pickle among them tells which; see `convert.torch_pickle`. No entry is ever unpacked.
+The pickle among them tells which; see `convert.torch_pickle`. No entry is ever unpacked. `convert.torch_legacy` reads
+what torch wrote before the zip.
 
 Source: `torch/serialization.py`, `caffe2/serialize/inline_container.cc`.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cogvx_jax.convert.tensors import Entry, Stored, Tensors, Unreadable
+from cogvx_jax.convert.torch_legacy import read_legacy
 from cogvx_jax.convert.torch_pickle import Foreign, View, read_pickle
 from cogvx_jax.json_files import quoted
 from cogvx_jax.storage import Files, Span
@@ -32,8 +34,10 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")  # of an entry: signature, lengths of i
 def read_torch(files: Files, name: str) -> Tensors:
     """The tensors of a file: those of `model`, `module` or `state_dict` in it, where it has them.
 
-    Raises: ValueError, which does not name the file, for one that is damaged, or of the format before torch 1.6.
+    Raises: ValueError, which does not name the file, for one that is damaged.
     """
+    if files.size(name) and files.read((name, 0, 1)).tobytes() == PICKLE:
+        return Tensors(files, _legacy_entries(files, name))
     archive = TorchArchive(files, name)
     return Tensors(files, archive.entries(weights(archive.load())))
 
@@ -71,11 +75,7 @@ class TorchArchive:
 
     def entries(self, found: Any) -> dict[str, Entry]:
         """The tensors below what was loaded, by their names, those of a dict in a dict joined by dots."""
-        views: dict[str, View | Foreign] = {}
-        for name, view in _tensors(found):
-            if name in views:  # a dict in a dict, and a name with a dot in it
-                raise ValueError(f"it holds {name} twice")
-            views[name] = view
+        views = _views(found)
         keys = {view.storage.key for view in views.values() if isinstance(view, View)}
         self._files.prefetch([self._header(f"{self._prefix}data/{key}") for key in keys])
         starts = {key: self._start(f"{self._prefix}data/{key}") for key in keys}
@@ -83,18 +83,14 @@ class TorchArchive:
 
     def _entry(self, name: str, view: View | Foreign, starts: Mapping[str, int]) -> Entry:
         if isinstance(view, Foreign):
-            return Unreadable(f"it is made by {view.made_by}, which is not read")
+            return _unreadable(view)
         key, item = view.storage.key, view.dtype.itemsize
         held = self._entries[f"{self._prefix}data/{key}"].file_size
         if view.storage.count * item > held:
             raise ValueError(
                 f"{name} lies in a storage of {view.storage.count * item} bytes, of which {held} are there"
             )
-        start = starts[key] + view.offset * item
-        if view.is_contiguous:
-            return Stored(view.shape, view.dtype, self._name, start)
-        steps = tuple(step * item for step in view.stride)
-        return Strided(view.shape, view.dtype, self._name, start, steps)
+        return _placed(view, self._name, starts[key])
 
     def _bytes(self, entry: str) -> bytes:
         return self._files.read((self._name, self._start(entry), self._entries[entry].file_size)).tobytes()
@@ -145,6 +141,37 @@ class Strided:
         return Strided(shape, self.dtype, self.file, self.start + start * self.steps[0], self.steps)
 
 
+def _legacy_entries(files: Files, name: str) -> dict[str, Entry]:
+    found, starts = read_legacy(files, name, MAX_PICKLE)
+    return {
+        key: _unreadable(view) if isinstance(view, Foreign) else _placed(view, name, starts[view.storage.key])
+        for key, view in _views(weights(found)).items()
+    }
+
+
+def _placed(view: View, file: str, start: int) -> Entry:
+    """A tensor whose storage begins at a byte of a file."""
+    item = view.dtype.itemsize
+    start += view.offset * item
+    if view.is_contiguous:
+        return Stored(view.shape, view.dtype, file, start)
+    return Strided(view.shape, view.dtype, file, start, tuple(step * item for step in view.stride))
+
+
+def _unreadable(view: Foreign) -> Unreadable:
+    return Unreadable(f"it is made by {view.made_by}, which is not read")
+
+
+def _views(found: Any) -> dict[str, View | Foreign]:
+    """The tensors below nested dicts by their names, joined by dots. Raises: ValueError for one that stands twice."""
+    views: dict[str, View | Foreign] = {}
+    for name, view in _tensors(found):
+        if name in views:  # a dict in a dict, and a name with a dot in it
+            raise ValueError(f"it holds {name} twice")
+        views[name] = view
+    return views
+
+
 def _tensors(found: Any) -> Iterator[tuple[str, View | Foreign]]:
     """Every tensor, and every foreign thing that may stand for one, below nested dicts.
 
@@ -166,11 +193,6 @@ def _tensors(found: Any) -> Iterator[tuple[str, View | Foreign]]:
 
 
 def _directory(files: Files, name: str, size: int) -> list[zipfile.ZipInfo]:
-    if size and files.read((name, 0, 1)).tobytes() == PICKLE:
-        raise ValueError(
-            "it is of the format that torch wrote before version 1.6, which is not read; "
-            "load it with torch and save it again"
-        )
     try:
         with zipfile.ZipFile(io.BufferedReader(_Ranges(files, name, size), 2**16)) as archive:
             return archive.infolist()

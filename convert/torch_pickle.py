@@ -9,6 +9,7 @@ Source: Python's `pickletools`, which takes the opcodes apart; `torch/_utils.py`
 """
 
 import dataclasses
+import io
 import pickletools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,15 +116,21 @@ def read_pickle(data: bytes) -> Any:
 
     Sets become lists. Raises: ValueError, one sentence, for a pickle that is damaged, or none of torch's.
     """
+    return read_pickles(data, 1)[0][0]
+
+
+def read_pickles(data: bytes, count: int) -> tuple[list[Any], int]:
+    """What so many pickles in a row hold, and the byte after the last. Raises: as `read_pickle`."""
+    stream = io.BytesIO(data)
     try:
-        return _Machine().run(data)
+        return [_Machine().run(stream) for _ in range(count)], stream.tell()
     except ValueError:
         raise
     except Exception as error:  # of whatever kind a damaged stack leads to: that it is damaged is all there is to say
         raise ValueError(f"its pickle is damaged: {type(error).__name__}") from None
 
 
-def _opcodes(data: bytes) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
+def _opcodes(data: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]:
     try:
         yield from pickletools.genops(data)
     except ValueError as error:
@@ -141,7 +148,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Any:
+    def run(self, data: io.BytesIO) -> Any:
         for number, (opcode, argument, _) in enumerate(_opcodes(data)):
             if number > MAX_OPCODES:
                 raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
@@ -226,6 +233,8 @@ def _name(function: Any) -> str:
 
 def _persistent(machine: _Machine) -> None:
     [said] = machine.take(1)
+    if isinstance(said, tuple) and len(said) == 6 and said[5] is None:  # before torch 1.6: no part of another storage
+        said = said[:5]
     if not (isinstance(said, tuple) and len(said) == 5 and said[0] == "storage"):
         raise ValueError(f"its pickle refers to {quoted(said) if isinstance(said, str) else 'what is no storage'}")
     _, kind, key, _, count = said

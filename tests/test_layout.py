@@ -41,13 +41,14 @@ MAY_IMPORT = {
     "convert": MODELS | {"diffusion"},
     "pipelines": BELOW_PIPELINES,
     "prompting": GROUND | {"data"},
+    "finishing": BELOW_TRAIN,
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},
     "train.transformer": BELOW_TRAIN | {"train", "train.clips"},
     "train.vae": BELOW_TRAIN | {"train", "train.clips"},
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
 }
-MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting"}  # cogvx_jax/__init__.py
+MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN
 MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}

@@ -229,7 +229,7 @@ def test_a_record_is_read_as_it_was_written():
 @pytest.mark.parametrize(
     "changes, said",
     [
-        (dict(format="cogvx record 2"), "of a version that is not known here"),
+        (dict(format="cogvx record 3"), "of a version that is not known here"),
         (dict(format="other"), "no record of cogvx_jax"),
         (dict(format=["x"]), "no record of cogvx_jax"),
         (dict(more=1), "a record has decoded, device, enhanced, files"),

@@ -13,9 +13,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from torch_file import Raw, TorchFile, call, name, pickled, rebuilt, save, storage, text, write
+from torch_file import STORAGES, Raw, TorchFile, call, name, pickled, rebuilt, save, storage, text, write
 
-from cogvx_jax.convert import ConversionError, torch_pickle
+from cogvx_jax.convert import ConversionError, torch_legacy, torch_pickle
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.tensors import Unreadable
@@ -293,9 +293,7 @@ def test_other_containers_are_refused(tmp_path):
             open_tensors(tmp_path / "y.pt")
         return str(raised.value).partition("read: ")[2]
 
-    assert said(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.").startswith(
-        "it is of the format that torch wrote before version 1.6, which is not read; load it with torch"
-    )
+    assert said(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.").startswith("its pickle is damaged")
     assert said(b"").startswith("truncated, or no zip of torch")
     assert said(b"hello").startswith("truncated, or no zip of torch")
     assert said(whole[:-30]).startswith("truncated, or no zip of torch")
@@ -370,3 +368,52 @@ def test_a_thousand_damaged_files_are_sentences(tmp_path, tattle):
     assert refused > 300
     assert time.monotonic() - began < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def legacy(path, arrays, change=lambda parts: parts):
+    """A file as torch wrote it before version 1.6; `change` gets its five pickles and the rest, and gives them back."""
+    entries = {key: (number, array) for number, (key, array) in enumerate(arrays.items())}
+
+    def tensor(number, array):
+        stored = ("storage", name("torch", STORAGES[str(array.dtype)]), f"{number}", "cuda:0", array.size, None)
+        return rebuilt(Raw(pickled(stored) + b"Q"), 0, array.shape, [s // array.itemsize for s in array.strides])
+
+    values = [
+        torch_legacy.MAGIC,
+        torch_legacy.PROTOCOL,
+        {"protocol_version": 1001, "little_endian": True},
+        {f"module.{key}": tensor(*entry) for key, entry in entries.items()},
+        [f"{number}" for number, _ in entries.values()],
+    ]
+    numbers = [np.int64(array.size).tobytes() + array.tobytes() for array in arrays.values()]
+    parts = change([b"\x80\x02" + pickled(value) + b"." for value in values] + numbers)
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+def test_the_format_before_the_zip(tmp_path):
+    arrays = {"a": A, "half": np.arange(6, dtype=np.float16).reshape(2, 3)}
+    tensors = open_tensors(legacy(tmp_path / "x.pkl", arrays))
+    assert set(tensors) == {"module.a", "module.half"}
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(tensors.read(f"module.{key}"), array)
+        assert tensors[f"module.{key}"].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda parts: [*parts[:-1], parts[-1][:-1]], "truncated: storage '0' ends at byte"),
+        (lambda parts: parts[:-1], "truncated: storage '0' ends at byte"),
+        (lambda parts: parts[:3], "its pickle is damaged"),
+        (lambda parts: [*parts[:-1], np.int64(2).tobytes() + parts[-1][8:]], "has 2 numbers, its pickle says"),
+        (lambda parts: [parts[1], *parts[1:]], "none that torch wrote"),
+        (lambda parts: [*parts[:2], b"\x80\x02}.", *parts[3:]], "not little-endian"),
+        (lambda parts: [*parts[:4], b"\x80\x02](X\x01\x00\x00\x007e.", *parts[5:]], "storage '7' is of no known type"),
+        (lambda parts: [*parts[:4], b"\x80\x02].", *parts[5:]], "it lacks the storage '0'"),
+    ],
+)
+def test_what_is_wrong_with_the_format_before_the_zip(tmp_path, change, said):
+    with pytest.raises(ValueError, match="x.pkl cannot be read: ") as raised:
+        open_tensors(legacy(tmp_path / "x.pkl", {"a": A}, change))
+    assert said in str(raised.value)

@@ -22,6 +22,7 @@ from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.enhance import enhance
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.extend import extend
+from cogvx_jax.cli.finish import finish
 from cogvx_jax.cli.generate import generate
 from cogvx_jax.cli.info import info
 from cogvx_jax.cli.inspect import inspect
@@ -57,6 +58,7 @@ VERBS = {
     "replay": Verb(replay, "the video is not written"),
     "sign": Verb(sign, "the video is as it was"),
     "decode": Verb(decode, "no video was written"),
+    "finish": Verb(finish, "the finished video is not written"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),
     "plan": Verb(plan, "nothing was planned"),

@@ -54,13 +54,15 @@ def replay(
     problems += _compare_early(file, old, model)
     if old.decoded:
         problems.append(f"it was decoded by `cogvx decode` with {', '.join(map(printable, old.decoded))}")
+    if old.finished:
+        problems.append("it was finished by `cogvx finish`, which is not done again")
     _settle(file, problems, anyway)
     run = dataclasses.replace(_flags(file, old, model, out), progress=progress)
 
     def record_as(new: "Record") -> "Record":
         found = differences(old, new)
         _settle(file, [line for line in found if line not in problems], anyway)
-        return new if found else old
+        return new if found else dataclasses.replace(old, finished=())
 
     plan = Plan(record_as=record_as, tags=others_of(read_tags(file)))
     make_videos([_job(file, old, moves, run.out)], run, _given(file, old), plan)

@@ -61,6 +61,7 @@ def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]
     yield "files", [f"{key} {_text(value)}" for key, value in record.files.items()]
     yield "made of", [_input(one) for one in record.inputs]
     yield "decoded by", [f"{key} {_text(value)}" for key, value in record.decoded.items()]
+    yield "finished", [f"{key} {_text(value)}" for step in record.finished for key, value in step.items()]
     yield "versions", [f"{key} {_text(value)}" for key, value in record.versions.items()]
     yield "device", [f"{key} {_text(value)}" for key, value in record.device.items()]
     yield "record", record.id

@@ -272,15 +272,29 @@ def check_writable(path, *, commented: bool = False) -> None:
     """
     check_local(path, "a video's file or folder")
     path = Path(path)
+    if "\0" not in str(path) and path.suffix.lower() not in {"", *FORMATS}:
+        raise ValueError(
+            f"{str(path)!r} must end in one of {', '.join(FORMATS)} to say which kind of video to write; "
+            "without a suffix it is a folder of PNGs"
+        )
+    check_output_place(path)
+    if commented and path.suffix.lower() in BESIDE:
+        check_sidecar(written_place(path))
+    if path.suffix and (encoder := FORMATS[path.suffix.lower()].encoder) not in av.codecs_available:
+        raise OSError(f"the installed PyAV has no encoder {encoder}; `pip install --force-reinstall av` brings one")
+
+
+def check_output_place(path) -> None:
+    """Checks that a file, or without a suffix a folder, can be written there; its kind is no matter.
+
+    Raises: as `check_writable`, for the place.
+    """
+    check_local(path, "a video's file or folder")
+    path = Path(path)
     name = repr(str(path))
     if "\0" in str(path):
         raise ValueError(f"{name} holds a NUL, which no file name may")
     folder = written_place(path).parent
-    if path.suffix.lower() not in {"", *FORMATS}:
-        raise ValueError(
-            f"{name} must end in one of {', '.join(FORMATS)} to say which kind of video to write; "
-            "without a suffix it is a folder of PNGs"
-        )
     if path.is_dir() and path.suffix:
         raise IsADirectoryError(f"{name} is a folder; give the name of a file to write")
     if path.is_dir() and not is_empty(path):
@@ -293,10 +307,6 @@ def check_writable(path, *, commented: bool = False) -> None:
         raise FileNotFoundError(f"the folder {str(folder)!r} does not exist; create it first or write elsewhere")
     if not folder.is_dir():
         raise NotADirectoryError(f"{str(folder)!r} is a file, not a folder; write elsewhere")
-    if commented and path.suffix.lower() in BESIDE:
-        check_sidecar(written_place(path))
-    if path.suffix and (encoder := FORMATS[path.suffix.lower()].encoder) not in av.codecs_available:
-        raise OSError(f"the installed PyAV has no encoder {encoder}; `pip install --force-reinstall av` brings one")
     try:  # os.access says yes to root even where nothing can be written
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -18,6 +18,7 @@ from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.options import Options
 
 FORMAT = "cogvx record 1"  # changes when an older program could not read it
+FINISHED = "cogvx record 2"  # of a video that was finished, which version 1 had no place for
 FAMILY = "cogvx record "
 MAX_ENTRIES = 10_000  # of a list or a section
 
@@ -39,6 +40,7 @@ class Record:
       device: on which it was computed.
       enhanced: what the prompt was made of by a language model, `wish`, and the name of that, `llm`.
       decoded: flags of `cogvx decode`, where that decoded it in another way.
+      finished: what `finishing` did with it afterwards, a step after the other: options, weights, versions.
     Raises: ValueError, one sentence, for fields of another kind.
     """
 
@@ -52,6 +54,7 @@ class Record:
     device: Mapping[str, Any]
     enhanced: Mapping[str, str] = dataclasses.field(default_factory=dict)
     decoded: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    finished: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -63,7 +66,10 @@ class Record:
     @property
     def text(self) -> str:
         """The JSON text, the same for equal records."""
-        return json.dumps({"format": FORMAT, **vars(self)}, ensure_ascii=False, separators=(",", ":"))
+        fields = {"format": FINISHED if self.finished else FORMAT, **vars(self)}
+        if not self.finished:
+            del fields["finished"]
+        return json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
 
     @property
     def id(self) -> str:
@@ -77,14 +83,15 @@ def parse_record(text: str) -> Record:
         raise ValueError(f"it has {len(text):,} characters, and a record at most {MAX_BYTES:,}")
     found = parse_json(text)
     kind = found.pop("format", None)
-    if kind != FORMAT:
+    if kind not in (FORMAT, FINISHED):
         later = isinstance(kind, str) and kind.startswith(FAMILY)
         raise ValueError(f"it is {'of a version that is not known here' if later else 'no record of cogvx_jax'}")
-    names = {field.name for field in dataclasses.fields(Record)}
+    names = {field.name for field in dataclasses.fields(Record)} - ({"finished"} if kind == FORMAT else set())
     if found.keys() != names:
         raise ValueError(f"a record has {', '.join(sorted(names))}, and this one {quoted(sorted(found))}")
-    for name in ("prompts", "inputs"):
-        found[name] = tuple(found[name]) if isinstance(found[name], list) else found[name]
+    for name in ("prompts", "inputs", "finished"):
+        if isinstance(found.get(name), list):
+            found[name] = tuple(found[name])
     return Record(**found)
 
 
@@ -186,6 +193,10 @@ def _check(record: Record) -> None:
         raise ValueError(f"inputs must be a list, got {quoted(record.inputs)}")
     for one in record.inputs:
         _check_keys("an input", one, INPUT)
+    if not isinstance(record.finished, tuple) or len(record.finished) > MAX_ENTRIES:
+        raise ValueError(f"finished must be a list, got {quoted(record.finished)}")
+    for step in record.finished:
+        _check_section("a step of finished", step, None)
 
 
 def _check_section(name: str, value: Any, kinds: tuple[type, ...] | None) -> None:

@@ -79,9 +79,9 @@ def test_what_is_written_torch_opens(tmp_path):
                 np.testing.assert_array_equal(found[key].reshape(-1).view(torch.uint8).numpy(), wanted)
 
 
-def test_the_format_before_the_zip_is_refused(tmp_path):
-    torch.save({"a": torch.ones(3)}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
-    with pytest.raises(
-        ValueError, match="x.pt cannot be read: it is of the format that torch wrote before version 1.6"
-    ):
-        open_tensors(tmp_path / "x.pt")
+def test_the_format_before_the_zip(tmp_path):
+    half = torch.arange(12, dtype=torch.float16).reshape(3, 4).T  # of strides unlike those of C
+    torch.save({"a": torch.ones(3), "b": half}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    tensors = open_tensors(tmp_path / "x.pt")
+    np.testing.assert_array_equal(tensors.read("a"), np.ones(3, np.float32))
+    np.testing.assert_array_equal(tensors.read("b"), half.numpy())

@@ -1,0 +1,77 @@
+"""Videos to finish, whatever they come as: a file, a `Video`, frames, or frames as they are made."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.rates import frame_rate
+from cogvx_jax.data.video import Video
+from cogvx_jax.data.writer import check_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A video while it is read.
+
+    frames: (H, W, 3) uint8 each.
+    count: how many there should be; None where that is not known before the end.
+    """
+
+    frames: Iterator[np.ndarray]
+    fps: Fraction
+    height: int
+    width: int
+    count: int | None
+
+
+@contextlib.contextmanager
+def open_source(video: Any, fps: float | Fraction | None = None) -> Iterator[Opened]:
+    """Opens a video to read it once.
+
+    Args:
+      video: a path, a `Video` of one clip, frames (F, H, W, 3) uint8, or an iterable of such, as they are made.
+      fps: the rate of frames, which know none; of a file, another than it says.
+    Raises: FileNotFoundError; ValueError for what is no video, holds no frame, or has no known rate.
+    """
+    if isinstance(video, str | os.PathLike):
+        with stream_video(video) as stream:
+            rate = stream.fps if fps is None else frame_rate(fps)
+            if rate is None:
+                raise ValueError(f"{str(video)!r} does not tell its rate; give source_fps, its frames a second")
+            count = None if stream.duration is None else max(round(stream.duration * rate), 1)
+            yield _opened(stream.at(itertools.count()), rate, count, repr(str(video)))
+        return
+    if isinstance(video, Video):
+        if len(video.frames) != 1:
+            raise ValueError(f"one clip is finished at a time, and this video has {len(video.frames)}")
+        video, fps = video.frames[0], video.fps if fps is None else fps
+    if fps is None:
+        raise ValueError("frames know no rate; give source_fps, their frames a second")
+    count = len(video) if isinstance(video, np.ndarray) else None
+    yield _opened(_frames(video), frame_rate(fps), count, "the video")
+
+
+def _opened(frames: Iterator[np.ndarray], fps: Fraction, count: int | None, name: str) -> Opened:
+    first = next(frames, None)
+    if first is None:
+        raise ValueError(f"{name} holds no frames; give one with at least one")
+    height, width = first.shape[:2]
+    return Opened(itertools.chain([first], frames), fps, height, width, count)
+
+
+def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Raises: ValueError for frames of another shape, type or size than the first."""
+    size = None
+    for some in [video] if isinstance(video, np.ndarray) else video:
+        frames = check_frames(some, "FHW3")
+        size = size or frames.shape[1:3]
+        if frames.shape[1:3] != size:
+            raise ValueError(f"all frames must be {size[0]}x{size[1]}, got {frames.shape[1]}x{frames.shape[2]}")
+        yield from frames

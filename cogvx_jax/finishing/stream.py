@@ -1,0 +1,170 @@
+"""Frames finished as they come: enlarged in tiles, resized, interpolated. Memory does not grow with the video."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Generator, Iterator
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cogvx_jax.finishing.ahead import ahead
+from cogvx_jax.finishing.colour import to_bytes
+from cogvx_jax.finishing.cuts import is_cut
+from cogvx_jax.finishing.interpolate import between, middle_program
+from cogvx_jax.finishing.networks import (
+    INTERPOLATORS,
+    UPSCALERS,
+    Loaded,
+    find_weights,
+    load_interpolator,
+    load_upscaler,
+)
+from cogvx_jax.finishing.options import Finish, Geometry
+from cogvx_jax.finishing.rates import frame_count, last_count, levels, parts
+from cogvx_jax.finishing.source import Opened, open_source
+from cogvx_jax.finishing.upscale import upscale_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A video that is about to be finished, all of it checked and its networks loaded."""
+
+    options: Finish
+    source: Opened
+    geometry: Geometry
+    rate: Fraction
+    upscaler: Loaded | None
+    interpolator: Loaded | None
+
+    @property
+    def count(self) -> int | None:
+        """Frames that come out; None where those that go in are not known."""
+        read = self.source.count
+        return None if read is None else frame_count(read, self.source.fps, self.rate, self.options.hold)
+
+    @property
+    def estimate(self) -> str:
+        """What is to be done, in words."""
+        (h, w), (height, width) = self.geometry.source, self.geometry.final
+        come, go = self.source.count, self.count
+        text = f"{'frames' if come is None else f'{come} frames'} of {h}x{w} at {float(self.source.fps):g} fps become "
+        text += f"{'some' if go is None else go} of {height}x{width} at {float(self.rate):g} fps"
+        work = [f"{name} {teraflops:,.2f} TFLOP" for name, teraflops in self._work() if teraflops]
+        return text + (f"; {', '.join(work)}" if work and come is not None else "")
+
+    def _work(self) -> Iterator[tuple[str, float]]:
+        come, go = self.source.count or 0, self.count or 0
+        first = self.options.interpolate_first
+        if self.upscaler is not None:
+            pixels = self.geometry.source[0] * self.geometry.source[1] * (go if first else come)
+            yield "to enlarge", 2e-12 * pixels * self.upscaler.network.multiplications
+        if self.interpolator is not None:
+            height, width = self.geometry.source if first else self.geometry.final
+            each = 2 ** levels(self.source.fps, self.rate) - 1  # the most
+            yield "to interpolate", 2e-12 * height * width * self.interpolator.network.multiplications * each * come
+
+
+@contextlib.contextmanager
+def open_job(
+    video: Any, options: Finish, source_fps: float | Fraction | None = None, *, even: bool = True
+) -> Iterator[Job]:
+    """Opens a video, checks all that is asked of it, and loads the networks.
+
+    Args:
+      video, source_fps: see `open_source`.
+      even: sides of the result are even.
+    Raises: FileNotFoundError, also for weights that are not there; ValueError.
+    """
+    upscaler = find_weights(options.upscaler, UPSCALERS) if options.scale > 1 else None
+    with open_source(video, source_fps) as source:
+        rate = source.fps if options.rate is None else options.rate
+        geometry = Geometry.of(options, source.height, source.width, even)
+        flow = find_weights(options.interpolator, INTERPOLATORS) if levels(source.fps, rate) else None
+        yield Job(
+            options,
+            source,
+            geometry,
+            rate,
+            None if upscaler is None else load_upscaler(upscaler),
+            None if flow is None else load_interpolator(flow),
+        )
+
+
+def finished_pictures(job: Job) -> Generator[jax.Array, None, None]:
+    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order."""
+    enlarge, middle = _enlarge(job), _middle(job)
+    first = job.options.interpolate_first
+    with ahead(job.source.frames) as frames:
+        made = _timed(job, frames, _as_float if first else enlarge, middle)
+        yield from map(enlarge, made) if first else made
+
+
+def _timed(
+    job: Job, frames: Iterator[np.ndarray], enlarge: Callable, middle: Callable[[jax.Array, jax.Array], jax.Array]
+) -> Iterator[jax.Array]:
+    """Every frame at its moments, and what lies between it and the next."""
+    fps, before, picture, number = job.source.fps, None, None, -1
+    for number, frame in enumerate(frames):
+        following = enlarge(frame)
+        if before is not None and picture is not None:
+            moments = parts(number - 1, fps, job.rate)
+            if job.options.cuts and any(moments) and is_cut(before, frame):
+                moments = (Fraction(0),) * len(moments)
+            yield from between(picture, following, moments, middle)
+        before, picture = frame, following
+    for _ in range(last_count(number + 1, fps, job.rate, job.options.hold)):
+        assert picture is not None
+        yield picture
+
+
+def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
+    """Of a frame, uint8 or float in [0, 1], the picture in its last size."""
+    geometry = job.geometry
+    fit = functools.partial(_fit, geometry)
+    if job.upscaler is None:
+        return lambda frame: fit(_as_float(frame))
+    program = upscale_program(job.upscaler.network, *geometry.source, tile=job.options.tile)
+    params = job.upscaler.params
+    made = job.upscaler.network.factor
+    return lambda frame: fit(program(params, _as_float(frame)), made)
+
+
+def _middle(job: Job) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    if job.interpolator is None:
+        return lambda first, second: first  # never asked for
+    size = job.geometry.source if job.options.interpolate_first else job.geometry.final
+    return functools.partial(middle_program(job.interpolator.network, *size), job.interpolator.params)
+
+
+@jax.jit
+def _bytes_as_float(frame: jax.Array) -> jax.Array:
+    return frame.astype(jnp.float32) / 255
+
+
+def _as_float(frame: np.ndarray | jax.Array) -> jax.Array:
+    return _bytes_as_float(jnp.asarray(frame)) if frame.dtype == np.uint8 else jnp.asarray(frame)
+
+
+def _fit(geometry: Geometry, picture: jax.Array, made: int = 1) -> jax.Array:
+    """A picture that is `made` times the source's size, in the last one."""
+    if picture.shape[:2] == geometry.final:
+        return picture
+    return _resized(picture, geometry.resized, geometry.crop, geometry.final)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _resized(picture: jax.Array, size: tuple[int, int], crop: tuple[int, int], final: tuple[int, int]) -> jax.Array:
+    """Resized by a cubic filter that is widened where the picture becomes smaller, then cropped."""
+    if picture.shape[:2] != size:
+        picture = jax.image.resize(picture, (*size, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
+    (top, left), (height, width) = crop, final
+    return jnp.clip(picture[top : top + height, left : left + width], 0, 1)
+
+
+def as_bytes(picture: jax.Array) -> np.ndarray:
+    """(H, W, 3) in [0, 1] -> uint8, dithered."""
+    return np.asarray(to_bytes(picture))

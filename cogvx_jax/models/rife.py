@@ -1,0 +1,131 @@
+"""RIFE HDv3, which makes the picture in the middle of two: a flow in three steps, coarse to fine, and a blend.
+
+A step estimates how the flow from the middle to either picture changes, at a part of the size, once forward and once
+with the pictures swapped; the mean of both is taken. It knows the middle alone: other moments are middles of middles.
+
+Shapes: B pairs, H W pixels, C channels; 2B stands for pairs and the same pairs swapped.
+
+Source: Huang et al. 2022, arXiv:2011.06294; `train_log/IFNet_HDv3.py` of version 3.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cogvx_jax.nn.conv2d import Conv2D, PReLU, TransposedConv2D
+from cogvx_jax.nn.resize import resize_linear
+
+SCALES = (4, 2, 1)  # of the steps, in full-size pixels to one; all doubled for pictures of 4K
+PAIRS = 4  # of residual convolutions in a step
+
+
+class Middle(NamedTuple):
+    """What the network finds.
+
+    picture: (B, H, W, 3) float32.
+    flow: (B, H, W, 4) float32 pixels: x and y to where the first picture is looked up, then the same of the second.
+    mask: (B, H, W, 1) float32: the first picture's part, 0 to 1.
+    """
+
+    picture: jax.Array
+    flow: jax.Array
+    mask: jax.Array
+
+
+class RIFE(nn.Module):
+    """Pictures (B, H, W, 3) in [0, 1] and as many that follow them -> `Middle`. H and W are multiples of `multiple`."""
+
+    width: int = 90
+    scales: tuple[int, ...] = SCALES
+    dtype: str = "float32"
+
+    @property
+    def multiple(self) -> int:
+        """Of pixels."""
+        return 8 * self.scales[0]  # as the reference pads; half of it would do
+
+    @property
+    def multiplications(self) -> int:
+        """Of one pixel of a pair, each with an addition."""
+        w, h = self.width, self.width // 2
+        convs = 9 * (11 * h / 4 + h * w / 16 + 2 * PAIRS * w * w / 16)
+        heads = 16 * (2 * w * h / 16 + 5 * h / 4)
+        return round(sum(2 * (convs + heads) / scale**2 for scale in self.scales))
+
+    @nn.compact
+    def __call__(self, first: jax.Array, second: jax.Array) -> Middle:
+        first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+        flow, mask = jnp.zeros((*first.shape[:3], 4)), jnp.zeros((*first.shape[:3], 1))
+        warped = first, second
+        for i, scale in enumerate(self.scales):
+            step = FlowStep(self.width, self.dtype, name=f"block{i}")
+            seen = jnp.concatenate([*warped, mask], axis=-1), jnp.concatenate([*warped[::-1], -mask], axis=-1)
+            change, gain = step(jnp.concatenate(seen), jnp.concatenate([flow, _swapped(flow)]), scale)
+            (forward, backward), (gained, lost) = jnp.split(change, 2), jnp.split(gain, 2)
+            flow = flow + (forward + _swapped(backward)) / 2
+            mask = mask + (gained - lost) / 2
+            warped = warp(first, flow[..., :2]), warp(second, flow[..., 2:])
+        part = nn.sigmoid(mask)
+        return Middle(warped[0] * part + warped[1] * (1 - part), flow, part)
+
+
+class FlowStep(nn.Module):
+    """What a step changes: (2B, H, W, 7) and the flow (2B, H, W, 4) -> flow (2B, H, W, 4), mask (2B, H, W, 1)."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, seen: jax.Array, flow: jax.Array, scale: int) -> tuple[jax.Array, jax.Array]:
+        height, width = seen.shape[1:3]
+        y = jnp.concatenate([_smaller(seen, scale), _smaller(flow, scale) / scale], axis=-1)
+        for i, features in enumerate((self.width // 2, self.width)):
+            y = PReLU(name=f"down{i}_act")(Conv2D(features, 2, dtype=self.dtype, name=f"down{i}")(y))
+        for pair in range(PAIRS):
+            inner = y
+            for i in range(2):
+                name = f"pair{pair}_{i}"
+                inner = PReLU(name=f"{name}_act")(Conv2D(self.width, dtype=self.dtype, name=name)(inner))
+            y = y + inner
+        found = []
+        for head, features in (("flow", 4), ("mask", 1)):
+            z = PReLU(name=f"{head}_act")(TransposedConv2D(self.width // 2, dtype=self.dtype, name=f"{head}0")(y))
+            z = TransposedConv2D(features, dtype=self.dtype, name=f"{head}1")(z)
+            found.append(resize_linear(z.astype(jnp.float32), {1: height, 2: width}) if scale > 1 else z)
+        return found[0].astype(jnp.float32) * scale, found[1].astype(jnp.float32)
+
+
+def warp(picture: jax.Array, flow: jax.Array) -> jax.Array:
+    """Looks every pixel up where its flow points, between pixels by their distance, beyond the border on the border.
+
+    Args:
+      picture: (B, H, W, C).
+      flow: (B, H, W, 2) pixels, x and y.
+    Returns: (B, H, W, C).
+    """
+    _, height, width, _ = picture.shape
+    rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None]
+    y = jnp.clip(rows + flow[..., 1], 0, height - 1)
+    x = jnp.clip(columns + flow[..., 0], 0, width - 1)
+    top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+    bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
+    down, across = (y - top)[..., None], (x - left)[..., None]
+    look = jax.vmap(lambda one, row, column: one[row, column])
+    above = look(picture, top, left) * (1 - across) + look(picture, top, right) * across
+    below = look(picture, bottom, left) * (1 - across) + look(picture, bottom, right) * across
+    return above * (1 - down) + below * down
+
+
+def _swapped(flow: jax.Array) -> jax.Array:
+    return jnp.concatenate([flow[..., 2:], flow[..., :2]], axis=-1)
+
+
+def _smaller(x: jax.Array, scale: int) -> jax.Array:
+    """(B, H, W, C) -> (B, H / scale, W / scale, C): the mean of the two middle pixels each way, for an even scale."""
+    for axis in (1, 2) if scale > 1 else ():
+        shape = (*x.shape[:axis], x.shape[axis] // scale, scale, *x.shape[axis + 1 :])
+        middle = jax.lax.slice_in_dim(x.reshape(shape), scale // 2 - 1, scale // 2 + 1, axis=axis + 1)
+        x = jnp.mean(middle, axis=axis + 1)
+    return x
