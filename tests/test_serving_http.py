@@ -13,7 +13,7 @@ import httpx
 from serving import CIRCLE, CREATE, Site, create, refused
 
 from cogvx_jax.data.video import read_video
-from cogvx_jax.serving.queue import Retention
+from cogvx_jax.serving.queue import ALIKE, Retention
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +137,19 @@ def test_a_vendors_model_is_ours(client):
     video = create(client, model="sora-2")
     assert video["model"] == "tiny" and video["notes"][0] == "model sora-2 is not served here; tiny makes the video"
     assert "notes" not in create(client, model="tiny")
+
+
+def test_requests_that_are_alike_say_so(waiting):
+    """What a worker may make together; see test_serving_together.py."""
+
+    def like(**fields):
+        video = httpx.post(waiting.url + CREATE, json={"prompt": "x"} | fields, timeout=30).json()
+        return waiting.queue.get(video["id"]).asked[ALIKE]
+
+    own = like()
+    assert own == like(prompt="y", seed=7, negative_prompt="dark") and own is not None
+    assert own not in (like(num_inference_steps=7), like(loras=["tiny-fast"]))
+    assert like(reuse="every:2") is None
 
 
 def test_warnings_of_a_request_are_notes(client):
