@@ -112,17 +112,19 @@ def work(
     queue, store = Queue(run.url), Store(run.store)
     spec = load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
     from cogvx_jax.serving.adapters import Adapters, find_parts
-    from cogvx_jax.serving.making import Maker, warm_options
+    from cogvx_jax.serving.making import warm_options
+    from cogvx_jax.serving.making_together import TogetherMaker
 
     adapters, parts = Adapters(run.loras), find_parts(**run.parts)
     for size in run.warm:
         check_sampling(spec, warm_options(spec, size))
     model = load_model(run, about)
     preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
-    maker = Maker(model, adapters, run.save_every, preview, record=run.record, parts=parts)
-    worker = Worker(
-        queue, store, maker, model=run.model, describe=sentence, lease=run.lease, report=report, name=_own_name()
-    )
+    width = 1 if model.mesh is None else model.mesh.shape.get("data", 1)
+    maker = TogetherMaker(model, adapters, run.save_every, preview, record=run.record, parts=parts, width=width)
+    how: dict[str, Any] = dict(several=maker.several, at_a_time=maker.width)
+    how |= dict(describe=sentence, lease=run.lease, report=report, name=_own_name())
+    worker = Worker(queue, store, maker, model=run.model, **how)
     maker.warm(run.warm)
     report(f"worker {worker.name} makes videos with {run.model}")
     with sigterm(worker.end):

@@ -195,17 +195,29 @@ class _Loop:
         """What must be the same where the run goes on."""
         model, inputs = self._model, self._inputs
         facts = dict(asked) | run_facts(model.spec, model.compute, model.mesh, exact=model.exact)
-        control, nets = inputs.control, ()
-        if control is not None:
-            control, nets = control._replace(params=()), control.params
-        motion, fusers = inputs.motion, ()
-        if motion is not None:
-            motion, fusers = motion._replace(fusers=()), motion.fusers
-        beside = inputs.known, inputs.reference, inputs.regions, motion, control
-        short = None if self._short is None else (self._short.computed, self._short.control)
-        laid = self.sampler.timesteps, self.sampler.table, self._weights, short, self._windows
-        arrays = inputs.latents, inputs.condition, beside, states, laid
-        return identify(facts, {"transformer": self._params, "controlnets": nets, "tora": fusers}, arrays)
+        nets = () if inputs.control is None else inputs.control.params
+        fusers = () if inputs.motion is None else inputs.motion.fusers
+        params = {"transformer": self._params, "controlnets": nets, "tora": fusers}
+        arrays = identifying(inputs, states, self.sampler, self._weights, self._short, self._windows)
+        return identify(facts, params, arrays)
+
+
+def identifying(
+    inputs: SamplingInputs,
+    states: jax.Array,
+    sampler: samplers.Sampler,
+    weights: Any,
+    short: Schedule | None,
+    windows: Laid | None,
+) -> Any:
+    """Arrays that are computed of a request, and by which its saved steps are known; arguments as for `denoise`."""
+    control, motion = inputs.control, inputs.motion
+    control = None if control is None else control._replace(params=())
+    motion = None if motion is None else motion._replace(fusers=())
+    beside = inputs.known, inputs.reference, inputs.regions, motion, control
+    steps = None if short is None else (short.computed, short.control)
+    laid = sampler.timesteps, sampler.table, weights, steps, windows
+    return inputs.latents, inputs.condition, beside, states, laid
 
 
 def _check_same(resume: SavedSteps, here: Identity, count: int) -> None:
@@ -294,11 +306,16 @@ def _begin(
     sampler: samplers.Sampler,
     guider: Guider | None,
 ):
-    """What sampling starts from, and the states of all rows: those of the negatives come first."""
+    """What sampling starts from, and the states of all rows."""
     # Its own copy, since the state is donated to the steps.
     state = init(jnp.array(latents), sampler.history)._replace(guider=combining.start(guider, latents.shape))
     state = jax.tree.map(lambda x: replicate(x, model.mesh), state)
-    return state, text if negative is None else jnp.concatenate([negative, text])
+    return state, rows_of(text, negative)
+
+
+def rows_of(text: jax.Array, negative: jax.Array | None) -> jax.Array:
+    """The states of all rows of a step: those of the negatives come first."""
+    return text if negative is None else jnp.concatenate([negative, text])
 
 
 class RecordedSteps(NamedTuple):

@@ -160,14 +160,10 @@ def sample(
         texts = jax.tree.map(lambda x: replicate(x, model.mesh), texts)
     plan = sampler_of(model, request)
     inputs = sampling_inputs(model, request, noise, plan)
-    weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
-    layers, branches = model.spec.transformer.layers, 1 + request.guided
-    numbers = guiders.lay_out(request.guider, weights, layers=layers, enhance=request.enhance, branches=branches)
-    short = short_schedule(model, request, plan)
-    if short is None and watch is not None:
-        short = every_step(len(plan.timesteps))
-    given: dict[str, Any] = dict(guider=request.guider, noise=noise, short=short)
-    given["windows"] = windows_of(model, request, len(plan.timesteps))
+    numbers, given = loop_arguments(model, request, plan)
+    given["noise"] = noise
+    if given["short"] is None and watch is not None:
+        given["short"] = every_step(len(plan.timesteps))
     if inputs.inverted is not None:
         inputs = _with_reference(model, request, inputs, texts, plan, noise=noise, progress=progress)
     if one_program:
@@ -175,6 +171,15 @@ def sample(
     on_step = None if on_step is None else told(on_step, padding=request.padding)
     given |= dict(progress=progress, watch=watch, on_step=on_step, resume=resume, asked=request_facts(request))
     return denoise(model, inputs, texts.prompts, texts.negative, plan, numbers, **given)
+
+
+def loop_arguments(model: Model, request: Request, plan: samplers.Sampler) -> tuple[Any, dict[str, Any]]:
+    """What of a request goes into each step: numbers of guidance, and arguments of `denoise` by name."""
+    weights = guidance.weights(request.guidance, plan.timesteps, kept_steps(request, request.strength), request.dynamic)
+    layers, branches = model.spec.transformer.layers, 1 + request.guided
+    numbers = guiders.lay_out(request.guider, weights, layers=layers, enhance=request.enhance, branches=branches)
+    short, laid = short_schedule(model, request, plan), windows_of(model, request, len(plan.timesteps))
+    return numbers, {"guider": request.guider, "short": short, "windows": laid}
 
 
 def _with_reference(

@@ -201,8 +201,12 @@ def identify(facts: Mapping[str, str], params: Any, inputs: Any) -> Identity:
         another, not to find damage.
       inputs: arrays that are computed of the request.
     """
-    found = dict(facts) | {"weights": _weights_digest(params)}
-    return Identity(found, _digest({str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(inputs))}))
+    return Identity(dict(facts) | {"weights": _weights_digest(params)}, inputs_digest(inputs))
+
+
+def inputs_digest(inputs: Any) -> str:
+    """A hash of arrays that are computed of a request."""
+    return _digest({str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(inputs))})
 
 
 def _arrays(carried: Carried) -> Iterator[tuple[str, jax.Array]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def warm_options(spec: ModelSpec, size: str) -> Options:
     return Options(size=(height, width), frames=frames, steps=2, **inputs)
 
 
-def _shape(request: Request) -> Any:
+def shape_of(request: Request) -> Any:
     """What decides which programs a request needs."""
     short = (request.reuse is None, request.way is None, request.windows, request.positions)
     return request.batch_shape, request.guided, request.sampler, request.task, short, request.tiling
@@ -99,6 +99,9 @@ class Maker:
         """See `worker.Make`. What it warns of is added to the job's notes."""
         with warned() as warnings:
             self._make(job, folder, out, progress)
+        self._note(job, folder, progress, warnings)
+
+    def _note(self, job: Job, folder: Path, progress: Progress, warnings: Iterable[str]) -> None:
         notes = dict.fromkeys([*job.shown.get("notes", ()), *map(self._worded(folder), warnings)])
         if notes:
             progress.shown["notes"] = list(notes)
@@ -109,10 +112,8 @@ class Maker:
         return functools.partial(without_folders, folders=folders)
 
     def _make(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
-        model = self._with_loras(job.asked.get("loras", []))
-        request = request_of(model.spec, job.asked, folder, self._parts)
-        model = generate.fitting(model, request)
-        progress.tell(stage="sampling" if _shape(request) in self._compiled else "compiling")
+        model, request = self._checked(job, folder)
+        progress.tell(stage="sampling" if shape_of(request) in self._compiled else "compiling")
         stepping = Stepping(folder, progress, self._save_every, self._preview)
         if request.extend is not None:
             frames = generate.extended_frames(model, request, progress=False, **stepping.watching())
@@ -120,7 +121,19 @@ class Maker:
             latents = np.asarray(stepping.sample(model, request))
             progress.tell(stage="decoding")
             frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
-        self._compiled.add(_shape(request))
+        self._compiled.add(shape_of(request))
+        self._write(model, request, frames, folder, out, progress)
+
+    def _checked(self, job: Job, folder: Path) -> tuple[Model, Request]:
+        """The model with a job's LoRAs, fit for its request, and the request. Raises: ValueError, OSError."""
+        model = self._with_loras(job.asked.get("loras", []))
+        request = request_of(model.spec, job.asked, folder, self._parts)
+        return generate.fitting(model, request), request
+
+    def _write(
+        self, model: Model, request: Request, frames: Iterable[np.ndarray], folder: Path, out: Path, progress: Progress
+    ) -> None:
+        """Writes the frames as they are decoded, and beside them for those who watch meanwhile."""
         change = functools.partial(_without_places, worded=self._worded(folder))
         comment = record_text(model, request, change=change) if self._record else None
         tags = _tags(folder) if self._record else {}  # a graph holds the prompt, too
@@ -136,13 +149,16 @@ class Maker:
 
         Raises: as `warm_options` and `check_request`.
         """
-        requests = [check_request(self._model.spec, "", warm_options(self._model.spec, size)) for size in sizes]
-        for request in requests:
+        for request in self._warmed(sizes):
             model = generate.fitting(self._model, request)
             latents = np.asarray(generate.sample(model, request, progress=False))
             for _ in decode_frames(model, latents, request.padding):
                 pass
-            self._compiled.add(_shape(request))
+            self._compiled.add(shape_of(request))
+
+    def _warmed(self, sizes: Sequence[str]) -> list[Request]:
+        """A short run of each size."""
+        return [check_request(self._model.spec, "", warm_options(self._model.spec, size)) for size in sizes]
 
     def _with_loras(self, loras: list[Any]) -> Model:
         """The model with a job's LoRAs, names and weights; those of the job before are kept."""

@@ -24,6 +24,8 @@ VERSION = "1"  # of the tables
 ALIVE = 15.0  # seconds since a worker was seen last
 FORGOTTEN = 86400.0  # seconds after which a worker's row goes
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "running", "completed", "failed"
+ALIKE = "alike"  # key of `asked`: text that jobs share which may be made together; None of those made alone
+LOOKED_AT = 100  # jobs among which a worker looks for some that are alike
 CANCELLED = "cancelled"  # an error code: the APIs have no such status
 
 _TABLES = sa.MetaData()
@@ -292,13 +294,32 @@ class Queue:
             .limit(1)
             .with_for_update(skip_locked=True)  # which SQLite has not, nor needs: one process writes at a time
         )
-        taken: dict[str, Any] = dict(status=RUNNING, worker=worker, due=clock() + lease, stage="starting", **_CHANGED)
-        taken |= dict(attempts=JOBS.c.attempts + 1, started=sa.func.coalesce(JOBS.c.started, clock()))
+        taken = _taken(worker, lease)
         with self.database.writes() as connection:
             self._give_up(connection)
             claim = JOBS.update().where(JOBS.c.seq == first.scalar_subquery()).values(**taken).returning(JOBS)
             row = connection.execute(claim).first()
         return None if row is None else Job.of(row)
+
+    def claim_like(self, job: Job, most: int, lease: float = LEASE) -> list[Job]:
+        """At most `most` more jobs for the worker of one that it has just claimed, which it may make together with it.
+
+        Those are alike by what the service noted of them, wait, and were never begun.
+        """
+        if job.asked.get(ALIKE) is None or job.step or most < 1:
+            return []
+        waiting = (JOBS.c.status == QUEUED, JOBS.c.due <= clock(), JOBS.c.model == job.model, JOBS.c.step == 0)
+        order = JOBS.c.priority.desc(), JOBS.c.seq
+        near = (
+            sa.select(JOBS.c.seq, JOBS.c.asked).where(*waiting, JOBS.c.attempts == 0).order_by(*order).limit(LOOKED_AT)
+        )
+        taken = _taken(job.worker, lease)
+        with self.database.writes() as connection:
+            found = connection.execute(near.with_for_update(skip_locked=True))
+            alike = [row.seq for row in found if row.asked.get(ALIKE) == job.asked[ALIKE]][:most]
+            claim = JOBS.update().where(JOBS.c.seq.in_(alike)).values(**taken).returning(JOBS)
+            rows = connection.execute(claim).all() if alike else []
+        return sorted(map(Job.of, rows), key=lambda one: (-one.priority, one.seq))
 
     def _give_up(self, connection: sa.Connection) -> None:
         """Ends the jobs whose workers have died time after time."""
@@ -420,6 +441,12 @@ class Queue:
 
 _CHANGED: dict[str, Any] = dict(revision=JOBS.c.revision + 1)
 _ENDED: dict[str, Any] = dict(due=None, finished=clock(), preview=None, **_CHANGED)
+
+
+def _taken(worker: str | None, lease: float) -> dict[str, Any]:
+    """What of a row says that a worker has it."""
+    found: dict[str, Any] = dict(status=RUNNING, worker=worker, due=clock() + lease, stage="starting", **_CHANGED)
+    return found | dict(attempts=JOBS.c.attempts + 1, started=sa.func.coalesce(JOBS.c.started, clock()))
 
 
 def _held(job: Job) -> tuple[Any, ...]:

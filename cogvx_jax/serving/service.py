@@ -17,13 +17,14 @@ from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
 from cogvx_jax.pipelines.request import Request, few_steps_note
 from cogvx_jax.pipelines.short_schedule import lossy_note
+from cogvx_jax.pipelines.together import likeness
 from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
 from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
-from cogvx_jax.serving.queue import COMPLETED, Job, Queue, Retention, new_id
+from cogvx_jax.serving.queue import ALIKE, COMPLETED, Job, Queue, Retention, new_id
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.store import ID, WORKFLOW, Store
 from cogvx_jax.serving.warned import warned
@@ -223,6 +224,8 @@ class Service:
             "sampler": request.sampler,
             "seed": request.seed,
         }
+        like = likeness(request)
+        stored[ALIKE] = None if like is None else f"{like} {json.dumps(stored['loras'])}"
         return facts
 
     def _spec_with(self, loras: Sequence[Sequence[Any]]) -> ModelSpec:

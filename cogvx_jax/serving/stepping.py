@@ -1,9 +1,10 @@
 """What a worker does between the sampling steps of a job: tells of them, saves them, shows a preview, and stops."""
 
+import functools
 import io
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cogvx_jax.pipelines.on_step import Step
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps
 from cogvx_jax.pipelines.seldom import Seldom
+from cogvx_jax.pipelines.together import Together
 from cogvx_jax.serving.worker import Progress, Stopped
 
 STEPS = "steps.safetensors"  # in a job's folder: where its sampling goes on
@@ -67,18 +69,13 @@ class Stepping:
     def _save(self, step: Step) -> None:
         if step.segments > 1:
             return
-        try:
-            step.save(self._file)
-        except (OSError, ValueError) as error:  # the video may still be made
-            print(f"cogvx: the steps of {self._file.parent.name} are not saved: {error}", file=sys.stderr)
+        save_quietly(step, self._file)
         self._saved = time.monotonic()
 
     def _shown(self, step: Step) -> bytes | None:
-        """A small animation of what the model takes for the clean video, as seldom as its cost makes it."""
-        if self._preview is None or not (self._seldom.due() or step.number == step.count):
-            return None
-        with self._seldom.doing():
-            return animation(self._preview(step)[0])
+        """A small animation of the video."""
+        frames = shown_frames(self._preview, self._seldom, step)
+        return None if frames is None else animation(frames[0])
 
     def _earlier(self, model: Model, request: Request) -> SavedSteps | None:
         """The steps that another worker saved; None where they are not of this request, or none are there."""
@@ -91,6 +88,61 @@ class Stepping:
             print(f"cogvx: {error}; sampling begins anew", file=sys.stderr)
             return None
         return saved
+
+
+class SteppingTogether:
+    """The sampling of several jobs in one program. One that is stopped is computed on, and looked at no more.
+
+    Args:
+      told: of each job its folder and its progress.
+    """
+
+    def __init__(self, told: Sequence[tuple[Path, Progress]], save_every: float, preview: Show | None = None):
+        self._told, self._save_every, self._preview = told, save_every, preview
+        self._saved, self._seldom = time.monotonic(), Seldom(SHARE)
+
+    def sample(self, together: Together) -> np.ndarray:
+        """The latents of all, (B, T, h, w, C). Raises: Stopped where all are stopped."""
+        return np.asarray(together.sample(functools.partial(self._step, together)))
+
+    def _step(self, together: Together, step: Step) -> None:
+        frames = shown_frames(self._preview, self._seldom, step)
+        due = step.number < step.count and time.monotonic() - self._saved > self._save_every
+        count = len(self._told)  # of the videos, the rest of which fill the program up
+        shown = [None] * count if frames is None else [animation(own) for own in frames[:count]]
+        ends = [self._tell(number, step, preview) for number, preview in enumerate(shown)]
+        for number, why in enumerate(ends):
+            if why == Stopped.ENDING or (due and why is None):
+                save_quietly(together.own(step, number), self._told[number][0] / STEPS)
+        if due:
+            self._saved = time.monotonic()
+        if all(ends):
+            raise Stopped(Stopped.ENDING if Stopped.ENDING in ends else Stopped.LOST)
+
+    def _tell(self, number: int, step: Step, preview: bytes | None) -> str | None:
+        """Notes the step of one job; why it is stopped, or None."""
+        progress, told = self._told[number][1], {} if preview is None else {"preview": preview}
+        try:
+            progress.tell(stage="sampling", step=step.number, steps=step.count, **told)
+        except Stopped:
+            return progress.why
+        return None
+
+
+def shown_frames(preview: Show | None, seldom: Seldom, step: Step) -> np.ndarray | None:
+    """Small frames of what the model takes for the clean videos, as seldom as their cost makes it."""
+    if preview is None or not (seldom.due() or step.number == step.count):
+        return None
+    with seldom.doing():
+        return preview(step)
+
+
+def save_quietly(step: Step, file: Path) -> None:
+    """Saves a step where that can be done: the video may be made all the same."""
+    try:
+        step.save(file)
+    except (OSError, ValueError) as error:
+        print(f"cogvx: the steps of {file.parent.name} are not saved: {error}", file=sys.stderr)
 
 
 def animation(frames: np.ndarray) -> bytes:

@@ -1,9 +1,11 @@
-"""A worker: takes jobs from the queue one after the other, and has a maker make their videos.
+"""A worker: takes jobs from the queue one after the other, or some that are alike, and has a maker make their videos.
 
 A thread renews the lease. The loop of sampling steps cannot: it stands still while a step compiles.
 """
 
+import dataclasses
 import errno
+import functools
 import os
 import secrets
 import socket
@@ -11,12 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cogvx_jax.serving.queue import LEASE, Job, Queue
-from cogvx_jax.serving.store import Store, keep_only
+from cogvx_jax.serving.store import Store, keep_only, live_of
 
 POLL = 0.5  # seconds between two looks at an empty queue
 TELL = 0.25  # seconds between two notes of progress
@@ -65,8 +67,25 @@ class Progress:
         return new
 
 
+@dataclasses.dataclass(eq=False)
+class Task:
+    """A job that a worker has, with its folder and the file to write.
+
+    began, beaten: when it was taken, and when its lease was renewed last, by `time.monotonic`.
+    """
+
+    job: Job
+    folder: Path
+    out: Path
+    progress: Progress
+    began: float
+    beaten: float
+
+
 # (job, its folder, the file to write, progress): makes the video, which appears under its name only when whole.
 Make = Callable[[Job, Path, Path, Progress], None]
+# Makes several jobs that are alike, and gives each as it ends, with the error that ended it, or None.
+Several = Callable[[Sequence[Task]], Iterator[tuple[Task, Exception | None]]]
 Describe = Callable[[BaseException], str | None]  # an error as a sentence; None for one of this program
 
 
@@ -79,6 +98,8 @@ class Worker:
     """Makes the jobs of one model.
 
     Args:
+      several: makes jobs that are alike together.
+      at_a_time: how many those are at most.
       describe: errors as sentences for the user.
       lease: seconds after which another worker may take over, if this one is not heard of.
       report: gets a line for the log.
@@ -91,22 +112,25 @@ class Worker:
         make: Make,
         *,
         model: str,
+        several: Several | None = None,
+        at_a_time: int = 1,
         describe: Describe = lambda error: str(error) if isinstance(error, ValueError | OSError) else None,
         name: str | None = None,
         lease: float = LEASE,
         report: Callable[[str], None] = lambda line: None,
     ):
         self._queue, self._store, self._make, self._model = queue, store, make, model
+        self._several, self._at_a_time = several, at_a_time
         self._describe, self._lease, self._report = describe, lease, report
         self.name = name or new_name()
         self._ending = threading.Event()
-        self._held: tuple[Job, Progress] | None = None
+        self._held: tuple[Task, ...] = ()  # replaced as a whole, as another thread reads it
 
     def end(self) -> None:
-        """From any thread: the job at hand is given back after its step, and no other is taken."""
+        """From any thread: the jobs at hand are given back after their step, and no other is taken."""
         self._ending.set()
-        if (held := self._held) is not None:
-            held[1].stop(Stopped.ENDING)
+        for task in self._held:
+            task.progress.stop(Stopped.ENDING)
 
     def run(self, *, until_idle: bool = False) -> None:
         """Works until `end` is called; with `until_idle`, until no job waits."""
@@ -124,7 +148,7 @@ class Worker:
             _quietly(lambda: self._queue.gone(self.name))
 
     def _turn(self) -> bool:
-        """Makes one job. False where there is none to be had."""
+        """Makes a job, or several that are alike. False where there is none to be had."""
         try:
             job = self._queue.claim(self.name, self._model, self._lease)
         except OSError as error:
@@ -132,38 +156,79 @@ class Worker:
             return False
         if job is None:
             return False
-        progress, out = Progress(), self._store.folder_of(job.id) / job.file
-        self._held = job, progress
+        self._held = (self._task(job),)
+        if self._several is not None:
+            try:
+                self._held += tuple(map(self._task, self._queue.claim_like(job, self._at_a_time - 1, self._lease)))
+            except OSError as error:  # one is had
+                self._report(f"the queue gives no further job now: {error}")
         if self._ending.is_set():
-            progress.stop(Stopped.ENDING)
+            self.end()
         try:
-            self._finish(job, out, progress)
-        except OSError as error:  # of the queue: whoever has the job when the lease ends makes it
-            self._report(f"{job.id}: {error}")
+            self._work(self._held)
         except BaseException:  # Ctrl-C
-            _quietly(lambda: self._queue.give_back(job))
+            for task in self._held:
+                _quietly(functools.partial(self._queue.give_back, task.job))
             raise
         finally:
-            self._held = None
+            self._held = ()
         return True
 
-    def _finish(self, job: Job, out: Path, progress: Progress) -> None:
-        """Makes a job's video, and says in the queue what came of it."""
-        began = time.monotonic()
-        try:
-            if not out.parent.is_dir():
-                raise ValueError(f"the files of this job are not in {out.parent}, where this worker looks for them")
-            progress.tell(stage="starting")
-            self._make(job, out.parent, out, progress)
-        except Stopped as stopped:
-            self._report(f"{job.id}: stopped, {stopped}")
-            out.unlink(missing_ok=True)
-            self._queue.give_back(job)  # which changes nothing where it is not ours any more
-        except Exception as error:
-            out.unlink(missing_ok=True)
-            self._failed(job, error)
+    def _task(self, job: Job) -> Task:
+        folder, now = self._store.folder_of(job.id), time.monotonic()
+        return Task(job, folder, folder / job.file, Progress(), now, now)
+
+    def _work(self, tasks: Sequence[Task]) -> None:
+        """Makes what was taken, and says of each job in the queue what came of it."""
+        ready = []
+        for task in tasks:
+            if task.folder.is_dir():
+                ready.append(task)
+            else:
+                said = f"the files of this job are not in {task.folder}, where this worker looks for them"
+                self._settle(task, ValueError(said))
+        if len(ready) > 1 and self._several is not None:
+            self._report(f"{len(ready)} jobs are alike and are made together")
+            self._together(self._several, ready)
         else:
-            self._completed(job, out, progress, time.monotonic() - began)
+            for task in ready:
+                self._settle(task, self._one(task))
+
+    def _together(self, several: Several, tasks: Sequence[Task]) -> None:
+        try:
+            for task, error in several(tasks):
+                self._settle(task, error)
+        except Exception as error:  # of this program
+            for task in self._held:
+                self._settle(task, error)
+
+    def _one(self, task: Task) -> Exception | None:
+        """Makes one job; gives the error that ended it."""
+        try:
+            task.progress.tell(stage="starting")
+            self._make(task.job, task.folder, task.out, task.progress)
+        except Exception as error:
+            return error
+        return None
+
+    def _settle(self, task: Task, error: Exception | None) -> None:
+        """Says in the queue what came of a job, which this worker has no longer then."""
+        try:
+            if error is None:
+                self._completed(task)
+            else:
+                task.out.unlink(missing_ok=True)
+                self._ended(task.job, error)
+        except OSError as unavailable:  # of the queue: whoever has the job when the lease ends makes it
+            self._report(f"{task.job.id}: {unavailable}")
+        self._held = tuple(other for other in self._held if other is not task)
+
+    def _ended(self, job: Job, error: Exception) -> None:
+        if isinstance(error, Stopped):
+            self._report(f"{job.id}: stopped, {error}")
+            self._queue.give_back(job)  # which changes nothing where it is not ours any more
+        else:
+            self._failed(job, error)
 
     def _failed(self, job: Job, error: Exception) -> None:
         if is_full(error):
@@ -177,45 +242,46 @@ class Worker:
             self._report(f"{job.id}: {said}")
         self._queue.fail(job, "server_error" if said is None else "generation_failed", said or BUG)
 
-    def _completed(self, job: Job, out: Path, progress: Progress, seconds: float) -> None:
+    def _completed(self, task: Task) -> None:
+        job, out, seconds = task.job, task.out, time.monotonic() - task.began
         known = [*job.asked.get("files", {}).values(), out.name]
-        shown: Mapping[str, Any] = progress.shown | {"inference_time_s": round(seconds, 3)}
-        self._queue.beat(job, self._lease, **progress.take())
+        shown: Mapping[str, Any] = task.progress.shown | {"inference_time_s": round(seconds, 3)}
+        self._queue.beat(job, self._lease, **task.progress.take())
         if self._queue.complete(job, result=out.name, size=self._store.size(job.id), **shown):
             keep_only(out.parent, known)
             self._report(f"{job.id}: made in {seconds:.1f} s")
         else:
             self._report(f"{job.id}: made, but another worker had it by then, or it was cancelled")
-            out.unlink(missing_ok=True)
+            for file in (out, live_of(out)):
+                file.unlink(missing_ok=True)
 
     def _pulse(self) -> None:
-        """Renews the lease, tells of progress, and shows that this worker lives."""
-        beaten, seen = 0.0, 0.0
+        """Renews the leases, tells of progress, and shows that this worker lives."""
+        seen = 0.0
         while True:
             now, held = time.monotonic(), self._held
-            new = held[1].take() if held else {}
-            if held is None:
-                beaten = now
-            elif new or now - beaten > self._lease / 4:
-                beaten = now if self._beat(*held, new) else beaten
+            for task in held:
+                new = task.progress.take()
+                if (new or now - task.beaten > self._lease / 4) and self._beat(task, new):
+                    task.beaten = now
             if now - seen > SEEN:
                 seen = now
-                self._show(held)
-            if self._ending.is_set() and self._held is None:
+                self._show(bool(held))
+            if self._ending.is_set() and not self._held:
                 return
             time.sleep(min(TELL, self._lease / 8))
 
-    def _beat(self, job: Job, progress: Progress, new: dict[str, Any]) -> bool:
+    def _beat(self, task: Task, new: dict[str, Any]) -> bool:
         try:
-            if not self._queue.beat(job, self._lease, **new) and self._held and self._held[0] is job:
-                progress.stop(Stopped.LOST)
+            if not self._queue.beat(task.job, self._lease, **new) and task in self._held:
+                task.progress.stop(Stopped.LOST)
             return True
         except OSError as error:
-            self._report(f"{job.id}: {error}")
+            self._report(f"{task.job.id}: {error}")
             return False
 
-    def _show(self, held: tuple[Job, Progress] | None) -> None:
-        _quietly(lambda: self._queue.seen(self.name, self._model, "idle" if held is None else "working"))
+    def _show(self, works: bool) -> None:
+        _quietly(lambda: self._queue.seen(self.name, self._model, "working" if works else "idle"))
 
 
 def is_full(error: BaseException | None) -> bool:
