@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "convert": MODELS | {"diffusion"},
     "pipelines": BELOW_PIPELINES,
     "prompting": GROUND | {"data"},
+    "workflows": GROUND | {"data", "pipelines"},
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},
     "train.transformer": BELOW_TRAIN | {"train", "train.clips"},
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
