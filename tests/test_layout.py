@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "pipelines": BELOW_PIPELINES,
     "prompting": GROUND | {"data"},
     "finishing": BELOW_TRAIN,
+    "workflows": GROUND | {"data", "pipelines"},
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},
     "train.transformer": BELOW_TRAIN | {"train", "train.clips"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.

@@ -1,13 +1,12 @@
 """`cogvx lora`: tells about LoRA files, converts and merges them."""
 
-import functools
-import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from cogvx_jax.cli.actions import one_of
 from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags, parse_lora, print_facts, report
 
 if TYPE_CHECKING:
@@ -166,27 +165,9 @@ def _merge_files(
 ACTIONS: Mapping[str, Callable[..., None]] = {"info": info, "convert": convert, "merge": merge}
 
 
-def _later(action: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """Only takes the arguments: tyro would frame an error that is raised while it reads them."""
-
-    @functools.wraps(action)
-    def taken(*positional: Any, **named: Any) -> Callable[[], None]:
-        return functools.partial(action, *positional, **named)
-
-    return taken
-
-
 def lora(action: Any) -> None:
     """Tells about LoRA files, converts and merges them."""
     action()
 
 
-def _choices() -> Any:
-    kinds = [
-        Annotated[Any, tyro.conf.subcommand(name, constructor=_later(action), prefix_name=False)]
-        for name, action in ACTIONS.items()
-    ]
-    return Annotated[functools.reduce(operator.or_, kinds), tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")]
-
-
-lora.__annotations__["action"] = _choices()
+lora.__annotations__["action"] = one_of(ACTIONS)

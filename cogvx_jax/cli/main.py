@@ -12,6 +12,7 @@ import tyro
 from cogvx_jax import __version__
 from cogvx_jax.cli.batch import batch
 from cogvx_jax.cli.calibrate import calibrate
+from cogvx_jax.cli.comfy import comfy
 from cogvx_jax.cli.compile import compile_
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.decode import decode
@@ -76,6 +77,7 @@ VERBS = {
     "export": Verb(export, "nothing was written"),
     "serve": Verb(serve, "the jobs wait in the queue"),
     "work": Verb(work, "the job at hand goes to another worker"),
+    "comfy": Verb(comfy, "nothing was printed; nodes may be half copied, and the same command copies them anew"),
 }
 
 

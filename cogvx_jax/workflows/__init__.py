@@ -1,0 +1,1 @@
+"""Workflows of ComfyUI that others drew, read as requests of this project."""
