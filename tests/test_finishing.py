@@ -1,6 +1,8 @@
 """Videos finished by small random networks: tiles, order, cuts, rates, files, records, and what is refused."""
 
 import itertools
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 
@@ -69,6 +71,19 @@ def test_tiles_are_the_whole_picture(size, random_params):
     if min(size) > 8 + network.halo:  # without it, seams would show
         short = type("Short", (CompactUpscaler,), {"halo": 0})(6, 3, 2)
         assert np.abs(upscale_program(short, *size, tile=8)(params, picture) - whole).max() > 1e-3
+
+
+def test_devices_share_the_tiles_of_a_picture(random_params):
+    network = CompactUpscaler(6, 1, 2)
+    params = random_params(network, jnp.zeros((1, 8, 8, 3)))
+    picture = np.random.default_rng(0).random((30, 44, 3), np.float32)
+    mesh = cx.make_mesh(data=2, context=4)
+    spread = upscale_program(network, 30, 44, tile=16, mesh=mesh)(params, picture)
+    alone = upscale_program(network, 30, 44, tile=16)(params, picture)
+    np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-5)
+    assert spread.devices() == {mesh.devices.flat[0]}
+    with pytest.raises(ValueError, match="is not a mesh such as"):
+        cx.finish(clip(), source_fps=8, mesh="all")
 
 
 def test_frames_repeat_at_a_cut_and_lie_between_elsewhere(weights):
@@ -246,3 +261,32 @@ def test_what_a_thread_raises_comes_where_its_item_would():
 def test_cuts():
     frames = clip(6)
     assert [is_cut(*pair) for pair in itertools.pairwise(frames)] == [False, False, True, False, False]
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+import cogvx_jax as cx
+
+count, upscaler, interpolator = int(sys.argv[1]), *sys.argv[2:]
+picture = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
+chunks = (np.roll(picture, i, axis=2) for i in range(count))
+stream = cx.finish_stream(
+    chunks, source_fps=8, scale=3, fps=16, interpolate_first=True, upscaler=upscaler, interpolator=interpolator
+)
+print(sum(len(frames) for frames in stream), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.full
+def test_memory_does_not_grow_with_the_video(weights):
+    """The frames of the longer one alone would take 133 MB as bytes, 530 MB as floats."""
+
+    def run(count):
+        command = [sys.executable, "-c", MEMORY, str(count), weights["upscaler"], weights["interpolator"]]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [int(word) for word in done.stdout.split()]
+
+    (short, less), (long, more) = run(40), run(400)
+    assert (short, long) == (79, 799)
+    assert more - less < 60_000  # kB

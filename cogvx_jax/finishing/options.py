@@ -36,6 +36,7 @@ class Finish:
       interpolate_first: interpolate at the old size, then enlarge all frames. Slower, and steadier in time.
       cuts: repeat a frame where the video cuts to another shot; else the shots are blended.
       tile: side of the tiles in which frames are enlarged, pixels before that.
+      mesh: devices that compute a tile each at a time, such as data=4; one device interpolates. None is one device.
     Raises: ValueError, one sentence, for what cannot be.
     """
 
@@ -49,6 +50,7 @@ class Finish:
     interpolate_first: bool = False
     cuts: bool = True
     tile: int = 256
+    mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None
 
     def __post_init__(self):
         if type(self.scale) is not int or self.scale not in SCALES:

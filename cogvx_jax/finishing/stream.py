@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import to_bytes
@@ -27,6 +28,7 @@ from cogvx_jax.finishing.options import Finish, Geometry
 from cogvx_jax.finishing.rates import frame_count, last_count, levels, parts
 from cogvx_jax.finishing.source import Opened, open_source
 from cogvx_jax.finishing.upscale import upscale_program
+from cogvx_jax.sharding import parse_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Job:
     rate: Fraction
     upscaler: Loaded | None
     interpolator: Loaded | None
+    mesh: Mesh | None
 
     @property
     def count(self) -> int | None:
@@ -79,6 +82,7 @@ def open_job(
       even: sides of the result are even.
     Raises: FileNotFoundError, also for weights that are not there; ValueError.
     """
+    mesh = None if options.mesh is None else parse_mesh(options.mesh)
     upscaler = find_weights(options.upscaler, UPSCALERS) if options.scale > 1 else None
     with open_source(video, source_fps) as source:
         rate = source.fps if options.rate is None else options.rate
@@ -91,6 +95,7 @@ def open_job(
             rate,
             None if upscaler is None else load_upscaler(upscaler),
             None if flow is None else load_interpolator(flow),
+            mesh,
         )
 
 
@@ -127,7 +132,7 @@ def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
     fit = functools.partial(_fit, geometry)
     if job.upscaler is None:
         return lambda frame: fit(_as_float(frame))
-    program = upscale_program(job.upscaler.network, *geometry.source, tile=job.options.tile)
+    program = upscale_program(job.upscaler.network, *geometry.source, tile=job.options.tile, mesh=job.mesh)
     params = job.upscaler.params
     made = job.upscaler.network.factor
     return lambda frame: fit(program(params, _as_float(frame)), made)

@@ -4,41 +4,63 @@ A tile is computed with the network's halo around it; only what no border of a t
 of a picture a tile ends where the picture does, so that the network sees the zeros that it would see anyway.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogvx_jax.models.upscalers import Upscaler
 
 TILE = 256  # pixels of a tile's side before it is enlarged, halo not counted
 
 
-def upscale_program(network: Upscaler, height: int, width: int, tile: int = TILE) -> Callable[[Any, Any], jax.Array]:
-    """A compiled function of parameters and a picture (H, W, 3) in [0, 1] -> (s H, s W, 3), in [0, 1] too."""
-    places = jnp.asarray(_places(network.halo, height, width, tile), jnp.int32)
+def upscale_program(
+    network: Upscaler, height: int, width: int, tile: int = TILE, mesh: Mesh | None = None
+) -> Callable[[Any, Any], jax.Array]:
+    """A function of parameters and a picture (H, W, 3) in [0, 1] -> (s H, s W, 3), in [0, 1] too, compiled once.
+
+    Args:
+      mesh: its devices compute a tile each at a time, whatever their axes; the picture comes together on the first.
+    """
+    places = _rounds(_places(network.halo, height, width, tile), 1 if mesh is None else mesh.size)
     core = min(tile, height), min(tile, width)
     window = min(tile + 2 * network.halo, height), min(tile + 2 * network.halo, width)
     s = network.factor
 
-    @functools.partial(jax.jit, donate_argnums=())
-    def run(params: Any, picture: jax.Array) -> jax.Array:
-        def one(out: jax.Array, place: jax.Array) -> tuple[jax.Array, None]:
-            (top, left), (above, before) = place[0], place[1]
-            seen = jax.lax.dynamic_slice(picture, (above, before, 0), (*window, 3))
-            made = network.apply({"params": params}, seen[None])
-            assert isinstance(made, jax.Array)
-            begin = s * (top - above), s * (left - before), 0
-            kept = jax.lax.dynamic_slice(made[0], begin, (s * core[0], s * core[1], 3))
-            return jax.lax.dynamic_update_slice(out, kept, (s * top, s * left, 0)), None
+    def look(picture: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(picture, (*place[1], 0), (*window, 3))
 
-        out, _ = jax.lax.scan(one, jnp.zeros((s * height, s * width, 3)), places)
+    def keep(made: jax.Array, place: jax.Array) -> jax.Array:
+        begin = s * (place[0] - place[1])
+        return jax.lax.dynamic_slice(made, (*begin, 0), (s * core[0], s * core[1], 3))
+
+    def run(params: Any, picture: jax.Array) -> jax.Array:
+        def some(out: jax.Array, chosen: jax.Array) -> tuple[jax.Array, None]:
+            seen = jax.vmap(look, (None, 0))(picture, chosen)
+            if mesh is not None:
+                seen = jax.lax.with_sharding_constraint(seen, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+            made = network.apply({"params": params}, seen)
+            assert isinstance(made, jax.Array)
+            for kept, place in zip(jax.vmap(keep)(made, chosen), chosen, strict=True):
+                out = jax.lax.dynamic_update_slice(out, kept, (*(s * place[0]), 0))
+            return out, None
+
+        out, _ = jax.lax.scan(some, jnp.zeros((s * height, s * width, 3)), jnp.asarray(places, jnp.int32))
         return jnp.clip(out, 0, 1)
 
-    return run
+    if mesh is None:
+        return jax.jit(run)
+    spread = jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return lambda params, picture: jax.device_put(spread(params, picture), mesh.devices.flat[0])
+
+
+def _rounds(places: np.ndarray, count: int) -> np.ndarray:
+    """(rounds, count, 2, 2): so many tiles at a time, the last of all again where some are missing."""
+    more = np.repeat(places[-1:], -len(places) % count, axis=0)
+    return np.concatenate([places, more]).reshape(-1, count, 2, 2)
 
 
 def _places(halo: int, height: int, width: int, tile: int) -> np.ndarray:
