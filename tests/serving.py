@@ -101,9 +101,12 @@ def fake_video(steps=4, seconds=0.02):
 
 
 class Site:
-    """A server in a thread of this process, with a worker in another unless told otherwise."""
+    """A server in a thread of this process, with a worker in another unless told otherwise.
 
-    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, **how):
+    page: mount the web page, too, which needs the extra `ui`; `improve` rewrites its prompts.
+    """
+
+    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, page=False, **how):
         from cogvx_jax.pipelines.model import load_spec
         from cogvx_jax.serving.adapters import Adapters
         from cogvx_jax.serving.http import make_app, run
@@ -115,12 +118,17 @@ class Site:
 
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
         self.store = Store(folder)
-        loras = how.pop("loras", None)
+        loras, improve = how.pop("loras", None), how.pop("improve", None)
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         rules = Rules(**how)
         spec = load_spec("tiny")
         self.service = Service(self.queue, self.store, model="tiny", spec=spec, adapters=Adapters(loras), rules=rules)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
+        if page:
+            from cogvx_jax.serving.page.actions import Desk
+            from cogvx_jax.serving.page.app import mount
+
+            mount(self.app, Desk(self.service, Keys(keys), improve), limit)
         self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny")
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
-# Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
+# Who may import what of the project, floor by floor from the ground. A folder inside `train` or `serving` is a room of
+# its own.
 SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
 GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
@@ -47,13 +48,15 @@ MAY_IMPORT = {
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving"}
+MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"serving", "prompting"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
-# The same of `serve` and `test-serve`; what is left without them still says how to install them.
+# The same of `serve`, `test-serve` and `test-ui`; what is left without them still says how to install them.
 SERVE_ONLY = set("fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split())
+SERVE_ONLY |= {"gradio", "gradio_client", "playwright"}
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 
@@ -90,7 +93,7 @@ def imports(module):
 
 
 def part(module):
-    """The room of a module: the first name below cogvx_jax, or a folder inside `train`."""
+    """The room of a module: the first name below cogvx_jax, or a folder inside `train` or `serving`."""
     names = [*module.split("."), "", ""]
     inner = ".".join(names[1:3])
     return inner if inner in MAY_IMPORT else names[1]

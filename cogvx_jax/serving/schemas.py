@@ -58,6 +58,12 @@ LIST = _object(
 DELETED = _object(("id", "object", "deleted"), id=TEXT, object=TEXT, deleted={"type": "boolean"})
 FILE: Schema = TEXT | {"format": "binary"}
 
+
+def field_of(option: str) -> Schema:
+    """The schema of an option's values, without null."""
+    return {"type": OPTIONS[option]} | BOUNDS.get(option, {})
+
+
 _LORA = _object(closed=True, required=("name",), name=TEXT, weight=NUMBER | {"minimum": -100, "maximum": 100})
 _FIELDS: dict[str, Schema] = {
     "model": _null(TEXT),
@@ -70,7 +76,7 @@ _FIELDS: dict[str, Schema] = {
     "user": _null(TEXT),
     "loras": _null({"type": "array", "items": _LORA, "maxItems": 16}),
     "lora": _null(_LORA),
-    **{name: _null({"type": kind} | BOUNDS.get(name, {})) for name, kind in OPTIONS.items()},
+    **{name: _null(field_of(name)) for name in OPTIONS},
     **{name: _null(FILE_TEXT) for name in FILES},
     **{name: {"enum": list(dict.fromkeys((value, None)))} for name, (value, _) in NOTHING.items()},
 }
@@ -85,7 +91,7 @@ PAGING = (
     {"name": "after", "in": "query", "schema": TEXT},
 )
 VARIANT = (
-    {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet"]}},
+    {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet", "gif"]}},
     {"name": "expires", "in": "query", "schema": TEXT},
     {"name": "signature", "in": "query", "schema": TEXT},
 )
