@@ -128,6 +128,7 @@ def test_fields_have_the_models_own_values_and_the_apis_ranges():
     assert found["sampler"].own == own.sampler and "dpm" in found["sampler"].choices
     assert (found["strength"].shown, found["strength"].kind) == (0.8, NUMBER)
     assert found["reuse"].help.startswith("make some steps of what others computed")
+    assert found.keys() <= WORDS.keys()  # in both languages
     assert "control_strength" not in found  # for other kinds of models
     assert files_of(SPEC) == {"video": True, "mask": True, "edit": True, "extend": True}
     assert files_of(PRESETS["5b-i2v"]) == {"image": False, "last_image": False, "extend": True}
@@ -348,7 +349,9 @@ def test_cards_say_where_a_video_stands(desk, monkeypatch):
     first, second = (service.queue.get(id) for id in desk.start(Form(prompt=CIRCLE, count=2), ANYONE, "en").ids)
     assert "Waits for a worker; none is there now" in card(service, first, "en", place=0)
     service.queue.seen("w", "tiny", "idle")
-    assert "Waits; 1 jobs" in card(service, second, "en", place=1) and "Is next" in card(service, first, "en", place=0)
+    assert "Waits; before it: 1" in card(service, second, "en", place=1) and "Is next" in card(
+        service, first, "en", place=0
+    )
     running = service.queue.claim("w", "tiny")
     compiling = card(service, dataclasses.replace(running, stage="compiling"), "zh")
     assert "首次为该尺寸编译" in compiling and "<progress>" in compiling

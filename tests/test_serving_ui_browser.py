@@ -57,6 +57,7 @@ def opened(browser, url, width=1280, locale="en-GB", seconds=30):
     context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale)
     page, asked, wrong = context.new_page(), [], []
     page.set_default_timeout(1000 * seconds)
+    expect.set_options(timeout=1000 * seconds)
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(url)
@@ -252,6 +253,10 @@ def test_settings_are_reused_remixed_cancelled_and_dropped(served, browser, tmp_
         expect(cards).to_have_count(1)
         expect(cards.nth(0)).to_contain_text("a blue star")
         expect(page.locator("#cogvx-cards video")).to_have_count(1)
+        cards.nth(0).get_by_role("button", name="Reuse settings").click()
+        expect(prompt).to_have_value("a blue star grows on a yellow background")
+        page.get_by_role("tab", name="From a video").click()
+        expect(page.locator("#cogvx-form video")).to_have_count(1)  # its file is there again
         # settings of an earlier one, from the history
         page.locator("#cogvx-history .cogvx-card").last.get_by_role("button", name="Reuse settings").click()
         expect(prompt).to_have_value(CIRCLE)

@@ -172,7 +172,9 @@ class Events:
 
     def history(self, language: str, state: Any, request: gr.Request) -> str:
         try:
-            jobs = self.desk.history(kept_of(state)["ids"], self.key(request))
+            kept = kept_of(state)
+            jobs = self.desk.history(kept["ids"], self.key(request))
+            jobs = [job for job in jobs if job.ended or job.id not in kept["shown"]]  # those are seen as they change
             return cards(self.desk.service, jobs, language)
         except OSError as error:
             raise gr.Error(sentence(error, language)) from None

@@ -50,9 +50,11 @@ def with_movement(prompt: str, movement: str | None) -> str:
 FORMULAS = {
     "en": """\
 **Short:** camera + scene + details
+
 *Close up, a cafe in the rain, steam rises from a white cup.*
 
 **Whole:** lens + light + subject and how it looks + motion + scene + mood and style
+
 *Wide lens, low evening sun, a young golden retriever with wet fur, it runs towards us, an empty beach, joyful and
 cinematic.*
 
@@ -61,9 +63,11 @@ cinematic.*
 - For a video from an image, say what moves; the image shows the rest.""",
     "zh": """\
 **简单公式：** 镜头 + 场景 + 细节
+
 *Close up, a cafe in the rain, steam rises from a white cup.*
 
 **完整公式：** 镜头语言 + 光影 + 主体及描述 + 主体运动 + 场景 + 情绪、氛围、风格
+
 *Wide lens, low evening sun, a young golden retriever with wet fur, it runs towards us, an empty beach, joyful and
 cinematic.*
 
