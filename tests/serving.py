@@ -133,9 +133,12 @@ def fake_video(steps=4, seconds=0.02):
 
 
 class Site:
-    """A server in a thread of this process, with a worker in another unless told otherwise."""
+    """A server in a thread of this process, with a worker in another unless told otherwise.
 
-    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, lease=30.0, **how):
+    page: mount the web page, too, which needs the extra `ui`; `improve` rewrites its prompts.
+    """
+
+    def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, page=False, lease=30.0, **how):
         from cogvx_jax.pipelines.model import load_spec
         from cogvx_jax.serving.adapters import Adapters
         from cogvx_jax.serving.http import make_app, run
@@ -147,13 +150,18 @@ class Site:
 
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
         self.store = Store(folder)
-        loras, enhance = how.pop("loras", None), how.pop("enhance", None)
+        loras, enhance, improve = (how.pop(name, None) for name in ("loras", "enhance", "improve"))
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         about = dict(spec=how.pop("spec", None) or load_spec("tiny"), parts=how.pop("parts", None))
         rules = Rules(**how)
         about |= dict(adapters=Adapters(loras), rules=rules, enhance=enhance)
         self.service = Service(self.queue, self.store, model="tiny", **about)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
+        if page:
+            from cogvx_jax.serving.page.actions import Desk
+            from cogvx_jax.serving.page.app import mount
+
+            mount(self.app, Desk(self.service, Keys(keys), improve), limit)
         self.worker = Worker(self.queue, self.store, make or fake_video(), model="tiny", lease=lease)
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]

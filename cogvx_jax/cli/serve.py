@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import ipaddress
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
@@ -39,6 +41,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of flags, both ends included
     "keep_videos": (1, 10**9),
     "keep_gb": (0.001, 10**9),
 }
+NO_PAGE = "there is no web page: `pip install 'cogvx_jax[ui]'` brings it, and --no-page leaves this line out"
 REFUSED = 2  # exit status of a worker that cannot work as it is asked to
 
 
@@ -63,6 +66,7 @@ class ServeFlags(WorkFlags):
       url_minutes: for which an address of a video needs no key.
       public_url: under which clients reach this server, where a proxy changes it.
       allow_origin: such as https://example.com, whose pages may use this server.
+      page: serve the web page, too, where the extra `ui` is installed.
     """
 
     host: str = "127.0.0.1"
@@ -81,6 +85,7 @@ class ServeFlags(WorkFlags):
     url_minutes: float = 60.0
     public_url: str | None = None
     allow_origin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    page: bool = True
 
 
 def serve(
@@ -88,7 +93,7 @@ def serve(
     run: Annotated[ServeFlags, tyro.conf.OmitArgPrefixes] = ServeFlags(),  # noqa: B008
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
-    """Serves videos over HTTP, by OpenAI's API and Zhipu's, and makes them in a process beside it.
+    """Serves videos over HTTP, by OpenAI's API, Zhipu's and a web page, and makes them in a process beside it.
 
     Jobs wait in a queue that outlives both. docs/serving.md has the calls.
     """
@@ -106,9 +111,13 @@ def serve(
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the worker's
     app = _app(run, about, keys)
+    at = _add_page(app, run, about, keys) if run.page else None
     host, port = listening.getsockname()[:2]
     with _Workers(run, about, environment, app.state.site.service.queue) as workers:
-        report(f"http://{f'[{host}]' if ':' in host else host}:{port} serves {run.model}; /docs has the calls")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        report(f"{url} serves {run.model}; /docs has the calls")
+        if run.page:
+            report(f"{url}{at} is the page" if at else NO_PAGE)
         _serve(app, listening, workers)
 
 
@@ -179,16 +188,35 @@ def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
     return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin, hosts=hosts)
 
 
-def _enhance(run: ServeFlags, about: Given) -> Any:
-    """What rewrites prompts, where the environment names a language model; the tokenizer is read when it is asked."""
+def _enhancer(model: str, about: Given) -> Callable[[], Any] | None:
+    """Gives what rewrites prompts; None where the environment names no language model. The tokenizer is read then."""
     if not has_endpoint():
         return None
+    return functools.cache(lambda: prompt_enhancer(model, about, Endpoint()))
 
-    @functools.cache
-    def enhancer() -> Any:
-        return prompt_enhancer(run.model, about, Endpoint())
 
-    return lambda prompt, image: enhancer()(prompt, image)
+def _enhance(run: ServeFlags, about: Given) -> Any:
+    """A prompt and a picture -> a description."""
+    enhancer = _enhancer(run.model, about)
+    return None if enhancer is None else lambda prompt, image: enhancer()(prompt, image)
+
+
+def _add_page(app: Any, run: ServeFlags, about: Given, keys: Any) -> str | None:
+    """Mounts the web page into the app, and gives its path; None where its packages are not installed."""
+    if importlib.util.find_spec("gradio") is None:
+        return None
+    from cogvx_jax.serving.page.actions import Desk
+    from cogvx_jax.serving.page.app import PATH, mount
+
+    desk = Desk(app.state.site.service, keys, _improve(run, about))
+    mount(app, desk, round(run.max_upload_mb * 2**20))
+    return PATH
+
+
+def _improve(run: ServeFlags, about: Given) -> Any:
+    """A prompt and a picture -> a description, and the name of the language model."""
+    enhancer = _enhancer(run.model, about)
+    return None if enhancer is None else lambda prompt, image: (enhancer()(prompt, image), enhancer().llm)
 
 
 def _check_of(run: ServeFlags, spec: "ModelSpec") -> Any:

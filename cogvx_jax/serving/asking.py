@@ -314,19 +314,22 @@ def fit_size(spec: ModelSpec, text: Any, strict: bool, notes: list[str]) -> str:
     width, height = int(parts[1]), int(parts[2])
     own = spec.defaults
     small = width * height <= own.width * own.height
-    if f"{width}x{height}" not in SIZES or (small and _is_legal(spec, height, width)):
+    if f"{width}x{height}" not in SIZES or (small and is_legal_size(spec, height, width)):
         return f"{height}x{width}"
     if strict:
         said = f"{spec.name} makes videos of {own.width}x{own.height}, not {width}x{height}"
         raise Refused("invalid_value", said, "size")
     sides = sorted((own.height, own.width))
     tall = (sides[1], sides[0]) if height > width else (sides[0], sides[1])
-    found = tall if (height > width) != (own.height > own.width) and _is_legal(spec, *tall) else (own.height, own.width)
+    found = (
+        tall if (height > width) != (own.height > own.width) and is_legal_size(spec, *tall) else (own.height, own.width)
+    )
     notes.append(f"size {width}x{height} became {found[1]}x{found[0]}, which {spec.name} makes")
     return f"{found[0]}x{found[1]}"
 
 
-def _is_legal(spec: ModelSpec, height: int, width: int) -> bool:
+def is_legal_size(spec: ModelSpec, height: int, width: int) -> bool:
+    """Whether a model makes videos of so many pixels."""
     try:
         check_sampling(spec, Sampling(size=(height, width)))
     except ValueError:

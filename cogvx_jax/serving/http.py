@@ -30,6 +30,7 @@ from cogvx_jax.serving.worker import is_full
 
 PARTS = (openai_api, zhipu_api, own_api)
 LIMIT = 128 * 2**20  # bytes of a body
+PATIENCE = 2.0  # seconds for answers that are under way when the server ends
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
@@ -135,10 +136,23 @@ def _answer(request: Request, refused: Refused) -> Response:
     return JSONResponse(body, status, headers)
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, which ends although clients follow videos or have the page open: their streams have no end."""
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        asyncio.get_running_loop().call_later(PATIENCE, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            transport: Any = getattr(connection, "transport", None)
+            transport.close()
+
+
 def run(app: FastAPI, host: str, port: int, **how: Any) -> uvicorn.Server:
     """A server of the app, to be started by its `run` or `serve`."""
     http: Any = ImpatientProtocol
     config = uvicorn.Config(
         app, host=host, port=port, http=http, access_log=False, log_level="warning", timeout_graceful_shutdown=5, **how
     )
-    return uvicorn.Server(config)
+    return Server(config)

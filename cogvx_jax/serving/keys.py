@@ -82,6 +82,20 @@ class Keys:
             raise Refused("invalid_api_key", "this API key is not known here")
         return found
 
+    @property
+    def open(self) -> bool:
+        """Whether anyone may ask."""
+        return self._open
+
+    def named(self, name: str | None) -> Key:
+        """The key of an owner who has shown it before. Raises: Refused for a name that is none."""
+        if self._open:
+            return ANYONE
+        found = next((key for key in self._all.values() if key.name == name), None)
+        if found is None:
+            raise Refused("invalid_api_key", "this API key is not known here")
+        return found
+
     def _of_token(self, token: str) -> Key | None:
         """Whoever signed a token of Zhipu's clients, whose times are milliseconds. Raises: Refused for an old one."""
         head, body, signature = token.split(".")

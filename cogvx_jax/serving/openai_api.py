@@ -30,7 +30,7 @@ router = APIRouter(prefix="/v1", tags=["OpenAI videos"])
 STATUSES = {QUEUED: "queued", RUNNING: "in_progress", COMPLETED: "completed", FAILED: "failed"}
 MODELS = ("sora-2", "sora-2-pro")  # what the client's users send; they mean whichever is here
 PAGE = 100  # videos of a list
-TYPES = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
+TYPES = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg", "gif": "image/gif"}
 SHOWN = ("num_frames", "fps", "num_inference_steps", "guidance_scale", "seed", "task", "notes", "user")
 
 

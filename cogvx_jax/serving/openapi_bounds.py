@@ -1,8 +1,17 @@
-"""Ranges of the numbers of a request, for the description of the API. `pipelines.options` checks them."""
+"""Ranges of the numbers and words of a request, for the description of the API. `pipelines.options` checks them."""
 
 from typing import Any
 
-from cogvx_jax.pipelines.options import MAX_CONTROL, MAX_DILATION, MAX_GUIDANCE, MAX_IMAGE_NOISE, MAX_SEED, MAX_STRIPS
+from cogvx_jax.diffusion.samplers import SAMPLERS
+from cogvx_jax.pipelines.options import (
+    MAX_CONTROL,
+    MAX_DILATION,
+    MAX_GUIDANCE,
+    MAX_IMAGE_NOISE,
+    MAX_SEED,
+    MAX_STRIPS,
+    POSITIONS,
+)
 
 _PART = {"minimum": 0, "maximum": 1}
 BOUNDS: dict[str, dict[str, Any]] = {
@@ -21,4 +30,6 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "num_frames": {"minimum": 1},
     "frames": {"minimum": 1},
     "fps": {"exclusiveMinimum": 0},
+    "sampler": {"enum": list(SAMPLERS)},
+    "positions": {"enum": list(POSITIONS)},
 }

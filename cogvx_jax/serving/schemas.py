@@ -81,10 +81,13 @@ _ONE_OR_SEVERAL: dict[str, Schema] = {  # fields of several kinds of values
 }
 
 
-def _option(name: str, kind: str) -> Schema:
+def field_of(option: str) -> Schema:
+    """The schema of an option's values, without null."""
+    kind = OPTIONS[option]
     if kind != NUMBERS:
-        return {"type": kind} | BOUNDS.get(name, {})
-    return _any(REAL | BOUNDS[name], {"type": "array", "items": REAL | BOUNDS[name], "minItems": 1})
+        return {"type": kind} | BOUNDS.get(option, {})
+    number = REAL | BOUNDS[option]
+    return _any(number, {"type": "array", "items": number, "minItems": 1})
 
 
 _FIELDS: dict[str, Schema] = {
@@ -99,7 +102,7 @@ _FIELDS: dict[str, Schema] = {
     "workflow": _null({"type": "object", "description": "ComfyUI's graph, which the video carries"}),
     "loras": _null({"type": "array", "items": _LORA, "maxItems": 16}),
     "lora": _null(_LORA),
-    **{name: _null(_option(name, kind)) for name, kind in OPTIONS.items()},
+    **{name: _null(field_of(name)) for name in OPTIONS},
     **{name: _null(schema) for name, schema in _ONE_OR_SEVERAL.items()},
     **{name: _null(FILE_TEXT) for name in FILES},
     **{name: {"enum": list(dict.fromkeys((value, None)))} for name, (value, _) in NOTHING.items()},
@@ -115,7 +118,7 @@ PAGING = (
     {"name": "after", "in": "query", "schema": TEXT},
 )
 VARIANT = (
-    {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet"]}},
+    {"name": "variant", "in": "query", "schema": TEXT | {"enum": ["video", "thumbnail", "spritesheet", "gif"]}},
     {"name": "stream", "in": "query", "schema": TEXT | {"enum": ["true", "false"]}},
     {"name": "expires", "in": "query", "schema": TEXT},
     {"name": "signature", "in": "query", "schema": TEXT},

@@ -264,15 +264,20 @@ class Service:
 
     def again(self, job: Job, prompt: str) -> Asked:
         """What a remix asks for: the video redrawn by another prompt, or, of a model that takes none, made anew."""
-        options: dict[str, Any] = dict(job.asked["options"]) | {"seed": secrets.randbelow(2**31)}
-        loras = tuple((name, weight) for name, weight in job.asked["loras"])
+        same = self.same(job)
+        options: dict[str, Any] = dict(same.options) | {"seed": secrets.randbelow(2**31)}
+        files = same.files
         if self.takes("video"):
             options = {name: value for name, value in options.items() if name not in (*OF_INPUTS, *COMPOSED)}
             files = {"video": (".mp4", self.video_of(job).read_bytes())}
-        else:
-            folder, names = self.store.folder_of(job.id), job.asked["files"]
-            files = {label: (Path(name).suffix, (folder / name).read_bytes()) for label, name in names.items()}
-        return Asked(prompt=prompt, options=options, files=files, loras=loras, seeded=False)
+        return dataclasses.replace(same, prompt=prompt, options=options, files=files, seeded=False)
+
+    def same(self, job: Job) -> Asked:
+        """What asks for a job's video once more: all that it was completed to, its seed and its files."""
+        folder, names = self.store.folder_of(job.id), job.asked["files"]
+        files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
+        loras = tuple((name, weight) for name, weight in job.asked["loras"])
+        return Asked(prompt=job.asked["prompt"], options=dict(job.asked["options"]), files=files, loras=loras)
 
     def enhanced(self, prompt: str, image: Any = None) -> str:
         """A prompt as a long English description, by the language model that the server's environment names.
