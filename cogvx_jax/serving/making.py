@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from cogvx_jax.serving.adapters import Adapters
 from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.worker import Progress
+from cogvx_jax.sharding import first_process
 
 
 def request_of(spec: ModelSpec, asked: Any, folder: Path) -> Request:
@@ -77,9 +79,10 @@ class Maker:
 
     def __call__(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
         """See `worker.Make`."""
-        model = self._with_loras(job.asked.get("loras", []))
-        request = request_of(model.spec, job.asked, folder)
-        model = generate.fitting(model, request)
+        with progress.beginning():
+            model = self._with_loras(job.asked.get("loras", []))
+            request = request_of(model.spec, job.asked, folder)
+            model = generate.fitting(model, request)
         progress.tell(stage="sampling" if _shape(request) in self._compiled else "compiling")
         stepping = Stepping(folder, progress, self._save_every, self._preview)
         if request.extend is not None:
@@ -91,10 +94,12 @@ class Maker:
         self._compiled.add(_shape(request))
         change = functools.partial(_without_places, folder=folder)
         comment = record_text(model, request, change=change) if self._record else None
-        with VideoWriter(out, fps=request.fps, comment=comment) as writer:
+        with VideoWriter(out, fps=request.fps, comment=comment) if first_process() else nullcontext() as writer:
+            progress.check()
             for pixels in frames:
-                progress.check()
-                writer.write(pixels)
+                if writer is not None:
+                    writer.write(pixels)
+                progress.check()  # after what only the first process does, which may fail
 
     def warm(self, sizes: Sequence[str]) -> None:
         """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.

@@ -39,6 +39,8 @@ class Stepping:
     def sample(self, model: Model, request: Request) -> Any:
         """The latents of a request, from the step on that was saved last, where there is one."""
         saved = self._earlier(model, request)
+        if not self._progress.all(saved is not None):
+            saved = None
         try:
             return generate.sample(model, request, progress=False, **self.watching(saved))
         except ValueError as error:  # saved with other weights, which is seen only now
@@ -61,7 +63,7 @@ class Stepping:
             if self._progress.why == Stopped.ENDING:  # a job that was cancelled needs none
                 self._save(step)
             raise
-        if step.number < step.count and time.monotonic() - self._saved > self._save_every:
+        if step.number < step.count and self._progress.same(time.monotonic() - self._saved > self._save_every):
             self._save(step)
 
     def _save(self, step: Step) -> None:
@@ -75,7 +77,7 @@ class Stepping:
 
     def _shown(self, step: Step) -> bytes | None:
         """A small animation of what the model takes for the clean video, as seldom as its cost makes it."""
-        if self._preview is None or not (self._seldom.due() or step.number == step.count):
+        if self._preview is None or not self._progress.same(self._seldom.due() or step.number == step.count):
             return None
         with self._seldom.doing():
             return animation(self._preview(step)[0])

@@ -3,6 +3,7 @@
 A thread renews the lease. The loop of sampling steps cannot: it stands still while a step compiles.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ class Stopped(Exception):
     """The job is not to be made on."""
 
     ENDING, LOST = "this worker ends", "it was cancelled, deleted or taken over"
+
+
+class Lost(Exception):
+    """Another process that makes the job with this one has ended, so this one ends, too."""
 
 
 class Progress:
@@ -53,6 +58,19 @@ class Progress:
         """Raises: Stopped where the job is not to be made on."""
         if self.why is not None:
             raise Stopped(self.why)
+
+    def same(self, value: bool) -> bool:
+        """What the first of several processes that make a job decides, in all of them; here there is one."""
+        return value
+
+    def all(self, value: bool) -> bool:
+        """Whether it is true in all processes that make a job."""
+        return value
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around what may fail in one process alone: where it does, it raises in all of them."""
+        yield
 
     def stop(self, why: str) -> None:
         """From any thread: lets the next `tell` or `check` raise."""
@@ -82,6 +100,7 @@ class Worker:
       describe: errors as sentences for the user.
       lease: seconds after which another worker may take over, if this one is not heard of.
       report: gets a line for the log.
+      progress: of a new job.
     """
 
     def __init__(
@@ -95,9 +114,11 @@ class Worker:
         name: str | None = None,
         lease: float = LEASE,
         report: Callable[[str], None] = lambda line: None,
+        progress: Callable[[], Progress] = Progress,
     ):
         self._queue, self._store, self._make, self._model = queue, store, make, model
         self._describe, self._lease, self._report = describe, lease, report
+        self._progress = progress
         self.name = name or new_name()
         self._ending = threading.Event()
         self._held: tuple[Job, Progress] | None = None
@@ -109,7 +130,7 @@ class Worker:
             held[1].stop(Stopped.ENDING)
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Works until `end` is called; with `until_idle`, until no job waits."""
+        """Works until `end` is called; with `until_idle`, until no job waits. Raises: Lost."""
         pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
         pulse.start()
         try:
@@ -132,7 +153,7 @@ class Worker:
             return False
         if job is None:
             return False
-        progress, out = Progress(), self._store.folder_of(job.id) / f"video-{job.attempts}.mp4"
+        progress, out = self._progress(), self._store.folder_of(job.id) / f"video-{job.attempts}.mp4"
         self._held = job, progress
         if self._ending.is_set():
             progress.stop(Stopped.ENDING)
@@ -140,6 +161,9 @@ class Worker:
             self._finish(job, out, progress)
         except OSError as error:  # of the queue: whoever has the job when the lease ends makes it
             self._report(f"{job.id}: {error}")
+        except Lost:  # perhaps because of this job, so the attempt counts
+            _quietly(lambda: self._queue.died(self.name))
+            raise
         except BaseException:  # Ctrl-C
             _quietly(lambda: self._queue.give_back(job))
             raise
@@ -159,6 +183,9 @@ class Worker:
             self._report(f"{job.id}: stopped, {stopped}")
             out.unlink(missing_ok=True)
             self._queue.give_back(job)  # which changes nothing where it is not ours any more
+        except Lost:
+            out.unlink(missing_ok=True)
+            raise
         except Exception as error:
             out.unlink(missing_ok=True)
             self._failed(job, error)
