@@ -10,7 +10,7 @@ pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 from serving import submit
 
 from cogvx_jax.serving.database import Unavailable
-from cogvx_jax.serving.looks import Looks
+from cogvx_jax.serving.looks import AT_ONCE, Looks
 from cogvx_jax.serving.queue import Queue
 from cogvx_jax.serving.store import Store
 
@@ -45,6 +45,22 @@ def test_many_who_ask_share_a_look(queue, tmp_path):
     assert [one.job.id for one in found] == [jobs[i % 3].id for i in range(60)]
     assert {(one.job.id, one.position) for one in found} == {(job.id, place) for place, job in enumerate(jobs)}
     assert queue.looks == 1
+
+
+def test_looks_at_a_time_are_bounded(queue, tmp_path):
+    jobs = [submit(queue, Store(tmp_path)) for _ in range(20)]
+
+    async def ask():
+        looks = Looks(queue)
+        asking = []
+        for job in jobs:
+            asking.append(asyncio.create_task(looks.job(job.id, "me")))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return await asyncio.gather(*asking)
+
+    assert [one.job.id for one in asyncio.run(ask())] == [job.id for job in jobs]
+    assert queue.looks == AT_ONCE + 1  # the others waited for one together
 
 
 def test_nobody_is_told_what_was_read_before_they_asked(queue, tmp_path):
