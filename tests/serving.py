@@ -6,8 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-import postgres
 import pytest
+
+from cogvx_jax.scripts import postgres
 
 NAMES = itertools.count()
 
@@ -49,7 +50,8 @@ def submit(queue, store, prompt="p", owner="me", **how):
     id = new_id()
     store.make(id)
     asked = {"prompt": prompt, "options": {}} | how.pop("asked", {})
-    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, shown={}, **how)[0]
+    how = {"model": "tiny"} | how
+    return queue.submit(id=id, owner=owner, asked=asked, shown={}, **how)[0]
 
 
 def fake(steps=5, seconds=0.01):
