@@ -52,8 +52,10 @@ MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
-# The same of `serve` and `test-serve`; what is left without them still says how to install them.
-SERVE_ONLY = set("fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split())
+# The same of `serve`, `ray` and `test-serve`; what is left without them still says how to install them.
+SERVE_ONLY = set(
+    "fastapi httptools httpx openai prometheus_client psycopg ray schemathesis sqlalchemy uvicorn zai".split()
+)
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 
