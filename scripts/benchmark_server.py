@@ -1,9 +1,10 @@
 """Load and faults of the server: numbers of docs/serving.md, and whether they keep to what is promised.
 
     python -m cogvx_jax.scripts.benchmark_server            # all parts, with a sampler that samples nothing
-    python -m cogvx_jax.scripts.benchmark_server poll claim --seconds 20
+    python -m cogvx_jax.scripts.benchmark_server poll listen --sampler tiny --seconds 20
 
-The machine should do nothing else. Each part runs against a server in a process of its own.
+The machine should do nothing else. Each part runs against a server in a process of its own, on SQLite and, where it is
+installed, on Postgres.
 """
 
 import argparse
@@ -11,101 +12,28 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.scripts import postgres
+from cogvx_jax.scripts.hostile import faults, silent, upload
+from cogvx_jax.scripts.served import FAKE, TINY, Found, Setting, server, submit, worker
+
 PACE = 1 / 7  # seconds from one poll of a client to its next: 50 clients ask 350 times a second
-PROMPT = "a red circle moves right on a white background"
+TINY_STEPS = 8  # of a video of the small model
+SIZES = ("64x64", "64x48", "48x64", "48x48", "32x64", "64x32")  # of the small model: each is compiled
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """A measured number."""
-
-    what: str
-    value: str
-    kept: bool  # to what is promised
-
-
-class Server:
-    """`cogvx serve` without workers, in a folder of its own."""
-
-    def __init__(self, folder: Path, *flags: str):
-        self.folder = folder
-        command = [sys.executable, "-m", "cogvx_jax.cli", "serve", "--port", "0", "--workers", "0", *flags]
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
-        self.url = next(word for word in self.process.stderr.readline().split() if word.startswith("http"))
-
-    @property
-    def queue_url(self) -> str:
-        return f"sqlite:///{self.folder}/cogvx-videos/queue.sqlite"
-
-    def memory(self) -> float:
-        """MiB that are resident."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
-
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
-
-
-@contextlib.contextmanager
-def server(*flags: str) -> Iterator[Server]:
-    """A new server, with an empty queue."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Server(Path(folder), *flags)
-        try:
-            yield made
-        finally:
-            made.process.send_signal(signal.SIGTERM)
-            made.process.wait(30)
-
-
-@contextlib.contextmanager
-def fake_worker(made: Server, steps: int = 50, pause: float = 0.02) -> Iterator[subprocess.Popen]:
-    """A process that takes jobs and samples nothing: of each step it computes for a while in Python."""
-    code = f"from cogvx_jax.scripts.benchmark_server import work; work({str(made.folder)!r}, {steps}, {pause})"
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def work(folder: str, steps: int, pause: float) -> None:
-    """The main function of a fake worker."""
-    from cogvx_jax.serving.queue import Queue
-    from cogvx_jax.serving.store import Store
-    from cogvx_jax.serving.worker import Worker
-    from cogvx_jax.temporaries import temporary_beside
-
-    def make(job: Any, place: Path, out: Path, progress: Any) -> None:
-        for step in range(steps):
-            until = time.monotonic() + pause
-            while time.monotonic() < until:  # a step keeps a core
-                pass
-            progress.tell(stage="sampling", step=step + 1, steps=steps)
-        with temporary_beside(out) as partial:
-            partial.write_bytes(bytes(10_000))
-
-    store = Path(folder) / "cogvx-videos"
-    Worker(Queue(f"sqlite:///{store}/queue.sqlite"), Store(store), make, model="tiny", lease=5.0).run()
-
-
-async def _submit(client: Any, url: str, **fields: Any) -> str:
-    answer = await client.post(f"{url}/v1/videos", json={"prompt": PROMPT} | fields)
-    answer.raise_for_status()
-    return answer.json()["id"]
+def fields(at: Setting, number: int) -> dict[str, Any]:
+    """Of a request: of the small model each asks for another size, so that its worker compiles, too."""
+    if at.sampler == FAKE:
+        return {}
+    return {"size": SIZES[number % len(SIZES)], "num_inference_steps": TINY_STEPS}
 
 
 async def _ask(url: str, id: str, until: float, times: list[float]) -> None:
@@ -125,120 +53,176 @@ async def _ask(url: str, id: str, until: float, times: list[float]) -> None:
     writer.close()
 
 
-async def poll(seconds: float, clients: int = 50) -> list[Found]:
+async def poll(at: Setting, clients: int = 50) -> list[Found]:
     """Clients that ask for jobs seven times a second each, while a worker keeps a core."""
     import httpx
 
     times: list[float] = []
-    with server() as made, fake_worker(made):
+    with server(at.queue) as made, worker(made, at.sampler):
         async with httpx.AsyncClient(timeout=30) as client:
-            ids = [await _submit(client, made.url) for _ in range(10)]
-        until = time.monotonic() + seconds
+            ids = [await submit(client, made.url, **fields(at, number)) for number in range(10)]
+        until, used = time.monotonic() + at.seconds, made.processor()
         asking = [_ask(made.url, ids[number % len(ids)], until, times) for number in range(clients)]
         await asyncio.gather(*asking)
-    rate, p99 = len(times) / seconds, statistics.quantiles(times, n=100)[98]
+        used = made.processor() - used
+    rate, p99 = len(times) / at.seconds, statistics.quantiles(times, n=100)[98]
+    who = f"{clients} clients poll"
     return [
-        Found(f"{clients} clients that poll: requests a second", f"{rate:.0f}", rate >= 300),
-        Found(f"{clients} clients that poll: p99 of an answer, ms", f"{p99 * 1e3:.0f}", p99 < 0.25),
+        Found(f"{who}: requests a second", f"{rate:.0f}", "300 or more", rate >= 300),
+        Found(f"{who}: 99 of 100 are answered within, ms", f"{p99 * 1e3:.0f}", "below 250", p99 < 0.25),
+        Found(f"{who}: the server's processor for an answer, ms", f"{used / len(times) * 1e3:.2f}"),
     ]
 
 
-async def listen(seconds: float, listeners: int = 1000) -> list[Found]:
+async def listen(at: Setting, listeners: int = 1000) -> list[Found]:
     """Listeners of one job's events, until it has ended."""
     import httpx
 
-    with server() as made:
+    with server(at.queue) as made:
         limits = httpx.Limits(max_connections=listeners + 10)
-        async with httpx.AsyncClient(limits=limits, timeout=120) as client:
-            id = await _submit(client, made.url)
-            counts: list[int] = []
+        async with httpx.AsyncClient(limits=limits, timeout=300) as client:
+            id = await submit(client, made.url, **fields(at, 0))
+            ends: list[str] = []
 
             async def hear() -> None:
-                count = 0
+                last = ""
                 async with client.stream("GET", f"{made.url}/v1/videos/{id}/events") as answer:
                     async for line in answer.aiter_lines():
-                        count += line.startswith("data:")
-                counts.append(count)
+                        last = line if line.startswith("event:") else last
+                ends.append(last)
 
             heard = [asyncio.create_task(hear()) for _ in range(listeners)]
             await asyncio.sleep(5)
-            with fake_worker(made, steps=20, pause=0.1):
-                began = time.monotonic()
+            with worker(made, at.sampler, steps=20, pause=0.1):
                 await asyncio.gather(*heard)
-            took = time.monotonic() - began
-    return [Found(f"{listeners} listeners: heard to the end, in {took:.1f} s", f"{len(counts)}", min(counts) > 1)]
+    count = ends.count("event: completed")
+    return [Found(f"{listeners} listeners of a job: heard of its end", f"{count}", "all", count == listeners)]
 
 
-async def claim(seconds: float, jobs: int = 10_000) -> list[Found]:
+async def claim(at: Setting, jobs: int = 10_000) -> list[Found]:
     """Claims from a long queue."""
     from cogvx_jax.serving.queue import JOBS, QUEUED, Queue, new_id
 
     with tempfile.TemporaryDirectory() as folder:
-        queue = Queue(f"sqlite:///{folder}/queue.sqlite")
+        queue = Queue(at.queue or f"sqlite:///{folder}/queue.sqlite")
         new = dict(owner="", fingerprint="", model="tiny", priority=0, asked={}, shown={}, status=QUEUED)
         with queue.database.writes() as connection:
             now = queue.now()
             rows = [new | dict(id=new_id(), created=now, due=now, attempts=0, stage="") for _ in range(jobs)]
             connection.execute(JOBS.insert(), rows)
         times = []
-        for _ in range(100):
+        for _ in range(min(100, jobs)):
             began = time.monotonic()
             job = queue.claim("w", "tiny")
             times.append(time.monotonic() - began)
             assert job is not None
+        queue.close()
     median = statistics.median(times)
-    return [Found(f"{jobs} jobs wait: a claim, ms (median of 100)", f"{median * 1e3:.1f}", median < 0.01)]
+    return [Found(f"{jobs} jobs wait: a claim, ms (median)", f"{median * 1e3:.1f}", "below 10", median < 0.01)]
 
 
-async def soak(seconds: float) -> list[Found]:
+async def soak(at: Setting) -> list[Found]:
     """Jobs, polls, listeners and bad requests for a while: memory and open files stay."""
     import httpx
 
-    with server("--keep-videos", "5") as made, fake_worker(made, steps=5):
-        async with httpx.AsyncClient(timeout=30) as client:
-            marks, until = [], time.monotonic() + seconds
+    with server(at.queue, "--keep-videos", "5") as made, worker(made, at.sampler, steps=5) as making:
+        async with httpx.AsyncClient(timeout=300) as client:
+            marks, until = [], time.monotonic() + at.seconds
             while time.monotonic() < until:
-                id = await _submit(client, made.url)
+                id = await submit(client, made.url, **fields(at, 0))
                 async with client.stream("GET", f"{made.url}/v1/videos/{id}/events") as answer:
                     async for _ in answer.aiter_lines():
                         pass
                 await client.get(f"{made.url}/v1/videos/{id}/content")
                 await client.post(f"{made.url}/v1/videos", content=b"{" * 10_000)
                 await client.get(f"{made.url}/metrics")
-                marks.append((made.memory(), made.descriptors()))
+                marks.append([(one.memory(), one.descriptors()) for one in (made, making)])
     half = marks[len(marks) // 2 :]
-    grown, files = half[-1][0] - half[0][0], half[-1][1] - half[0][1]
-    what = f"{len(marks)} videos in {seconds:g} s"
+    found = [Found(f"soak of {at.seconds:g} s: videos", f"{len(marks)}")]
+    for who, first, last in zip(("server", "worker"), half[0], half[-1], strict=True):
+        grown, files = last[0] - first[0], last[1] - first[1]
+        what = f"soak of {at.seconds:g} s: {who}, second half"
+        found += [
+            Found(f"{what}: memory grew, MiB", f"{grown:.1f}", "below 10", grown < 10),
+            Found(f"{what}: open files grew", f"{files}", "at most 3", files <= 3),
+        ]
+    return found
+
+
+async def preview(at: Setting, steps: int = 50) -> list[Found]:
+    """What showing a preview takes of the time of sampling, of the small model in its own size."""
+    from cogvx_jax.scripts.preview_cost import preview_cost
+
+    share, one = await asyncio.to_thread(preview_cost, steps)
     return [
-        Found(f"{what}: memory grew in the second half, MiB", f"{grown:.1f}", grown < 10),
-        Found(f"{what}: open files grew", f"{files}", abs(files) <= 3),
+        Found("previews of tiny, of its sampling, %", f"{share * 100:.2f}", "below 2", share < 0.02),
+        Found("one preview of tiny, of a step, %", f"{one * 100:.0f}"),
     ]
 
 
-Part = Callable[[float], Awaitable[list[Found]]]
-PARTS: dict[str, Part] = {"poll": poll, "listen": listen, "claim": claim, "soak": soak}
+Part = Callable[[Setting], Coroutine[Any, Any, list[Found]]]
+PARTS: dict[str, Part] = {
+    "poll": poll,
+    "listen": listen,
+    "claim": claim,
+    "soak": soak,
+    "faults": faults,
+    "upload": upload,
+    "silent": silent,
+    "preview": preview,
+}
+LONG = {"soak": 300.0}  # seconds, where the others take `SECONDS`
+SECONDS = 15.0
+ONCE = ("upload", "silent", "preview")  # parts in which no database takes part
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument(
-        "--seconds", type=float, default=15.0, help="of the parts that last as long as they are told to"
-    )
+    parser.add_argument("--seconds", type=float, help=f"of poll and soak; {SECONDS:g} and {LONG['soak']:g} without it")
+    parser.add_argument("--kills", type=int, default=100, help="of workers and server, in the part faults")
+    parser.add_argument("--sampler", choices=(FAKE, TINY), default=FAKE, help="of poll, listen and soak")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found = [one for name in options.parts for one in asyncio.run(_run(PARTS[name], options.seconds))]
+    table: dict[str, dict[str, Found]] = {}
+    for name in options.parts:
+        for database in _databases(name):
+            with _setting(database, name, options) as at:
+                for one in asyncio.run(PARTS[name](at)):
+                    print(f"{database}: {one.what}: {one.value}{'' if one.kept else '  MISSED'}", flush=True)
+                    table.setdefault(one.what, {})[database] = one
+    print(_as_table(table))
     if options.json is not None:
-        options.json.write_text(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
-    if not all(one.kept for one in found):
+        found = [{"database": name} | dataclasses.asdict(one) for row in table.values() for name, one in row.items()]
+        options.json.write_text(json.dumps(found, indent=2))
+    if not all(one.kept for row in table.values() for one in row.values()):
         sys.exit(1)
 
 
-async def _run(part: Part, seconds: float) -> list[Found]:
-    found = await part(seconds)
-    for one in found:
-        print(f"{one.what}: {one.value}{'' if one.kept else '  MISSED'}", flush=True)
-    return found
+def _databases(part: str) -> list[str]:
+    if part in ONCE or postgres.find("initdb") is None:
+        return ["SQLite"]
+    return ["SQLite", "Postgres"]
+
+
+@contextlib.contextmanager
+def _setting(database: str, part: str, options: Any) -> Iterator[Setting]:
+    seconds = options.seconds or LONG.get(part, SECONDS)
+    at = Setting(queue=None, seconds=seconds, sampler=options.sampler, kills=options.kills)
+    if database == "SQLite":
+        yield at
+        return
+    with postgres.running() as url:
+        yield dataclasses.replace(at, queue=url)
+
+
+def _as_table(table: dict[str, dict[str, Found]]) -> str:
+    """In Markdown, the databases side by side."""
+    lines = ["| what | must be | SQLite | Postgres |", "|---|---|---|---|"]
+    for what, row in table.items():
+        values = [row[name].value if name in row else "" for name in ("SQLite", "Postgres")]
+        lines.append(f"| {what} | {next(iter(row.values())).bound} | {' | '.join(values)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

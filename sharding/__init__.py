@@ -1,14 +1,26 @@
 """Where arrays live: one table from the meaning of axes to the axes of a mesh, and what follows from it."""
 
 from cogvx_jax.sharding.digest import params_digest
+from cogvx_jax.sharding.exchange import Exchange, ProcessLost
 from cogvx_jax.sharding.layout import activate
 from cogvx_jax.sharding.mesh import MESH_AXES, auto, format_mesh, make_mesh, parse_mesh
-from cogvx_jax.sharding.placement import everywhere, host_blocks, put, put_quantized, put_sharded, replicate, shardings
+from cogvx_jax.sharding.placement import (
+    everywhere,
+    host_blocks,
+    on_every_host,
+    put,
+    put_quantized,
+    put_sharded,
+    replicate,
+    shardings,
+)
 from cogvx_jax.sharding.processes import first_process, initialize, of_all, of_first_process, wait_for_all
 from cogvx_jax.sharding.rules import RULES, spec
 
 __all__ = [
     "MESH_AXES",
+    "Exchange",
+    "ProcessLost",
     "RULES",
     "activate",
     "auto",
@@ -20,6 +32,7 @@ __all__ = [
     "make_mesh",
     "of_all",
     "of_first_process",
+    "on_every_host",
     "params_digest",
     "parse_mesh",
     "put_quantized",

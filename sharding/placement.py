@@ -135,6 +135,13 @@ def host_blocks(x: Any) -> Iterator[np.ndarray]:
         yield np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
+def on_every_host(x: Any) -> np.ndarray:
+    """The whole of an array in each host's memory. All processes must ask for it together."""
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def _read_layer(read: Read, layer: int, index: tuple[slice, ...]) -> np.ndarray:
     return read((slice(layer, layer + 1), *index))[0]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import postgres
 import pytest
+
+from cogvx_jax.scripts import postgres
 
 NAMES = itertools.count()
 CREATE, GENERATE = "/v1/videos", "/api/paas/v4/videos/generations"
@@ -82,8 +83,8 @@ def submit(queue, store, prompt="p", owner="me", **how):
     id = new_id()
     store.make(id)
     asked = {"prompt": prompt, "options": {}} | how.pop("asked", {})
-    how = {"shown": {}} | how
-    return queue.submit(id=id, owner=owner, model="tiny", asked=asked, **how)[0]
+    how = {"model": "tiny", "shown": {}} | how
+    return queue.submit(id=id, owner=owner, asked=asked, **how)[0]
 
 
 def fake(steps=5, seconds=0.01):

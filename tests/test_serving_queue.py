@@ -12,6 +12,7 @@ pytest.importorskip("sqlalchemy", reason="the queue needs the extra `serve`")
 from serving import postgres_url, queue_url, take_all  # noqa: F401
 
 from cogvx_jax.scripts import benchmark_server
+from cogvx_jax.scripts.served import Setting
 from cogvx_jax.serving.database import Unavailable
 from cogvx_jax.serving.queue import Full, KeyUsed, Queue, Retention, new_id
 
@@ -276,5 +277,5 @@ def test_a_locked_database_is_a_sentence(tmp_path):
 
 
 def test_the_benchmark_claims():
-    found = asyncio.run(benchmark_server.claim(0, jobs=200))
+    found = asyncio.run(benchmark_server.claim(Setting(), jobs=200))
     assert len(found) == 1 and float(found[0].value) > 0

@@ -18,7 +18,7 @@ def sentence(error: BaseException) -> str | None:
     text = str(error)
     if _of_jax(error) and "RESOURCE_EXHAUSTED" in text:
         return f"the devices have too little memory: {_first_line(text)}; {MEMORY}"
-    if _of_another_process(error):
+    if of_another_process(error):
         return f"another process of this run has ended, or can't be reached; see its own messages ({_first_line(text)})"
     if (backend := _missing_backend(error)) is not None:
         return f"JAX finds no such device here: {backend}; set JAX_PLATFORMS to one that is, such as cpu, or unset it"
@@ -35,16 +35,16 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
-def _of_jax(error: BaseException) -> bool:
-    """Whether XLA raised it; known by its name, so that nothing needs to import jax."""
-    return any(kind.__name__ in ("JaxRuntimeError", "XlaRuntimeError") for kind in type(error).__mro__)
-
-
-def _of_another_process(error: BaseException) -> bool:
+def of_another_process(error: BaseException) -> bool:
     """Whether a transfer between the processes of a run has failed. Some versions of jax raise ValueError for that."""
     if not (_of_jax(error) or isinstance(error, ValueError)):
         return False
     return any(word in str(error) for word in ("Gloo ", "NCCL ", "coordination service"))
+
+
+def _of_jax(error: BaseException) -> bool:
+    """Whether XLA raised it; known by its name, so that nothing needs to import jax."""
+    return any(kind.__name__ in ("JaxRuntimeError", "XlaRuntimeError") for kind in type(error).__mro__)
 
 
 def _missing_backend(error: BaseException) -> str | None:

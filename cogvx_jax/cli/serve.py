@@ -19,7 +19,7 @@ import tyro
 
 from cogvx_jax.cli.enhance import prompt_enhancer
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_memory, parse_lora, report
-from cogvx_jax.cli.work import WorkFlags, check_lease, serving_packages
+from cogvx_jax.cli.work import NO_FLAG, WorkFlags, check_lease, serving_packages
 from cogvx_jax.given import Given
 from cogvx_jax.prompting.enhance import Endpoint, has_endpoint
 
@@ -69,6 +69,8 @@ class ServeFlags(WorkFlags):
       page: serve the web page, too, where the extra `ui` is installed.
     """
 
+    # Processes that make videos together are started on their hosts, by `cogvx work`.
+    distributed: Annotated[bool, *NO_FLAG] = WorkFlags.distributed
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
@@ -105,12 +107,12 @@ def serve(
         report(f"the key of {run.new_key}, which is shown this once: {key}")
         print(lines)  # alone, so that they may be sent to the file
         return
-    _check(run)
+    check_flags(run)
     keys = Keys(run.keys)
     listening = _listen(run.host, run.port)
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the worker's
-    app = _app(run, about, keys)
+    app = app_of(run, about, keys)
     at = _add_page(app, run, about, keys) if run.page else None
     host, port = listening.getsockname()[:2]
     with _Workers(run, about, environment, app.state.site.service.queue) as workers:
@@ -131,7 +133,7 @@ def _serve(app: Any, listening: socket.socket, workers: "_Workers") -> None:
         raise ValueError("the worker cannot make videos, its own words are above; without one, --workers 0 serves on")
 
 
-def _check(run: ServeFlags) -> None:
+def check_flags(run: ServeFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
     check_lease(run.lease, run.save_every)
@@ -159,7 +161,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _app(run: ServeFlags, about: Given, keys: Any) -> Any:
+def app_of(run: ServeFlags, about: Given, keys: Any) -> Any:
+    """The app of a server with these flags. Raises: ValueError or OSError for what it cannot serve, or its queue."""
     from cogvx_jax.serving.queue import Queue, Retention
 
     queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
@@ -266,8 +269,8 @@ class _Workers:
             "-m",
             "cogvx_jax.cli",
             "work",
-            *_arguments(run, WorkFlags),
-            *_arguments(about, Given),
+            *words_of(run, WorkFlags),
+            *words_of(about, Given),
         ]
         self._environment = environment | {"COGVX_PARENT": "1", "COGVX_QUEUE": run.url}
         self._queue = queue
@@ -324,7 +327,7 @@ class _Workers:
         return status
 
 
-def _arguments(flags: Any, of: type) -> list[str]:
+def words_of(flags: Any, of: type) -> list[str]:
     """Flags as words of a command line, those that differ from their defaults; the queue goes by the environment."""
     words = []
     for field in dataclasses.fields(of):

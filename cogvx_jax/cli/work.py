@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cogvx_jax.cli.errors import sentence
+from cogvx_jax.cli.errors import of_another_process, sentence
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, check_memory, parse_lora, report
 from cogvx_jax.pipelines.memory_modes import AUTO
 from cogvx_jax.pipelines.options import Sampling
@@ -19,10 +19,15 @@ from cogvx_jax.pipelines.options import Sampling
 if TYPE_CHECKING:
     from cogvx_jax.given import Given
     from cogvx_jax.pipelines.model import Model
+    from cogvx_jax.serving.crew import Leader
+    from cogvx_jax.serving.making_together import TogetherMaker
+    from cogvx_jax.serving.queue import Queue
+    from cogvx_jax.serving.store import Store
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 NO_FLAG: Any = (tyro.conf.Fixed, tyro.conf.Suppress)
+LEAST_HEARTBEAT = 10  # seconds; a lease may be shorter
 EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
 
 
@@ -72,6 +77,8 @@ class WorkFlags(RunFlags, StoreFlags):
       warm: compile for videos of HEIGHTxWIDTHxFRAMES before the first job, such as 480x720x49; own is the model's size.
       previews: show what is sampled while it is; takes a fiftieth of the time at most.
       until_idle: end when no job waits.
+      distributed: this is one of several processes, one a host, that run the same command and make each video together,
+        as for `generate`. The first one talks to the queue.
     """
 
     # A job has its own file and prompt, and is looked at between its steps.
@@ -87,6 +94,7 @@ class WorkFlags(RunFlags, StoreFlags):
     warm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     previews: bool = True
     until_idle: bool = False
+    distributed: bool = False
 
 
 def work(
@@ -99,18 +107,19 @@ def work(
     SIGTERM gives the job at hand back, from where another worker goes on. Ctrl-C gives it back at once.
     """
     about = given.checked()
-    check_memory(run.memory)
-    check_lease(run.lease, run.save_every)
+    _check(run)
     with serving_packages("work"):
         from cogvx_jax.serving.queue import Queue
         from cogvx_jax.serving.store import Store
-        from cogvx_jax.serving.worker import Worker
     from cogvx_jax.pipelines.model import load_spec
+    from cogvx_jax.sharding import first_process, initialize
+
+    if run.distributed:
+        initialize(heartbeat=max(LEAST_HEARTBEAT, round(run.lease)))
+    queue = Queue(run.url) if not run.distributed or first_process() else None  # the others need none
+    store, spec = Store(run.store), load_spec(run.model, about)  # one that is not there is said before it is loaded
     from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.pipelines.request import check_sampling
-
-    queue, store = Queue(run.url), Store(run.store)
-    spec = load_spec(run.model, about)  # a model that is not there is said before jax's devices are asked for
     from cogvx_jax.serving.adapters import Adapters, find_parts
     from cogvx_jax.serving.making import warm_options
     from cogvx_jax.serving.making_together import TogetherMaker
@@ -120,16 +129,62 @@ def work(
         check_sampling(spec, warm_options(spec, size))
     model = load_model(run, about)
     preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
-    width = 1 if model.mesh is None else model.mesh.shape.get("data", 1)
+    width = 1 if model.mesh is None or run.distributed else model.mesh.shape.get("data", 1)
     maker = TogetherMaker(model, adapters, run.save_every, preview, record=run.record, parts=parts, width=width)
-    how: dict[str, Any] = dict(several=maker.several, at_a_time=maker.width)
-    how |= dict(describe=sentence, lease=run.lease, report=report, name=_own_name())
-    worker = Worker(queue, store, maker, model=run.model, **how)
     maker.warm(run.warm)
+    if run.distributed:
+        _work_together(run, maker, store, queue)
+    else:
+        assert queue is not None
+        _work(run, maker, store, queue)
+
+
+def _check(run: WorkFlags) -> None:
+    """Raises: ValueError for flags that cannot be, before anything is begun."""
+    check_memory(run.memory)
+    check_lease(run.lease, run.save_every)
+    if run.distributed and run.mesh is None:
+        raise ValueError("--distributed needs --mesh: without one, every process would make videos on its own")
+
+
+def _work(
+    run: WorkFlags, make: "TogetherMaker", store: "Store", queue: "Queue", leader: "Leader | None" = None
+) -> None:
+    """A worker's life, in the process that talks to the queue. Raises: Lost."""
+    from cogvx_jax.serving.worker import Worker
+    from cogvx_jax.sharding.aborts import say_if_aborted
+    from cogvx_jax.sharding.processes import LOST
+
+    how: dict[str, Any] = dict(describe=sentence, lease=run.lease, report=report, name=_own_name())
+    if leader is None:
+        how |= dict(several=make.several, at_a_time=make.width)
+    else:
+        how["progress"] = leader.progress
+    worker = Worker(queue, store, leader or make, model=run.model, **how)
+    if leader is not None:
+        say_if_aborted(LOST, lambda: queue.died(worker.name))
     report(f"worker {worker.name} makes videos with {run.model}")
-    with sigterm(worker.end):
+    with sigterm(worker.end), contextlib.nullcontext() if leader is None else leader.leading(worker.end):
         worker.run(until_idle=run.until_idle)
     report(f"worker {worker.name} has ended")
+
+
+def _work_together(run: WorkFlags, make: "TogetherMaker", store: "Store", queue: "Queue | None") -> None:
+    """The part of one of several processes. Raises: ValueError where another one is lost."""
+    from cogvx_jax.serving.crew import NAME, Leader, follow
+    from cogvx_jax.serving.worker import Lost
+    from cogvx_jax.sharding import Exchange, ProcessLost
+
+    exchange = Exchange(NAME)
+    try:
+        if queue is not None:
+            _work(run, make, store, queue, Leader(make, exchange, of_another_process))
+            return
+        report(f"process {exchange.index} of {exchange.count} makes with the others what the first one takes")
+        with sigterm(exchange.call):
+            follow(make, store, exchange, sentence, report)
+    except (Lost, ProcessLost) as error:
+        raise ValueError(f"another process of this worker has ended; its job waits again ({error})") from error
 
 
 def check_lease(lease: float, save_every: float) -> None:

@@ -91,8 +91,8 @@ class Step:
     def save(self, file: str | os.PathLike) -> None:
         """Writes all that sampling carries to a file, with which `generate(..., resume=file)` goes on bit for bit.
 
-        A file of that name is replaced once the new one is whole.
-        Raises: ValueError where the next step has begun, or of several processes; OSError, naming the file.
+        A file of that name is replaced once the new one is whole. Several processes must call it together.
+        Raises: ValueError where the next step has begun; OSError, naming the file.
         """
         save_steps(file, self._carried(), self.count, self.seen.identity())
 

@@ -24,7 +24,7 @@ from cogvx_jax.pipelines.latents import decode_frames, encode_moments
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.on_step import Step
 from cogvx_jax.pipelines.seldom import Seldom
-from cogvx_jax.sharding import params_digest
+from cogvx_jax.sharding import of_all, params_digest
 from cogvx_jax.storage import read_file, write_whole
 from cogvx_jax.tiny import shapes
 
@@ -105,7 +105,7 @@ def colour_map(model: Model) -> np.ndarray:
     """
     file = cache.folder() / "previews" / f"{params_digest(model.params['vae'])}.json"
     found = _read(file, (model.spec.vae.latent_channels + 1, 3))
-    if found is None:
+    if not of_all(found is not None) or found is None:
         found = fit_colours(model, fitting_clips(model.spec.name))
         with contextlib.suppress(OSError):  # a read-only home is no reason to stop
             write_whole(file, json.dumps({"format": FORMAT, "map": found.tolist()}).encode())

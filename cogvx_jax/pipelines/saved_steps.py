@@ -25,6 +25,7 @@ from cogvx_jax.json_files import parse_json, printable, quoted
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.stored_programs import conditions
 from cogvx_jax.pipelines.weights import on_host
+from cogvx_jax.sharding import first_process, on_every_host
 from cogvx_jax.storage import check_place, open_files
 from cogvx_jax.temporaries import check_local, temporary_beside
 
@@ -133,11 +134,10 @@ def _said(name: str, facts: Mapping[str, str]) -> str:
 def save_steps(file: str | os.PathLike, carried: Carried, count: int, identity: Identity) -> None:
     """Writes a safetensors file, which appears under its name only when whole.
 
-    Raises: ValueError of several processes; OSError, naming the file.
+    Several processes must call it together; the first one writes.
+    Raises: OSError, naming the file.
     """
-    if jax.process_count() > 1:
-        raise ValueError("steps of several processes cannot be saved; use one process")
-    arrays = {name: np.asarray(array) for name, array in _arrays(carried)}
+    arrays = {name: on_every_host(array) for name, array in _arrays(carried)}
     about = {
         "steps": carried.steps,
         "count": count,
@@ -146,6 +146,8 @@ def save_steps(file: str | os.PathLike, carried: Carried, count: int, identity: 
         "inputs": identity.inputs,
         "sha256": _digest(arrays),
     }
+    if not first_process():
+        return
     tensors = [Tensor.of(name, array) for name, array in arrays.items()]
     with temporary_beside(file) as partial:
         write_file(partial, tensors, {"format": FORMAT, "run": json.dumps(about)})
@@ -206,7 +208,7 @@ def identify(facts: Mapping[str, str], params: Any, inputs: Any) -> Identity:
 
 def inputs_digest(inputs: Any) -> str:
     """A hash of arrays that are computed of a request."""
-    return _digest({str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves(inputs))})
+    return _digest({str(i): on_every_host(x) for i, x in enumerate(jax.tree.leaves(inputs))})
 
 
 def _arrays(carried: Carried) -> Iterator[tuple[str, jax.Array]]:
@@ -255,7 +257,7 @@ def _weights_digest(params: Any) -> str:
     named = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
     waiting = {name: leaf for name, leaf in named.items() if on_host(leaf)}
     found = {name: _few(np.asarray(leaf)) for name, leaf in waiting.items()}
-    found |= {name: np.asarray(part) for name, part in _few_of_all(_others(named, waiting)).items()}
+    found |= {name: on_every_host(part) for name, part in _few_of_all(_others(named, waiting)).items()}
     shapes = {name: str(leaf.shape) for name, leaf in named.items()}
     return _digest(found)[:16] + hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:16]
 

@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from cogvx_jax.serving import openai_api, own_api, zhipu_api
 from cogvx_jax.serving.guards import App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
 from cogvx_jax.serving.keys import Keys
+from cogvx_jax.serving.looks import Looks
 from cogvx_jax.serving.measures import Measures
 from cogvx_jax.serving.queue import Full, KeyUsed
 from cogvx_jax.serving.reference import page
@@ -49,7 +50,9 @@ def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any
         redoc_url=None,
     )
     app.add_api_route("/docs", _reference, include_in_schema=False)
-    app.state.site = Site(service=service, keys=keys, watcher=Watcher(service.queue), measures=Measures())
+    queue = service.queue
+    found: Any = dict(watcher=Watcher(queue), looks=Looks(queue), measures=Measures())
+    app.state.site = Site(service=service, keys=keys, **found)
     for part in PARTS:
         app.include_router(part.router)
     guard: Any = Guard

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.store import WORKFLOW, live_of
 from cogvx_jax.serving.warned import warned
 from cogvx_jax.serving.worker import Progress
+from cogvx_jax.sharding import first_process
 
 
 def request_of(spec: ModelSpec, asked: Any, folder: Path, parts: Parts | None = None) -> Request:
@@ -112,7 +114,8 @@ class Maker:
         return functools.partial(without_folders, folders=folders)
 
     def _make(self, job: Job, folder: Path, out: Path, progress: Progress) -> None:
-        model, request = self._checked(job, folder)
+        with progress.beginning():
+            model, request = self._checked(job, folder)
         progress.tell(stage="sampling" if shape_of(request) in self._compiled else "compiling")
         stepping = Stepping(folder, progress, self._save_every, self._preview)
         if request.extend is not None:
@@ -135,14 +138,18 @@ class Maker:
     ) -> None:
         """Writes the frames as they are decoded, and beside them for those who watch meanwhile."""
         change = functools.partial(_without_places, worded=self._worded(folder))
-        comment = record_text(model, request, change=change) if self._record else None
-        tags = _tags(folder) if self._record else {}  # a graph holds the prompt, too
-        live = FragmentedWriter(live_of(out), fps=request.fps)
-        with VideoWriter(out, fps=request.fps, comment=comment, tags=tags) as writer, live:
+        comment = record_text(model, request, change=change) if self._record else None  # all processes hash weights
+        with ExitStack() as files:
+            writers: list[VideoWriter | FragmentedWriter] = []
+            if first_process():
+                tags = _tags(folder) if self._record else {}  # a graph holds the prompt, too
+                writers.append(files.enter_context(VideoWriter(out, fps=request.fps, comment=comment, tags=tags)))
+                writers.append(files.enter_context(FragmentedWriter(live_of(out), fps=request.fps)))
+            progress.check()
             for pixels in frames:
-                progress.check()
-                writer.write(pixels)
-                live.write(pixels)
+                for writer in writers:
+                    writer.write(pixels)
+                progress.check()  # after what only the first process does, which may fail
 
     def warm(self, sizes: Sequence[str]) -> None:
         """Compiles what videos of these sizes need, before a job asks for one; see `warm_options`.

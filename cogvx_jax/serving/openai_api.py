@@ -20,10 +20,10 @@ from cogvx_jax.serving.composed import WHOLE_FILES
 from cogvx_jax.serving.files import MAX_CLIP, file_of, most_bytes
 from cogvx_jax.serving.live import LiveVideo, begun
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
-from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job
+from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job, Placed
 from cogvx_jax.serving.ranges import RangedFile
 from cogvx_jax.serving.refusals import Refused
-from cogvx_jax.serving.site import address, key_of, site_of
+from cogvx_jax.serving.site import address, key_of, placed_of, site_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI videos"])
 
@@ -64,14 +64,21 @@ def video(request: Request, job: Job) -> dict[str, Any]:
 
 def placed(request: Request, job: Job) -> dict[str, Any]:
     """A job as a Video, with its place in the queue."""
-    position = site_of(request).service.queue.position(job)
-    return video(request, job) | ({} if position is None else {"queue_position": position})
+    return _at(request, Placed(job, site_of(request).service.queue.position(job)))
+
+
+def _at(request: Request, now: Placed) -> dict[str, Any]:
+    return video(request, now.job) | ({} if now.position is None else {"queue_position": now.position})
 
 
 def answer(request: Request, job: Job) -> JSONResponse:
     """A job as the answer, with the time after which to ask again."""
-    headers = {} if job.ended else {"openai-poll-after-ms": str(site_of(request).service.rules.poll)}
-    return JSONResponse(placed(request, job), headers=headers)
+    return _answer(request, Placed(job, site_of(request).service.queue.position(job)))
+
+
+def _answer(request: Request, now: Placed) -> JSONResponse:
+    headers = {} if now.job.ended else {"openai-poll-after-ms": str(site_of(request).service.rules.poll)}
+    return JSONResponse(_at(request, now), headers=headers)
 
 
 async def fields_of(request: Request) -> Fields:
@@ -216,9 +223,9 @@ async def character(request: Request, id: str) -> Response:
 
 
 @router.get("/videos/{id}", **schemas.gets(schemas.VIDEO))
-def retrieve(request: Request, id: str) -> Response:
+async def retrieve(request: Request, id: str) -> Response:
     """Tells of a video."""
-    return answer(request, site_of(request).service.get(id, key_of(request)))
+    return _answer(request, await placed_of(request, id))
 
 
 @router.delete("/videos/{id}", **schemas.gets(schemas.DELETED))

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import secrets
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
@@ -123,6 +123,13 @@ class Job:
     def file(self) -> str:
         """The name of the video that the attempt at hand makes: a worker that was only slow has another."""
         return f"video-{self.attempts}.mp4"
+
+
+class Placed(NamedTuple):
+    """A job, and how many are taken before it; None where it waits no more."""
+
+    job: Job
+    position: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +246,12 @@ class Queue:
         with self.database.reads() as connection:
             return {row.id: Job.of(row) for row in connection.execute(sa.select(JOBS).where(*wanted))}
 
+    def placed(self, ids: Collection[str]) -> dict[str, Placed]:
+        """Those of these jobs that there are, with their places."""
+        with self.database.reads() as connection:
+            jobs = [Job.of(row) for row in connection.execute(sa.select(JOBS).where(JOBS.c.id.in_(ids)))]
+            return {job.id: Placed(job, _position(connection, job)) for job in jobs}
+
     def page(self, owner: str, *, after: int | None, limit: int, newest_first: bool) -> list[Job]:
         """At most `limit` jobs of an owner, those that follow the one with number `after`."""
         wanted = [JOBS.c.owner == owner]
@@ -251,12 +264,8 @@ class Queue:
 
     def position(self, job: Job) -> int | None:
         """How many jobs are taken before it; None where it waits no more."""
-        if job.status != QUEUED:
-            return None
-        sooner = (JOBS.c.priority > job.priority) | ((JOBS.c.priority == job.priority) & (JOBS.c.seq < job.seq))
-        wanted = JOBS.c.status == QUEUED, JOBS.c.model == job.model, sooner
         with self.database.reads() as connection:
-            return connection.scalar(sa.select(sa.func.count()).where(*wanted))
+            return _position(connection, job)
 
     def cancel(self, id: str) -> bool:
         """Ends a job that waits or runs; its worker stops at the next step. Says whether it did."""
@@ -453,3 +462,11 @@ def _held(job: Job) -> tuple[Any, ...]:
     """Whether a job is still the one that was claimed: by this worker, in this attempt."""
     mine = JOBS.c.worker == job.worker, JOBS.c.attempts == job.attempts
     return JOBS.c.id == job.id, JOBS.c.status == RUNNING, *mine
+
+
+def _position(connection: sa.Connection, job: Job) -> int | None:
+    if job.status != QUEUED:
+        return None
+    sooner = (JOBS.c.priority > job.priority) | ((JOBS.c.priority == job.priority) & (JOBS.c.seq < job.seq))
+    wanted = JOBS.c.status == QUEUED, JOBS.c.model == job.model, sooner
+    return connection.scalar(sa.select(sa.func.count()).where(*wanted))

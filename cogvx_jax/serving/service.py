@@ -237,7 +237,7 @@ class Service:
         """Raises: Refused where there is no such job of this key."""
         job = self.queue.get(id, key.name) if ID.fullmatch(id) else None
         if job is None:
-            raise Refused("not_found", f"there is no video {id[:60]!r}")
+            raise no_such(id)
         return job
 
     def video_of(self, job: Job) -> Path:
@@ -326,6 +326,11 @@ class Service:
         if job.finished is None or self.rules.keep.age is None:
             return None
         return job.finished + self.rules.keep.age
+
+
+def no_such(id: str) -> Refused:
+    """The refusal of an id of no job."""
+    return Refused("not_found", f"there is no video {id[:60]!r}")
 
 
 def _facts(request: Request) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from cogvx_jax.serving.keys import Key, Keys
+from cogvx_jax.serving.looks import Looks
 from cogvx_jax.serving.measures import Measures
-from cogvx_jax.serving.queue import Job
-from cogvx_jax.serving.service import Service
+from cogvx_jax.serving.queue import Job, Placed
+from cogvx_jax.serving.service import Service, no_such
+from cogvx_jax.serving.store import ID
 from cogvx_jax.serving.watching import Watcher
 
 TIDY = 60.0  # seconds between two times
@@ -26,6 +28,7 @@ class Site:
     service: Service
     keys: Keys
     watcher: Watcher
+    looks: Looks
     measures: Measures
 
     async def tidy(self) -> None:
@@ -43,6 +46,15 @@ def site_of(request: Request) -> Site:
 def key_of(request: Request) -> Key:
     """Who asks. Raises: Refused."""
     return site_of(request).keys.of(request.headers.get("authorization"))
+
+
+async def placed_of(request: Request, id: str) -> Placed:
+    """The job of whoever asks, and its place. Raises: Refused where there is no such job of this key."""
+    key, site = key_of(request), site_of(request)
+    found = await site.looks.job(id, key.name) if ID.fullmatch(id) else None
+    if found is None:
+        raise no_such(id)
+    return found
 
 
 def address(request: Request, job: Job, variant: str = "video") -> str:

@@ -41,6 +41,8 @@ class Stepping:
     def sample(self, model: Model, request: Request) -> Any:
         """The latents of a request, from the step on that was saved last, where there is one."""
         saved = self._earlier(model, request)
+        if not self._progress.all(saved is not None):
+            saved = None
         try:
             return generate.sample(model, request, progress=False, **self.watching(saved))
         except ValueError as error:  # saved with other weights, which is seen only now
@@ -63,7 +65,7 @@ class Stepping:
             if self._progress.why == Stopped.ENDING:  # a job that was cancelled needs none
                 self._save(step)
             raise
-        if step.number < step.count and time.monotonic() - self._saved > self._save_every:
+        if step.number < step.count and self._progress.same(time.monotonic() - self._saved > self._save_every):
             self._save(step)
 
     def _save(self, step: Step) -> None:
@@ -74,7 +76,7 @@ class Stepping:
 
     def _shown(self, step: Step) -> bytes | None:
         """A small animation of the video."""
-        frames = shown_frames(self._preview, self._seldom, step)
+        frames = shown_frames(self._preview, self._seldom, step, self._progress.same)
         return None if frames is None else animation(frames[0])
 
     def _earlier(self, model: Model, request: Request) -> SavedSteps | None:
@@ -129,9 +131,15 @@ class SteppingTogether:
         return None
 
 
-def shown_frames(preview: Show | None, seldom: Seldom, step: Step) -> np.ndarray | None:
-    """Small frames of what the model takes for the clean videos, as seldom as their cost makes it."""
-    if preview is None or not (seldom.due() or step.number == step.count):
+def shown_frames(
+    preview: Show | None, seldom: Seldom, step: Step, agreed: Callable[[bool], bool] = bool
+) -> np.ndarray | None:
+    """Small frames of what the model takes for the clean videos, as seldom as their cost makes it.
+
+    Args:
+      agreed: makes what one process decides hold in all that make the videos.
+    """
+    if preview is None or not agreed(seldom.due() or step.number == step.count):
         return None
     with seldom.doing():
         return preview(step)

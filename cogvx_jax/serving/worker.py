@@ -3,6 +3,7 @@
 A thread renews the lease. The loop of sampling steps cannot: it stands still while a step compiles.
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -34,6 +35,10 @@ class Stopped(Exception):
     ENDING, LOST = "this worker ends", "it was cancelled, deleted or taken over"
 
 
+class Lost(Exception):
+    """Another process that makes the job with this one has ended, so this one ends, too."""
+
+
 class Progress:
     """What a maker tells while it works, and by which it is told to stop.
 
@@ -55,6 +60,19 @@ class Progress:
         """Raises: Stopped where the job is not to be made on."""
         if self.why is not None:
             raise Stopped(self.why)
+
+    def same(self, value: bool) -> bool:
+        """What the first of several processes that make a job decides, in all of them; here there is one."""
+        return value
+
+    def all(self, value: bool) -> bool:
+        """Whether it is true in all processes that make a job."""
+        return value
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Around what may fail in one process alone: where it does, it raises in all of them."""
+        yield
 
     def stop(self, why: str) -> None:
         """From any thread: lets the next `tell` or `check` raise."""
@@ -103,6 +121,7 @@ class Worker:
       describe: errors as sentences for the user.
       lease: seconds after which another worker may take over, if this one is not heard of.
       report: gets a line for the log.
+      progress: of a new job.
     """
 
     def __init__(
@@ -118,10 +137,12 @@ class Worker:
         name: str | None = None,
         lease: float = LEASE,
         report: Callable[[str], None] = lambda line: None,
+        progress: Callable[[], Progress] = Progress,
     ):
         self._queue, self._store, self._make, self._model = queue, store, make, model
         self._several, self._at_a_time = several, at_a_time
         self._describe, self._lease, self._report = describe, lease, report
+        self._progress = progress
         self.name = name or new_name()
         self._ending = threading.Event()
         self._held: tuple[Task, ...] = ()  # replaced as a whole, as another thread reads it
@@ -133,7 +154,7 @@ class Worker:
             task.progress.stop(Stopped.ENDING)
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Works until `end` is called; with `until_idle`, until no job waits."""
+        """Works until `end` is called; with `until_idle`, until no job waits. Raises: Lost."""
         pulse = threading.Thread(target=self._pulse, name="pulse", daemon=True)
         pulse.start()
         try:
@@ -166,6 +187,9 @@ class Worker:
             self.end()
         try:
             self._work(self._held)
+        except Lost:  # perhaps because of this job, so the attempt counts
+            _quietly(lambda: self._queue.died(self.name))
+            raise
         except BaseException:  # Ctrl-C
             for task in self._held:
                 _quietly(functools.partial(self._queue.give_back, task.job))
@@ -176,7 +200,7 @@ class Worker:
 
     def _task(self, job: Job) -> Task:
         folder, now = self._store.folder_of(job.id), time.monotonic()
-        return Task(job, folder, folder / job.file, Progress(), now, now)
+        return Task(job, folder, folder / job.file, self._progress(), now, now)
 
     def _work(self, tasks: Sequence[Task]) -> None:
         """Makes what was taken, and says of each job in the queue what came of it."""
@@ -203,10 +227,13 @@ class Worker:
                 self._settle(task, error)
 
     def _one(self, task: Task) -> Exception | None:
-        """Makes one job; gives the error that ended it."""
+        """Makes one job; gives the error that ended it. Raises: Lost."""
         try:
             task.progress.tell(stage="starting")
             self._make(task.job, task.folder, task.out, task.progress)
+        except Lost:
+            task.out.unlink(missing_ok=True)
+            raise
         except Exception as error:
             return error
         return None

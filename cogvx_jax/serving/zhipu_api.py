@@ -19,7 +19,7 @@ from cogvx_jax.serving.files import file_of
 from cogvx_jax.serving.queue import COMPLETED, FAILED, Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Rules
-from cogvx_jax.serving.site import address, key_of, site_of
+from cogvx_jax.serving.site import address, key_of, placed_of, site_of
 
 router = APIRouter(prefix="/api/paas/v4", tags=["Zhipu videos"])
 
@@ -156,9 +156,9 @@ def _pictures(given: Any, fetches: bool) -> dict[str, tuple[str, bytes]]:
 
 
 @router.get("/async-result/{id}", **schemas.gets(schemas.TASK))
-def async_result(request: Request, id: str) -> Response:
+async def async_result(request: Request, id: str) -> Response:
     """Tells of a video."""
-    job = site_of(request).service.get(id, key_of(request))
+    job = (await placed_of(request, id)).job
     if "request_id" not in job.shown:  # one of the other API
         job = dataclasses.replace(job, shown=dict(job.shown) | {"request_id": job.id})
     return JSONResponse(task(request, job))

@@ -1,4 +1,4 @@
-"""A Postgres of the tests' own, in a temporary folder, where the machine has one installed."""
+"""A Postgres of one's own, in a temporary folder, where the machine has one installed: for tests and benchmarks."""
 
 import contextlib
 import os
@@ -8,18 +8,20 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 FOLDERS = ("", *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True))
 
 
-def find(program):
+def find(program: str) -> str | None:
     """The path of a program of Postgres; None where none is installed. Debian keeps it outside PATH."""
     found = (shutil.which(program, path=folder or None) for folder in FOLDERS)
     return next((path for path in found if path and "postgres" in os.path.realpath(path)), None)
 
 
-def _user():
+def _user() -> dict[str, Any]:
     """Whom it runs as: it refuses root."""
     if os.getuid():
         return {}
@@ -28,39 +30,17 @@ def _user():
 
 
 @contextlib.contextmanager
-def running():
+def running() -> Iterator[str]:
     """The URL of a new, empty server, which ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="cogvx-postgres-"))
     who = _user()
     if who:
         shutil.chown(folder, who["user"])
-    quiet = dict(cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who)
-    made = [
-        find("initdb"),
-        "-D",
-        folder / "data",
-        "-U",
-        "cogvx",
-        "--auth=trust",
-        "--no-sync",
-        "-E",
-        "UTF8",
-        "--locale=C",
-    ]
-    subprocess.run(made, check=True, **quiet)
-    where = [
-        "-D",
-        folder / "data",
-        "-k",
-        folder,
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "fsync=off",
-        "-c",
-        "max_connections=200",
-    ]
-    server = subprocess.Popen([find("postgres"), *where], **quiet)
+    quiet: dict[str, Any] = dict(cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who)
+    made = f"-D {folder}/data -U cogvx --auth=trust --no-sync -E UTF8 --locale=C"
+    subprocess.run([str(find("initdb")), *made.split()], check=True, **quiet)
+    where = f"-D {folder}/data -k {folder} -c listen_addresses= -c fsync=off -c max_connections=200"
+    server = subprocess.Popen([str(find("postgres")), *where.split()], **quiet)
     try:
         url = f"postgresql+psycopg://cogvx@/postgres?host={folder}"
         _wait(server, folder)
@@ -71,8 +51,8 @@ def running():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(server, folder):
-    ready = [find("pg_isready") or "pg_isready", "-h", folder, "-q"]
+def _wait(server: subprocess.Popen, folder: Path) -> None:
+    ready = [find("pg_isready") or "pg_isready", "-h", str(folder), "-q"]
     for _ in range(300):
         if server.poll() is not None:
             raise RuntimeError(f"postgres ended with {server.returncode}")
