@@ -11,7 +11,7 @@ from pathlib import Path
 from cogvx_jax.scripts.served import FAKE, STORE, Found, Server, Setting, Worker, fake_video, server
 
 WORKERS = 3
-OF_SERVER = 0.25  # of the kills; the others are of workers
+OF_SERVER = 4  # each so manieth kill; the others are of workers
 JOBS, STEPS = 3, 15  # jobs for each kill, and steps of each: so workers have work when they are killed
 PAUSE = (0.2, 1.5)  # seconds between two kills
 DONE = 600.0  # seconds in which all jobs must have been made after the last kill
@@ -63,16 +63,16 @@ async def _send(made: Server, count: int, due: asyncio.Semaphore) -> list[str]:
 
 
 async def _kill(made: Server, workers: list[Worker], kills: int, due: asyncio.Semaphore) -> int:
-    """Kills by a fixed draw, and begins anew what was killed; gives how often that was the server.
+    """Kills at random moments, and begins anew what was killed; gives how often that was the server.
 
     Before each kill some more jobs are due.
     """
     draw, killed = random.Random(0), 0
-    for _ in range(kills):
+    for number in range(1, kills + 1):
         for _ in range(JOBS):
             due.release()
         await asyncio.sleep(draw.uniform(*PAUSE))
-        if draw.random() < OF_SERVER:
+        if number % OF_SERVER == 0:
             killed += 1
             made.kill()
             await asyncio.to_thread(made.begin)

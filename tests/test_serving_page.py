@@ -22,7 +22,7 @@ pytest.importorskip("zai", reason="tests of the server need the extra `test-serv
 import httpx
 from serving import free_port, submit
 
-from cogvx_jax.cli.serve import ServeFlags, _arguments, _Workers, serve
+from cogvx_jax.cli.serve import ServeFlags, _Workers, serve, words_of
 from cogvx_jax.cli.work import WorkFlags
 from cogvx_jax.given import Given
 from cogvx_jax.serving.keys import Keys
@@ -144,7 +144,7 @@ def test_a_port_in_use_is_a_sentence(tmp_path, monkeypatch):
 
 def test_workers_get_the_flags():
     run = ServeFlags(model="5b", exact=True, lora=("a", "b:0.5"), store=Path("x y"), queue="sqlite:///q", port=1)
-    assert _arguments(run, WorkFlags) == ["--store=x y", "--model=5b", "--lora=a", "--lora=b:0.5", "--exact"]
+    assert words_of(run, WorkFlags) == ["--store=x y", "--model=5b", "--lora=a", "--lora=b:0.5", "--exact"]
 
 
 KILLED = """
