@@ -192,6 +192,31 @@ class Site:
         return job
 
 
+def site_fixture(**how):
+    """A fixture of a module: a server, told as `Site` is."""
+
+    @pytest.fixture(scope="module")
+    def site(tmp_path_factory):
+        made = Site(tmp_path_factory.mktemp("site"), **how)
+        yield made
+        made.close()
+
+    return site
+
+
+def client_fixture():
+    """A fixture of a module: a client of its `site`."""
+
+    @pytest.fixture(scope="module")
+    def client(site):
+        import httpx
+
+        with httpx.Client(base_url=site.url, timeout=30) as found:
+            yield found
+
+    return client
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return taken.getsockname()[1]

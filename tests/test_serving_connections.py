@@ -9,20 +9,11 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 
 import httpx
-from serving import CREATE, Site, refused
+from serving import CREATE, Site, refused, site_fixture
 
 from cogvx_jax.serving.guards import ImpatientProtocol
 
-
-@pytest.fixture(scope="module")
-def waiting(tmp_path_factory):
-    """A server without a worker: what is asked for waits."""
-    made = Site(tmp_path_factory.mktemp("waiting"), works=False)
-    yield made
-    made.close()
-
-
-# --- connections
+waiting = site_fixture(works=False)  # what is asked for waits
 
 
 def connect(site):

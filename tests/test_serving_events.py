@@ -9,20 +9,10 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 
 import httpx
-from serving import CIRCLE, CREATE, Site, create, fake_video, refused
+from serving import CIRCLE, CREATE, Site, client_fixture, create, fake_video, refused, site_fixture
 
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(site):
-    with httpx.Client(base_url=site.url, timeout=30) as found:
-        yield found
+site = site_fixture()
+client = client_fixture()
 
 
 def read_events(client, id, **headers):

@@ -10,31 +10,14 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 
 import httpx
-from serving import CIRCLE, CREATE, Site, create, refused
+from serving import CIRCLE, CREATE, Site, client_fixture, create, refused, site_fixture
 
 from cogvx_jax.data.video import read_video
 from cogvx_jax.serving.queue import ALIKE, Retention
 
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(site):
-    with httpx.Client(base_url=site.url, timeout=30) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def waiting(tmp_path_factory):
-    """A server without a worker: what is asked for waits."""
-    made = Site(tmp_path_factory.mktemp("waiting"), works=False)
-    yield made
-    made.close()
+site = site_fixture()
+client = client_fixture()
+waiting = site_fixture(works=False)  # what is asked for waits
 
 
 def test_a_video_is_made(site, client):

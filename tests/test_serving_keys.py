@@ -17,8 +17,6 @@ from serving import CIRCLE, CREATE, GENERATE, Site, refused
 
 from cogvx_jax.serving.keys import new_key
 
-# --- keys
-
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):

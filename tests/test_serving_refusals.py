@@ -10,28 +10,23 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 
 import httpx
-from serving import CIRCLE, CREATE, GENERATE, Site, create, data_url, files_of, picture, refused
+from serving import (
+    CIRCLE,
+    CREATE,
+    GENERATE,
+    Site,
+    client_fixture,
+    create,
+    data_url,
+    files_of,
+    picture,
+    refused,
+    site_fixture,
+)
 
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(site):
-    with httpx.Client(base_url=site.url, timeout=30) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def waiting(tmp_path_factory):
-    """A server without a worker: what is asked for waits."""
-    made = Site(tmp_path_factory.mktemp("waiting"), works=False)
-    yield made
-    made.close()
+site = site_fixture()
+client = client_fixture()
+waiting = site_fixture(works=False)  # what is asked for waits
 
 
 BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
