@@ -116,9 +116,9 @@ class Site:
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
         self.store = Store(folder)
         loras, enhance = how.pop("loras", None), how.pop("enhance", None)
+        spec = how.pop("spec", None) or load_spec("tiny")
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         rules = Rules(**how)
-        spec = load_spec("tiny")
         service = dict(spec=spec, adapters=Adapters(loras), rules=rules, enhance=enhance)
         self.service = Service(self.queue, self.store, model="tiny", **service)
         self.app = make_app(self.service, Keys(keys), limit=limit, **guarded)
