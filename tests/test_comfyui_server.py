@@ -17,6 +17,7 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
 from serving import Site, fake_video, free_port
+from small_files import small_spec
 
 from cogvx_jax.comfyui_cogvx import media, progress, running, server
 from cogvx_jax.comfyui_cogvx.declarations import NODES, WIDGETS
@@ -162,6 +163,20 @@ def test_a_picture_goes_to_the_server_whose_words_come_back(site):
         run("CogvxImageToVideo", server=Server(site.url), **SMALL, image=image(0.5), last_image=image(1.0))
     with pytest.raises(ServerError, match="^the number of frames must be 8N.1 for tiny, got 10; nearest: 9 or 17$"):
         run("CogvxTextToVideo", server=Server(site.url), **SMALL | {"num_frames": 10})
+
+
+def test_pictures_of_an_image_to_video_model(tmp_path, frames_alone):
+    spec = small_spec("5b-i2v")
+    site = Site(tmp_path, with_graph, limit=2**24, spec=spec)
+    try:
+        asked = SMALL | {"width": 720, "height": 480, "image": image(0.2), "last_image": image(1.0)}
+        info = json.loads(run("CogvxImageToVideo", server=Server(site.url), **asked)[3])
+    finally:
+        site.close()
+    assert (info["task"], info["size"]) == ("i2v", "720x480")
+    for option, grey in (("image", 51), ("last_image", 255)):
+        with PIL.Image.open(site.store.folder_of(info["id"]) / f"{option}.png") as picture:
+            assert picture.size == (64, 48) and picture.getpixel((9, 9)) == (grey,) * 3
 
 
 def test_pictures_keep_their_pixels():

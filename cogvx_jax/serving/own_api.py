@@ -77,7 +77,7 @@ def model_info(request: Request) -> Response:
     return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names)} | parts)
 
 
-@router.post("/v1/prompts/enhance", **schemas.posts(schemas.ENHANCED, schemas.ENHANCE))
+@router.post("/v1/prompts/enhance", **schemas.posts_json(schemas.ENHANCED, schemas.ENHANCE))
 async def enhance(request: Request) -> Response:
     """Lets a language model write a long English description of a prompt, and of a first frame."""
     key_of(request)
