@@ -56,6 +56,7 @@ PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum p
 # The same of `serve` and `test-serve`; what is left without them still says how to install them.
 SERVE_ONLY = set("fastapi httptools httpx openai prometheus_client psycopg schemathesis sqlalchemy uvicorn zai".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
+MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 
 
