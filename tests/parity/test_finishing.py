@@ -15,6 +15,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from cogvx_jax.convert.finishing import read_rife, read_upscaler  # noqa: E402
+from cogvx_jax.scripts import benchmark_finish, finish_torch  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "finishing.npz"
 
@@ -223,3 +224,14 @@ def test_rife_with_its_own_weights():
     a, b = golden["rife_real_in"] / np.float32(255)
     found = np.asarray(jax.jit(network.apply)({"params": params}, a[None], b[None]).picture[0])
     np.testing.assert_allclose(found, np.float32(golden["rife_real_out"]), rtol=0, atol=5e-4)  # of float16
+
+
+@pytest.mark.parametrize("part", ["compact", *(pytest.param(p, marks=pytest.mark.full) for p in ("dense", "rife"))])
+def test_the_benchmark_compares_equal_work(part):
+    network, rows, count = benchmark_finish.CASES[part]
+    x = list(np.random.default_rng(0).random((count, 1, 32, 64, 3), np.float32))
+    params = benchmark_finish._random(network, x)
+    expected = getattr(finish_torch, part)(benchmark_finish._published(rows, params), *x)()
+    found = jax.jit(network.apply)({"params": params}, *x)
+    found = found.picture if part == "rife" else found
+    np.testing.assert_allclose(found, np.moveaxis(expected.numpy(), 1, -1), rtol=0, atol=1e-4)
