@@ -2,8 +2,10 @@
 
 import asyncio
 import dataclasses
+import os
 import re
 import string
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,8 +15,10 @@ pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 
 from serving import fake_video, submit
 
+import cogvx_jax.cli.serve as serve
 from cogvx_jax.configs import Distilled
 from cogvx_jax.data.writer import VideoWriter
+from cogvx_jax.given import Given
 from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.option_json import as_json
 from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, Options
@@ -23,11 +27,13 @@ from cogvx_jax.presets import PRESETS
 from cogvx_jax.serving.asking import NUMBER, OPTIONS, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.keys import ANYONE, Keys, new_key
+from cogvx_jax.serving.page import uploads
 from cogvx_jax.serving.page.actions import Desk, sentence
 from cogvx_jax.serving.page.fields import fields_of, files_of
 from cogvx_jax.serving.page.following import Pace, follow
 from cogvx_jax.serving.page.prompts import FORMULAS, MOVEMENTS, examples, with_movement
 from cogvx_jax.serving.page.settings import Form, asked_of, of_job, of_record
+from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import card, cards, notice, text
 from cogvx_jax.serving.page.words import LANGUAGES, WORDS, duration, language_of, say
 from cogvx_jax.serving.pictures import picture_of
@@ -376,6 +382,31 @@ def test_a_gif_is_low_and_slow(tmp_path):
     (tmp_path / "v.gif").write_bytes(picture_of(tmp_path / "v.mp4", "gif"))
     with PIL.Image.open(tmp_path / "v.gif") as image:
         assert (image.size, image.n_frames) == ((360, 240), 17)
+
+
+def test_uploads_go_by_age_and_by_bytes(service, tmp_path, monkeypatch):
+    folder = Uploads(service.store)
+    (tmp_path / "a.png").write_bytes(b"x" * 100)
+    kept, old = Path(folder.copy(tmp_path / "a.png")), Path(folder.copy(tmp_path / "a.png"))
+    assert folder.tidy() == 200 and folder.has_room()
+    for path in (old, old.parent):
+        os.utime(path, (0, 0))
+    os.utime(tmp_path / "a.png", (0, 0))
+    assert folder.tidy() == 100 and kept.is_file() and not old.exists()
+    os.utime(old.parent, (0, 0))
+    folder.tidy()
+    assert not old.parent.exists()
+    assert Path(folder.copy(tmp_path / "a.png")).is_file()  # a copy of an old file is new
+    monkeypatch.setattr(uploads, "MOST", 200)
+    assert not folder.has_room()
+
+
+def test_a_server_without_the_extra_says_how_to_get_the_page(monkeypatch):
+    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    assert serve._add_page(None, serve.ServeFlags(), Given(), Keys()) is None and "cogvx_jax[ui]" in serve.NO_PAGE
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert serve._improver("tiny", Given()) is None
 
 
 def test_errors_are_sentences(capsys):
