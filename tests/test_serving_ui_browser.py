@@ -28,7 +28,7 @@ from cogvx_jax.cli.serve import _improver
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.serving.keys import new_key
-from cogvx_jax.serving.page import app as page_app
+from cogvx_jax.serving.page import uploads
 
 ROOT = Path(__file__).parents[1]
 CIRCLE = "a red circle moves right on a white background"
@@ -117,8 +117,8 @@ def test_uploads_are_bounded(site, monkeypatch):
     to = f"{site.url}/ui/gradio_api/upload"
     assert httpx.post(to, files={"files": ("a.mp4", b"x" * 2**21)}).status_code == 413
     (kept,) = httpx.post(to, files={"files": ("a.mp4", b"x" * 1000)}).json()
-    assert Path(kept).is_relative_to(site.store.folder / page_app.UPLOADS)
-    monkeypatch.setattr(page_app, "MOST_UPLOADED", 1000)
+    assert Path(kept).is_relative_to(site.store.folder / "uploads")
+    monkeypatch.setattr(uploads, "MOST", 1000)
     answer = httpx.post(to, files={"files": ("a.mp4", b"x")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (507, "disk_full")
 
@@ -136,6 +136,15 @@ def test_with_keys_one_signs_in_and_sees_ones_own(tmp_path):
         asked = {"Authorization": f"Bearer {ada}"}
         assert httpx.get(f"{site.url}/v1/videos/{video['id']}", headers=asked).json()["status"] == "completed"
         assert site.queue.get(video["id"]).owner == "ada"
+    finally:
+        site.close()
+
+
+def test_behind_a_proxy_the_page_knows_where_it_is(tmp_path):
+    site = Site(tmp_path, page=True, works=False, public_url="https://videos.test/here")
+    try:
+        assert "https://videos.test/here/ui" in httpx.get(f"{site.url}/ui/").text
+        assert httpx.get(site.url).headers["location"] == "https://videos.test/here/ui/"
     finally:
         site.close()
 

@@ -117,11 +117,15 @@ class Desk:
 
     def load(self, path: str, language: str) -> Filled:
         """The settings that a dropped video tells of. Raises: ValueError, a sentence, where it tells of none."""
+        name = repr(Path(path).name)
         try:
             record = read_record(path)
         except (ValueError, OSError) as error:
-            raise ValueError(str(error).replace(repr(path), repr(Path(path).name))) from None
-        return of_record(record, self.fields, self.service, language)
+            raise ValueError(str(error).replace(repr(path), name)) from None
+        try:
+            return of_record(record, self.fields, self.service, language)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} carries a record with options that cannot be: {error}") from None
 
     def history(self, ids: Sequence[str], key: Key) -> list[Job]:
         """Jobs, the newest first: all of a key, or, where anyone may ask, those that this browser knows by id."""

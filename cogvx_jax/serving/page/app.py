@@ -3,11 +3,12 @@
 import json
 import os
 import secrets
-from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -16,15 +17,12 @@ from cogvx_jax.serving.page.actions import Desk
 from cogvx_jax.serving.page.events import FOLLOWED, Events
 from cogvx_jax.serving.page.layout import lay_out
 from cogvx_jax.serving.page.style import CSS
+from cogvx_jax.serving.page.uploads import KEPT, Uploads
 from cogvx_jax.serving.page.words import LANGUAGES, say
 from cogvx_jax.serving.refusals import Refused
-from cogvx_jax.serving.service import ROOM
-from cogvx_jax.serving.store import Store
 
 PATH = "/ui"
-UPLOADS = "uploads"  # in the store
-MOST_UPLOADED = 2 * 2**30  # bytes of all files that are kept of uploads
-TIDY, KEPT = 600, 3600  # seconds between two times, and after which a file that was uploaded goes
+TIDY = 600  # seconds between two times that Gradio looks for old files
 WAITING = 300  # events of all pages that wait for their turn
 
 
@@ -34,20 +32,17 @@ def mount(app: FastAPI, desk: Desk, limit: int) -> None:
     Args:
       limit: bytes of a file that is uploaded.
     """
-    uploads = desk.service.store.folder / UPLOADS
-    uploads.mkdir(exist_ok=True)
-    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # Gradio has no argument for it
+    uploads = Uploads(desk.service.store)
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.folder)  # Gradio has no argument for it
     app.add_api_route("/", _to_page, include_in_schema=False)
-    room: Any = Room
-    app.add_middleware(room, store=desk.service.store, uploads=uploads)
-    prefix = (desk.service.rules.public_url or "").rstrip("/")
+    entrance: Any = Entrance
+    app.add_middleware(entrance, uploads=uploads, public_url=desk.service.rules.public_url)
     gr.mount_gradio_app(
         app,
         blocks_of(desk, uploads),
         PATH,
         auth=None if desk.keys.open else lambda name, key: is_signed_in(desk, name, key),
         auth_message=None if desk.keys.open else "<br>".join(say("sign in", lang) for lang in LANGUAGES),
-        root_path=f"{prefix}{PATH}" if prefix else None,
         max_file_size=limit,
         footer_links=["settings"],
         run_history=False,
@@ -59,11 +54,11 @@ def mount(app: FastAPI, desk: Desk, limit: int) -> None:
     )
 
 
-def blocks_of(desk: Desk, uploads: Path) -> gr.Blocks:
+def blocks_of(desk: Desk, uploads: Uploads) -> gr.Blocks:
     """The page by itself."""
     secret = desk.service.queue.kept("page", lambda: secrets.token_hex(16))
     title = say("title", model=desk.service.model)
-    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(TIDY, KEPT)) as blocks:
+    with gr.Blocks(analytics_enabled=False, title=title, delete_cache=(TIDY, int(KEPT))) as blocks:
         browser = gr.BrowserState({"ids": [], "shown": []}, storage_key="cogvx", secret=secret)
         Events(desk, lay_out(desk), browser, uploads).bind(blocks)
     blocks.queue(max_size=WAITING, default_concurrency_limit=FOLLOWED)
@@ -79,25 +74,40 @@ def is_signed_in(desk: Desk, name: str, key: str) -> bool:
 
 
 async def _to_page(request: Request) -> Response:
-    return RedirectResponse(f"{request.scope.get('root_path', '')}{PATH}/")
+    prefix = request.app.state.site.service.rules.public_url or request.scope.get("root_path", "")
+    return RedirectResponse(f"{prefix.rstrip('/')}{PATH}/")
 
 
-class Room:
-    """Refuses uploads of the page where there is no room for them; Gradio bounds each, and their age."""
+class Entrance:
+    """What requests to the page go through first: uploads are refused where there is no room for them.
 
-    def __init__(self, app: App, store: Store, uploads: Path):
-        self._app, self._store, self._uploads = app, store, uploads
+    Args:
+      public_url: where a proxy has the server. Gradio reads it from the headers of proxies, which not all of them send.
+    """
+
+    def __init__(self, app: App, uploads: Uploads, public_url: str | None):
+        self._app, self._uploads = app, uploads
+        self._public = None if public_url is None else urlsplit(public_url)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        uploading = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(f"{PATH}/")
-        if not uploading or not scope["path"].rstrip("/").endswith("/upload") or self._has_room():
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{PATH}/"):
             await self._app(scope, receive, send)
-            return
-        refused = Refused("disk_full", "the server has no room for uploads now; try again later")
-        status, body, headers = refused.answer(scope["path"])
-        answer: Any = Response(json.dumps(body), status, headers, "application/json")
-        await answer(scope, receive, send)
+        elif not _uploads(scope) or await run_in_threadpool(self._uploads.has_room):
+            await self._app(self._seen_from_outside(scope), receive, send)
+        else:
+            refused = Refused("disk_full", "the server has no room for uploads now; try again later")
+            status, body, headers = refused.answer(scope["path"])
+            answer: Any = Response(json.dumps(body), status, headers, "application/json")
+            await answer(scope, receive, send)
 
-    def _has_room(self) -> bool:
-        kept = sum(path.stat().st_size for path in self._uploads.rglob("*") if path.is_file())
-        return kept < MOST_UPLOADED and self._store.free() >= ROOM
+    def _seen_from_outside(self, scope: Scope) -> Scope:
+        if self._public is None:
+            return scope
+        told = {b"x-forwarded-host": self._public.netloc.encode(), b"x-forwarded-proto": self._public.scheme.encode()}
+        headers = [(name, value) for name, value in scope["headers"] if name not in told]
+        prefix = self._public.path.rstrip("/")
+        return scope | {"headers": [*headers, *told.items()], "root_path": prefix, "path": f"{prefix}{scope['path']}"}
+
+
+def _uploads(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")

@@ -1,9 +1,6 @@
 """What happens on the page: widgets in, `actions.Desk` asked, widgets out."""
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -15,6 +12,7 @@ from cogvx_jax.serving.page.following import Seen, follow
 from cogvx_jax.serving.page.layout import Widgets, told
 from cogvx_jax.serving.page.prompts import with_movement
 from cogvx_jax.serving.page.settings import MOST, Filled, Form
+from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import address, card, cards
 from cogvx_jax.serving.page.words import LANGUAGES, language_of, say
 from cogvx_jax.serving.queue import COMPLETED, Job
@@ -32,10 +30,10 @@ class Events:
     """Ties the widgets of a page to what they do, inside the `gr.Blocks` that is open.
 
     Args:
-      uploads: the folder from which Gradio serves files, and which it tidies.
+      uploads: where files of jobs go that the form shows.
     """
 
-    def __init__(self, desk: Desk, page: Widgets, browser: gr.BrowserState, uploads: Path):
+    def __init__(self, desk: Desk, page: Widgets, browser: gr.BrowserState, uploads: Uploads):
         self.desk, self.page, self.browser, self._uploads = desk, page, browser, uploads
         self.before, self.none = gr.State(""), gr.State(None)  # the prompt before it was improved; no picture
         self._looking: dict[str | None, object] = {}  # the newest look of each page
@@ -190,7 +188,7 @@ class Events:
         of_form["loras"] = [name for name, _ in filled.loras]
         of_form["weights"] = ", ".join(f"{weight:g}" for _, weight in filled.loras)
         options = [filled.values.get(name) for name in page.options]
-        files = [_copy(filled.files[name], self._uploads) if name in filled.files else None for name in page.files]
+        files = [self._uploads.copy(filled.files[name]) if name in filled.files else None for name in page.files]
         return [*(of_form[name] for name in page.inputs), *options, *files]
 
     def load(self, path: str | None, language: str) -> list[Any]:
@@ -255,10 +253,3 @@ def _told_of(service: Service, job: Job) -> dict[str, Any]:
     if job.status == COMPLETED:
         return of_all | {"url": address(service, job)}
     return of_all | {"error": job.error_message}
-
-
-def _copy(path: Path, uploads: Path) -> str:
-    """A copy of a job's file where Gradio may serve it, which it removes in time."""
-    folder = Path(tempfile.mkdtemp(dir=uploads))
-    shutil.copy(path, folder / path.name)
-    return str(folder / path.name)

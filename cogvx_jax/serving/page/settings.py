@@ -116,9 +116,12 @@ def of_job(job: Job, fields: Sequence[Field], service: Service) -> Filled:
 
 
 def of_record(record: Record, fields: Sequence[Field], service: Service, language: str) -> Filled:
-    """The settings that a video tells of. What is not on the page, or not here, is noted."""
-    own = as_json(Options())
-    options = {name: value for name, value in record.options.items() if value not in (None, own.get(name), [], ())}
+    """The settings that a video tells of. What is not on the page, or not here, is noted.
+
+    Raises: ValueError or TypeError for options that cannot be: anybody may have written the record.
+    """
+    own, theirs = as_json(Options()), as_json(Options(**record.options))
+    options = {name: value for name, value in theirs.items() if value not in (None, own.get(name), [], ())}
     values, left = _values(options, fields)
     loras, unknown = _loras(record, service)
     files = [name for name in left if name in TAKES]
@@ -130,7 +133,7 @@ def of_record(record: Record, fields: Sequence[Field], service: Service, languag
         notes.append(say("loaded.files", language, names=", ".join(files)))
     if others + unknown:
         notes.append(say("loaded.not", language, names=", ".join(others + unknown)))
-    seed = record.options.get(SEED)
+    seed = theirs[SEED]
     how: dict[str, Any] = dict(values=values, loras=loras, notes=tuple(notes))
     return Filled(prompt=record.prompt, seed=seed if isinstance(seed, int) else 0, **how)
 
