@@ -40,7 +40,8 @@ exchange.of_each("", "there")
 print(exchange.is_called(), file=sys.stderr)
 left = exchange._client.key_value_dir_get("words/")
 exchange.of_each("", "last")
-print(sorted({key.split("/")[1] for key, _ in left}), file=sys.stderr)
+rounds = {key.split("/")[1] for key, _ in left} - {"3"}  # to which the other may have come by then
+print(sorted(rounds), file=sys.stderr)
 try:
     exchange.of_each("", f"apart {exchange.index}", patience=0.5)
 except ProcessLost as error:

@@ -165,7 +165,7 @@ def test_strength_without_a_video_is_passed_over(service):
         (dict(values={"fps": "many"}), "must be a number"),
         (dict(values={"reuse": "nothing:2"}), "reuse"),
         (dict(files={"video": "picture.png"}), "picture"),
-        (dict(files={"video": "vector.svg"}), "no picture or video"),
+        (dict(files={"video": "vector.svg"}), "no video that is known here; give an mp4"),
         (dict(files={"mask": "large.png"}), "at most"),
     ],
 )

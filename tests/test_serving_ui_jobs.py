@@ -203,7 +203,7 @@ def test_a_server_without_the_extra_says_how_to_get_the_page(monkeypatch):
     assert serve._add_page(None, serve.ServeFlags(), Given(), Keys()) is None and "cogvx_jax[ui]" in serve.NO_PAGE
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert serve._improver("tiny", Given()) is None
+    assert serve._improve("tiny", Given()) is None
 
 
 def test_errors_are_sentences(capsys):

@@ -211,14 +211,14 @@ def _add_page(app: Any, run: ServeFlags, about: Given, keys: Any) -> str | None:
     from cogvx_jax.serving.page.actions import Desk
     from cogvx_jax.serving.page.app import PATH, mount
 
-    desk = Desk(app.state.site.service, keys, _improve(run, about))
+    desk = Desk(app.state.site.service, keys, _improve(run.model, about))
     mount(app, desk, round(run.max_upload_mb * 2**20))
     return PATH
 
 
-def _improve(run: ServeFlags, about: Given) -> Any:
+def _improve(model: str, about: Given) -> Any:
     """A prompt and a picture -> a description, and the name of the language model."""
-    enhancer = _enhancer(run.model, about)
+    enhancer = _enhancer(model, about)
     return None if enhancer is None else lambda prompt, image: (enhancer()(prompt, image), enhancer().llm)
 
 

@@ -13,10 +13,11 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, NEEDS, Options, Sampling
 from cogvx_jax.serving import schemas
-from cogvx_jax.serving.asking import NUMBER, OPTIONS, TEXT, WHOLE, YES, is_legal_size
+from cogvx_jax.serving.asking import NUMBER, NUMBERS, OPTIONS, TEXT, WHOLE, YES, is_legal_size
+from cogvx_jax.serving.composed import COMPOSED, WHOLE_FILES
 from cogvx_jax.serving.files import CLIP, TAKES
 
-KINDS = (TEXT, WHOLE, NUMBER, YES)
+KINDS = {kind: kind for kind in (TEXT, WHOLE, NUMBER, YES)} | {NUMBERS: NUMBER}  # of the API -> of a field: one number
 SIZE, SEED = "size", "seed"
 # Where a field stands that is no finer point.
 PLACES = {
@@ -84,8 +85,10 @@ def fields_of(spec: ModelSpec) -> tuple[Field, ...]:
 
 
 def files_of(spec: ModelSpec) -> dict[str, bool]:
-    """Options of a model that are files, and whether they are clips."""
-    return {option: CLIP in kinds for option, kinds in TAKES.items() if option in MODEL_KINDS[spec.kind].inputs}
+    """Options of a model that are one file, and whether they are clips."""
+    single = {*TAKES} - {*COMPOSED} | {*WHOLE_FILES}
+    known = [option for option in MODEL_KINDS[spec.kind].inputs if option in single]
+    return {option: CLIP in TAKES[option] for option in known}
 
 
 def _is_of_use(spec: ModelSpec, name: str) -> bool:
@@ -103,11 +106,12 @@ def _size(spec: ModelSpec) -> Field:
 
 def _field(spec: ModelSpec, name: str) -> Field:
     schema = schemas.field_of(name)
+    schema = schema.get("anyOf", [schema])[0]
     low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
     about: dict[str, Any] = dict(low=low, high=high, choices=tuple(schema.get("enum", ())))
     return Field(
         name=name,
-        kind=OPTIONS[name],
+        kind=KINDS[OPTIONS[name]],
         place=PLACES.get(name, FINER),
         own=_own(spec, name),
         help=_helps().get(name, ""),
