@@ -140,6 +140,7 @@ def test_with_keys_one_signs_in_and_sees_ones_own(tmp_path):
         site.close()
 
 
+@pytest.mark.full
 def test_behind_a_proxy_the_page_knows_where_it_is(tmp_path):
     site = Site(tmp_path, page=True, works=False, public_url="https://videos.test/here")
     try:

@@ -99,7 +99,7 @@ def _shares(mask: np.ndarray, grid: tuple[int, int, int], per_token: int, first:
     count, height, width = grid
     frames = []
     for frame in mask:
-        picture = PIL.Image.fromarray(np.float32(frame))
+        picture = PIL.Image.fromarray(frame.astype(np.float32))
         frames.append(np.asarray(picture.resize((width, height), PIL.Image.Resampling.BOX)))
     if len(frames) == 1:
         return np.broadcast_to(frames[0], grid)
