@@ -5,6 +5,7 @@ https://github.com/xinntao/Real-ESRGAN, and their ncnn files; `flownet.pkl` of h
 version 3 (HDv3).
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,14 +132,20 @@ def _compact(tensors: Tensors) -> CompactUpscaler:
 
 def _read(network: nn.Module, inputs: int, rows: tuple[Row, ...], tensors: Tensors, what: str) -> dict[str, Any]:
     """Parameters of a network that takes so many pictures. Raises: ConversionError."""
-    picture = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
-    boxes = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x), *[picture] * inputs)["params"]
-    flat = traverse_util.flatten_dict(boxes, sep="/")
-    types = {path: Abstract(box.value.shape, box.names) for path, box in flat.items()}
+    types = _types(network, inputs)
     parameters = resolve(rows, {path: own.shape for path, own in types.items()})
     source = Published(tensors, parameters, types, what)
     found = {p: source.read(p, np.dtype("float32"), tuple(slice(n) for n in source.shape(p))) for p in source}
     return traverse_util.unflatten_dict(found, sep="/")
+
+
+@functools.cache  # tracing RIFE takes a second
+def _types(network: nn.Module, inputs: int) -> dict[str, Abstract]:
+    """Parameters by path, but for their numbers."""
+    picture = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    boxes = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x), *[picture] * inputs)["params"]
+    flat = traverse_util.flatten_dict(boxes, sep="/")
+    return {path: Abstract(box.value.shape, box.names) for path, box in flat.items()}
 
 
 def _without(tensors: Tensors, mark: str) -> Tensors | None:
