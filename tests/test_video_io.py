@@ -242,6 +242,8 @@ def test_read_image_of_every_mode(tmp_path, mode, suffix):
             image.save(source, **({"transparency": 1} if mode == "P" and suffix == ".png" else {}))
         except (OSError, ValueError, KeyError):
             return  # such files are not written
+        if mode == "YCbCr" and suffix == ".tif" and PIL.__version__.startswith("12."):
+            return  # nor can that Pillow read what it wrote
         if mode.startswith("I") and suffix in (".jpg", ".webp"):
             return  # PIL clips them on writing
     loss = 0 if suffix in (".png", None) else 6
