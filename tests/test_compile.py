@@ -329,6 +329,7 @@ def test_the_digest_of_the_code_follows_subfolders_and_names(tmp_path, monkeypat
     assert len(set(seen)) == 4 and stored._code() == seen[-1]
 
 
+@pytest.mark.full
 def test_it_is_written_whole_or_not_at_all(small, tmp_path, monkeypatch, capsys):
     def broken(compiled):
         raise ValueError("this platform cannot")

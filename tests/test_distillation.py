@@ -178,6 +178,7 @@ def test_nothing_but_the_students_own_jump_has_a_gradient(shown, monkeypatch):
     np.testing.assert_allclose(found, np.mean(2 * error * slope), rtol=1e-4)
 
 
+@pytest.mark.full
 def test_the_image_stays_where_it_is(shown, monkeypatch):
     def encode(vae, params, pixels):
         return jnp.concatenate([jnp.ones((len(pixels), 1, 4, 4, 4)), jnp.full((len(pixels), 1, 4, 4, 4), -30.0)], -1)

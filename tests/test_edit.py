@@ -232,7 +232,7 @@ OTHERS = {  # the same video by other programs
     "batch": lambda model: latents_of(model, PROMPTS)[:1],
     "batch of rows": lambda model: latents_of(with_compute(model, rows_apart=True), PROMPTS)[:1],
 }
-FEW = ("one program", "batch of rows")
+FEW = ("one program",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW else pytest.mark.full) for n in OTHERS])

@@ -67,6 +67,7 @@ def test_every_bit_is_the_same(small, kind, sizes):
         np.testing.assert_array_equal(here, alone)
 
 
+@pytest.mark.full
 def test_a_video_does_not_depend_on_its_batch(small):
     folder, _ = small("5b")
     np.testing.assert_array_equal(made(folder, "5b", None, videos=1)[0], made(folder, "5b", None)[0][:1])

@@ -145,8 +145,7 @@ def definition(q, k, v, scale, bias=None):
 @pytest.mark.parametrize(
     "chunk, tokens, biased",
     [
-        (CHUNK, 2 * CHUNK + 37, False),
-        pytest.param(CHUNK, 2 * CHUNK + 37, True, marks=pytest.mark.full),
+        *(pytest.param(CHUNK, 2 * CHUNK + 37, biased, marks=pytest.mark.full) for biased in (False, True)),
         (8, 16, True),
         (8, 17, False),
     ],

@@ -261,9 +261,8 @@ def test_perturbed_attention_knows_no_other_token(recorded):
     assert np.abs(found([0, 1]) - found([0, 0])).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "how", [dict(rows_apart=True), pytest.param(dict(rows_apart=True, mlp_tokens=8), marks=pytest.mark.full)]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("how", [dict(rows_apart=True), dict(rows_apart=True, mlp_tokens=8)])
 def test_memory_modes_have_it_too(recorded, how):
     transformer, params, golden = recorded
     apart = Transformer(transformer.cfg, Compute(**how))

@@ -59,6 +59,7 @@ def test_a_lora_learns_from_clips_and_their_pixels(kind, small, data, tmp_path, 
     assert all(float(abs(pair["b"]).max()) > 0 for pair in adapters.values())
 
 
+@pytest.mark.full
 def test_clips_of_other_models_lack_pixels(small, random_cache, tmp_path, run, capsys):
     folder, model = small("inpaint")
     own = model.spec.defaults

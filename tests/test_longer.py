@@ -375,6 +375,7 @@ def test_segments_follow_each_other(small):
     np.testing.assert_array_equal(whole[21:], frames_of(model, extend=first, seed=1)[21:26])
 
 
+@pytest.mark.full
 def test_an_image_model_goes_on_from_the_last_frame(small):
     _, model = small("5b-i2v")
     whole = frames_of(model, extend=CLIP, num_frames=20)

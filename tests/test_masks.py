@@ -25,6 +25,7 @@ def kind_of(made):
     return "block" if np.all(made == made[:1]) else "block-in-time"
 
 
+@pytest.mark.full
 def test_masks_come_in_the_authors_shares():
     made = draw(*MASKS)
     kinds = [kind_of(one) for one in made]

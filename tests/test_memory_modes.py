@@ -97,7 +97,10 @@ def predicted():
 
 @pytest.mark.parametrize(
     "fields",
-    [dict(rows_apart=True), dict(mlp_tokens=100), dict(rows_apart=True, mlp_tokens=128, streamed=True)],
+    [
+        *(pytest.param(fields, marks=pytest.mark.full) for fields in (dict(rows_apart=True), dict(mlp_tokens=100))),
+        dict(rows_apart=True, mlp_tokens=128, streamed=True),
+    ],
 )
 def test_blocks_in_portions_give_the_same_bits(predicted, fields):
     """Rows apart, a last piece that overlaps (306 tokens, 128 at a time), and kernels that wait on the host."""

@@ -89,6 +89,7 @@ def test_a_skipped_step_is_its_formula(around):
     assert np.abs(found - around(None)).max() > 1e-3
 
 
+@pytest.mark.full
 def test_the_difference_is_taken_in_float32(around):
     exact = around(keeping.keep_added(blank(), np.zeros(1, np.float32)))[1].parts
     x, y = around(lambda stack, x: (x, (x, stack.run(x))), dtype="bfloat16")[1]
@@ -181,6 +182,7 @@ def test_in_one_program_and_on_a_mesh_it_is_the_same(small, plain, kind):
             np.testing.assert_allclose(found, loop, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_what_is_kept_lies_where_tokens_lie_and_is_donated(small):
     folder, _ = small("5b")
     model, seen = cx.load(folder, mesh=cx.make_mesh(cfg=2, context=2, devices=jax.devices()[:4])), []

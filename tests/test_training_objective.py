@@ -167,6 +167,7 @@ def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
     np.testing.assert_array_equal(told, ~everything)  # the same masks; all of a clip is now told by zeros
 
 
+@pytest.mark.full
 def test_pictures_get_noise_where_a_model_was_trained_with_it(shown, monkeypatch):
     seen = []
 

@@ -354,9 +354,7 @@ def test_bfloat16_is_close(random_params):
     assert 0 < np.abs(half - y).max() < 0.05 * np.abs(y).max()
 
 
-@pytest.mark.parametrize(
-    "remat", ["block", *(pytest.param(r, marks=pytest.mark.full) for r in ("products", "offload"))]
-)
+@pytest.mark.parametrize("remat", [pytest.param(r, marks=pytest.mark.full) for r in ("block", "products", "offload")])
 def test_gradients_with_and_without_remat(random_params, remat):
     cfg = small()
     latents, text, t = inputs(cfg)

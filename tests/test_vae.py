@@ -207,6 +207,7 @@ def test_decode_stream_is_lazy(params):
     assert calls == [(3, None), (2, 1)]
 
 
+@pytest.mark.full
 def test_a_batch_is_its_clips(params):
     pixels, latents = normal(1, 2, 9, 8, 8, 3), normal(2, 2, 3, 2, 2, 2)
     for run, x in ((encode, pixels), (decode, latents)):
