@@ -27,7 +27,6 @@ import cogvx_jax as cx
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, lpips
 from cogvx_jax.metrics.lpips import LPIPS, MEAN
-from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_of, text_name, write_cache
@@ -141,20 +140,6 @@ KINDS = {
 }
 
 
-def initial(cfg):
-    """Parameters as a new module has them, but drawn on the host: `init` would have to be compiled."""
-    rng, flat = np.random.default_rng(0), {}
-    gain = 1 if isinstance(cfg, T5Config) else 1 / 3  # as the modules initialise their kernels
-    for path, parameter in abstract_params(cfg).items():
-        name, shape = path.rsplit("/", 1)[-1], parameter.shape
-        if name in ("bias", "position", "scale"):
-            flat[path] = np.full(shape, name == "scale", np.float32)
-        else:
-            inputs = 1 if name == "embedding" else np.prod(shape[parameter.stacked : -1])
-            flat[path] = np.float32(rng.normal(size=shape) * np.sqrt(gain / inputs))
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """kind -> a loaded random model that makes 32x48 videos of 9 (1.5: 17) frames in 4 steps."""
@@ -185,7 +170,18 @@ def small(tmp_path_factory):
                 trained_dtype="bfloat16",
             )
             folder = tmp_path_factory.mktemp("models") / kind
-            params = {name: initial(getattr(spec, name)) for name in ("transformer", "vae", "text_encoder")}
+            cfg = spec.transformer
+            shape = (1, cfg.sample_latent_frames + (-cfg.sample_latent_frames) % (cfg.patch_t or 1), 4, 6)
+            model = cx.Model(spec=spec, params={}, tokenizer=None)
+            inputs = {
+                "transformer": (jnp.zeros((*shape, cfg.in_channels)), jnp.zeros((1, 24, 16)), jnp.zeros(1)),
+                "vae": (jnp.zeros((1, 1, 16, 16, 3)),),
+                "text_encoder": (jnp.zeros((1, 24), jnp.int32),),
+            }
+            params = {
+                name: nn.unbox(jax.jit(getattr(model, name).init)(jax.random.key(0), *args))["params"]
+                for name, args in inputs.items()
+            }
             export(folder, spec, params)
             build_tokenizer(folder / "tokenizer", 24)
             made[kind] = folder, cx.load(folder)

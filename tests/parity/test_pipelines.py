@@ -153,12 +153,12 @@ def test_two_images(models):
     "kind, sampler, frames, made, size, steps, strength, dynamic",
     [
         ("2b", "ddim", 9, 9, NATIVE, 5, 0.8, False),
-        ("2b", "dpm", 17, 17, SMALL, 10, 0.5, False),
+        pytest.param("2b", "dpm", 17, 17, SMALL, 10, 0.5, False, marks=pytest.mark.full),
         ("5b", "dpm", 9, 9, TALL, 5, 0.8, True),
-        ("5b", "ddim", 17, 17, SMALL, 4, 1.0, False),
+        pytest.param("5b", "ddim", 17, 17, SMALL, 4, 1.0, False, marks=pytest.mark.full),
         # 4 latent frames need no padding, and an even number of them makes four pixel frames each.
         ("1.5", "dpm", 13, 16, SMALL, 5, 0.8, False),
-        ("1.5", "ddim", 16, 16, SMALL, 5, 0.6, True),
+        pytest.param("1.5", "ddim", 16, 16, SMALL, 5, 0.6, True, marks=pytest.mark.full),
     ],
 )
 def test_video_to_video(models, kind, sampler, frames, made, size, steps, strength, dynamic):

@@ -39,7 +39,7 @@ def pair(tmp_path_factory):
 
 
 # Three by three tiles, their last ones cut; a size that is one tile.
-@pytest.mark.parametrize("frames, height, width", [(9, 96, 160), (1, 48, 80)])
+@pytest.mark.parametrize("frames, height, width", [pytest.param(9, 96, 160, marks=pytest.mark.full), (1, 48, 80)])
 def test_tiled_is_the_references(pair, frames, height, width):
     theirs, vae, params = pair
     theirs.enable_tiling()
