@@ -77,50 +77,20 @@ V2V = ENDS | {
     "50": ("CogVideoLoraSelect", {"lora": "b.safetensors", "strength": 0.5}, {"prev_lora": ("51", 0)}),
     "51": ("CogVideoLoraSelectComfy", {"lora": "a.safetensors", "strength": 1}, {}),
 }
+OF_ALL = dict(steps=25, guidance_scale=6, seed=7, size=[480, 720], fps=8, negative_prompt=NEGATIVE)
 EXPECTED = {  # prompt, model, LoRAs, and options
-    "t2v": (
-        "5b",
-        (),
-        dict(
-            frames=49,
-            steps=25,
-            guidance_scale=6,
-            seed=7,
-            sampler="dpm",
-            size=[480, 720],
-            fps=8,
-            negative_prompt=NEGATIVE,
-        ),
-    ),
+    "t2v": ("5b", (), OF_ALL | dict(frames=49, sampler="dpm")),
     "i2v": (
         "1.5-5b-i2v",
         (),
-        dict(
-            frames=49,
-            steps=25,
-            guidance_scale=6,
-            seed=7,
-            sampler="ddim",
-            size=[480, 720],
-            fps=8,
-            negative_prompt=NEGATIVE,
-        )
+        OF_ALL
+        | dict(frames=49, sampler="ddim")
         | dict(image="input/animals/stag.png", last_image="output/last.png", image_noise=0.05),
     ),
     "v2v": (
         "2b",
         (("models/loras/a.safetensors", 1.0), ("models/CogVideo/loras/b.safetensors", 0.5)),
-        dict(
-            frames=33,
-            steps=25,
-            guidance_scale=6,
-            seed=7,
-            sampler="ddim",
-            size=[480, 720],
-            fps=8,
-            negative_prompt=NEGATIVE,
-        )
-        | dict(video="input/jeep.mp4", strength=0.8),
+        OF_ALL | dict(frames=33, sampler="ddim") | dict(video="input/jeep.mp4", strength=0.8),
     ),
 }
 GRAPHS = {"t2v": T2V, "i2v": I2V, "v2v": V2V}

@@ -70,7 +70,9 @@ def _form(page: Widgets, desk: Desk) -> None:
 
 
 def _prompt(page: Widgets, desk: Desk) -> None:
-    words = lambda lang: {"label": say("prompt", lang), "placeholder": say("prompt.placeholder", lang)}  # noqa: E731
+    def words(lang: str) -> dict[str, Any]:
+        return {"label": say("prompt", lang), "placeholder": say("prompt.placeholder", lang)}
+
     page.inputs["prompt"] = page.put(gr.Textbox, words, lines=4, max_lines=12, elem_id="cogvx-prompt")
     with gr.Row():
         page.parts["improve"] = page.put(
