@@ -23,3 +23,19 @@ def clip(path, frames=17, size=64):
     with VideoWriter(path, fps=8) as writer:
         writer.write(np.random.default_rng(0).integers(0, 255, (frames, size, size, 3), np.uint8))
     return str(path)
+
+
+# What a file of tests makes its fixtures of, as `service = pytest.fixture(a_service)`.
+
+
+def a_service(tmp_path):
+    made = new_service(tmp_path)
+    yield made
+    made.queue.close()
+
+
+def a_desk(service):
+    from cogvx_jax.serving.keys import Keys
+    from cogvx_jax.serving.page.actions import Desk
+
+    return Desk(service, Keys())

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 
-from page_desk import CIRCLE, clip, new_service
+from page_desk import CIRCLE, a_desk, a_service, clip
 
 from cogvx_jax.configs import Distilled
 from cogvx_jax.data.writer import VideoWriter
@@ -22,8 +22,7 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.serving.asking import NUMBER, OPTIONS, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
-from cogvx_jax.serving.keys import ANYONE, Keys
-from cogvx_jax.serving.page.actions import Desk
+from cogvx_jax.serving.keys import ANYONE
 from cogvx_jax.serving.page.fields import fields_of, files_of
 from cogvx_jax.serving.page.prompts import FORMULAS, MOVEMENTS, examples, with_movement
 from cogvx_jax.serving.page.settings import Form, asked_of, of_job, of_record
@@ -34,16 +33,7 @@ SPEC = load_spec("tiny")
 FIELDS = fields_of(SPEC)
 
 
-@pytest.fixture
-def service(tmp_path):
-    made = new_service(tmp_path)
-    yield made
-    made.queue.close()
-
-
-@pytest.fixture
-def desk(service):
-    return Desk(service, Keys())
+service, desk = pytest.fixture(a_service), pytest.fixture(a_desk)
 
 
 # --- words

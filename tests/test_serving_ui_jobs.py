@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy", reason="the server needs the extra `serve`")
 
-from page_desk import CIRCLE, new_service
+from page_desk import CIRCLE, a_desk, a_service
 from serving import fake_video, submit
 
 import cogvx_jax.cli.serve as serve
@@ -29,17 +29,7 @@ from cogvx_jax.serving.queue import FAILED, RUNNING
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.worker import Worker
 
-
-@pytest.fixture
-def service(tmp_path):
-    made = new_service(tmp_path)
-    yield made
-    made.queue.close()
-
-
-@pytest.fixture
-def desk(service):
-    return Desk(service, Keys())
+service, desk = pytest.fixture(a_service), pytest.fixture(a_desk)
 
 
 def make(service, **how):
