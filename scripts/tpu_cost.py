@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 else:
     Kernel = Literal[KERNELS]
     Memory = Literal[MEMORY]
-Part = Literal["step", "computed", "skipped", "text", "decode", "lora", "full"]
+Part = Literal["step", "computed", "skipped", "text", "encode", "decode", "lora", "full"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,9 +104,9 @@ def main(
       models: names of presets.
       topologies: TPU slices, such as v5e:2x4.
       mesh: such as cfg=2,sp=4; None is the first candidate of `cogvx plan` without split weights.
-      programs: the denoising step, the text encoder, and the VAE's first two frame batches; a step that keeps what its
-        blocks added, and one that reuses it; an update of a LoRA, or of all parameters by AdamW, on a clip for each
-        part of the mesh that takes clips.
+      programs: the denoising step, the text encoder, and the VAE's first two frame batches, encoded or decoded; a step
+        that keeps what its blocks added, and one that reuses it; an update of a LoRA, or of all parameters by AdamW, on
+        a clip for each part of the mesh that takes clips.
       remat: which activations the backward pass of an update recomputes.
       trained_dtype: of parameters and moments in an update of all parameters.
       average: whether an update keeps a moving average.
@@ -114,7 +114,7 @@ def main(
         which goes forward only.
       memory: the mode of `generate --memory` whose step or text encoder it is.
       quantize: int8, w8a8 or int4, of the step and the text encoder.
-      strips: of rows that the VAE decodes in, as `generate --strips`.
+      strips: of rows that the VAE works in, as `generate --strips`.
       check: compare with the table: exit status 1 where a row differs by more than 2%. Programs whose lowered text is
         that of the table are not compiled: the compiler is deterministic.
       write: put the rows into the table, beside its others; with `check`, only the hashes of rows that hold.
@@ -169,6 +169,7 @@ def lower(
     from cogvx_jax.configs import LoRAConfig
     from cogvx_jax.models.abstract import abstract_params
     from cogvx_jax.models.flops import sequence_tokens, training_flops, transformer_flops
+    from cogvx_jax.models.vae import frame_batches
     from cogvx_jax.nn.backend import BY_PLATFORM, using
     from cogvx_jax.pipelines.memory_modes import find_mode
     from cogvx_jax.pipelines.model import choose_compute
@@ -197,9 +198,13 @@ def lower(
     shape = (1, frames, own.height // 8, own.width // 8, cfg.out_channels)
     padding = frames - latent_frames(spec, own.num_frames)
     tokens = sequence_tokens(cfg, shape[1:4])
-    batches = (frames - padding) // (spec.vae.decode_frames or frames)
+    clip = (1, own.num_frames, own.height, own.width, 3)
     clips = math.prod(made.shape[axis] for axis in sharding.RULES["batch"])
     pixels = (clips, frames - padding, *shape[2:])
+
+    def in_batches(part: str, runs: int, batches: Iterator[Any]) -> list[tuple[str, int, Any]]:
+        """The first of so many frame batches, which is another program, and one of the others."""
+        return [(f"{part} {i}", n, program) for (i, program), n in zip(enumerate(batches), (1, runs - 1), strict=False)]
 
     def update(part: Part) -> list[tuple[str, int, Any]]:
         # Of weights that change nothing bounds the logits.
@@ -255,14 +260,16 @@ def lower(
                 "computed": lambda: [("computed", own.num_inference_steps, short("step"))],
                 "skipped": lambda: [("skipped", own.num_inference_steps, short("skipped"))],
                 "text": lambda: [("text", 1, programs.lower_text(spec, compute, made, 1, guided=True))],
-                "decode": lambda: [
-                    (f"decode {i}", runs, program)
-                    for (i, program), runs in zip(
-                        enumerate(programs.lower_decode(spec, compute, made, shape, padding)),
-                        (1, batches - 1),
-                        strict=False,
-                    )
-                ],
+                "encode": lambda: in_batches(
+                    "encode",
+                    len(frame_batches(clip[1], spec.vae.encode_frames)),
+                    programs.lower_encode(spec, compute, made, clip),
+                ),
+                "decode": lambda: in_batches(
+                    "decode",
+                    len(frame_batches(frames - padding, spec.vae.decode_frames)),
+                    programs.lower_decode(spec, compute, made, shape, padding),
+                ),
                 "lora": lambda: update("lora"),
                 "full": lambda: update("full"),
             }[part]

@@ -1,9 +1,12 @@
 """ControlNets: against recorded numbers, their files, and in whole runs."""
 
 import dataclasses
+import io
 import json
+import pickle
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -28,12 +31,14 @@ from cogvx_jax.models.controlnet import ControlBranch, halve_time, weighted_sum
 from cogvx_jax.models.flops import sequence_tokens, transformer_flops
 from cogvx_jax.models.per_block import PerBlock, States
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.pipelines.duration import with_controls
+from cogvx_jax.pipelines import program_pickle, stored_programs
+from cogvx_jax.pipelines.conditions import Control
+from cogvx_jax.pipelines.controlnets import branch_of
+from cogvx_jax.pipelines.duration import with_beside
 from cogvx_jax.pipelines.generate import sampler_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request
-from cogvx_jax.pipelines.stored_programs import StoredPrograms
 from cogvx_jax.pipelines.tasks import sampling_inputs
 from cogvx_jax.planning.plan import plan
 
@@ -327,6 +332,41 @@ def test_it_goes_with_other_tasks_and_guiders(small, nets, kind, options):
     assert np.abs(found - latents(model, **options)).max() > 1e-4
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "sizes, one_program", [({}, False), (dict(cfg=2, context=2), False), (dict(sp=2), True)], ids=str
+)
+def test_stored_programs_have_them(small, nets, tmp_path, sizes, one_program):
+    """What is stored with two of them makes the same latents, and those of steps and videos without one."""
+    folder, _ = small("5b")
+    devices = jax.devices()[: int(np.prod([*sizes.values(), 1]))]
+    mesh = cx.make_mesh(**sizes, devices=devices) if sizes else None
+    cx.compile_programs(folder, tmp_path / "programs", mesh=mesh, controlnet=nets, one_program=one_program)
+    own, more = dict(controlnet=nets, control=CLIP), dict(one_program=one_program)
+    for options in (own, {}) if one_program else (own, {}, own | dict(control_end=0.5)):
+        made = []
+        for programs in (None, tmp_path / "programs"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # as of a program that is not there
+                model = cx.load(folder, mesh=mesh, programs=programs)
+                made.append(latents(model, **more, **options))
+        np.testing.assert_array_equal(*made)
+    with pytest.warns(UserWarning, match=r"has no program '(step|loop)' for these shapes and ControlNets; it is comp"):
+        latents(model, **more, **own | dict(controlnet=nets[0]))
+
+
+def test_stored_programs_are_known_by_the_sizes_and_kinds_of_controlnets(small):
+    spec, compute = small_spec("5b"), Compute()
+    changes = {}, dict(position="sincos"), dict(layers=2)
+    one, other, deeper = (branch_of(dataclasses.replace(FITTING, **change), spec, compute) for change in changes)
+    known = [stored_programs.beside(some) for some in ([], [one], [other], [deeper], [one, one], [one, other])]
+    assert len(set(known)) == len(known) and known[0] == ""
+    again = branch_of(dataclasses.replace(FITTING), spec, compute)
+    assert stored_programs.beside([again, other]) == known[-1]
+    tree = jax.tree.structure({"control": Control(params=({"a": 1},), channels=(2,), weights=(3,))})
+    assert program_pickle._Trees(io.BytesIO(pickle.dumps(tree))).load() == tree
+
+
 # What is refused before any work.
 
 REFUSED = {
@@ -384,7 +424,7 @@ def test_one_of_another_model_is_refused(tmp_path, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_other_kinds_of_models_and_stored_programs_are_refused(small, nets):
+def test_other_kinds_of_models_and_exact_results_are_refused(small, nets):
     options = dict(controlnet=nets[0], control=CLIP)
     for kind in ("control", "inpaint"):
         spec = small_spec("5b")
@@ -395,10 +435,6 @@ def test_other_kinds_of_models_and_stored_programs_are_refused(small, nets):
             cx.load_controlnet(
                 nets[0], dataclasses.replace(small("5b")[1], spec=dataclasses.replace(spec, transformer=cfg))
             )
-    stored = StoredPrograms(Path("x"), small_spec("5b"), Compute(), [], {"strips": 1})
-    model = dataclasses.replace(small("5b")[1], programs=stored)
-    with pytest.raises(ValueError, match="stored programs know no ControlNet; leave out the programs"):
-        latents(model, **options)
     with pytest.raises(ValueError, match="exact results know no ControlNet, whose sums depend on the mesh"):
         latents(small("5b")[1], exact=True, **options)
 
@@ -431,7 +467,7 @@ def test_requests_know_their_controlnets(small, nets):
 def test_its_work_is_counted(small, nets):
     spec, own = small("5b")[1].spec, dict(controlnet=nets[0], control=CLIP)
     plain, one, two, part = (
-        with_controls(spec, check_request(spec, "x", Options.from_keywords(**options)))
+        with_beside(spec, check_request(spec, "x", Options.from_keywords(**options)))
         for options in ({}, own, own | dict(controlnet=nets), own | dict(control_end=0.5))
     )
     assert plain == 1 and 1 < one < 2  # it is narrower than the model

@@ -14,6 +14,8 @@ from small_files import small_spec, weights
 
 import cogvx_jax as cx
 from cogvx_jax.cli import main as cli
+from cogvx_jax.cli.generate import _choose
+from cogvx_jax.cli.plan import table
 from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.configs import ToraConfig
 from cogvx_jax.convert.errors import ConversionError
@@ -22,11 +24,16 @@ from cogvx_jax.convert.tora import FILES, find_files, open_tora, tora_parameters
 from cogvx_jax.data.trajectory import motion_field, motion_pictures, read_trajectory, resampled
 from cogvx_jax.data.video import read_video
 from cogvx_jax.models.abstract import abstract_params
+from cogvx_jax.models.flops import transformer_flops
 from cogvx_jax.models.tora import Fuser, Motion, TemporalConv, Tora
 from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.program_cost import Cost
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
+from cogvx_jax.pipelines.stored_programs import takes
+from cogvx_jax.planning import plan as plans
+from cogvx_jax.planning.lower import Beside, lower_step
 
 GOLDEN = Path(__file__).parent / "golden"
 RECORDED = ToraConfig(layers=2, width=32, channels=8)
@@ -350,6 +357,71 @@ def test_a_damaged_one_is_named(small, files, tmp_path):
     save_file(tensors, folder / FILES["extractor"])
     with pytest.raises(ValueError, match=r"holds numbers that are not finite in extractor/conv_in/bias \(1 of its 8"):
         latents_of(small("5b")[1], tora=folder, trajectory=PATH)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("more", [{}, dict(region=[((0, 0, 0.4, 1), "y")])], ids=str)
+def test_a_plan_compiles_the_step_that_runs(small, files, monkeypatch, more):
+    """The step is lowered for what `generate` calls it with."""
+    _, model = small("5b")
+    called = []
+
+    def step(*arguments, **named):
+        called.append(takes(arguments, named))
+        raise Stop
+
+    monkeypatch.setattr("cogvx_jax.pipelines.denoise.step_program", lambda *about: step)
+    with pytest.raises(Stop):
+        latents_of(model, tora=files, trajectory=PATH, **more)
+    beside = Beside(tora=SMALL, texts=1 + len(more))
+    lowered = lower_step(model.spec, model.compute, None, (1, 3, 4, 6, 4), guided=True, beside=beside)
+    assert [takes(*lowered.args_info)] == called
+
+
+def test_a_plan_counts_fusers_and_regions(files, small, monkeypatch, tmp_path):
+    """The compiler is scripted: all programs take 1 GiB."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cost = Cost(arguments=0, temporaries=2**30, outputs=0, cycles=0, kernel_cycles=0, collectives={}, seconds=0)
+    monkeypatch.setattr(plans, "_lowered", lambda *about: [None])
+    monkeypatch.setattr(plans, "_cost", lambda *about: cost)
+    folder, model = small("5b")
+    spec, about = model.spec, dict(mesh=cx.make_mesh(devices=jax.devices()[:1]), num_inference_steps=10)
+    plain, moved, parts = (plans.plan(str(folder), **about, **one) for one in ({}, dict(tora=files), dict(regions=2)))
+    fusers = sum(x.nbytes for x in jax.tree.leaves(open_tora(find_files(files)).read()["fusers"]))
+    assert moved.chosen.weights["tora"] * 2**30 == fusers and "tora" not in plain.chosen.weights
+    assert moved.chosen.lying("transformer") - plain.chosen.lying("transformer") == moved.chosen.weights["tora"]
+    assert moved.flops - plain.flops == 10 * 18 * 2 * 2 * (9 * 8 * 12 + 3 * 12 * 48)  # of 18 video tokens
+    length = spec.transformer.text_length
+    assert parts.flops == 20 * transformer_flops(spec.transformer, 3 * length + 18)
+    assert "Every step has Tora's fusers" in table(moved) and "Prompts of 2 regions stand beside" in table(parts)
+    assert plans.plan(str(folder), **about, regions=2) == parts != plans.plan(str(folder), **about, regions=1)
+    for said, asked in {
+        "a trajectory is of a whole clip; give trajectory or windows, not both": dict(tora=files, windows="8:4"),
+        "an edit's clip is seen by one prompt; give regions or edit": dict(regions=1, task="edit"),
+        "regions must be from 0 to 16, got 17": dict(regions=17),
+        "a trajectory needs at least 2 frames": dict(tora=files, num_frames=1),
+        "reuse leaves out what regions change; give regions or reuse": dict(regions=1, reuse="every:2"),
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            plans.plan(str(folder), **about, **asked)
+    with pytest.raises(ValueError, match="has positions for exactly 226 text tokens"):
+        plans.plan("2b", topology="v5e:1x1", regions=1)
+
+
+def test_auto_counts_trajectories_and_regions(small, files, monkeypatch):
+    folder, model = small("5b")
+    own, seen = dict(tora=files, trajectory=PATH), {}
+    asked = dict(reuse="every:2"), own, dict(region=[((0, 0, 0.4, 1), "y")])
+    requests = [check_request(model.spec, "x", Options.from_keywords(**one)) for one in asked]
+    monkeypatch.setattr(plans, "choose", lambda source, **how: seen.update(how))
+    _choose(str(folder), requests, None, None, None, "auto")
+    assert (seen["tora"], seen["regions"], seen["sampling"].reuse) == (files, 1, None)
+    windows = check_request(model.spec, "x", Options.from_keywords(num_frames=33, windows="16:8"))
+    with pytest.raises(ValueError, match="auto plans for videos with trajectories or with windows; make them in two"):
+        _choose(str(folder), [*requests, windows], None, None, None, "auto")
 
 
 def test_requests_know_their_trajectories(small, files):

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.options import DType, MemoryText, MeshText, QuantizeOption, SamplingFlags, check_memory, report
+from cogvx_jax.cli.options import (
+    ControlNetText,
+    DType,
+    MemoryText,
+    MeshText,
+    QuantizeOption,
+    SamplingFlags,
+    check_memory,
+    report,
+)
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 
@@ -25,6 +34,7 @@ def compile_(
     one_program: bool = False,
     from_video: bool = False,
     strips: int | None = None,
+    controlnet: ControlNetText = (),
 ) -> None:
     """Compiles what `cogvx generate --programs FOLDER` runs, so that a process starts in seconds.
 
@@ -45,12 +55,14 @@ def compile_(
         same programs.
       from_video: also what `generate --video` needs; control and inpainting models have it anyway.
       strips: of rows that the VAE works in, as for `generate`; None is the fewest that fit.
+      controlnet: a ControlNet that steps have, as for `generate`; several, in the same order as there.
     """
-    from cogvx_jax.pipelines.options import check_strips
+    from cogvx_jax.pipelines.options import check_strips, parse_weighted
 
     sampling = video.checked()
     check_memory(memory)
     check_strips("strips", strips)
+    nets = [parse_weighted(text, "ControlNet")[0] for text in controlnet]
     if topology is not None:  # programs are compiled, not run: no accelerator that may be here is taken
         import jax
 
@@ -71,6 +83,7 @@ def compile_(
         one_program=one_program,
         from_video=from_video,
         strips=strips,
+        controlnet=nets,
         report=report,
     )
     files = [path for path in out.iterdir() if path.suffix == ".pickle"]

@@ -99,7 +99,6 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     check_preview(run, [job.out for job in jobs])
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
-    from cogvx_jax.pipelines.controlnets import check_programs
     from cogvx_jax.pipelines.duration import warn_of_hours
     from cogvx_jax.pipelines.exact import check_exact
     from cogvx_jax.pipelines.lora import find_lora, load_lora, stack_loras
@@ -136,11 +135,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         with attempts.at(one.job):
             check_writable(one.job.out, commented=run.record)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
-            check_programs(run.programs, one.request.controls)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
-            if AUTO in (run.mesh, memory) and (beside := one.request.beside):
-                raise ValueError(f"auto, for a mesh or memory mode, counts no {beside}; name the mesh and the mode")
     if not (work := attempts.left(work)):
         return []
     if enhancer is not None and not (work := _enhanced(work, enhancer, attempts)):
@@ -297,7 +293,16 @@ def _choose(
     spec = load_spec(source)
     most = max(requests, key=lambda request: request.height * request.width * seen_latents(spec, request))
     beside = max((request.controls or () for request in requests), key=len)
-    plain = bool(beside) or most.windows is not None  # which leave no block out, and take the most
+    motion = next((one.motion for one in requests if one.motion is not None), None)
+    regions = max(len(one.regions.prompts) if one.regions else 0 for one in requests)
+    for some, others, words in (
+        (motion, most.windows, "with trajectories or with windows"),
+        (regions, beside, "with regions or with ControlNets"),
+    ):
+        if some and others:
+            raise ValueError(f"auto plans for videos {words}; make them in two runs, or name mesh and mode")
+    # These leave no block out, and take the most.
+    plain = bool(beside or motion or regions) or most.windows is not None
     ways = [] if plain else [request.way for request in requests if request.way is not None]
     sampling = Sampling(
         size=(most.height, most.width),
@@ -314,6 +319,7 @@ def _choose(
     )
     how: dict[str, Any] = dict(dtype=dtype, quantize=quantize, mesh=mesh, memory=memory)
     how |= {"controlnet": [use.net for use in beside], "task": most.task}
+    how |= {"tora": None if motion is None else motion.files.name, "regions": regions}
     return choose(source, sampling=sampling, report=report, **how)
 
 

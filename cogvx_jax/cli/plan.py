@@ -35,6 +35,8 @@ def plan(
     device_gb: float | None = None,
     edit: bool = False,
     controlnet: ControlNetText = (),
+    tora: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None,
+    regions: int = 0,
     every: bool = False,
     fresh: bool = False,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
@@ -55,6 +57,8 @@ def plan(
       device_gb: plan as if a device had so many GB (1e9 bytes).
       edit: plan for `cogvx edit`, whose steps look at a clip that is inverted first.
       controlnet: a ControlNet that all steps have, as for `generate`; several add up.
+      tora: Tora's files, as for `generate`, where videos follow trajectories.
+      regions: how many parts of the picture have prompts of their own.
       every: try all meshes that make sense, not only up to the first that fits.
       fresh: compile again what was planned before.
       as_json: print JSON.
@@ -83,6 +87,8 @@ def plan(
             device_gb=device_gb,
             task="edit" if edit else None,
             controlnet=nets,
+            tora=None if tora is None else parse_weighted(tora, "Tora")[0],
+            regions=regions,
             every=every,
             fresh=fresh,
             report=report,
@@ -122,6 +128,10 @@ def table(made: "Plan") -> str:
         lines.append(_inversion(made, chosen))
     if made.controlnets:
         lines.append(f"Every step has ControlNets, of {made.controlnets}; encoding their video is not counted.")
+    if made.tora:
+        lines.append("Every step has Tora's fusers; encoding the trajectories is not counted.")
+    if made.regions:
+        lines.append(f"Prompts of {made.regions} regions stand beside the video's own.")
     if made.windows:
         lines.append(
             f"A step sees {made.windows_a_step:.1f} windows, one after the other, in the mean: {made.windows}."

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection
 
-from cogvx_jax.configs import T5Config, TransformerConfig
+from cogvx_jax.configs import T5Config, ToraConfig, TransformerConfig
 
 
-def sequence_tokens(cfg: TransformerConfig, latents: tuple[int, int, int]) -> int:
-    """Tokens of text and video in a sequence over latents of T whole patches in time, h and w."""
+def sequence_tokens(cfg: TransformerConfig, latents: tuple[int, int, int], texts: int = 1) -> int:
+    """Tokens of text and video in a sequence over latents of T whole patches in time, h and w, and so many prompts."""
     frames, height, width = latents
-    return cfg.text_length + frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch)
+    return texts * cfg.text_length + frames // (cfg.patch_t or 1) * (height // cfg.patch) * (width // cfg.patch)
 
 
 def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1, keys: int | None = None) -> int:
@@ -22,6 +22,15 @@ def transformer_flops(cfg: TransformerConfig, tokens: int, *, batch: int = 1, ke
     """
     keys = tokens if keys is None else keys
     return batch * cfg.layers * tokens * (2 * sum(_kernels(cfg).values()) + 4 * keys * cfg.width)
+
+
+def fuser_flops(cfg: ToraConfig, tokens: int) -> int:
+    """Of Tora's fusers over so many video tokens, once for all rows of an evaluation: their convolutions.
+
+    Per layer and twice, for scale and shift: 3x3 from C to D / 4, and three frames of those to D. The norm is left out.
+    """
+    inner = cfg.width // 4
+    return cfg.layers * tokens * 2 * 2 * (9 * cfg.channels * inner + 3 * inner * cfg.width)
 
 
 def text_flops(cfg: T5Config, tokens: int, *, batch: int = 1) -> int:

@@ -176,19 +176,13 @@ def check_sizes(name: str, spec: ModelSpec, pairs: Sequence[tuple[str, int, int]
             )
 
 
-def check_programs(programs: Any, controls: Sequence[ControlUse] | None) -> None:
-    """Raises: ValueError where stored programs would have to know a ControlNet."""
-    if programs is not None and controls:
-        raise ValueError("stored programs know no ControlNet; leave out the programs, or the ControlNet")
-
-
 def branch_of(cfg: ControlNetConfig, spec: ModelSpec, compute: Compute) -> ControlBranch:
     """Its module, computed as the transformer is but for what is of that one's weights, and all rows at once."""
     return ControlBranch(cfg, spec.transformer, branch_compute(compute))
 
 
-def abstract_controlnet(cfg: ControlNetConfig, compute: Compute, mesh: Mesh | None) -> Any:
-    """Its parameters as `ControlNet.on` places them, without their numbers."""
+def abstract_beside(cfg: ControlNetConfig | ToraConfig, compute: Compute, mesh: Mesh | None) -> Any:
+    """Its parameters as `read_beside` places them, without their numbers."""
     parameters, dtype = abstract_params(cfg), np.dtype(compute.parameter_dtype("transformer"))
     where = sharding.shardings(parameters, mesh)
     flat = {path: jax.ShapeDtypeStruct(p.shape, dtype, sharding=where[path]) for path, p in parameters.items()}

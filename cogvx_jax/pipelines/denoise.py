@@ -150,7 +150,7 @@ class _Loop:
         kind, shape = kind_of(guider), inputs.latents.shape
         programs = model.transformer, guided, model.mesh, model.exact, kind
         self._plain = model.compiled("step", step_program(*programs))
-        self._controlled = step_program(*programs, inputs.branches)
+        self._controlled = model.compiled("step", step_program(*programs, inputs.branches), inputs.branches)
         self._made = None if short is None else Steps(model, short, shape, guided=guided, guider=kind)
         self._model, self._inputs, self.sampler, self._weights = model, inputs, sampler, weights
         self._noise, self._short, self._windows = noise, short, windows
@@ -275,7 +275,7 @@ def denoise_in_one(
     arguments = states, inputs.condition, steps, rows, weights, draw, inputs.known
     if short is None:
         program = loop_program(model.transformer, guided, model.mesh, kind, inputs.branches)
-        loop = program if inputs.branches else model.compiled("loop", program)
+        loop = model.compiled("loop", program, inputs.branches)
         reference = inputs.reference
         if reference is not None:
             reference = reference._replace(latents=replicate(reference.latents, model.mesh))

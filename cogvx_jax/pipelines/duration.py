@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cogvx_jax.chips import chip_of
-from cogvx_jax.configs import ControlNetConfig, ModelSpec
-from cogvx_jax.models.flops import sequence_tokens, transformer_flops
+from cogvx_jax.configs import ControlNetConfig, ModelSpec, ToraConfig
+from cogvx_jax.models.flops import fuser_flops, sequence_tokens, transformer_flops
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.request import (
     Request,
@@ -38,11 +38,11 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
     Nothing is said of accelerators that `chips` does not know.
     """
     each = [sampling_flops(spec, request, len(request.prompts)) for request in requests]
-    work = sum(own * with_controls(spec, request) for own, request in zip(each, requests, strict=True))
+    work = sum(own * with_beside(spec, request) for own, request in zip(each, requests, strict=True))
     if work < WORTH_ASKING or (rate := flops_per_second(mesh)) is None or work / rate < LONG:
         return
     longest = max(requests, key=lambda request: sampling_flops(spec, request, 1))
-    found = nearest_faster(spec, longest, LONG * rate / len(requests) / with_controls(spec, longest))
+    found = nearest_faster(spec, longest, LONG * rate / len(requests) / with_beside(spec, longest))
     better = ""
     if found is not None:
         share = sampling_flops(spec, found, 1) / sampling_flops(spec, longest, 1)
@@ -55,28 +55,53 @@ def warn_of_hours(spec: ModelSpec, requests: Sequence[Request], mesh: Mesh | Non
     )
 
 
-def with_controls(spec: ModelSpec, request: Request) -> float:
-    """How many times the transformer's own operations sampling takes with the ControlNets of a request."""
-    if request.controls is None:
-        return 1.0
-    count = evaluations(spec, request, request.strength)
-    share = 1.0 if request.control_steps is None else float(shown_steps(request.control_steps, count).mean())
-    return 1 + share * beside_transformer(spec, request, [use.net.cfg for use in request.controls])
+def with_beside(spec: ModelSpec, request: Request) -> float:
+    """How many times the transformer's own operations a request takes with its ControlNets and Tora's fusers."""
+    count, share = evaluations(spec, request, request.strength), 1.0
+    if request.control_steps is not None:
+        share = float(shown_steps(request.control_steps, count).mean())
+    nets = [use.net.cfg for use in request.controls or ()]
+    tora = None if request.motion is None else request.motion.files.cfg
+    rows, texts = len(request.prompts), texts_of(request)
+    more = share * nets_share(spec, request, nets, texts) + fusers_share(spec, request, tora, rows, texts)
+    return 1 + more
 
 
-def beside_transformer(spec: ModelSpec, settings: Settings, nets: Sequence[ControlNetConfig]) -> float:
+def nets_share(spec: ModelSpec, settings: Settings, nets: Sequence[ControlNetConfig], texts: int = 1) -> float:
     """Operations of ControlNets in a step that has them, as a share of the transformer's own."""
-    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
+    tokens = _tokens(spec, settings, texts)
     beside = sum(transformer_flops(net.transformer, tokens) for net in nets)
     return beside / transformer_flops(spec.transformer, tokens)
 
 
-def sampling_flops(spec: ModelSpec, settings: Settings, videos: int) -> float:
+def fusers_share(spec: ModelSpec, settings: Settings, tora: ToraConfig | None, videos: int, texts: int = 1) -> float:
+    """Operations of Tora's fusers as a share of the transformer's own in a step, whose rows share them; 0 of none."""
+    if tora is None:
+        return 0.0
+    tokens = _tokens(spec, settings, texts)
+    fused = fuser_flops(tora, tokens - texts * spec.transformer.text_length)
+    return fused / transformer_flops(spec.transformer, tokens, batch=videos * (1 + settings.guided))
+
+
+def texts_of(settings: Settings) -> int:
+    """Prompts that a video's tokens have side by side: with regions several."""
+    regions = settings.regions if isinstance(settings, Request) else None
+    return 1 if regions is None else 1 + len(regions.prompts)
+
+
+def _tokens(spec: ModelSpec, settings: Settings, texts: int) -> int:
+    return sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]), texts)
+
+
+def sampling_flops(spec: ModelSpec, settings: Settings, videos: int, texts: int | None = None) -> float:
     """Operations of the transformer in all denoising steps; of a video that is redrawn, of those that are taken.
 
     Of an edit a row has that of its clip beside it, and meets the keys of both; inversion is a row a step.
+
+    Args:
+      texts: prompts side by side; None is as `texts_of` the settings.
     """
-    tokens = sequence_tokens(spec.transformer, (seen_latents(spec, settings), *settings.shape[1:3]))
+    tokens = _tokens(spec, settings, texts_of(settings) if texts is None else texts)
     strength = settings.strength if isinstance(settings, Request) else 1.0
     each = own = transformer_flops(spec.transformer, tokens, batch=videos)
     if settings.task == "edit":

@@ -17,7 +17,6 @@ from cogvx_jax.diffusion.inversion import inversion
 from cogvx_jax.models.kept import Kept
 from cogvx_jax.pipelines.conditions import SamplingInputs
 from cogvx_jax.pipelines.continuation import extended
-from cogvx_jax.pipelines.controlnets import check_programs
 from cogvx_jax.pipelines.denoise import denoise, denoise_in_one
 from cogvx_jax.pipelines.diffusers_callback import as_on_step
 from cogvx_jax.pipelines.duration import warn_of_hours
@@ -149,7 +148,6 @@ def sample(
     """
     request.check_model(model.spec)
     check_short(model, request)
-    check_programs(model.programs, request.controls)
     check_steps_seen(on_step, resume, one_program)
     if watch is not None and (request.controls or request.task == "edit"):
         raise ValueError("what blocks add cannot be watched beside a ControlNet or a video to edit; leave it out")

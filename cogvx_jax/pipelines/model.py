@@ -25,6 +25,7 @@ from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import check_groups
+from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.models.lora_blocks import Added, add_to_block
 from cogvx_jax.models.t5 import T5Encoder
@@ -103,11 +104,11 @@ class Model:
         """`origin`, where `params` still are what it tells of."""
         return self.origin if self.origin is not None and self.origin.is_of(self.params) else None
 
-    def compiled(self, name: str, function: Any) -> Any:
+    def compiled(self, name: str, function: Any, branches: Sequence[ControlBranch] = ()) -> Any:
         """A jitted function, or before it the stored programs of its name; see `StoredPrograms.before`."""
         if self.programs is None or self.exact:  # exact ones are not stored
             return function
-        return self.programs.before(function, name, self.spec, self.compute)
+        return self.programs.before(function, name, self.spec, self.compute, branches)
 
     def __repr__(self) -> str:
         return f"Model({self.spec.name!r}, {self.spec.kind}, {self.compute.dtype})"

@@ -279,6 +279,17 @@ def none_beside(name: str) -> tuple[str, ...]:
     return (*others, *(option for option, inputs in NEEDS.items() if name not in inputs))
 
 
+def check_alone(what: str, others: Mapping[str, str], asked: Mapping[str, Any]) -> None:
+    """Raises: ValueError where something that cannot be beside `what` is asked for.
+
+    Args:
+      others: why each of these cannot be, by name.
+    """
+    for name, why in others.items():
+        if isinstance(asked.get(name), np.ndarray) or asked.get(name):
+            raise ValueError(f"{why}; give {what} or {name}, not both")
+
+
 def control_sources(asked: Options) -> list[Any]:
     """The control videos: several only for as many ControlNets, in a list or in text such as "a.mp4,b.mp4"."""
     control, count = asked.control, len(asked.controlnet)

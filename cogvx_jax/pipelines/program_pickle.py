@@ -19,6 +19,7 @@ TREES = {
     ("cogvx_jax.diffusion.windows", "Laid"),
     ("cogvx_jax.models.kept", "Kept"),
     ("cogvx_jax.pipelines.conditions", "Condition"),
+    ("cogvx_jax.pipelines.conditions", "Control"),
     ("cogvx_jax.pipelines.noise", "SeededNoise"),
     ("jax._src.tree_util", "default_registry"),
     ("jax._src.tree_util", "tracing_registry"),

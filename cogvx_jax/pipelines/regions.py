@@ -7,7 +7,7 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.regions import Region, box_mask, region_map
 from cogvx_jax.pipelines.inputs import WHITE, grey_frames
-from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.options import Options, check_alone
 
 OTHERS = {  # what a request with regions cannot have -> why
     "travel": "travel mixes the prompts of a whole clip",
@@ -36,16 +36,9 @@ def read_regions(spec: ModelSpec, asked: Options, frames: int, shape: tuple[int,
     regions: Any = asked.region
     if not regions:
         return None
+    check_positions(spec)
     cfg, vae = spec.transformer, spec.vae
-    if cfg.position in ("sincos", "rope+learned"):
-        raise ValueError(
-            f"regions lengthen the text, and {spec.name} has positions for exactly {cfg.text_length} text tokens; use "
-            "a model of rotary positions alone, such as 5B or 1.5, or leave them out"
-        )
-    for name, why in OTHERS.items():
-        given = getattr(asked, name)
-        if isinstance(given, np.ndarray) or given:
-            raise ValueError(f"{why}; give regions or {name}, not both")
+    check_alone("regions", OTHERS, vars(asked))
     count, patch_t = shape[0] // (cfg.patch_t or 1), cfg.patch_t or 1
     grid = count, shape[1] // cfg.patch, shape[2] // cfg.patch
     per_token = vae.temporal_compression * patch_t
@@ -59,6 +52,16 @@ def read_regions(spec: ModelSpec, asked: Options, frames: int, shape: tuple[int,
     for axis, size in enumerate((patch_t, cfg.patch, cfg.patch)):
         tokens = np.repeat(tokens, size, axis=axis)
     return Regions(tuple(region.prompt for region in regions), tokens)
+
+
+def check_positions(spec: ModelSpec) -> None:
+    """Raises: ValueError for a model whose positions are for a certain number of text tokens."""
+    cfg = spec.transformer
+    if cfg.position in ("sincos", "rope+learned"):
+        raise ValueError(
+            f"regions lengthen the text, and {spec.name} has positions for exactly {cfg.text_length} text tokens; use "
+            "a model of rotary positions alone, such as 5B or 1.5, or leave them out"
+        )
 
 
 def _mask(region: Region, frames: int, height: int, width: int, *, shared: bool) -> np.ndarray:

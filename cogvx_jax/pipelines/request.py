@@ -125,12 +125,6 @@ class Request(Settings):
         return -(-(self.finished - len(self.extend)) // (self.frames - self.carried))
 
     @property
-    def beside(self) -> str | None:
-        """What takes memory beside the model, and is not counted; None where nothing is."""
-        there = {"trajectory": self.motion, "region": self.regions}
-        return next((name for name, one in there.items() if one is not None), None)
-
-    @property
     def batch_shape(self) -> tuple[int, int, int, int, int]:
         """Of the latents of all videos, (B, T, h, w, C)."""
         return (len(self.prompts), *self.shape)

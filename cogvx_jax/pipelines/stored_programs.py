@@ -25,6 +25,7 @@ from cogvx_jax.cache import versions
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.diffusion.reuse import MODES
 from cogvx_jax.json_files import Json, parse_json, quoted
+from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.pipelines.memory_modes import modes_of
 from cogvx_jax.pipelines.program_pickle import dump_program, load_program
 from cogvx_jax.sharding import format_mesh
@@ -49,7 +50,7 @@ Function = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredProgram:
-    """A compiled program. `takes` are its arguments but for the weights: see `takes`."""
+    """A compiled program. `takes` are its arguments but for the weights, see `takes`, behind its `beside`."""
 
     name: str
     takes: str
@@ -77,10 +78,15 @@ class StoredPrograms:
         """Of rows that the VAE's programs work in; 1 is whole frames."""
         return self._decode["strips"]
 
-    def before(self, function: Function, name: str, spec: ModelSpec, compute: Compute) -> Function:
+    def before(
+        self, function: Function, name: str, spec: ModelSpec, compute: Compute, branches: Sequence[ControlBranch] = ()
+    ) -> Function:
         """A jitted `function` (weights, ...), but where there is a program for what it is called with, that one.
 
         Warns once of each that is not there.
+
+        Args:
+          branches: the ControlNets that the function has.
         """
         component = COMPONENT[name]
         same = getattr(spec, component) == getattr(self._spec, component)
@@ -88,12 +94,13 @@ class StoredPrograms:
             return function
 
         def run(weights, *arguments, **named):
-            key = name, takes(arguments, named)
+            key = name, beside(branches) + takes(arguments, named)
             if key in self._programs:
                 return self._programs[key](weights, *arguments, **named)
             if key not in self._missing:
                 self._missing.add(key)
-                warnings.warn(f"{self._folder} has no program {name!r} for these shapes; it is compiled", stacklevel=2)
+                what = "shapes and ControlNets" if branches else "shapes"
+                warnings.warn(f"{self._folder} has no program {name!r} for these {what}; it is compiled", stacklevel=2)
             return function(weights, *arguments, **named)
 
         return run
@@ -125,6 +132,17 @@ def takes(arguments: Any, named: Mapping[str, Any] = MappingProxyType({})) -> st
     """The shapes of a tree of arguments, in words: "[0].latents float32(1, 5, 8, 8, 16); ..."."""
     leaves, _ = jax.tree_util.tree_flatten_with_path((*arguments, dict(named)) if named else tuple(arguments))
     return "; ".join(f"{jax.tree_util.keystr(path)} {_shape(leaf)}" for path, leaf in leaves)
+
+
+def beside(branches: Sequence[ControlBranch]) -> str:
+    """By what a program with ControlNets is known: a hash of their sizes and kinds; nothing for one without.
+
+    Their parameters are its arguments.
+    """
+    if not branches:
+        return ""
+    own = [(branch.cfg, branch.base, branch.compute) for branch in branches]
+    return f"{len(own)} ControlNets {_digest(repr(own).encode())[:12]}: "
 
 
 def conditions(spec: ModelSpec, compute: Compute, mesh: Mesh | None, devices: Sequence[Any]) -> dict[str, str]:

@@ -3,23 +3,24 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cogvx_jax.configs import ModelSpec, ToraConfig
+from cogvx_jax.configs import Compute, ModelSpec, ToraConfig
 from cogvx_jax.convert.fingerprints import fingerprint
 from cogvx_jax.convert.tora import StoredTora, find_files, open_tora
 from cogvx_jax.data.trajectory import Points, motion_field, motion_pictures, read_trajectory
 from cogvx_jax.models.tora import Motion, Tora
 from cogvx_jax.models.vae import sample
-from cogvx_jax.pipelines.controlnets import check_sizes, read_beside
+from cogvx_jax.pipelines.controlnets import abstract_beside, check_sizes, read_beside
 from cogvx_jax.pipelines.latents import encode_moments
 from cogvx_jax.pipelines.model import Model
 from cogvx_jax.pipelines.noise import NoiseSource
-from cogvx_jax.pipelines.options import Options
+from cogvx_jax.pipelines.options import Options, check_alone
 from cogvx_jax.sharding import everywhere, replicate
 
 KINDS = ("t2v", "i2v")  # of models that may have it
@@ -69,18 +70,25 @@ def read_motion(spec: ModelSpec, asked: Options, frames: int) -> MotionUse | Non
         raise ValueError("a trajectory needs Tora's files, by which a model follows it; give tora=..., or leave it out")
     if not trajectories:
         raise ValueError("Tora needs a trajectory to follow; give trajectory=..., or leave out Tora")
-    for name, why in OTHERS.items():
-        if getattr(asked, name) is not None:
-            raise ValueError(f"{why}; give trajectory or {name}, not both")
-    if frames < 2:
-        raise ValueError(f"a trajectory needs at least 2 frames to move in, got {frames}")
+    check_alone("trajectory", OTHERS, vars(asked))
+    check_frames(frames)
     points = tuple(read_trajectory(one) for one in trajectories)
     source, weight = tora
+    return MotionUse(open_files(source, spec), weight, points)
+
+
+def check_frames(frames: int) -> None:
+    """Raises: ValueError for a clip in which nothing moves."""
+    if frames < 2:
+        raise ValueError(f"a trajectory needs at least 2 frames to move in, got {frames}")
+
+
+def open_files(source: str | Path, spec: ModelSpec) -> ToraFiles:
+    """Tora's files, which fit a model; no numbers are read. Raises: ValueError for others; FileNotFoundError."""
     files = find_files(source)
     stored = open_tora(files)
     check_fits(stored.cfg, str(source), spec)
-    digest = " ".join(fingerprint(file) for file in files.values())
-    return MotionUse(ToraFiles(name=str(source), stored=stored, digest=digest), weight, points)
+    return ToraFiles(name=str(source), stored=stored, digest=" ".join(map(fingerprint, files.values())))
 
 
 def check_fits(cfg: ToraConfig, name: str, spec: ModelSpec) -> None:
@@ -114,6 +122,15 @@ def motion_inputs(
     params = read_beside(use.files.cfg, use.files.stored.source, model.mesh, dtype, use.files.name)
     features = extract_program(Tora(use.files.cfg), model.mesh)({"extractor": params["extractor"]}, latents)
     return Motion((features * use.weight).astype(jnp.dtype(dtype)), params["fusers"])
+
+
+def abstract_motion(cfg: ToraConfig, compute: Compute, mesh: Mesh | None, latents: tuple[int, ...]) -> Motion:
+    """What `motion_inputs` gives beside latents (B, T, h, w, C), without its numbers."""
+    _, frames, height, width, _ = latents
+    shape = (cfg.layers, 1, frames, height // cfg.patch, width // cfg.patch, cfg.channels)
+    dtype = jnp.dtype(compute.parameter_dtype("transformer"))
+    features = jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere(mesh))
+    return Motion(features, abstract_beside(cfg, compute, mesh)["fusers"])
 
 
 @functools.lru_cache

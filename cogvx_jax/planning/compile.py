@@ -22,12 +22,19 @@ from cogvx_jax.convert import read_spec
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
 from cogvx_jax.pipelines import stored_programs as stored
+from cogvx_jax.pipelines.controlnets import open_controlnet
 from cogvx_jax.pipelines.inputs import CLIPS
 from cogvx_jax.pipelines.memory_modes import AUTO, RESIDENT, MemoryMode, find_mode
 from cogvx_jax.pipelines.model import bounded, choose_compute, resolve, stored_or_asked
 from cogvx_jax.pipelines.options import Sampling
 from cogvx_jax.pipelines.program_cost import beside_weights, compile_fitting, read_cost
-from cogvx_jax.pipelines.request import check_sampling, check_videos, evaluations, laid_windows
+from cogvx_jax.pipelines.request import (
+    check_controlnets,
+    check_sampling,
+    check_videos,
+    evaluations,
+    laid_windows,
+)
 from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, check_mesh, check_stored, wanted_of
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import lower as programs
@@ -50,6 +57,7 @@ def compile_programs(
     one_program: bool = False,
     from_video: bool = False,
     strips: int | None = None,
+    controlnet: Sequence[Any] = (),
     report: Callable[[str], None] = lambda line: None,
     **options: Any,
 ) -> None:
@@ -69,6 +77,8 @@ def compile_programs(
       one_program: compile all steps as one program, which `generate(..., one_program=True)` runs.
       from_video: also what video to video needs; control and inpainting models have it anyway.
       strips: of rows that the VAE works in, as for `generate`; None is the fewest that fit.
+      controlnet: ControlNets that steps have, as for `load_controlnet`, together and in this order; steps without them
+        are stored, too. Others of the same sizes run the same programs.
       report: gets a line before each compilation.
       height, width, num_frames, guidance_scale, sampler, enhance: as for `generate`.
       reuse, guidance, guider: as for `generate`; of one kind and order any numbers run the same programs.
@@ -97,7 +107,7 @@ def compile_programs(
     if memory == AUTO:
         on = mesh or sharding.make_mesh(devices=devices)
         asked: dict[str, Any] = {"sampling": asked_for, "topology": topology, "videos": videos, "dtype": dtype}
-        planned = plan(os.fspath(source), mesh=on, quantize=quantize, report=report, **asked)
+        planned = plan(os.fspath(source), mesh=on, quantize=quantize, controlnet=controlnet, report=report, **asked)
         mode = planned.mode
         report(f"--memory {mode.name}: it {mode.changes}; that costs {mode.costs}")
         if strips is None and planned.chosen is not None:
@@ -108,6 +118,8 @@ def compile_programs(
     check_stored(made_of)
     check_mesh(made_of.way, mesh)
     check_in_mode(mode, made_of)
+    nets = tuple(open_controlnet(one, spec) for one in controlnet)
+    check_controlnets(made_of, bool(nets))
     clips = from_video or spec.kind in CLIPS
     wanted = programs.VideoPrograms(
         spec=spec,
@@ -124,6 +136,7 @@ def compile_programs(
         tiling=mode.tiling,
         short=wanted_of(made_of),
         windows=laid_windows(spec, made_of.windows, made_of.shape[0], evaluations(spec, made_of)),
+        beside=programs.Beside(nets=tuple(net.cfg for net in nets)),
     )
     request = {
         "size": [made_of.height, made_of.width],
@@ -134,6 +147,7 @@ def compile_programs(
         "guider": None if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
         "windows": None if made_of.windows is None else str(made_of.windows),
+        "ControlNets": [net.name for net in nets],
         "evaluations in one program": wanted.steps,
         "from video": from_video,
         "memory": mode.name,
@@ -149,6 +163,8 @@ def compile_programs(
             in_strips, decoders = _decoders(wanted, mode.strips if strips is None else (strips,), report)
             for name in wanted.names():
                 yield from decoders if name == "decode" else _compiled(in_strips, name, report)
+                if nets and name in in_strips.step_names():  # parts of the steps, or videos, may have none
+                    yield from _compiled(dataclasses.replace(in_strips, beside=programs.NOTHING), name, report)
 
     def decode() -> dict[str, Any]:
         weights, chip = weight_bytes(spec, compute, wanted.mesh)["vae"], chip_of(devices[0].device_kind)
@@ -167,10 +183,12 @@ def _compiled(
     """The programs of one name. Raises: MemoryError where the compiler finds that one does not fit."""
     count = wanted.compute.of(stored.COMPONENT[name]).strips
     how = f" in {count} strips of rows" if count > 1 else ""
+    branches = wanted.beside.branches(wanted.spec, wanted.compute) if name in wanted.step_names() else ()
+    how += f" with {len(branches)} ControlNets" if branches else ""
     for lowered in wanted.lower(name):
         report(f"compiling {name}{how}")
         (_, *arguments), named = lowered.args_info
-        takes = stored.takes(arguments, named)
+        takes = stored.beside(branches) + stored.takes(arguments, named)
         yield stored.StoredProgram(name=name, takes=takes, compiled=compile_fitting(lowered))
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax import sharding
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
+from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec, ToraConfig
 from cogvx_jax.diffusion.guiders import Guider, kind_of, lay_out
 from cogvx_jax.diffusion.samplers import SAMPLERS, Method, columns
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.diffusion.windows import Laid
+from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.models.t5 import T5Encoder
 from cogvx_jax.models.taehv import vae_of
 from cogvx_jax.models.tiling import Tiling
@@ -26,10 +27,38 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.nn.backend import BY_PLATFORM, using
 from cogvx_jax.pipelines import latents, shortcuts, step_programs, text
 from cogvx_jax.pipelines.conditions import Condition, Control
-from cogvx_jax.pipelines.controlnets import abstract_controlnet, branch_of
+from cogvx_jax.pipelines.controlnets import abstract_beside, branch_of
 from cogvx_jax.pipelines.noise import SeededNoise
 from cogvx_jax.pipelines.shortcuts import Wanted
+from cogvx_jax.pipelines.tora import abstract_motion
 from cogvx_jax.pipelines.weights import abstract_weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What all steps are given beside the noisy latents and one prompt."""
+
+    nets: tuple[ControlNetConfig, ...] = ()  # of ControlNets, whose states they add
+    tora: ToraConfig | None = None  # whose fusers let the video follow trajectories
+    texts: int = 1  # prompts side by side: the video's own, and one of each region
+
+    def branches(self, spec: ModelSpec, compute: Compute) -> tuple[ControlBranch, ...]:
+        """The modules of the ControlNets."""
+        return tuple(branch_of(cfg, spec, compute) for cfg in self.nets)
+
+    def named(self, compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Arguments by name of a step on latents (B, T, h, w, C), or of all steps, which share them."""
+        found: dict[str, Any] = {}
+        if self.nets:
+            found["control"] = _controlled(self.nets, compute, mesh, shape)
+        if self.tora is not None:
+            found["motion"] = abstract_motion(self.tora, compute, mesh, shape)
+        if self.texts > 1:
+            found["regions"] = _everywhere(shape[:4], "int32", mesh)
+        return found
+
+
+NOTHING = Beside()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +80,7 @@ class VideoPrograms:
     short: Wanted | None = None  # steps that are made of what others computed
     edit: bool = False  # steps look at a clip, which is inverted before
     windows: Laid | None = None  # of the evaluations, of which the shapes count; None: the whole clip is seen at once
-    nets: tuple[ControlNetConfig, ...] = ()  # of ControlNets, whose states the steps add
+    beside: Beside = NOTHING
 
     def names(self) -> tuple[str, ...]:
         """The programs of a video, in the order of use."""
@@ -72,7 +101,7 @@ class VideoPrograms:
         """
         spec, compute, mesh, shape = self.spec, self.compute, self.mesh, self.shape
         if name == "text":
-            yield lower_text(spec, compute, mesh, shape[0], guided=self.guided)
+            yield lower_text(spec, compute, mesh, shape[0], guided=self.guided, more=self.beside.texts - 1)
         elif self.short is not None and name in ("step", "skipped", *self.step_names()):
             own = {"step": f"computed-{self.short.mode}", "skipped": f"skipped-{self.short.mode}"}
             yield lower_short(self, own.get(name, name))
@@ -95,7 +124,7 @@ class VideoPrograms:
     @property
     def _asked(self) -> dict[str, Any]:
         guiding = dict(guided=self.guided, sampler=self.sampler, guider=self.guider, enhance=self.enhance)
-        return guiding | {"windows": self.windows, "nets": self.nets}
+        return guiding | {"windows": self.windows, "beside": self.beside}
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Heights and widths in latents that the VAE runs on, the largest first."""
@@ -110,9 +139,11 @@ def compiling_for(platform: str, mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def lower_text(spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool) -> Any:
-    """The text encoder over the prompts, and with guidance over the negative prompts."""
-    ids = (videos * (1 + guided), spec.transformer.text_length)
+def lower_text(
+    spec: ModelSpec, compute: Compute, mesh: Mesh | None, videos: int, *, guided: bool, more: int = 0
+) -> Any:
+    """The text encoder over the prompts, with guidance over the negative prompts, and over more that videos share."""
+    ids = (videos * (1 + guided) + more, spec.transformer.text_length)
     encode = text.encode_program(T5Encoder(spec.text_encoder, compute.of("text_encoder")), mesh)
     return encode.lower(abstract_weights(spec, compute, "text_encoder", mesh), _everywhere(ids, "int32", mesh))
 
@@ -129,15 +160,16 @@ def lower_step(
     enhance: float | None = None,
     edit: bool = False,
     windows: Laid | None = None,
-    nets: tuple[ControlNetConfig, ...] = (),
+    beside: Beside = NOTHING,
 ) -> Any:
     """One denoising step on latents (B, T, h, w, 16)."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    branches = tuple(branch_of(cfg, spec, compute) for cfg in nets)
+    branches = beside.branches(spec, compute)
     step = step_programs.step_program(transformer, guided, mesh, guider=kind_of(guider), branches=branches)
     method, drawn = _method(spec, sampler), _everywhere(shape, "float32", mesh)
-    arguments = _denoising(spec, compute, mesh, shape, (), method, guided=guided, guider=guider, enhance=enhance)
-    named = _windowed(windows, (), mesh) | _controlled(nets, compute, mesh, shape)
+    guiding: dict[str, Any] = dict(guided=guided, guider=guider, enhance=enhance, texts=beside.texts)
+    arguments = _denoising(spec, compute, mesh, shape, (), method, **guiding)
+    named = _windowed(windows, (), mesh) | beside.named(compute, mesh, shape)
     named |= {"reference": drawn} if edit else {}  # latents like the noise
     return step.lower(*arguments, drawn if method.stochastic else None, **named)
 
@@ -154,16 +186,17 @@ def lower_loop(
     guider: Guider | None = None,
     enhance: float | None = None,
     windows: Laid | None = None,
-    nets: tuple[ControlNetConfig, ...] = (),
+    beside: Beside = NOTHING,
 ) -> Any:
     """All denoising steps as one program, which draws its noise itself."""
     transformer = Transformer(spec.transformer, compute.of("transformer"))
-    branches = tuple(branch_of(cfg, spec, compute) for cfg in nets)
+    branches = beside.branches(spec, compute)
     loop = step_programs.loop_program(transformer, guided, mesh, kind_of(guider), branches)
     method = _method(spec, sampler)
-    arguments = _denoising(spec, compute, mesh, shape, (steps,), method, guided=guided, guider=guider, enhance=enhance)
+    guiding: dict[str, Any] = dict(guided=guided, guider=guider, enhance=enhance, texts=beside.texts)
+    arguments = _denoising(spec, compute, mesh, shape, (steps,), method, **guiding)
     noise = SeededNoise.abstract() if method.stochastic else None
-    named = _windowed(windows, (steps,), mesh) | _controlled(nets, compute, mesh, shape)
+    named = _windowed(windows, (steps,), mesh) | beside.named(compute, mesh, shape)
     return loop.lower(*arguments, noise, None, **named)
 
 
@@ -201,6 +234,7 @@ def _denoising(
     guided: bool,
     guider: Guider | None = None,
     enhance: float | None = None,
+    texts: int = 1,
 ):
     """Arguments of step and loop, up to the weights; `steps` is the leading axis of those that differ a step."""
 
@@ -216,7 +250,7 @@ def _denoising(
     return (
         abstract_weights(spec, compute, "transformer", mesh),
         SamplerState(array(shape), (array(shape),) * method.history, carry),
-        array((shape[0] * (1 + guided), cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
+        array((shape[0] * (1 + guided), texts * cfg.text_length, cfg.text_dim), compute.of("text_encoder").dtype),
         condition,
         array(steps, "int32"),
         array((*steps, columns(method.history))),
@@ -233,18 +267,12 @@ def _windowed(windows: Laid | None, steps: tuple[int, ...], mesh: Mesh | None) -
 
 def _controlled(
     nets: tuple[ControlNetConfig, ...], compute: Compute, mesh: Mesh | None, shape: tuple[int, ...]
-) -> dict[str, Any]:
+) -> Control:
     """The argument that holds ControlNets, which all steps have, beside latents (B, T, h, w, C)."""
-    if not nets:
-        return {}
     weights: Any = tuple(_everywhere((cfg.layers,), "float32", mesh) for cfg in nets)
     channels: Any = tuple(_everywhere((*shape[:4], cfg.control_channels), "float32", mesh) for cfg in nets)
-    control = Control(
-        params=tuple(abstract_controlnet(cfg, compute, mesh) for cfg in nets),
-        channels=channels,
-        weights=weights,
-    )
-    return {"control": control}
+    params = tuple(abstract_beside(cfg, compute, mesh) for cfg in nets)
+    return Control(params=params, channels=channels, weights=weights)
 
 
 def _method(spec: ModelSpec, sampler: str | None) -> Method:

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,19 +26,22 @@ from jax.sharding import Mesh
 
 from cogvx_jax import cache, sharding
 from cogvx_jax.chips import Chip, chip_of
-from cogvx_jax.configs import Compute, ControlNetConfig, ModelSpec
+from cogvx_jax.configs import Compute, ModelSpec
+from cogvx_jax.data.regions import MAX_REGIONS
 from cogvx_jax.diffusion.guiders import Guider
 from cogvx_jax.diffusion.windows import Laid, Windows
 from cogvx_jax.json_files import read_json
 from cogvx_jax.models.tiling import Tiling
 from cogvx_jax.nn.backend import platform_of
-from cogvx_jax.pipelines.controlnets import abstract_controlnet, open_controlnet
-from cogvx_jax.pipelines.duration import beside_transformer, sampling_flops
+from cogvx_jax.pipelines.controlnets import abstract_beside, open_controlnet
+from cogvx_jax.pipelines.duration import fusers_share, nets_share, sampling_flops
 from cogvx_jax.pipelines.inputs import Task, check_edits
 from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
-from cogvx_jax.pipelines.options import Sampling
+from cogvx_jax.pipelines.options import Sampling, check_alone
 from cogvx_jax.pipelines.program_cost import Cost, beside_weights, compile_cost
+from cogvx_jax.pipelines.regions import OTHERS as WITHOUT_REGIONS
+from cogvx_jax.pipelines.regions import check_positions as check_text_positions
 from cogvx_jax.pipelines.request import (
     Settings,
     check_controlnets,
@@ -54,13 +58,16 @@ from cogvx_jax.pipelines.request import (
 from cogvx_jax.pipelines.short_schedule import asked_of, check_in_mode, computed_count, wanted_of
 from cogvx_jax.pipelines.shortcuts import Wanted
 from cogvx_jax.pipelines.stored_programs import COMPONENT
+from cogvx_jax.pipelines.tora import OTHERS as WITHOUT_MOTION
+from cogvx_jax.pipelines.tora import check_frames, open_files
 from cogvx_jax.pipelines.weights import device_bytes, host_bytes, weight_bytes
 from cogvx_jax.planning import lower as programs
+from cogvx_jax.planning.lower import Beside
 from cogvx_jax.sharding.topologies import TOPOLOGIES, Topology, topology
 from cogvx_jax.storage import write_whole
 
 GIB = 2**30
-CONTROLNETS = "controlnets"  # beside the components, whose weights lie there while steps are taken
+CONTROLNETS, TORA = "controlnets", "tora"  # beside the components, whose weights lie there while steps are taken
 # What the published q/k norms allow is read off the weights by `load`; until then attention is taken to need
 # no running maximum.
 LIKELY_BOUND = 20.0
@@ -96,9 +103,9 @@ class Trial:
         return sum(self.weights.values()) + max(beside.values())
 
     def lying(self, component: str) -> float:
-        """GiB of the weights that a component needs: the transformer those of ControlNets, too."""
-        more = self.weights.get(CONTROLNETS, 0.0) if component == "transformer" else 0.0
-        return self.weights[component] + more
+        """GiB of the weights that a component needs: the transformer those of ControlNets and of Tora, too."""
+        names = (component, *((CONTROLNETS, TORA) if component == "transformer" else ()))
+        return sum(self.weights.get(name, 0.0) for name in names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,8 @@ class Plan:
     enhance: float | None = None
     thirds: int = 0  # evaluations that the guider needs beside both branches
     controlnets: str = ""  # such as "6 blocks and 8 blocks"
+    tora: bool = False  # the video follows trajectories
+    regions: int = 0  # with prompts of their own
     windows: str = ""  # such as "48:8,policy=uniform,..."
     windows_a_step: float = 1.0  # that the transformer sees, in the mean of all evaluations
     trials: tuple[Trial, ...]
@@ -170,6 +179,8 @@ def plan(
     device_gb: float | None = None,
     task: Task | None = None,
     controlnet: Sequence[Any] = (),
+    tora: str | os.PathLike | None = None,
+    regions: int = 0,
     report: Report = lambda line: None,
     **options: Any,
 ) -> Plan:
@@ -191,6 +202,9 @@ def plan(
         latents lie in the host's memory and are not counted.
       controlnet: ControlNets that all steps have, as for `load_controlnet`, or what that gives; their memory is counted
         while steps are taken, and no numbers of files are read.
+      tora: Tora's files, by which a video follows trajectories: their folder, or both with a comma between. The fusers'
+        memory is counted while steps are taken, the features as arguments of those.
+      regions: how many have prompts of their own; where they lie changes nothing.
       report: gets a line before each compilation, which may take minutes.
       height, width, num_frames, num_inference_steps, guidance_scale, sampler, reuse, guidance, guider, enhance,
         windows: as for `generate`.
@@ -201,10 +215,7 @@ def plan(
     if edit:
         check_edits(spec)
     made_of = check_sampling(spec, Sampling.of(sampling, options), task)
-    nets = tuple(open_controlnet(one, spec).cfg for one in controlnet)
-    if edit and nets:
-        raise ValueError("an edit takes no ControlNet; plan for one of them")
-    check_controlnets(made_of, bool(nets))
+    beside = _beside(spec, made_of, controlnet, tora, regions)
     modes = _modes(memory, made_of)
     check_videos(videos)
     target = _target(topology, mesh, device_gb)
@@ -222,7 +233,7 @@ def plan(
         edit=edit,
         windows=made_of.windows,
         evaluations=evaluations(spec, made_of),
-        nets=nets,
+        beside=beside,
     )
     count, rows = evaluations(spec, made_of), row_evaluations(spec, made_of)
     facts: dict[str, Any] = {
@@ -237,14 +248,16 @@ def plan(
         "videos": videos,
         "steps": made_of.steps,
         "evaluations": count,
-        "flops": round(sampling_flops(spec, made_of, videos) * (1 + beside_transformer(spec, made_of, nets))),
+        "flops": _flops(wanted, made_of, videos),
         "inversions": inversions(made_of),
         "guider": "" if made_of.guider is None else str(made_of.guider),
         "enhance": made_of.enhance,
         "thirds": rows - count * (1 + made_of.guided),
     }
-    if nets:
-        facts["controlnets"] = " and ".join(f"{net.layers} blocks" for net in nets)
+    if beside.nets:
+        facts["controlnets"] = " and ".join(f"{net.layers} blocks" for net in beside.nets)
+    facts |= {"tora": True} if beside.tora is not None else {}
+    facts |= {"regions": regions} if regions else {}
     if wanted.windows is not None:
         facts |= {"windows": str(wanted.windows), "windows_a_step": wanted.windows_a_step}
     if wanted.short is not None:
@@ -270,6 +283,36 @@ def plan(
         write_whole(kept, made.json().encode())
         cache.trim(kept.parent, cache.MAX_PLANS)
     return made
+
+
+def _beside(
+    spec: ModelSpec, made_of: Settings, controlnet: Sequence[Any], tora: str | os.PathLike | None, regions: int
+) -> Beside:
+    """What steps are given beside latents and a prompt. Raises: ValueError, one sentence, for what cannot be."""
+    asked: dict[str, Any] = {"windows": made_of.windows, "reuse": made_of.reuse, "guidance": made_of.way}
+    asked |= {"edit": made_of.task == "edit", "controlnet": controlnet}
+    nets = tuple(open_controlnet(one, spec).cfg for one in controlnet)
+    if asked["edit"] and nets:
+        raise ValueError("an edit takes no ControlNet; plan for one of them")
+    check_controlnets(made_of, bool(nets))
+    if tora is not None:
+        check_alone("trajectory", WITHOUT_MOTION, asked)
+        check_frames(made_of.frames)
+    if not 0 <= regions <= MAX_REGIONS:
+        raise ValueError(f"regions must be from 0 to {MAX_REGIONS}, got {regions}")
+    if regions:
+        check_text_positions(spec)
+        check_alone("regions", WITHOUT_REGIONS, asked)
+    files = None if tora is None else open_files(os.fspath(tora), spec)
+    return Beside(nets=nets, tora=None if files is None else files.cfg, texts=1 + regions)
+
+
+def _flops(wanted: "_Question", made_of: Settings, videos: int) -> int:
+    """Operations of the transformer, and of what is beside it, in all steps."""
+    spec, beside = wanted.spec, wanted.beside
+    more = nets_share(spec, made_of, beside.nets, beside.texts)
+    more += fusers_share(spec, made_of, beside.tora, videos, beside.texts)
+    return round(sampling_flops(spec, made_of, videos, beside.texts) * (1 + more))
 
 
 def _modes(memory: str | MemoryMode | None, settings: Settings) -> tuple[MemoryMode, ...]:
@@ -301,6 +344,8 @@ def choose(
     memory: str | MemoryMode | None = None,
     task: Task | None = None,
     controlnet: Sequence[Any] = (),
+    tora: str | os.PathLike | None = None,
+    regions: int = 0,
     report: Report = lambda line: None,
 ) -> tuple[Mesh | None, MemoryMode]:
     """Mesh and memory mode for the devices that are here; arguments as for `plan`.
@@ -325,7 +370,7 @@ def choose(
         return found, mode or RESIDENT
     asked: dict[str, Any] = dict(videos=videos, dtype=dtype, quantize=quantize, memory=mode or AUTO, mesh=on)
     asked["task"] = task
-    asked["controlnet"] = controlnet
+    asked |= {"controlnet": controlnet, "tora": tora, "regions": regions}
     made = plan(source, sampling=sampling, report=report, **asked)
     found = made.mesh if mesh == AUTO else given
     if mesh == AUTO and made.chosen is not None:
@@ -403,7 +448,7 @@ class _Question:
     edit: bool = False
     windows: Windows | None = None
     evaluations: int = 1  # over which the windows are laid out
-    nets: tuple[ControlNetConfig, ...] = ()
+    beside: Beside = programs.NOTHING
     mode: MemoryMode = RESIDENT
     strips: int = 1
 
@@ -489,7 +534,7 @@ class _Costs:
         tiling, computed = wanted.mode.tiling and name == "decode", wanted.computed.of(_component(name))
         # In strips each device works through whole frames, on any mesh of the slice.
         spread = tuple(sizes.items()) if computed.strips == 1 else ()
-        return name, spread, computed, tiling, wanted.shape, wanted.windows, wanted.nets
+        return name, spread, computed, tiling, wanted.shape, wanted.windows, wanted.beside
 
 
 def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
@@ -497,9 +542,11 @@ def _try(wanted: _Question, sizes: dict[str, int], costs: _Costs) -> Trial:
     mesh = sharding.make_mesh(**sizes, devices=wanted.target.devices)
     limit, compute = wanted.target.memory, wanted.computed
     weights = {name: size / GIB for name, size in weight_bytes(wanted.spec, compute, mesh).items()}
-    if wanted.nets:
-        lying = sum(device_bytes(abstract_controlnet(net, compute, mesh)) for net in wanted.nets)
+    if (beside := wanted.beside).nets:
+        lying = sum(device_bytes(abstract_beside(net, compute, mesh)) for net in beside.nets)
         weights[CONTROLNETS] = lying / GIB
+    if beside.tora is not None:
+        weights[TORA] = device_bytes(abstract_beside(beside.tora, compute, mesh)["fusers"]) / GIB
     host = host_bytes(wanted.spec, compute, mesh)["transformer"] / GIB
     trial = Trial(mesh=sizes, fits=False, weights=weights, mode=wanted.mode.name, host=host)
     if limit is not None and trial.memory > limit:
@@ -586,7 +633,7 @@ def _lowered(wanted: _Question, mesh: Mesh, name: str) -> Iterator[Any]:
         short=wanted.short,
         edit=wanted.edit,
         windows=wanted.laid,
-        nets=wanted.nets,
+        beside=wanted.beside,
     )
     return video.lower(name)
 
@@ -625,8 +672,9 @@ def _instead(wanted: _Question, made: Plan, costs: _Costs) -> str:
 def _file(wanted: _Question, facts: dict[str, Any]) -> Path:
     """Where a plan is kept: by everything that decides it, versions too."""
     versions = cache.versions() | {"cogvx_jax": importlib.metadata.version("cogvx_jax")}
-    decides = wanted.spec, wanted.compute, wanted.sampler, sorted(facts.items()), sorted(versions.items())
-    key = hashlib.sha256(repr((*decides, wanted.nets) if wanted.nets else decides).encode()).hexdigest()[:24]
+    decides: Any = wanted.spec, wanted.compute, wanted.sampler, sorted(facts.items()), sorted(versions.items())
+    decides += (wanted.beside,) if wanted.beside != programs.NOTHING else ()
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:24]
     return cache.folder() / "plans" / f"{key}.json"
 
 
