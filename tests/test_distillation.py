@@ -24,6 +24,7 @@ from cogvx_jax.pipelines.model import load_spec
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.request import check_request, few_steps_note
 from cogvx_jax.pipelines.short_schedule import lossy_note
+from cogvx_jax.scripts import distill_tiny
 from cogvx_jax.scripts.eval_tiny import judge_videos
 from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.pace import Pace
@@ -466,3 +467,19 @@ def test_every_kind_is_distilled_and_a_run_moves_between_meshes(small, random_ca
     assert validated["step"] == 3 and np.isfinite(validated["validation"]["distilled"])
     train("mesh", 2, dict(data=2, fsdp=2))
     np.testing.assert_allclose(train("mesh", 3, dict(fsdp=2, tensor=2)), alone, rtol=1e-4)
+
+
+@pytest.mark.full
+def test_the_recipe_of_tinys_lora_runs(tmp_path, monkeypatch):
+    """Of `scripts.distill_tiny`, with few clips and updates: the file that ships is what it writes."""
+    monkeypatch.setattr(distill_tiny, "WAYS", {"LoRA": (True, {}), "plain": (False, {"num_inference_steps": 2})})
+    how = dict(clips=4, steps=2, batch_size=2, rank=2, prompts=2)
+    distill_tiny.main(tmp_path, **how)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert list(scores) == ["LoRA", "plain"]
+    assert all(0 <= share <= 1 for figures in scores.values() for share in figures.values())
+    written = (tmp_path / "fast.safetensors").read_bytes()
+    adapter = cx.find_lora(tmp_path / "fast.safetensors", load_spec("tiny"))
+    assert adapter.distilled == Distilled(method="progressive", steps=4, sampler="ddim")
+    distill_tiny.main(tmp_path, **how | dict(prompts=0))  # which goes on where it stood, at the end
+    assert (tmp_path / "fast.safetensors").read_bytes() == written
