@@ -355,9 +355,9 @@ def test_stored_programs_have_them(small, nets, tmp_path, sizes, one_program):
         latents(model, **more, **own | dict(controlnet=nets[0]))
 
 
-def test_stored_programs_are_known_by_the_sizes_and_kinds_of_controlnets(small):
+def test_stored_programs_are_known_by_the_sizes_and_kinds_of_controlnets():
     spec, compute = small_spec("5b"), Compute()
-    changes = {}, dict(position="sincos"), dict(layers=2)
+    changes = {}, dict(adds_positions=False), dict(layers=2)
     one, other, deeper = (branch_of(dataclasses.replace(FITTING, **change), spec, compute) for change in changes)
     known = [stored_programs.beside(some) for some in ([], [one], [other], [deeper], [one, one], [one, other])]
     assert len(set(known)) == len(known) and known[0] == ""
