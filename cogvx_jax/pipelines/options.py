@@ -286,7 +286,8 @@ def check_alone(what: str, others: Mapping[str, str], asked: Mapping[str, Any]) 
       others: why each of these cannot be, by name.
     """
     for name, why in others.items():
-        if isinstance(asked.get(name), np.ndarray) or asked.get(name):
+        given = asked.get(name)
+        if given is not None and given is not False and not (isinstance(given, Sequence) and not given):
             raise ValueError(f"{why}; give {what} or {name}, not both")
 
 
