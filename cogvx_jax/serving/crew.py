@@ -141,7 +141,7 @@ def follow(
     """
     while (word := exchange.of_first()) != END:
         job = Job(**json.loads(word))
-        folder = store.folder_of(job.id)
+        folder = _brought(store, job, report)
         try:
             make(job, folder, folder / job.file, CrewProgress(exchange))
         except Stopped as stopped:
@@ -156,3 +156,12 @@ def follow(
                 raise error from None
             continue
         exchange.of_each("", MADE)
+
+
+def _brought(store: Store, job: Job, report: Callable[[str], None]) -> Path:
+    """The folder of a job. Where its files do not come the maker misses them, of which all processes learn."""
+    try:
+        return store.bring(job.id, job.inputs)
+    except OSError as error:
+        report(f"{job.id}: {error}")
+        return store.folder_of(job.id)

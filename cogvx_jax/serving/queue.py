@@ -120,6 +120,11 @@ class Job:
         return self.status in (COMPLETED, FAILED)
 
     @property
+    def inputs(self) -> list[str]:
+        """Names of the files that it is made of, in its folder."""
+        return list(self.asked.get("files", {}).values())
+
+    @property
     def file(self) -> str:
         """The name of the video that the attempt at hand makes: a worker that was only slow has another."""
         return f"video-{self.attempts}.mp4"
