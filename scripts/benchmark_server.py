@@ -25,6 +25,9 @@ from cogvx_jax.scripts.hostile import faults, silent, upload
 from cogvx_jax.scripts.served import FAKE, TINY, Found, Setting, server, submit, worker
 
 PACE = 1 / 7  # seconds from one poll of a client to its next: 50 clients ask 350 times a second
+AT_ONCE = 50  # listeners that connect at a time
+HEARD = 600.0  # seconds in which all listeners must have heard of the end
+ENDS = (b"completed", b"failed", b"deleted")
 TINY_STEPS = 8  # of a video of the small model
 SIZES = ("64x64", "64x48", "48x64", "48x48", "32x64", "64x32")  # of the small model: each is compiled
 
@@ -75,28 +78,67 @@ async def poll(at: Setting, clients: int = 50) -> list[Found]:
 
 
 async def listen(at: Setting, listeners: int = 1000) -> list[Found]:
-    """Listeners of one job's events, until it has ended."""
+    """Listeners of one job's events, until it has ended. The worker begins when all of them have heard of the job."""
     import httpx
 
     with server(at.queue) as made:
-        limits = httpx.Limits(max_connections=listeners + 10)
-        async with httpx.AsyncClient(limits=limits, timeout=300) as client:
+        async with httpx.AsyncClient(timeout=300) as client:
             id = await submit(client, made.url, **fields(at, 0))
-            ends: list[str] = []
+        listening = [Listener(made.url, id) for _ in range(listeners)]
+        door = asyncio.Semaphore(AT_ONCE)
+        heard = [asyncio.create_task(one.hear(door)) for one in listening]
+        await asyncio.gather(*(one.begun.wait() for one in listening))
+        used = made.processor()
+        with worker(made, at.sampler, steps=20, pause=0.1):
+            await asyncio.wait_for(asyncio.gather(*heard), HEARD)
+        used = made.processor() - used
+    count, again = sum(one.last == b"completed" for one in listening), sum(one.lost for one in listening)
+    events = sum(one.events for one in listening)
+    who = f"{listeners} listeners of a job"
+    return [
+        Found(f"{who}: heard of its end", f"{count}", "all", count == listeners),
+        Found(f"{who}: connections lost", f"{again}"),
+        Found(f"{who}: the server's processor for an event, ms", f"{used / max(events, 1) * 1e3:.2f}"),
+    ]
 
-            async def hear() -> None:
-                last = ""
-                async with client.stream("GET", f"{made.url}/v1/videos/{id}/events") as answer:
-                    async for line in answer.aiter_lines():
-                        last = line if line.startswith("event:") else last
-                ends.append(last)
 
-            heard = [asyncio.create_task(hear()) for _ in range(listeners)]
-            await asyncio.sleep(5)
-            with worker(made, at.sampler, steps=20, pause=0.1):
-                await asyncio.gather(*heard)
-    count = ends.count("event: completed")
-    return [Found(f"{listeners} listeners of a job: heard of its end", f"{count}", "all", count == listeners)]
+class Listener:
+    """A client of a job's events, by hand, as a thousand of a library take a core. It comes back as browsers do."""
+
+    def __init__(self, url: str, id: str):
+        self._url, self._id = url, id
+        self.begun = asyncio.Event()  # it has heard of the job
+        self.last, self.events, self.lost, self._seen = b"", 0, 0, b""
+
+    async def hear(self, door: asyncio.Semaphore) -> None:
+        while self.last not in ENDS:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self._connect(door)
+            if self.last not in ENDS:
+                self.lost += 1
+                await asyncio.sleep(0.5)
+
+    async def _connect(self, door: asyncio.Semaphore) -> None:
+        host, port = self._url.removeprefix("http://").split(":")
+        again = f"Last-Event-ID: {self._seen.decode()}\r\n" if self._seen else ""
+        async with door:  # one that is let in sends its request soon, before the server takes it for silent
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(f"GET /v1/videos/{self._id}/events HTTP/1.1\r\nHost: {host}\r\n{again}\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), head
+        try:
+            while self.last not in ENDS:
+                self._note(await reader.readuntil(b"\n"))
+        finally:
+            writer.close()
+
+    def _note(self, line: bytes) -> None:
+        name, _, value = line.strip().partition(b": ")
+        if name == b"id":
+            self._seen = value
+        elif name == b"event":
+            self.last, self.events = value, self.events + 1
+            self.begun.set()
 
 
 async def claim(at: Setting, jobs: int = 10_000) -> list[Found]:

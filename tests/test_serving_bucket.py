@@ -6,15 +6,17 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="the server needs the extra `serve`")
+pytest.importorskip("httpx", reason="tests of the server need the extra `test-serve`")
 
 import fsspec
 import httpx
 from bucket import Bucket
+from page_desk import clip
 from serving import CIRCLE, Site, create, data_url, fake_video, files_of, free_port, picture, submit
 from test_buckets import finish, start
 
@@ -225,9 +227,7 @@ def test_serve_and_workers_over_googles_storage(tmp_path, monkeypatch):
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 wait_until(lambda: client.get("/ready").status_code == 200)
-                clip = np.asarray(make_clip(tmp_path / "in.mp4"))
-                assert clip.size
-                files = {"video": (tmp_path / "in.mp4").read_bytes()}
+                files = {"video": Path(clip(tmp_path / "in.mp4")).read_bytes()}
                 data = {"prompt": CIRCLE, "seed": 1, "num_inference_steps": 50, "strength": 0.9}
                 id = client.post("/v1/videos", data=data, files=files).json()["id"]
                 wait_until(lambda: any(name.endswith(STEPS) for _, name in served.objects))
@@ -246,16 +246,6 @@ def test_serve_and_workers_over_googles_storage(tmp_path, monkeypatch):
             for process in running:
                 process.kill()
     assert served.unknown == []
-
-
-def make_clip(path):
-    """Writes a small video; gives its frames."""
-    from cogvx_jax.data.writer import VideoWriter
-
-    frames = np.random.default_rng(0).integers(0, 255, (17, 64, 64, 3), np.uint8)
-    with VideoWriter(path, 8) as writer:
-        writer.write(frames)
-    return frames
 
 
 def wait_until(holds, seconds=600):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ pytest.importorskip("httpx", reason="this needs the extra `test-serve`")
 
 import httpx
 import ray
+import yaml
 from ray import serve
 
 from cogvx_jax.cli import ray_app
@@ -46,6 +48,16 @@ def test_arguments_are_checked(arguments, said):
 def test_arguments_are_those_of_serve():
     asked = Asked({"model": "2b", "keep_hours": "2", "replicas": "3", "mesh": "cfg=2", "topology": "4x4"})
     assert (asked.run.model, asked.run.keep_hours, asked.run.replicas, asked.run.topology) == ("2b", 2.0, 3, "4x4")
+
+
+def test_the_manifest_of_the_docs_has_arguments_that_are_taken():
+    text = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
+    manifest = yaml.safe_load(re.search(r"```yaml\n(apiVersion.*?)```", text, re.DOTALL)[1])
+    (app,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    asked = Asked(app["args"])
+    assert (asked.run.replicas, asked.run.workers, asked.run.mesh) == (2, 1, "cfg=2,sp=8")
+    module, name = app["import_path"].split(":")
+    assert getattr(sys.modules[module], name) is build
 
 
 @pytest.fixture

@@ -201,8 +201,8 @@ def test_a_server_without_the_extra_says_how_to_get_the_page(monkeypatch):
 def test_refusals_and_failures_have_chinese_words(desk, tmp_path):
     assert CHINESE.keys() >= KINDS.keys()
     for form, said in (
-        (Form(prompt="x" * 5000), "提示词"),
-        (Form(prompt=CIRCLE, values={"size": "65x64"}), "设置不可用（尺寸）：.*64x64"),
+        (Form(prompt="x" * 10_001), "设置不可用（提示词）"),
+        (Form(prompt=CIRCLE, values={"size": "65x64"}), "设置不可用（尺寸）：.*64 or 80"),
         (Form(prompt=CIRCLE, values={"steps": 5000}), "设置不可用（采样步数）：.*5000"),
         (Form(prompt=CIRCLE, files={"video": str(tmp_path / "clip.mp4")}), "设置不可用（要改绘的视频）：.*mp4"),
         (Form(prompt=" "), "缺少必填项（提示词）：请填写提示词。"),

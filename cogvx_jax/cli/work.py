@@ -163,7 +163,7 @@ def _check(run: WorkFlags) -> None:
     check_together(run)
 
 
-def check_together(run: RunFlags) -> None:
+def check_together(run: WorkFlags) -> None:
     """Raises: ValueError for several processes without a mesh over all of them."""
     if run.distributed and run.mesh is None:
         raise ValueError("--distributed needs --mesh: without one, every process would make videos on its own")

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -326,7 +327,9 @@ async def _events(request: Request, job: Job, seen: int | None) -> AsyncIterator
             yield f": {int(time.time())}\n\n"  # keeps proxies from closing the connection
             continue
         ended = now.ended
-        told = video(request, now) if now.ended else await run_in_threadpool(placed, request, now)
+        # One that runs has no place, and a thousand listeners would ask the queue for it at each of its steps.
+        waits = now.status == QUEUED
+        told = await run_in_threadpool(placed, request, now) if waits else video(request, now)
         if now.preview is not None:
             told["preview"] = preview_url(now.preview)
         yield f"id: {now.revision}\nevent: {told['status']}\ndata: {json.dumps(told)}\n\n"
@@ -334,6 +337,7 @@ async def _events(request: Request, job: Job, seen: int | None) -> AsyncIterator
         yield f"event: deleted\ndata: {json.dumps(deleted(job.id))}\n\n"
 
 
+@functools.lru_cache(maxsize=64)  # all who listen to a job get the same
 def preview_url(data: bytes) -> str:
     """A small picture as a data URL."""
     kind = "webp" if data[8:12] == b"WEBP" else "jpeg" if data.startswith(b"\xff\xd8") else "png"
