@@ -78,7 +78,7 @@ def files_of(folder):
 
 def submit(queue, store, prompt="p", owner="me", **how):
     """A job with its folder."""
-    from cogvx_jax.serving.queue import new_id
+    from cogvx_jax.serving.jobs import new_id
 
     id = new_id()
     store.make(id)

@@ -18,6 +18,7 @@ from serving import fake_video, submit
 import cogvx_jax.cli.serve as serve
 from cogvx_jax.data.writer import VideoWriter
 from cogvx_jax.given import Given
+from cogvx_jax.serving.jobs import FAILED, RUNNING
 from cogvx_jax.serving.keys import ANYONE, Keys, new_key
 from cogvx_jax.serving.page import uploads
 from cogvx_jax.serving.page.actions import Desk, sentence
@@ -27,7 +28,7 @@ from cogvx_jax.serving.page.settings import Form
 from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import card, cards, notice, text
 from cogvx_jax.serving.pictures import picture_of
-from cogvx_jax.serving.queue import FAILED, RUNNING, Full
+from cogvx_jax.serving.queue import Full
 from cogvx_jax.serving.refusals import KINDS, Refused
 from cogvx_jax.serving.worker import Worker
 
@@ -203,7 +204,7 @@ def test_refusals_and_failures_have_chinese_words(desk, tmp_path):
     for form, said in (
         (Form(prompt="x" * 10_001), "设置不可用（提示词）"),
         (Form(prompt=CIRCLE, values={"size": "65x64"}), "设置不可用（尺寸）：.*64 or 80"),
-        (Form(prompt=CIRCLE, values={"steps": 5000}), "设置不可用（采样步数）：.*5000"),
+        (Form(prompt=CIRCLE, values={"steps": 5000}), "设置不可用（步数）：.*5000"),
         (Form(prompt=CIRCLE, files={"video": str(tmp_path / "clip.mp4")}), "设置不可用（要改绘的视频）：.*mp4"),
         (Form(prompt=" "), "缺少必填项（提示词）：请填写提示词。"),
     ):

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cogvx_jax.serving.queue import Job
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.store import Store
 from cogvx_jax.serving.worker import Describe, Lost, Make, Progress, Stopped
 from cogvx_jax.sharding import Exchange, ProcessLost

@@ -19,9 +19,9 @@ from cogvx_jax.serving.asking import FILES, Asked, check_prompt, frames_decide, 
 from cogvx_jax.serving.bodies import UPLOADS, Fields, read_fields
 from cogvx_jax.serving.composed import WHOLE_FILES
 from cogvx_jax.serving.files import MAX_CLIP, file_of, most_bytes
+from cogvx_jax.serving.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, Placed
 from cogvx_jax.serving.live import LiveVideo, begun
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
-from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job, Placed
 from cogvx_jax.serving.ranges import RangedFile
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.site import address, key_of, placed_of, site_of

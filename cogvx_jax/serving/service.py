@@ -22,9 +22,10 @@ from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_fold
 from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
+from cogvx_jax.serving.jobs import ALIKE, COMPLETED, Job, new_id
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
-from cogvx_jax.serving.queue import ALIKE, COMPLETED, Job, Queue, Retention, new_id
+from cogvx_jax.serving.queue import Queue, Retention
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.store import ID, WORKFLOW, Store
 from cogvx_jax.serving.warned import warned

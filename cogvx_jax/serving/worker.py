@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.serving.queue import LEASE, Job, Queue
+from cogvx_jax.serving.jobs import Job
+from cogvx_jax.serving.queue import LEASE, Queue
 from cogvx_jax.serving.store import Store, Unreachable, live_of
 
 POLL = 0.5  # seconds between two looks at an empty queue

@@ -13,13 +13,14 @@ from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting.languages import other_language
 from cogvx_jax.serving.asking import Asked, read_asked
 from cogvx_jax.serving.bodies import Fields
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.keys import Key, Keys
 from cogvx_jax.serving.looks import Looks
 from cogvx_jax.serving.page.fields import SEED, fields_of, files_of
 from cogvx_jax.serving.page.refused import refused_words
 from cogvx_jax.serving.page.settings import MOST, Filled, Form, asked_of, of_job, of_record, weights_of
 from cogvx_jax.serving.page.words import say
-from cogvx_jax.serving.queue import Full, Job, KeyUsed
+from cogvx_jax.serving.queue import Full, KeyUsed
 from cogvx_jax.serving.refusals import Refused, refusal_of
 from cogvx_jax.serving.service import Service
 from cogvx_jax.serving.worker import is_full

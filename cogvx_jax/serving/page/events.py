@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
+from cogvx_jax.serving.jobs import COMPLETED, Job
 from cogvx_jax.serving.keys import Key
 from cogvx_jax.serving.page.actions import REMEMBERED, Begun, Desk, sentence
 from cogvx_jax.serving.page.following import Seen, follow
@@ -15,7 +16,6 @@ from cogvx_jax.serving.page.settings import MOST, Filled, Form
 from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import address, card, cards
 from cogvx_jax.serving.page.words import LANGUAGES, language_of, say
-from cogvx_jax.serving.queue import COMPLETED, Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Service
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
+from cogvx_jax.serving.jobs import RUNNING, Job, Placed
 from cogvx_jax.serving.keys import Key
 from cogvx_jax.serving.looks import Looks
-from cogvx_jax.serving.queue import RUNNING, Job, Placed
 
 LOOK = 0.5  # seconds between two looks
 AGAIN = 2.0  # seconds until one is tried again that failed

@@ -14,10 +14,10 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.serving.asking import YES, Asked, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.files import TAKES, most_bytes
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.page.fields import SEED, SIZE, Field
 from cogvx_jax.serving.page.prompts import with_movement
 from cogvx_jax.serving.page.words import say
-from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Service
 

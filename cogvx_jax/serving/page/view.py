@@ -5,10 +5,10 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
+from cogvx_jax.serving.jobs import CANCELLED, COMPLETED, QUEUED, Job
 from cogvx_jax.serving.openai_api import preview_url
 from cogvx_jax.serving.page.refused import refused_words
 from cogvx_jax.serving.page.words import WORDS, duration, say
-from cogvx_jax.serving.queue import CANCELLED, COMPLETED, QUEUED, Job
 from cogvx_jax.serving.service import Service
 
 # What Gradio's templates of HTML would read as their own.
