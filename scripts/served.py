@@ -134,7 +134,8 @@ class Worker(Measured):
         if sampler == TINY:
             command = [sys.executable, "-m", "cogvx_jax.cli", "work", "--store", STORE, f"--lease={LEASE}"]
         with open(of.folder / "worker.log", "a") as log:
-            environment = os.environ | {"COGVX_QUEUE": of.queue}
+            # A cache of its own: what an earlier run compiled would not be compiled.
+            environment = os.environ | {"COGVX_QUEUE": of.queue, "JAX_COMPILATION_CACHE_DIR": f"{of.folder}/xla"}
             self.process = subprocess.Popen(command, cwd=of.folder, env=environment, stderr=log)
 
 
