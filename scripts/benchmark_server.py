@@ -156,7 +156,8 @@ class Listener:
 
 async def claim(at: Setting, jobs: int = 10_000) -> list[Found]:
     """Claims from a long queue."""
-    from cogvx_jax.serving.queue import JOBS, QUEUED, Queue, new_id
+    from cogvx_jax.serving.jobs import JOBS, QUEUED, new_id
+    from cogvx_jax.serving.queue import Queue
 
     with tempfile.TemporaryDirectory() as folder:
         queue = Queue(at.queue or f"sqlite:///{folder}/queue.sqlite")

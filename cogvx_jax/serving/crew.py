@@ -140,6 +140,7 @@ def follow(
     Raises: ProcessLost; whatever `make` raises where the first process does not fail, too.
     """
     while (word := exchange.of_first()) != END:
+        store.forget()
         job = Job(**json.loads(word))
         folder = _brought(store, job, report)
         try:

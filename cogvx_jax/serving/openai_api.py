@@ -24,6 +24,7 @@ from cogvx_jax.serving.live import LiveVideo, begun
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
 from cogvx_jax.serving.ranges import RangedFile
 from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.service import no_such
 from cogvx_jax.serving.site import address, key_of, placed_of, site_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI videos"])
@@ -281,6 +282,8 @@ async def content(request: Request, id: str) -> Response:
         job, file = await begun(site_of(request), job, request)
         if file is not None:
             return LiveVideo(site_of(request), job, file, headers={"Cache-Control": "no-store"})
+        if not job.ended:  # it was removed while it was waited for
+            raise no_such(id)
     return await run_in_threadpool(_whole, request, job, variant)
 
 
@@ -292,7 +295,7 @@ def _job_of(request: Request, id: str, variant: str) -> Job:
     service.signer.check(id, variant, query.get("expires", ""), query["signature"])
     job = service.queue.get(id)
     if job is None:
-        raise Refused("not_found", f"there is no video {id[:60]!r}")
+        raise no_such(id)
     return job
 
 
