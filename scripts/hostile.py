@@ -85,7 +85,8 @@ async def _kill(made: Server, workers: list[Worker], kills: int, due: asyncio.Se
 
 def _wait(made: Server, count: int) -> None:
     """Returns once no job waits or runs. Raises: RuntimeError where that does not come."""
-    from cogvx_jax.serving.queue import COMPLETED, FAILED, Queue
+    from cogvx_jax.serving.jobs import COMPLETED, FAILED
+    from cogvx_jax.serving.queue import Queue
 
     queue, until = Queue(made.queue), time.monotonic() + DONE
     try:
@@ -99,7 +100,8 @@ def _wait(made: Server, count: int) -> None:
 
 def _faulty(made: Server, ids: list[str]) -> list[str]:
     """Jobs that are not there, not completed, or whose file is not what it should be."""
-    from cogvx_jax.serving.queue import COMPLETED, Job, Queue
+    from cogvx_jax.serving.jobs import COMPLETED, Job
+    from cogvx_jax.serving.queue import Queue
 
     queue, found = Queue(made.queue), dict[str, Job]()
     for some in (ids[i : i + 500] for i in range(0, len(ids), 500)):

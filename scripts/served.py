@@ -15,7 +15,7 @@ from typing import Any
 
 STORE = "cogvx-videos"  # as `cogvx serve` calls it
 LEASE = 3.0  # seconds; short, as workers are killed
-READY = 120.0  # seconds in which a server must listen
+READY = 300.0  # seconds in which a server must listen; it imports for seconds, on a busy machine for minutes
 FAKE, TINY = "fake", "tiny"  # samplers: one that samples nothing, and the small model
 PROMPT = "a red circle moves right on a white background"
 FILE_BYTES = 10_000  # of a fake video
@@ -98,6 +98,7 @@ class Server(Measured):
     def begin(self) -> None:
         """Starts it, also again; returns when it listens."""
         command = [sys.executable, "-m", "cogvx_jax.cli", "serve", "--port", str(self.port), "--workers", "0"]
+        command.append("--no-page")  # which takes seconds to begin, and no part in this
         environment = os.environ | {"COGVX_QUEUE": self.queue}
         with open(self.folder / "server.log", "a") as log:
             where: dict[str, Any] = dict(cwd=self.folder, env=environment, stderr=log)
@@ -133,7 +134,8 @@ class Worker(Measured):
         if sampler == TINY:
             command = [sys.executable, "-m", "cogvx_jax.cli", "work", "--store", STORE, f"--lease={LEASE}"]
         with open(of.folder / "worker.log", "a") as log:
-            environment = os.environ | {"COGVX_QUEUE": of.queue}
+            # A cache of its own: what an earlier run compiled would not be compiled.
+            environment = os.environ | {"COGVX_QUEUE": of.queue, "JAX_COMPILATION_CACHE_DIR": f"{of.folder}/xla"}
             self.process = subprocess.Popen(command, cwd=of.folder, env=environment, stderr=log)
 
 

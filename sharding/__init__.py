@@ -14,7 +14,14 @@ from cogvx_jax.sharding.placement import (
     replicate,
     shardings,
 )
-from cogvx_jax.sharding.processes import first_process, initialize, of_all, of_first_process, wait_for_all
+from cogvx_jax.sharding.processes import (
+    first_process,
+    initialize,
+    of_all,
+    of_first_process,
+    process_index,
+    wait_for_all,
+)
 from cogvx_jax.sharding.rules import RULES, spec
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "on_every_host",
     "params_digest",
     "parse_mesh",
+    "process_index",
     "put_quantized",
     "put_sharded",
     "put",

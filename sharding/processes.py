@@ -62,6 +62,11 @@ def first_process() -> bool:
     return jax.process_index() == 0
 
 
+def process_index() -> int:
+    """Which of several processes this is, from 0."""
+    return jax.process_index()
+
+
 def of_first_process(values: Sequence[int]) -> list[int]:
     """The first process's numbers, in all of them, which must call this together with as many."""
     if jax.process_count() == 1:

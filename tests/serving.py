@@ -78,7 +78,7 @@ def files_of(folder):
 
 def submit(queue, store, prompt="p", owner="me", **how):
     """A job with its folder."""
-    from cogvx_jax.serving.queue import new_id
+    from cogvx_jax.serving.jobs import new_id
 
     id = new_id()
     store.make(id)
@@ -136,12 +136,14 @@ def fake_video(steps=4, seconds=0.02):
 class Site:
     """A server in a thread of this process, with a worker in another unless told otherwise.
 
+    results: a bucket for files.
     page: mount the web page, too, which needs the extra `ui`; `improve` rewrites its prompts.
     """
 
     def __init__(self, folder, make=None, keys=None, url=None, works=True, limit=2**20, page=False, lease=30.0, **how):
         from cogvx_jax.pipelines.model import load_spec
         from cogvx_jax.serving.adapters import Adapters
+        from cogvx_jax.serving.bucket import BucketStore
         from cogvx_jax.serving.http import make_app, run
         from cogvx_jax.serving.keys import Keys
         from cogvx_jax.serving.queue import Queue
@@ -150,7 +152,8 @@ class Site:
         from cogvx_jax.serving.worker import Worker
 
         self.queue = Queue(url or f"sqlite:///{folder}/queue.sqlite", capacity=how.pop("capacity", 1000), patience=2.0)
-        self.store = Store(folder)
+        results = how.pop("results", None)
+        self.store = Store(folder) if results is None else BucketStore(folder, results)
         loras, enhance, improve = (how.pop(name, None) for name in ("loras", "enhance", "improve"))
         guarded = {name: how.pop(name) for name in ("silent", "hosts") if name in how}
         about = dict(spec=how.pop("spec", None) or load_spec("tiny"), parts=how.pop("parts", None))

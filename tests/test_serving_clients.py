@@ -56,11 +56,11 @@ def test_create_and_poll(client):
 
 
 def test_what_is_asked_for_more(client):
-    more = {"seed": 5, "num_frames": 9, "loras": '[{"name": "tiny-fast", "weight": 0.5}]', "negative_prompt": "blue"}
+    more = {"seed": 5, "num_frames": 9, "loras": [{"name": "tiny-fast", "weight": 0.5}], "negative_prompt": "blue"}
     video = client.videos.create(prompt=PROMPT, extra_body=more)
     assert (video.seed, video.num_frames, video.seconds) == (5, 9, "1.125")
     with pytest.raises(openai.BadRequestError, match="one field with JSON text") as caught:
-        client.videos.create(prompt=PROMPT, extra_body={"loras": [{"name": "tiny-fast"}]})
+        client.videos.create(prompt=PROMPT, extra_body={"region": [[[0, 0, 0.5, 1], "a star"]]})
     assert caught.value.param == "loras"
 
 

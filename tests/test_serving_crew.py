@@ -1,7 +1,9 @@
 """A worker of two processes, joined over loopback: they make each job together."""
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import pytest
 pytest.importorskip("sqlalchemy", reason="the queue needs the extra `serve`")
 
 from joined import finish, start
-from serving import submit
+from serving import free_port, submit
 
 import cogvx_jax as cx
 from cogvx_jax.cli.work import WorkFlags, work
@@ -169,6 +171,39 @@ def test_a_killed_process_ends_the_others_and_frees_the_job(crew, dies):
         assert job is not None and (job.id, job.attempts) == (id, 2)
     else:
         assert job is None
+
+
+def children(process):
+    """Numbers of the processes that one has started."""
+    return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.full
+def test_serve_keeps_a_crew_which_joins_anew_when_one_is_killed(crew):
+    httpx, port = pytest.importorskip("httpx"), free_port()
+    where = ["--model", crew.model, "--store", crew.store.folder, "--queue", crew.url, "--port", port, "--no-page"]
+    crew.running = start("cogvx_jax.cli", "serve", "--distributed", "--mesh", "cfg=2", *where, "--lease", 10)
+    url, body = f"http://127.0.0.1:{port}/v1/videos", {"prompt": "a red circle", "num_inference_steps": 2}
+
+    def posted(seconds=600):
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                return httpx.post(url, json=body, timeout=60).json()["id"]
+            except httpx.TransportError:
+                assert time.monotonic() < until, crew._killed()
+                time.sleep(0.2)
+
+    assert crew.wait(posted(), ended).status == "completed"
+    before = [children(process) for process in crew.running]
+    os.kill(before[1][0], signal.SIGKILL)
+    assert crew.wait(posted(), ended).status == "completed"
+    assert not set(before[0] + before[1]) & {id for process in crew.running for id in children(process)}
+    for process in crew.running:
+        process.send_signal(signal.SIGTERM)
+    first, second = finish(crew.running)
+    assert f"127.0.0.1:{port} serves" in first and "this host has process 1 of the worker" in second
+    assert "Traceback" not in first + second
 
 
 def test_processes_that_would_work_alone_are_refused():

@@ -13,7 +13,8 @@ import httpx
 from serving import CIRCLE, CREATE, Site, client_fixture, create, refused, site_fixture
 
 from cogvx_jax.data.video import read_video
-from cogvx_jax.serving.queue import ALIKE, Retention
+from cogvx_jax.serving.jobs import ALIKE
+from cogvx_jax.serving.queue import Retention
 
 site = site_fixture()
 client = client_fixture()

@@ -22,8 +22,10 @@ pytest.importorskip("zai", reason="tests of the server need the extra `test-serv
 import httpx
 from serving import free_port, submit
 
-from cogvx_jax.cli.serve import ServeFlags, _Workers, serve, words_of
+from cogvx_jax.cli import worker_processes
+from cogvx_jax.cli.serve import ServeFlags, serve
 from cogvx_jax.cli.work import WorkFlags
+from cogvx_jax.cli.worker_processes import Workers, words_of
 from cogvx_jax.given import Given
 from cogvx_jax.serving.keys import Keys
 from cogvx_jax.serving.queue import Queue
@@ -126,6 +128,9 @@ def test_server_and_worker_are_killed_and_go_on(tmp_path):
         (dict(loras=Path("none")), "no folder none"),
         (dict(new_key="a b"), "a name has letters"),
         (dict(memory="none"), "none"),
+        (dict(distributed=True), "--distributed needs --mesh"),
+        (dict(distributed=True, mesh="cfg=2", workers=2), "one worker of several processes; leave --workers out"),
+        (dict(results="ftp://x/y"), "no place known here"),
     ],
 )
 def test_bad_flags_are_refused(tmp_path, monkeypatch, flags, said):
@@ -161,7 +166,7 @@ def test_a_worker_that_is_killed_frees_its_job_at_once(tmp_path):
     queue = Queue(run.url)
     job = submit(queue, Store(tmp_path))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    workers = _Workers(run, Given(), dict(environment), queue)
+    workers = Workers(run, Given(), dict(environment), queue)
     workers._command = [sys.executable, "-c", KILLED]
     with workers:
         until = time.monotonic() + 60
@@ -169,6 +174,31 @@ def test_a_worker_that_is_killed_frees_its_job_at_once(tmp_path):
             assert time.monotonic() < until, now
             time.sleep(0.05)
     assert queue.claim("next", "tiny").id == job.id
+
+
+TOGETHER = """
+import os, sys
+from pathlib import Path
+
+turn = Path(sys.argv[1])
+turn.write_text(f"{turn.read_text()}x" if turn.exists() else "x")
+handle = int(os.environ["COGVX_TELL"])
+os.write(handle, b"1\\n")
+if len(turn.read_text()) == 2:
+    os.write(handle, b"ready\\n")
+sys.exit(2)
+"""
+
+
+def test_a_process_of_several_is_begun_again_unless_it_never_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_processes, "AGAIN", (0.01, 0.01))
+    workers = Workers(ServeFlags(store=tmp_path, mesh="cfg=2", distributed=True), Given(), dict(os.environ))
+    workers._command = [sys.executable, "-c", TOGETHER, str(tmp_path / "turns")]
+    with workers:
+        assert workers.index() == 1
+        with pytest.raises(ValueError, match="the worker cannot make videos"):
+            workers.wait()
+    assert len((tmp_path / "turns").read_text()) == 5  # once lost, twice it worked, and three times in a row it did not
 
 
 def test_a_new_key_stands_in_no_file(tmp_path, capsys):

@@ -14,7 +14,8 @@ from serving import postgres_url, queue_url, take_all  # noqa: F401
 from cogvx_jax.scripts import benchmark_server
 from cogvx_jax.scripts.served import Setting
 from cogvx_jax.serving.database import Unavailable
-from cogvx_jax.serving.queue import Full, KeyUsed, Queue, Retention, new_id
+from cogvx_jax.serving.jobs import new_id
+from cogvx_jax.serving.queue import Full, KeyUsed, Queue, Retention
 
 SHORT = 0.3  # a lease, in seconds
 

@@ -12,8 +12,9 @@ from serving import fake, files_of, postgres_url, queue_url, submit  # noqa: F40
 import cogvx_jax as cx
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.serving.adapters import Adapters
+from cogvx_jax.serving.jobs import ALIKE
 from cogvx_jax.serving.making_together import TogetherMaker
-from cogvx_jax.serving.queue import ALIKE, Queue
+from cogvx_jax.serving.queue import Queue
 from cogvx_jax.serving.stepping import STEPS
 from cogvx_jax.serving.store import Store
 from cogvx_jax.serving.worker import Progress, Stopped, Task, Worker

@@ -24,7 +24,7 @@ from gradio_client.exceptions import AppError
 from playwright.sync_api import expect, sync_playwright
 from serving import Site, free_port
 
-from cogvx_jax.cli.serve import _improve
+from cogvx_jax.cli.serve import _improve, enhancer_of
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.serving.keys import new_key
@@ -177,7 +177,7 @@ def test_a_video_is_made_in_a_browser(site, browser):
 def test_a_prompt_is_improved_and_given_back(tmp_path, browser, monkeypatch):
     with chat_server(lambda asked: "A red disc glides to the right.") as stub:
         monkeypatch.setenv("OPENAI_BASE_URL", stub.url)
-        site = Site(tmp_path, page=True, improve=_improve("tiny", Given()))
+        site = Site(tmp_path, page=True, improve=_improve(enhancer_of("tiny", Given())))
         try:
             with opened(browser, f"{site.url}/ui/", seconds=60) as page:
                 prompt = page.locator("#cogvx-prompt textarea")

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,18 @@ from serving import fake_video, submit
 import cogvx_jax.cli.serve as serve
 from cogvx_jax.data.writer import VideoWriter
 from cogvx_jax.given import Given
+from cogvx_jax.serving.jobs import FAILED, RUNNING
 from cogvx_jax.serving.keys import ANYONE, Keys, new_key
 from cogvx_jax.serving.page import uploads
 from cogvx_jax.serving.page.actions import Desk, sentence
 from cogvx_jax.serving.page.following import Pace, follow
+from cogvx_jax.serving.page.refused import CHINESE
 from cogvx_jax.serving.page.settings import Form
 from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import card, cards, notice, text
 from cogvx_jax.serving.pictures import picture_of
-from cogvx_jax.serving.queue import FAILED, RUNNING
-from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.queue import Full
+from cogvx_jax.serving.refusals import KINDS, Refused
 from cogvx_jax.serving.worker import Worker
 
 service, desk = pytest.fixture(a_service), pytest.fixture(a_desk)
@@ -101,7 +104,7 @@ def test_jobs_are_followed_to_their_end(desk):
 
     async def watch():
         found = []
-        async for seen in follow(desk.service, [*ids, "video_gone"], ANYONE, look=0.01):
+        async for seen in follow(desk.looks, [*ids, "video_gone"], ANYONE, look=0.01):
             found.append([(one.job and one.job.status, one.place) for one in seen])
             if len(found) == 1:
                 await asyncio.to_thread(make, desk.service)
@@ -190,10 +193,53 @@ def test_uploads_go_by_age_and_by_bytes(service, tmp_path, monkeypatch):
 
 def test_a_server_without_the_extra_says_how_to_get_the_page(monkeypatch):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
-    assert serve._add_page(None, serve.ServeFlags(), Given(), Keys()) is None and "cogvx_jax[ui]" in serve.NO_PAGE
+    assert serve._add_page(None, serve.ServeFlags(), Keys(), None) is None and "cogvx_jax[ui]" in serve.NO_PAGE
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    assert serve._improve("tiny", Given()) is None
+    assert serve.enhancer_of("tiny", Given()) is serve._improve(None) is None
+
+
+def test_refusals_and_failures_have_chinese_words(desk, tmp_path):
+    assert CHINESE.keys() >= KINDS.keys()
+    for form, said in (
+        (Form(prompt="x" * 10_001), "设置不可用（提示词）"),
+        (Form(prompt=CIRCLE, values={"size": "65x64"}), "设置不可用（尺寸）：.*64 or 80"),
+        (Form(prompt=CIRCLE, values={"steps": 5000}), "设置不可用（步数）：.*5000"),
+        (Form(prompt=CIRCLE, files={"video": str(tmp_path / "clip.mp4")}), "设置不可用（要改绘的视频）：.*mp4"),
+        (Form(prompt=" "), "缺少必填项（提示词）：请填写提示词。"),
+    ):
+        (tmp_path / "clip.mp4").write_bytes(b"no clip")
+        begun = desk.start(form, ANYONE, "zh")
+        assert begun.wrong and re.search(said, begun.notes[-1]), begun
+        assert not re.search("[\u4e00-\u9fff]", desk.start(form, ANYONE, "en").notes[-1])
+    assert sentence(Full("5 jobs wait"), "zh") == "任务过多，请稍后再试：5 jobs wait"
+    assert sentence(OSError("/secret/place"), "zh").startswith("服务暂时不可用，请稍后再试：the server cannot")
+    job = desk.service.queue.get(desk.start(Form(prompt=CIRCLE), ANYONE, "zh").ids[0])
+    lost = dataclasses.replace(job, status=FAILED, finished=1.0, error_code="worker_lost", error_message="3 workers")
+    assert "失败：多个工作进程" in card(desk.service, lost, "zh") and "Failed: 3 workers" in card(
+        desk.service, lost, "en"
+    )
+
+
+def test_a_lora_of_few_steps_says_so(desk):
+    found = desk.few_steps(["tiny-fast"], "0.8", "en")
+    assert (found.steps, found.guidance_scale) == (4, 1.0)
+    assert desk.few_steps(["tiny-fast"], "-0.8", "en") is desk.few_steps([], "", "en") is None
+    with pytest.raises(Refused, match="权重应为数字"):
+        desk.few_steps(["tiny-fast"], "much", "zh")
+    with pytest.raises(Refused, match="none"):
+        desk.few_steps(["none"], "", "en")
+
+
+def test_a_lora_of_few_steps_sets_the_form_and_gives_it_back(desk):
+    events = pytest.importorskip("cogvx_jax.serving.page.events", reason="the page needs the extra `ui`")
+    page = events.Events(desk, None, None, None)
+    *form, few, notice = page.few_steps(["tiny-fast"], "", False, "en")
+    assert form == [4, 1.0, "ddim"] and few and "4 steps of ddim at guidance 1" in notice["value"]
+    own = {field.name: field.shown for field in desk.fields}
+    assert page.few_steps([], "", True, "en")[:4] == [*(own[name] for name in events.OF_FEW_STEPS), False]
+    assert page.few_steps([], "", False, "en")[:3] == [events.SKIP] * 3  # what a user has set stays
+    assert "权重" in page.few_steps(["tiny-fast"], "much", False, "zh")[-1]["value"]
 
 
 def test_errors_are_sentences(capsys):

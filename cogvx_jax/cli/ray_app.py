@@ -22,8 +22,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cogvx_jax.cli.errors import sentence
 from cogvx_jax.cli.options import GivenFlags, ModelFlags
-from cogvx_jax.cli.serve import STOP, ServeFlags, app_of, check_flags, words_of
+from cogvx_jax.cli.serve import ServeFlags, app_of, check_flags, enhancer_of
 from cogvx_jax.cli.work import NO_FLAG, WorkFlags
+from cogvx_jax.cli.worker_processes import STOP, words_of
 from cogvx_jax.given import Given
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class RayFlags(ServeFlags):
       accelerator: its generation, such as v6e.
     """
 
-    # Ray listens, and starts what runs.
+    # Ray listens, and starts what runs: on a slice, processes that work together.
+    distributed: Annotated[bool, *NO_FLAG] = ServeFlags.distributed
     host: Annotated[str, *NO_FLAG] = ServeFlags.host
     port: Annotated[int, *NO_FLAG] = ServeFlags.port
     new_key: Annotated[str | None, *NO_FLAG] = ServeFlags.new_key
@@ -102,7 +104,7 @@ class Api:
 
         os.environ["JAX_PLATFORMS"] = "cpu"  # accelerators are the workers'
         asked = Asked(self._arguments)
-        return app_of(asked.run, asked.about, Keys(asked.run.keys))
+        return app_of(asked.run, asked.about, Keys(asked.run.keys), enhancer_of(asked.run.model, asked.about))
 
 
 class Crew:

@@ -6,10 +6,6 @@ import importlib.util
 import ipaddress
 import os
 import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,18 +15,16 @@ import tyro
 
 from cogvx_jax.cli.enhance import prompt_enhancer
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_memory, parse_lora, report
-from cogvx_jax.cli.work import NO_FLAG, WorkFlags, check_lease, serving_packages
+from cogvx_jax.cli.work import WorkFlags, check_lease, check_together, serving_packages
+from cogvx_jax.cli.worker_processes import Workers
 from cogvx_jax.given import Given
 from cogvx_jax.prompting.enhance import Endpoint, has_endpoint
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec
-    from cogvx_jax.serving.queue import Queue
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
-STOP = 4.0  # seconds in which a worker may end with its server; it ends by itself later
-AGAIN = (1.0, 30.0)  # seconds until a worker that died is started again: at first, and at most
 BOUNDS: dict[str, tuple[float, float]] = {  # of flags, both ends included
     "port": (0, 65535),
     "workers": (0, 64),
@@ -42,7 +36,6 @@ BOUNDS: dict[str, tuple[float, float]] = {  # of flags, both ends included
     "keep_gb": (0.001, 10**9),
 }
 NO_PAGE = "there is no web page: `pip install 'cogvx_jax[ui]'` brings it, and --no-page leaves this line out"
-REFUSED = 2  # exit status of a worker that cannot work as it is asked to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,8 +62,6 @@ class ServeFlags(WorkFlags):
       page: serve the web page, too, where the extra `ui` is installed.
     """
 
-    # Processes that make videos together are started on their hosts, by `cogvx work`.
-    distributed: Annotated[bool, *NO_FLAG] = WorkFlags.distributed
     host: str = "127.0.0.1"
     port: int = 8000
     keys: Path | None = None
@@ -109,34 +100,57 @@ def serve(
         return
     check_flags(run)
     keys = Keys(run.keys)
-    listening = _listen(run.host, run.port)
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the worker's
-    app = app_of(run, about, keys)
-    at = _add_page(app, run, about, keys) if run.page else None
-    host, port = listening.getsockname()[:2]
-    with _Workers(run, about, environment, app.state.site.service.queue) as workers:
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        report(f"{url} serves {run.model}; /docs has the calls")
-        if run.page:
-            report(f"{url}{at} is the page" if at else NO_PAGE)
-        _serve(app, listening, workers)
+    if run.distributed:
+        _serve_or_follow(run, about, keys, environment)
+        return
+    listening = _listen(run.host, run.port)
+    app, at = _app_and_page(run, about, keys)
+    with Workers(run, about, environment, app.state.site.service.queue) as workers:
+        _serve(run, app, at, listening, workers)
 
 
-def _serve(app: Any, listening: socket.socket, workers: "_Workers") -> None:
+def _serve_or_follow(run: ServeFlags, about: Given, keys: Any, environment: dict[str, str]) -> None:
+    """On each host of a slice: a process of the worker, and beside the first one the server."""
+    with Workers(run, about, environment) as workers:
+        if index := workers.index():
+            report(f"this host has process {index} of the worker; the one with process 0 serves")
+            workers.wait()  # which raises where that cannot work
+        listening = _listen(run.host, run.port)
+        app, at = _app_and_page(run, about, keys)
+        workers.queue = app.state.site.service.queue
+        _serve(run, app, at, listening, workers)
+
+
+def _app_and_page(run: ServeFlags, about: Given, keys: Any) -> tuple[Any, str | None]:
+    """The app, and the path of the page where there is one."""
+    enhancer = enhancer_of(run.model, about)
+    app = app_of(run, about, keys, enhancer)
+    return app, _add_page(app, run, keys, enhancer) if run.page else None
+
+
+def _serve(run: ServeFlags, app: Any, at: str | None, listening: socket.socket, workers: Workers) -> None:
     from cogvx_jax.serving.http import run as make_server
 
+    host, port = listening.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    report(f"{url} serves {run.model}; /docs has the calls")
+    if run.page:
+        report(f"{url}{at} is the page" if at else NO_PAGE)
     server = make_server(app, "", 0)
     workers.give_up = lambda: setattr(server, "should_exit", True)
     server.run(sockets=[listening])
-    if workers.refused:
-        raise ValueError("the worker cannot make videos, its own words are above; without one, --workers 0 serves on")
+    workers.check()
 
 
 def check_flags(run: ServeFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
     check_lease(run.lease, run.save_every)
+    check_together(run)
+    if run.distributed and run.workers != 1:
+        raise ValueError("--distributed is one worker of several processes; leave --workers out")
     if run.keys is None and not run.open and not _is_loopback(run.host):
         raise ValueError(f"{run.host} can be reached by others: give --keys, or --open to let anyone make videos")
     for name, (low, high) in BOUNDS.items():
@@ -161,15 +175,20 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def app_of(run: ServeFlags, about: Given, keys: Any) -> Any:
-    """The app of a server with these flags. Raises: ValueError or OSError for what it cannot serve, or its queue."""
+def app_of(run: ServeFlags, about: Given, keys: Any, enhancer: Callable[[], Any] | None = None) -> Any:
+    """The app of a server with these flags.
+
+    Args:
+      enhancer: of `enhancer_of`.
+    Raises: ValueError or OSError for what it cannot serve, or its queue.
+    """
     from cogvx_jax.serving.queue import Queue, Retention
 
     queue = Queue(run.url, capacity=run.max_jobs, patience=5.0)
     from cogvx_jax.serving.adapters import Adapters, find_parts
+    from cogvx_jax.serving.bucket import open_store
     from cogvx_jax.serving.http import make_app
     from cogvx_jax.serving.service import Rules, Service
-    from cogvx_jax.serving.store import Store
 
     keep = Retention(
         age=None if run.keep_hours is None else run.keep_hours * 3600,
@@ -184,41 +203,39 @@ def app_of(run: ServeFlags, about: Given, keys: Any) -> Any:
         public_url=run.public_url,
     )
     adapters, spec = Adapters(run.loras), _spec(run, about)
-    how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec), enhance=_enhance(run, about))
+    how: dict[str, Any] = dict(adapters=adapters, rules=rules, check=_check_of(run, spec), enhance=_enhance(enhancer))
     how["parts"] = find_parts(**run.parts)
-    service = Service(queue, Store(run.store), model=run.model, spec=spec, **how)
+    service = Service(queue, open_store(run.store, run.results), model=run.model, spec=spec, **how)
     hosts = _hosts(run)
     return make_app(service, keys, limit=round(run.max_upload_mb * 2**20), origins=run.allow_origin, hosts=hosts)
 
 
-def _enhancer(model: str, about: Given) -> Callable[[], Any] | None:
+def enhancer_of(model: str, about: Given) -> Callable[[], Any] | None:
     """Gives what rewrites prompts; None where the environment names no language model. The tokenizer is read then."""
     if not has_endpoint():
         return None
     return functools.cache(lambda: prompt_enhancer(model, about, Endpoint()))
 
 
-def _enhance(run: ServeFlags, about: Given) -> Any:
+def _enhance(enhancer: Callable[[], Any] | None) -> Any:
     """A prompt and a picture -> a description."""
-    enhancer = _enhancer(run.model, about)
     return None if enhancer is None else lambda prompt, image: enhancer()(prompt, image)
 
 
-def _add_page(app: Any, run: ServeFlags, about: Given, keys: Any) -> str | None:
+def _add_page(app: Any, run: ServeFlags, keys: Any, enhancer: Callable[[], Any] | None) -> str | None:
     """Mounts the web page into the app, and gives its path; None where its packages are not installed."""
     if importlib.util.find_spec("gradio") is None:
         return None
     from cogvx_jax.serving.page.actions import Desk
     from cogvx_jax.serving.page.app import PATH, mount
 
-    desk = Desk(app.state.site.service, keys, _improve(run.model, about))
+    desk = Desk(app.state.site.service, keys, _improve(enhancer))
     mount(app, desk, round(run.max_upload_mb * 2**20))
     return PATH
 
 
-def _improve(model: str, about: Given) -> Any:
+def _improve(enhancer: Callable[[], Any] | None) -> Any:
     """A prompt and a picture -> a description, and the name of the language model."""
-    enhancer = _enhancer(model, about)
     return None if enhancer is None else lambda prompt, image: (enhancer()(prompt, image), enhancer().llm)
 
 
@@ -255,87 +272,3 @@ def _spec(run: ServeFlags, about: Given) -> "ModelSpec":
     spec = load_spec(run.model, about)
     found = [(find_lora(path, spec).distilled, weight) for path, weight in map(parse_lora, run.lora)]
     return spec.distilled(first_distilled(found))
-
-
-class _Workers:
-    """Worker processes, started again when they die; they end with the block, or when this process is killed.
-
-    refused: they cannot work as they are asked to, which starting them again does not change.
-    """
-
-    def __init__(self, run: ServeFlags, about: Given, environment: dict[str, str], queue: "Queue"):
-        self._command = [
-            sys.executable,
-            "-m",
-            "cogvx_jax.cli",
-            "work",
-            *words_of(run, WorkFlags),
-            *words_of(about, Given),
-        ]
-        self._environment = environment | {"COGVX_PARENT": "1", "COGVX_QUEUE": run.url}
-        self._queue = queue
-        self._count, self._ending, self.refused = run.workers, threading.Event(), False
-        self._processes: list[subprocess.Popen] = []
-        self.give_up: Any = lambda: None
-
-    def __enter__(self) -> "_Workers":
-        for _ in range(self._count):
-            threading.Thread(target=self._keep_one, name="worker", daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._ending.set()
-        for process in self._processes:
-            process.terminate()
-        until = time.monotonic() + STOP
-        for process in self._processes:
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                report("the worker ends after its step")
-
-    def _keep_one(self) -> None:
-        pause = AGAIN[0]
-        while not self._ending.is_set():
-            began = time.monotonic()
-            status = self._run_one()
-            if self._ending.is_set():
-                return
-            if status == REFUSED:
-                self.refused = True
-                self.give_up()
-                return
-            pause = AGAIN[0] if time.monotonic() - began > 60 else min(2 * pause, AGAIN[1])
-            report(f"the worker ended with status {status}; it is started again in {pause:g} s")
-            self._ending.wait(pause)
-
-    def _run_one(self) -> int:
-        """The exit status of a worker, when it has ended; what it held then is free."""
-        from cogvx_jax.serving.worker import new_name
-
-        name = new_name()
-        # Its standard input ends when this process does, however that ends.
-        environment = self._environment | {"COGVX_WORKER": name}
-        process = subprocess.Popen(self._command, env=environment, stdin=subprocess.PIPE)
-        self._processes.append(process)
-        status = process.wait()
-        self._processes.remove(process)
-        try:
-            self._queue.died(name)
-        except OSError as error:  # its lease ends by itself
-            report(f"{error}")
-        return status
-
-
-def words_of(flags: Any, of: type) -> list[str]:
-    """Flags as words of a command line, those that differ from their defaults; the queue goes by the environment."""
-    words = []
-    for field in dataclasses.fields(of):
-        value, flag = getattr(flags, field.name), field.name.replace("_", "-")
-        if value == field.default or field.name == "queue":
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}={one}" for one in (value if isinstance(value, tuple) else (value,))]
-    return words

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
 NO_FLAG: Any = (tyro.conf.Fixed, tyro.conf.Suppress)
+TELL = "COGVX_TELL"  # of the environment: a file descriptor on which a worker tells its server how far it is
+READY = "ready"  # what it says there when it has a model; before, its number where it is one of several processes
 LEAST_HEARTBEAT = 10  # seconds; a lease may be shorter
 EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
 
@@ -36,7 +38,8 @@ class StoreFlags:
     """What server and workers share.
 
     Args:
-      store: the folder that holds the jobs' files, the same one for all machines.
+      store: the folder that holds the jobs' files, the same one for all machines unless there are --results.
+      results: a bucket such as gs://NAME/videos that holds the jobs' files; --store is of this machine alone then.
       queue: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME; None is the file queue.sqlite in the store,
         for one machine. It may stand in the variable COGVX_QUEUE, where no list of processes shows the password.
       loras: a folder of LoRAs that requests may name; "tiny-fast" is there without one.
@@ -46,6 +49,7 @@ class StoreFlags:
     """
 
     store: Path = Path("cogvx-videos")
+    results: str | None = None
     queue: str | None = None
     loras: Path | None = None
     controlnets: Path | None = None
@@ -109,15 +113,19 @@ def work(
     about = given.checked()
     _check(run)
     with serving_packages("work"):
+        from cogvx_jax.serving.bucket import open_store
         from cogvx_jax.serving.queue import Queue
-        from cogvx_jax.serving.store import Store
     from cogvx_jax.pipelines.model import load_spec
-    from cogvx_jax.sharding import first_process, initialize
+    from cogvx_jax.sharding import first_process, initialize, process_index
 
     if run.distributed:
         initialize(heartbeat=max(LEAST_HEARTBEAT, round(run.lease)))
+        _tell(str(process_index()))
     queue = Queue(run.url) if not run.distributed or first_process() else None  # the others need none
-    store, spec = Store(run.store), load_spec(run.model, about)  # one that is not there is said before it is loaded
+    store, spec = (
+        open_store(run.store, run.results),
+        load_spec(run.model, about),
+    )  # one that is not there is said before it is loaded
     from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.pipelines.request import check_sampling
     from cogvx_jax.serving.adapters import Adapters, find_parts
@@ -132,6 +140,7 @@ def work(
     width = 1 if model.mesh is None or run.distributed else model.mesh.shape.get("data", 1)
     maker = TogetherMaker(model, adapters, run.save_every, preview, record=run.record, parts=parts, width=width)
     maker.warm(run.warm)
+    _tell(READY)
     if run.distributed:
         _work_together(run, maker, store, queue)
     else:
@@ -139,10 +148,23 @@ def work(
         _work(run, maker, store, queue)
 
 
+def _tell(word: str) -> None:
+    """Tells the server that started this worker, where one did."""
+    if (handle := os.environ.get(TELL, "")).isdecimal():
+        os.set_inheritable(int(handle), False)
+        with contextlib.suppress(OSError):  # it has ended
+            os.write(int(handle), f"{word}\n".encode())
+
+
 def _check(run: WorkFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
     check_lease(run.lease, run.save_every)
+    check_together(run)
+
+
+def check_together(run: WorkFlags) -> None:
+    """Raises: ValueError for several processes without a mesh over all of them."""
     if run.distributed and run.mesh is None:
         raise ValueError("--distributed needs --mesh: without one, every process would make videos on its own")
 

@@ -15,6 +15,8 @@ from cogvx_jax.serving.refusals import Refused
 MAX_FIELDS = 200
 MAX_TEXT = 2**20  # bytes of a field of a form that is no file
 MERGED = ("extra_body", "extra_params", "diffusers_kwargs")  # objects whose keys are fields
+NESTED = re.compile(r"([^\[\]]+)(\[\])?(?:\[([^\[\]]+)\])?")  # name, [] of a list, [key] of an object
+PLAIN = re.compile(r"-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,2})?|true|false")  # JSON's, but for texts
 WORDS = ("prompt", "negative_prompt", "user")  # which may begin as JSON does, and be "null"
 UPLOADS = "files"  # of a form: files that other fields name
 LISTS = ("loras", "travel", "region", "controlnet", UPLOADS)  # which may stand in a form several times
@@ -83,7 +85,9 @@ async def _form(request: Request, files: Mapping[str, int]) -> dict[str, Any]:
     try:
         for name, value in form.multi_items():
             read = await _file(name, value, files) if isinstance(value, UploadFile) else _text(name, value)
-            if name in LISTS and name in found:
+            if "[" in name:
+                _put(found, name, read)
+            elif name in LISTS and name in found:
                 found[name] = [*_several(found[name]), *_several(read)]
             elif name in found:
                 raise Refused("invalid_request", f"{name[:60]} stands in the form twice", name[:60])
@@ -109,9 +113,6 @@ async def _file(name: str, file: UploadFile, files: Mapping[str, int]) -> Upload
 
 def _text(name: str, value: str) -> Any:
     """A field of a form; what looks like JSON's objects and lists is read as such."""
-    if "[" in name:
-        plain = re.split(r"\[", name)[0][:60]
-        raise Refused("unknown_parameter", f"give {plain} as one field with JSON text in it", plain)
     if name not in WORDS and value == "null":
         return None
     if name not in WORDS and value[:1] in ("{", "["):
@@ -120,6 +121,31 @@ def _text(name: str, value: str) -> Any:
         except ValueError as error:
             raise Refused("invalid_value", f"{name[:60]} is {error}", name[:60]) from None
     return value or None
+
+
+def _put(found: dict[str, Any], name: str, value: Any) -> None:
+    """A field such as lora[name], files[] or loras[][weight]: so OpenAI's client sends what lies in objects and lists.
+
+    Raises: Refused for what lies deeper, or stands there twice.
+    """
+    match = NESTED.fullmatch(name)
+    plain = name.partition("[")[0][:60]
+    if match is None:
+        raise Refused("unknown_parameter", f"give {plain} as one field with JSON text in it", plain)
+    field, listed, key = match.groups()
+    if isinstance(value, str) and PLAIN.fullmatch(value):
+        value = parse_value(value)  # a number was one before it was sent
+    holds = found.setdefault(field, [] if listed else {})
+    if listed and isinstance(holds, list):
+        if key is None:
+            holds.append(value)
+            return
+        if not holds or not isinstance(holds[-1], dict) or key in holds[-1]:
+            holds.append({})  # the next object of the list begins
+        holds = holds[-1]
+    elif listed or not isinstance(holds, dict) or key in holds:
+        raise Refused("invalid_request", f"{plain} stands in the form twice", plain)
+    holds[key] = value
 
 
 def _merged(found: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cogvx_jax.serving.queue import Job
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.store import Store
 from cogvx_jax.serving.worker import Describe, Lost, Make, Progress, Stopped
 from cogvx_jax.sharding import Exchange, ProcessLost
@@ -140,8 +140,9 @@ def follow(
     Raises: ProcessLost; whatever `make` raises where the first process does not fail, too.
     """
     while (word := exchange.of_first()) != END:
+        store.forget()
         job = Job(**json.loads(word))
-        folder = store.folder_of(job.id)
+        folder = _brought(store, job, report)
         try:
             make(job, folder, folder / job.file, CrewProgress(exchange))
         except Stopped as stopped:
@@ -156,3 +157,12 @@ def follow(
                 raise error from None
             continue
         exchange.of_each("", MADE)
+
+
+def _brought(store: Store, job: Job, report: Callable[[str], None]) -> Path:
+    """The folder of a job. Where its files do not come the maker misses them, of which all processes learn."""
+    try:
+        return store.bring(job.id, job.inputs)
+    except OSError as error:
+        report(f"{job.id}: {error}")
+        return store.folder_of(job.id)

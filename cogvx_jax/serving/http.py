@@ -6,7 +6,7 @@ import importlib.metadata
 import sys
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from cogvx_jax.serving import openai_api, own_api, zhipu_api
 from cogvx_jax.serving.guards import App, Guard, ImpatientProtocol, Message, Receive, Scope, Send
@@ -32,6 +33,9 @@ from cogvx_jax.serving.worker import is_full
 PARTS = (openai_api, zhipu_api, own_api)
 LIMIT = 128 * 2**20  # bytes of a body
 PATIENCE = 2.0  # seconds for answers that are under way when the server ends
+# What clients ask again and again. FastAPI takes longer to find such a route and to fill in its arguments than the
+# answer takes; its own routes of these paths describe them.
+POLLED = {"/v1/videos/{id}": openai_api.retrieve, "/api/paas/v4/async-result/{id}": zhipu_api.async_result}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
@@ -53,6 +57,7 @@ def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any
     queue = service.queue
     found: Any = dict(watcher=Watcher(queue), looks=Looks(queue), measures=Measures())
     app.state.site = Site(service=service, keys=keys, **found)
+    app.router.routes.extend(_polled(path, endpoint) for path, endpoint in POLLED.items())
     for part in PARTS:
         app.include_router(part.router)
     guard: Any = Guard
@@ -64,6 +69,18 @@ def make_app(service: Service, keys: Keys, *, limit: int = LIMIT, **guarded: Any
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
     return app
+
+
+def _polled(path: str, endpoint: Callable[[Request, str], Awaitable[Response]]) -> Route:
+    """A route of Starlette's own, which comes before FastAPI's."""
+
+    async def answer(request: Request) -> Response:
+        request.scope["route"] = route
+        return await endpoint(request, request.path_params["id"])
+
+    route = Route(path, answer, include_in_schema=False)
+    route.methods = {"GET"}  # Starlette adds HEAD
+    return route
 
 
 async def _reference(request: Request) -> Response:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from cogvx_jax.serving.queue import COMPLETED, RUNNING, Job
+from cogvx_jax.serving.jobs import COMPLETED, RUNNING, Job
 from cogvx_jax.serving.site import Site
 from cogvx_jax.serving.store import live_of
 

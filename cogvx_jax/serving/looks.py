@@ -7,7 +7,8 @@ import asyncio
 
 from starlette.concurrency import run_in_threadpool
 
-from cogvx_jax.serving.queue import Placed, Queue
+from cogvx_jax.serving.jobs import Placed
+from cogvx_jax.serving.queue import Queue
 
 AT_ONCE = 3  # looks that are under way; who asks then waits for the next one, with all others who do
 

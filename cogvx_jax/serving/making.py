@@ -24,7 +24,7 @@ from cogvx_jax.pipelines.provenance import record_text
 from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
-from cogvx_jax.serving.queue import Job
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.store import WORKFLOW, live_of
 from cogvx_jax.serving.warned import warned

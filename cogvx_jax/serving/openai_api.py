@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -18,11 +19,12 @@ from cogvx_jax.serving.asking import FILES, Asked, check_prompt, frames_decide, 
 from cogvx_jax.serving.bodies import UPLOADS, Fields, read_fields
 from cogvx_jax.serving.composed import WHOLE_FILES
 from cogvx_jax.serving.files import MAX_CLIP, file_of, most_bytes
+from cogvx_jax.serving.jobs import COMPLETED, FAILED, QUEUED, RUNNING, Job, Placed
 from cogvx_jax.serving.live import LiveVideo, begun
 from cogvx_jax.serving.pictures import VARIANTS, picture_of
-from cogvx_jax.serving.queue import COMPLETED, FAILED, QUEUED, RUNNING, Job, Placed
 from cogvx_jax.serving.ranges import RangedFile
 from cogvx_jax.serving.refusals import Refused
+from cogvx_jax.serving.service import no_such
 from cogvx_jax.serving.site import address, key_of, placed_of, site_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI videos"])
@@ -280,6 +282,8 @@ async def content(request: Request, id: str) -> Response:
         job, file = await begun(site_of(request), job, request)
         if file is not None:
             return LiveVideo(site_of(request), job, file, headers={"Cache-Control": "no-store"})
+        if not job.ended:  # it was removed while it was waited for
+            raise no_such(id)
     return await run_in_threadpool(_whole, request, job, variant)
 
 
@@ -291,7 +295,7 @@ def _job_of(request: Request, id: str, variant: str) -> Job:
     service.signer.check(id, variant, query.get("expires", ""), query["signature"])
     job = service.queue.get(id)
     if job is None:
-        raise Refused("not_found", f"there is no video {id[:60]!r}")
+        raise no_such(id)
     return job
 
 
@@ -326,7 +330,9 @@ async def _events(request: Request, job: Job, seen: int | None) -> AsyncIterator
             yield f": {int(time.time())}\n\n"  # keeps proxies from closing the connection
             continue
         ended = now.ended
-        told = video(request, now) if now.ended else await run_in_threadpool(placed, request, now)
+        # One that runs has no place, and a thousand listeners would ask the queue for it at each of its steps.
+        waits = now.status == QUEUED
+        told = await run_in_threadpool(placed, request, now) if waits else video(request, now)
         if now.preview is not None:
             told["preview"] = preview_url(now.preview)
         yield f"id: {now.revision}\nevent: {told['status']}\ndata: {json.dumps(told)}\n\n"
@@ -334,6 +340,7 @@ async def _events(request: Request, job: Job, seen: int | None) -> AsyncIterator
         yield f"event: deleted\ndata: {json.dumps(deleted(job.id))}\n\n"
 
 
+@functools.lru_cache(maxsize=64)  # all who listen to a job get the same
 def preview_url(data: bytes) -> str:
     """A small picture as a data URL."""
     kind = "webp" if data[8:12] == b"WEBP" else "jpeg" if data.startswith(b"\xff\xd8") else "png"

@@ -10,126 +10,33 @@ back whose machine never returns.
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import sqlalchemy as sa
 
 from cogvx_jax.serving.database import Database, clock
+from cogvx_jax.serving.jobs import (
+    ALIKE,
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    JOBS,
+    KEPT,
+    QUEUED,
+    RUNNING,
+    TABLES,
+    WORKERS,
+    Job,
+    Placed,
+)
 
 LEASE = 30.0  # seconds
 ATTEMPTS = 3  # a job can take down worker after worker
 VERSION = "1"  # of the tables
 ALIVE = 15.0  # seconds since a worker was seen last
 FORGOTTEN = 86400.0  # seconds after which a worker's row goes
-QUEUED, RUNNING, COMPLETED, FAILED = "queued", "running", "completed", "failed"
-ALIKE = "alike"  # key of `asked`: text that jobs share which may be made together; None of those made alone
 LOOKED_AT = 100  # jobs among which a worker looks for some that are alike
-CANCELLED = "cancelled"  # an error code: the APIs have no such status
-
-_TABLES = sa.MetaData()
-_SERIAL = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # the one type that SQLite numbers by itself
-JOBS = sa.Table(
-    "jobs",
-    _TABLES,
-    sa.Column("seq", _SERIAL, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("request_key", sa.Text),  # of the client, unique of an owner
-    sa.Column("fingerprint", sa.Text, nullable=False),  # of what is asked for
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("asked", sa.JSON, nullable=False),  # what the worker reads
-    sa.Column("shown", sa.JSON, nullable=False),  # what the APIs answer
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("due", sa.Float),  # from when on a worker may take it: a running one when its lease ends
-    sa.Column("worker", sa.Text),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("stage", sa.Text, nullable=False, default=""),  # in words
-    sa.Column("step", sa.Integer, nullable=False, default=0),
-    sa.Column("steps", sa.Integer, nullable=False, default=0),
-    sa.Column("preview", sa.LargeBinary),
-    sa.Column("result", sa.Text),  # the file's name in the job's folder
-    sa.Column("bytes", sa.BigInteger, nullable=False, default=0),  # of the job's folder
-    sa.Column("error_code", sa.Text),
-    sa.Column("error_message", sa.Text),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("started", sa.Float),
-    sa.Column("finished", sa.Float),
-    sa.Column("revision", sa.Integer, nullable=False, default=1),  # grows with each change
-    sa.UniqueConstraint("owner", "request_key"),
-)
-sa.Index(
-    "jobs_due",
-    JOBS.c.priority.desc(),
-    JOBS.c.seq,
-    sqlite_where=JOBS.c.due.is_not(None),
-    postgresql_where=JOBS.c.due.is_not(None),
-)
-sa.Index("jobs_status", JOBS.c.status, JOBS.c.owner)
-sa.Index("jobs_owner", JOBS.c.owner, JOBS.c.seq)
-sa.Index("jobs_finished", JOBS.c.finished)
-WORKERS = sa.Table(
-    "workers",
-    _TABLES,
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("stage", sa.Text, nullable=False),
-    sa.Column("seen", sa.Float, nullable=False),
-)
-KEPT = sa.Table("kept", _TABLES, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """A row: columns of `JOBS`. Times are seconds since 1970."""
-
-    seq: int
-    id: str
-    owner: str
-    request_key: str | None
-    fingerprint: str
-    model: str
-    priority: int
-    asked: Mapping[str, Any]
-    shown: Mapping[str, Any]
-    status: str
-    due: float | None
-    worker: str | None
-    attempts: int
-    stage: str
-    step: int
-    steps: int
-    preview: bytes | None
-    result: str | None
-    bytes: int
-    error_code: str | None
-    error_message: str | None
-    created: float
-    started: float | None
-    finished: float | None
-    revision: int
-
-    @classmethod
-    def of(cls, row: sa.Row) -> Self:
-        return cls(**row._mapping)
-
-    @property
-    def ended(self) -> bool:
-        return self.status in (COMPLETED, FAILED)
-
-    @property
-    def file(self) -> str:
-        """The name of the video that the attempt at hand makes: a worker that was only slow has another."""
-        return f"video-{self.attempts}.mp4"
-
-
-class Placed(NamedTuple):
-    """A job, and how many are taken before it; None where it waits no more."""
-
-    job: Job
-    position: int | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,11 +62,6 @@ class KeyUsed(Exception):
     """The client used a key of its requests before, for something else."""
 
 
-def new_id() -> str:
-    """A name of a job, which cannot be guessed."""
-    return f"video_{secrets.token_hex(16)}"
-
-
 class Queue:
     """Jobs in a database. One value serves all threads of a process.
 
@@ -175,7 +77,7 @@ class Queue:
         self.database = Database(url, patience)
         self._capacity, self._attempts = capacity, attempts
         with self.database.writes_alone() as connection:
-            _TABLES.create_all(connection)
+            TABLES.create_all(connection)
         if (found := self.kept("version", lambda: VERSION)) != VERSION:
             raise ValueError(f"{self.database.name} is a queue of version {found}, not {VERSION}; give a new one")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.configs import ModelSpec
+from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.models.lora import first_distilled
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.lora import find_lora
@@ -22,9 +22,10 @@ from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_fold
 from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
+from cogvx_jax.serving.jobs import ALIKE, COMPLETED, Job, new_id
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
-from cogvx_jax.serving.queue import ALIKE, COMPLETED, Job, Queue, Retention, new_id
+from cogvx_jax.serving.queue import Queue, Retention
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.store import ID, WORKFLOW, Store
 from cogvx_jax.serving.warned import warned
@@ -137,6 +138,7 @@ class Service:
                 completed = self._complete(stored, folder, extra_seconds)
             facts = {"model": self.model, "prompt": asked.prompt} | completed
             facts["notes"] = [*asked.notes, *facts["notes"]]
+            self.store.publish(id)
             job, new = self.queue.submit(
                 id=id,
                 owner=key.name,
@@ -229,9 +231,20 @@ class Service:
         return facts
 
     def _spec_with(self, loras: Sequence[Sequence[Any]]) -> ModelSpec:
-        """The spec with what distilled LoRAs bring; the first of them decides."""
+        """The spec with what distilled LoRAs bring. Raises: ValueError, OSError for LoRAs that cannot be had."""
+        return self.spec.distilled(self._distilled(loras))
+
+    def _distilled(self, loras: Sequence[Sequence[Any]]) -> Distilled | None:
         found = [(find_lora(self.adapters.path(name), self.spec).distilled, weight) for name, weight in loras]
-        return self.spec if self.spec.defaults.distilled else self.spec.distilled(first_distilled(found))
+        return None if self.spec.defaults.distilled else first_distilled(found)
+
+    def few_steps(self, loras: Sequence[tuple[str, float]]) -> Distilled | None:
+        """How the model is sampled from with LoRAs, where one is of few steps; the first of them decides.
+
+        Raises: Refused for a name that is not here, or a LoRA of another model.
+        """
+        with _refused("loras"):
+            return self._distilled(loras)
 
     def get(self, id: str, key: Key) -> Job:
         """Raises: Refused where there is no such job of this key."""
@@ -245,10 +258,10 @@ class Service:
         if job.status != COMPLETED or job.result is None:
             said = "has failed" if job.ended else "is not ready yet"
             raise Refused("not_ready", f"the video {job.id} {said}; its status is {job.status}")
-        file = self.store.folder_of(job.id) / job.result
-        if not file.is_file():
-            raise Refused("not_found", f"the file of the video {job.id} is gone")
-        return file
+        try:
+            return self.store.fetch(job.id, job.result)
+        except FileNotFoundError:
+            raise Refused("not_found", f"the file of the video {job.id} is gone") from None
 
     def cancel(self, id: str, key: Key) -> Job:
         """Ends a job that waits or runs; one that has ended stays as it is. Raises: Refused."""
@@ -274,8 +287,8 @@ class Service:
 
     def same(self, job: Job) -> Asked:
         """What asks for a job's video once more: all that it was completed to, its seed and its files."""
-        folder, names = self.store.folder_of(job.id), job.asked["files"]
-        files = {option: (Path(name).suffix, (folder / name).read_bytes()) for option, name in names.items()}
+        found = {option: self.store.fetch(job.id, name) for option, name in job.asked["files"].items()}
+        files = {option: (file.suffix, file.read_bytes()) for option, file in found.items()}
         loras = tuple((name, weight) for name, weight in job.asked["loras"])
         return Asked(prompt=job.asked["prompt"], options=dict(job.asked["options"]), files=files, loras=loras)
 
@@ -320,6 +333,7 @@ class Service:
         ids = self.store.ids()
         known = [id for i in range(0, len(ids), 500) for id in self.queue.several(ids[i : i + 500])]
         self.store.remove_others(known)
+        self.store.forget()
 
     def expires(self, job: Job) -> float | None:
         """When the files of an ended job may go, in seconds since 1970."""

@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from cogvx_jax.serving.jobs import Job, Placed
 from cogvx_jax.serving.keys import Key, Keys
 from cogvx_jax.serving.looks import Looks
 from cogvx_jax.serving.measures import Measures
-from cogvx_jax.serving.queue import Job, Placed
 from cogvx_jax.serving.service import Service, no_such
 from cogvx_jax.serving.store import ID
 from cogvx_jax.serving.watching import Watcher

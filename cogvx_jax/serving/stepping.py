@@ -18,9 +18,9 @@ from cogvx_jax.pipelines.request import Request
 from cogvx_jax.pipelines.saved_steps import SavedSteps, read_steps
 from cogvx_jax.pipelines.seldom import Seldom
 from cogvx_jax.pipelines.together import Together
+from cogvx_jax.serving.store import STEPS
 from cogvx_jax.serving.worker import Progress, Stopped
 
-STEPS = "steps.safetensors"  # in a job's folder: where its sampling goes on
 SHARE = 1 / 50  # of the time that previews take at most
 Show = Callable[[Step], np.ndarray]  # gives frames (B, F, H, W, 3) uint8, as `previews.Preview` does
 MAX_PREVIEW = 64 * 2**10  # bytes; an event carries it
@@ -71,7 +71,7 @@ class Stepping:
     def _save(self, step: Step) -> None:
         if step.segments > 1:
             return
-        save_quietly(step, self._file)
+        save_quietly(step, self._file, self._progress)
         self._saved = time.monotonic()
 
     def _shown(self, step: Step) -> bytes | None:
@@ -115,7 +115,8 @@ class SteppingTogether:
         ends = [self._tell(number, step, preview) for number, preview in enumerate(shown)]
         for number, why in enumerate(ends):
             if why == Stopped.ENDING or (due and why is None):
-                save_quietly(together.own(step, number), self._told[number][0] / STEPS)
+                folder, progress = self._told[number]
+                save_quietly(together.own(step, number), folder / STEPS, progress)
         if due:
             self._saved = time.monotonic()
         if all(ends):
@@ -145,10 +146,11 @@ def shown_frames(
         return preview(step)
 
 
-def save_quietly(step: Step, file: Path) -> None:
+def save_quietly(step: Step, file: Path, progress: Progress) -> None:
     """Saves a step where that can be done: the video may be made all the same."""
     try:
         step.save(file)
+        progress.keep(file)
     except (OSError, ValueError) as error:
         print(f"cogvx: the steps of {file.parent.name} are not saved: {error}", file=sys.stderr)
 

@@ -1,4 +1,7 @@
-"""The folder that server and workers share: of each job a folder, with what it is made of and what came of it."""
+"""The folder that server and workers share: of each job a folder, with what it is made of and what came of it.
+
+`bucket.BucketStore` is the same for machines that share no disk.
+"""
 
 import contextlib
 import os
@@ -10,7 +13,12 @@ from pathlib import Path
 
 ID = re.compile(r"video_[0-9a-f]{32}")
 WORKFLOW = "workflow.json"  # in the folder of a job: ComfyUI's graph, where a client sent one
+STEPS = "steps.safetensors"  # there, too: where its sampling goes on
 YOUNG = 3600.0  # seconds in which a folder without a row may be one whose row is not there yet
+
+
+class Unreachable(OSError):
+    """The bucket that holds the files does not answer. The same may succeed later."""
 
 
 class Store:
@@ -35,6 +43,48 @@ class Store:
         folder = self.folder_of(id)
         folder.mkdir()
         return folder
+
+    def publish(self, id: str) -> None:
+        """Gives all workers the files that lie in a job's folder; before its row is there."""
+
+    def bring(self, id: str, names: Collection[str]) -> Path:
+        """The folder of a job for a worker, with the files that it is made of, and with its saved steps.
+
+        Args:
+          names: of those files. One that is not there is missed by whoever reads it.
+        Raises: FileNotFoundError where there is no such job.
+        """
+        folder = self.folder_of(id)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"the files of this job are not in {folder}, where this worker looks for them")
+        return folder
+
+    def keep(self, id: str, file: Path) -> None:
+        """Gives all machines a file that a worker has written into its folder of a job."""
+
+    def keep_only(self, id: str, names: Collection[str]) -> None:
+        """Removes a job's other files, such as results of earlier attempts and saved steps."""
+        for path in self.folder_of(id).iterdir():
+            if path.name not in names:
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def drop(self, id: str, name: str) -> None:
+        """Removes a file of a job; it need not be there."""
+        (self.folder_of(id) / name).unlink(missing_ok=True)
+
+    def fetch(self, id: str, name: str) -> Path:
+        """The path of a job's file. Raises: FileNotFoundError."""
+        file = self.folder_of(id) / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is gone")
+        return file
+
+    def used(self, id: str) -> None:
+        """Says that a job's files are in use here."""
+
+    def forget(self) -> None:
+        """Removes copies that are used no more, where the files lie elsewhere."""
 
     def size(self, id: str) -> int:
         """Bytes of a job's files."""
@@ -70,11 +120,3 @@ class Store:
 def live_of(out: Path) -> Path:
     """Where a worker writes the fragments of a video that is to become `out`, for those who watch meanwhile."""
     return out.with_name(f"live-{out.name}")
-
-
-def keep_only(folder: Path, names: Collection[str]) -> None:
-    """Removes what else lies in a job's folder, such as results of earlier attempts and saved steps."""
-    for path in folder.iterdir():
-        if path.name not in names:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 from starlette.concurrency import run_in_threadpool
 
-from cogvx_jax.serving.queue import Job, Queue
+from cogvx_jax.serving.jobs import Job
+from cogvx_jax.serving.queue import Queue
 
 LOOK = 0.25  # seconds between two looks
 

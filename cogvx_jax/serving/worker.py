@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.serving.queue import LEASE, Job, Queue
-from cogvx_jax.serving.store import Store, keep_only, live_of
+from cogvx_jax.serving.jobs import Job
+from cogvx_jax.serving.queue import LEASE, Queue
+from cogvx_jax.serving.store import Store, Unreachable, live_of
 
 POLL = 0.5  # seconds between two looks at an empty queue
 TELL = 0.25  # seconds between two notes of progress
@@ -43,10 +44,12 @@ class Progress:
     """What a maker tells while it works, and by which it is told to stop.
 
     shown: what the APIs answer beside what they know; a maker adds to it.
+    keep: gives other machines a file that is to outlive this worker.
     """
 
     def __init__(self) -> None:
         self.shown: dict[str, Any] = {}
+        self.keep: Callable[[Path], None] = lambda file: None
         self.why: str | None = None  # it is to stop
         self._lock, self._new = threading.Lock(), dict[str, Any]()
 
@@ -199,18 +202,20 @@ class Worker:
         return True
 
     def _task(self, job: Job) -> Task:
-        folder, now = self._store.folder_of(job.id), time.monotonic()
-        return Task(job, folder, folder / job.file, self._progress(), now, now)
+        folder, now, progress = self._store.folder_of(job.id), time.monotonic(), self._progress()
+        progress.keep = functools.partial(self._store.keep, job.id)
+        return Task(job, folder, folder / job.file, progress, now, now)
 
     def _work(self, tasks: Sequence[Task]) -> None:
         """Makes what was taken, and says of each job in the queue what came of it."""
         ready = []
         for task in tasks:
-            if task.folder.is_dir():
-                ready.append(task)
+            try:
+                self._store.bring(task.job.id, task.job.inputs)
+            except OSError as error:
+                self._settle(task, error)
             else:
-                said = f"the files of this job are not in {task.folder}, where this worker looks for them"
-                self._settle(task, ValueError(said))
+                ready.append(task)
         if len(ready) > 1 and self._several is not None:
             self._report(f"{len(ready)} jobs are alike and are made together")
             self._together(self._several, ready)
@@ -241,7 +246,7 @@ class Worker:
     def _settle(self, task: Task, error: Exception | None) -> None:
         """Says in the queue what came of a job, which this worker has no longer then."""
         try:
-            if error is None:
+            if (error := error or self._kept(task)) is None:
                 self._completed(task)
             else:
                 task.out.unlink(missing_ok=True)
@@ -249,6 +254,15 @@ class Worker:
         except OSError as unavailable:  # of the queue: whoever has the job when the lease ends makes it
             self._report(f"{task.job.id}: {unavailable}")
         self._held = tuple(other for other in self._held if other is not task)
+        self._store.forget()
+
+    def _kept(self, task: Task) -> Exception | None:
+        """Lets all machines have the video, before the row says that it is there; gives the error that ended that."""
+        try:
+            self._store.keep(task.job.id, task.out)
+        except OSError as error:
+            return error
+        return None
 
     def _ended(self, job: Job, error: Exception) -> None:
         if isinstance(error, Stopped):
@@ -258,9 +272,10 @@ class Worker:
             self._failed(job, error)
 
     def _failed(self, job: Job, error: Exception) -> None:
-        if is_full(error):
+        if is_full(error) or isinstance(error, Unreachable):
             self._report(f"{job.id}: {error}; it is tried again in {WAIT:g} s")
-            self._queue.give_back(job, wait=WAIT, stage="waiting: the disk is full")
+            why = "the disk is full" if is_full(error) else "the bucket cannot be reached"
+            self._queue.give_back(job, wait=WAIT, stage=f"waiting: {why}")
             return
         said = self._describe(error)
         if said is None:
@@ -271,16 +286,16 @@ class Worker:
 
     def _completed(self, task: Task) -> None:
         job, out, seconds = task.job, task.out, time.monotonic() - task.began
-        known = [*job.asked.get("files", {}).values(), out.name]
+        known = [*job.inputs, out.name]
         shown: Mapping[str, Any] = task.progress.shown | {"inference_time_s": round(seconds, 3)}
         self._queue.beat(job, self._lease, **task.progress.take())
         if self._queue.complete(job, result=out.name, size=self._store.size(job.id), **shown):
-            keep_only(out.parent, known)
+            self._store.keep_only(job.id, known)
             self._report(f"{job.id}: made in {seconds:.1f} s")
         else:
             self._report(f"{job.id}: made, but another worker had it by then, or it was cancelled")
             for file in (out, live_of(out)):
-                file.unlink(missing_ok=True)
+                self._store.drop(job.id, file.name)
 
     def _pulse(self) -> None:
         """Renews the leases, tells of progress, and shows that this worker lives."""
@@ -293,7 +308,7 @@ class Worker:
                     task.beaten = now
             if now - seen > SEEN:
                 seen = now
-                self._show(bool(held))
+                self._show(held)
             if self._ending.is_set() and not self._held:
                 return
             time.sleep(min(TELL, self._lease / 8))
@@ -307,8 +322,10 @@ class Worker:
             self._report(f"{task.job.id}: {error}")
             return False
 
-    def _show(self, works: bool) -> None:
-        _quietly(lambda: self._queue.seen(self.name, self._model, "working" if works else "idle"))
+    def _show(self, held: Sequence[Task]) -> None:
+        _quietly(lambda: self._queue.seen(self.name, self._model, "working" if held else "idle"))
+        for task in held:
+            self._store.used(task.job.id)
 
 
 def is_full(error: BaseException | None) -> bool:

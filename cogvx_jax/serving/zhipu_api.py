@@ -16,7 +16,7 @@ from cogvx_jax.serving.asking import NOTHING, OPTIONS, Asked, check_prompt, read
 from cogvx_jax.serving.bodies import Fields, read_fields
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import file_of
-from cogvx_jax.serving.queue import COMPLETED, FAILED, Job
+from cogvx_jax.serving.jobs import COMPLETED, FAILED, Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Rules
 from cogvx_jax.serving.site import address, key_of, placed_of, site_of

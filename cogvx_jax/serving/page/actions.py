@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cogvx_jax.configs import Distilled
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting.languages import other_language
 from cogvx_jax.serving.asking import Asked, read_asked
 from cogvx_jax.serving.bodies import Fields
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.keys import Key, Keys
+from cogvx_jax.serving.looks import Looks
 from cogvx_jax.serving.page.fields import SEED, fields_of, files_of
-from cogvx_jax.serving.page.settings import MOST, Filled, Form, asked_of, of_job, of_record
+from cogvx_jax.serving.page.refused import refused_words
+from cogvx_jax.serving.page.settings import MOST, Filled, Form, asked_of, of_job, of_record, weights_of
 from cogvx_jax.serving.page.words import say
-from cogvx_jax.serving.queue import Full, Job, KeyUsed
+from cogvx_jax.serving.queue import Full, KeyUsed
 from cogvx_jax.serving.refusals import Refused, refusal_of
 from cogvx_jax.serving.service import Service
 from cogvx_jax.serving.worker import is_full
@@ -49,6 +53,7 @@ class Desk:
 
     def __init__(self, service: Service, keys: Keys, improve: Improve | None = None):
         self.service, self.keys, self._improve = service, keys, improve
+        self.looks = Looks(service.queue)
         self.fields, self.files = fields_of(service.spec), files_of(service.spec)
 
     @property
@@ -141,6 +146,14 @@ class Desk:
             raise ValueError(say("improve.none", language))
         return self._improve(prompt, image)
 
+    def few_steps(self, loras: Sequence[str], weights: str, language: str) -> Distilled | None:
+        """How the model is sampled from with these LoRAs, where one of them is of few steps.
+
+        Raises: Refused for weights that are none, or for a LoRA of another model.
+        """
+        form = Form(prompt="", loras=loras, weights=weights)
+        return self.service.few_steps(list(zip(loras, weights_of(form, language), strict=True)))
+
     def _about_prompt(self, prompt: str, language: str) -> tuple[str, ...]:
         found = self.language_note(prompt, language)
         return () if found is None else (found,)
@@ -154,11 +167,13 @@ class Desk:
 def sentence(error: Exception, language: str) -> str:
     """An error in words for the user; one of this program goes into the log."""
     if isinstance(error, Refused):
-        return say("refused.gone", language) if error.code == "not_found" else error.message
+        gone = error.code == "not_found"
+        return say("refused.gone", language) if gone else refused_words(error.code, str(error), language, error.param)
     if isinstance(error, Full | KeyUsed | OSError):
         refused = refusal_of(error, is_full(error))
+        assert refused is not None
         print(f"cogvx: {error}", file=sys.stderr)
-        return str(refused)
+        return refused_words(refused.code, str(refused), language)
     if isinstance(error, ValueError):
         return str(error)
     traceback.print_exception(error)

@@ -16,9 +16,10 @@ from cogvx_jax.serving.guards import App, Receive, Scope, Send
 from cogvx_jax.serving.page.actions import Desk
 from cogvx_jax.serving.page.events import FOLLOWED, Events
 from cogvx_jax.serving.page.layout import lay_out
+from cogvx_jax.serving.page.refused import refused_words
 from cogvx_jax.serving.page.style import CSS
 from cogvx_jax.serving.page.uploads import KEPT, Uploads
-from cogvx_jax.serving.page.words import LANGUAGES, say
+from cogvx_jax.serving.page.words import LANGUAGES, language_of, say
 from cogvx_jax.serving.refusals import Refused
 
 PATH = "/ui"
@@ -95,7 +96,9 @@ class Entrance:
         elif not _uploads(scope) or await run_in_threadpool(self._uploads.has_room):
             await self._app(self._seen_from_outside(scope), receive, send)
         else:
-            refused = Refused("disk_full", "the server has no room for uploads now; try again later")
+            spoken = dict(scope["headers"]).get(b"accept-language", b"").decode("latin-1")
+            said = "the server has no room for uploads now; try again later"
+            refused = Refused("disk_full", refused_words("disk_full", said, language_of(spoken)))
             status, body, headers = refused.answer(scope["path"])
             answer: Any = Response(json.dumps(body), status, headers, "application/json")
             await answer(scope, receive, send)

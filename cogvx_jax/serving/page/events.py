@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from starlette.concurrency import run_in_threadpool
 
+from cogvx_jax.serving.jobs import COMPLETED, Job
 from cogvx_jax.serving.keys import Key
 from cogvx_jax.serving.page.actions import REMEMBERED, Begun, Desk, sentence
 from cogvx_jax.serving.page.following import Seen, follow
@@ -15,12 +16,12 @@ from cogvx_jax.serving.page.settings import MOST, Filled, Form
 from cogvx_jax.serving.page.uploads import Uploads
 from cogvx_jax.serving.page.view import address, card, cards
 from cogvx_jax.serving.page.words import LANGUAGES, language_of, say
-from cogvx_jax.serving.queue import COMPLETED, Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Service
 
 FOLLOWED = 100  # pages that follow videos at a time; further ones wait, their jobs do not
 IMPROVED = 2  # prompts at a time
+OF_FEW_STEPS = ("steps", "guidance_scale", "sampler")  # options that a LoRA of few steps sets
 SKIP = gr.skip()
 QUICK: dict[str, Any] = dict(show_progress="hidden", concurrency_limit=None, api_visibility="private")
 FOLLOWING: dict[str, Any] = dict(concurrency_limit=FOLLOWED, concurrency_id="follow")
@@ -55,6 +56,7 @@ class Events:
         parts["refresh"].click(self.history, context, parts["history"], **QUICK)
         parts["dropped"].upload(self.load, [parts["dropped"], parts["language"]], [*form, parts["notice"]], **QUICK)
         self._bind_prompt()
+        self._bind_loras()
         self._bind_language(blocks)
         gr.api(self.program, api_name="generate", **FOLLOWING)
 
@@ -75,6 +77,13 @@ class Events:
         parts["improve"].click(self.improve, [prompt, image, language], outputs, **how)
         parts["undo"].click(self.undo, self.before, outputs[:3], **QUICK)
         prompt.blur(self.note, [prompt, language], parts["notice"], **QUICK)
+
+    def _bind_loras(self) -> None:
+        """LoRAs of few steps set the steps and what belongs to them, where a user picks them."""
+        page, few = self.page, gr.State(False)
+        inputs = [page.inputs["loras"], page.inputs["weights"], few, page.parts["language"]]
+        outputs = [*(page.options[name] for name in OF_FEW_STEPS), few, page.parts["notice"]]
+        page.inputs["loras"].input(self.few_steps, inputs, outputs, **QUICK)
 
     def _bind_language(self, blocks: gr.Blocks) -> None:
         """The browser says which language, unless this page was told before; all words follow the switch."""
@@ -130,7 +139,7 @@ class Events:
         ids, before, mine = kept_of(state)["shown"], [""] * MOST, object()
         self._looking[request.session_hash] = mine
         try:
-            async for seen in follow(self.desk.service, ids, self.key(request)):
+            async for seen in follow(self.desk.looks, ids, self.key(request)):
                 if self._looking.get(request.session_hash) is not mine:
                     return
                 yield self._cards(seen, language, before)
@@ -160,7 +169,7 @@ class Events:
         begun = await run_in_threadpool(self.desk.start_fields, (fields or {}) | {"prompt": prompt}, count, key)
         if not begun.ids:
             raise gr.Error(" ".join(begun.notes))
-        async for seen in follow(self.desk.service, begun.ids, key):
+        async for seen in follow(self.desk.looks, begun.ids, key):
             found = [one.job for one in seen if one.job is not None]
         return [_told_of(self.desk.service, job) for job in found]
 
@@ -199,7 +208,7 @@ class Events:
         try:
             filled = self.desk.load(path, language)
         except ValueError as error:
-            return [*form, told(str(error), wrong=True)]
+            return [*form, told(say("loaded.none", language, message=error), wrong=True)]
         return [*self.filled(filled), told(filled.notes)]
 
     def improve(self, prompt: str, image: str | None, language: str) -> list[Any]:
@@ -207,8 +216,25 @@ class Events:
         try:
             better, llm = self.desk.improve(prompt or "", image or None, language)
         except (ValueError, OSError) as error:
-            return [SKIP, SKIP, SKIP, told(str(error), wrong=True)]
+            said = (
+                str(error)
+                if str(error) == say("improve.none", language)
+                else say("improve.failed", language, message=error)
+            )
+            return [SKIP, SKIP, SKIP, told(said, wrong=True)]
         return [better, prompt, gr.update(interactive=True), told(say("improve.done", language, llm=llm))]
+
+    def few_steps(self, loras: list[str] | None, weights: str | None, was: bool, language: str) -> list[Any]:
+        """LoRAs were picked: the settings that they are for, or again the model's own, which others have left."""
+        try:
+            found = self.desk.few_steps(loras or (), weights or "", language)
+        except Refused as error:
+            return [*[SKIP] * len(OF_FEW_STEPS), was, told(sentence(error, language), wrong=True)]
+        if found is None:
+            own = {field.name: field.shown for field in self.desk.fields}
+            return [*(own[name] if was else SKIP for name in OF_FEW_STEPS), False, told("")]
+        how = dict(steps=found.steps, guidance=f"{found.guidance_scale:g}", sampler=found.sampler)
+        return [found.steps, found.guidance_scale, found.sampler, True, told(say("few steps", language, **how))]
 
     def undo(self, before: str) -> list[Any]:
         return [before, "", gr.update(interactive=False)]

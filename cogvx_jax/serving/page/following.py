@@ -1,4 +1,4 @@
-"""Jobs that one page looks at, as they change, with the time that each will take yet."""
+"""Jobs that one page looks at, as they change, with the time that each will take yet. All pages share the looks."""
 
 import asyncio
 import sys
@@ -6,11 +6,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
-from starlette.concurrency import run_in_threadpool
-
+from cogvx_jax.serving.jobs import RUNNING, Job, Placed
 from cogvx_jax.serving.keys import Key
-from cogvx_jax.serving.queue import RUNNING, Job
-from cogvx_jax.serving.service import Service
+from cogvx_jax.serving.looks import Looks
 
 LOOK = 0.5  # seconds between two looks
 AGAIN = 2.0  # seconds until one is tried again that failed
@@ -41,16 +39,17 @@ class Pace:
         return None if job.step <= step else (now - began) / (job.step - step) * (job.steps - job.step)
 
 
-async def follow(service: Service, ids: Sequence[str], key: Key, look: float = LOOK) -> AsyncIterator[list[Seen]]:
+async def follow(looks: Looks, ids: Sequence[str], key: Key, look: float = LOOK) -> AsyncIterator[list[Seen]]:
     """These jobs each time that one of them has changed, until all have ended."""
     paces, last = {id: Pace() for id in ids}, None
     while True:
         try:
-            seen = await run_in_threadpool(_look, service, ids, key, paces)
+            found = await asyncio.gather(*(looks.job(id, key.name) for id in ids))
         except OSError as error:  # the queue may answer again soon
             print(f"cogvx: {error}", file=sys.stderr)
             await asyncio.sleep(AGAIN)
             continue
+        seen = [_seen(placed, paces[id]) for id, placed in zip(ids, found, strict=True)]
         state = [(one.job and one.job.revision, one.place) for one in seen]
         if state != last:
             last = state
@@ -60,11 +59,7 @@ async def follow(service: Service, ids: Sequence[str], key: Key, look: float = L
         await asyncio.sleep(look)
 
 
-def _look(service: Service, ids: Sequence[str], key: Key, paces: dict[str, Pace]) -> list[Seen]:
-    jobs, now = service.queue.several(ids, key.name), time.monotonic()
-    found = []
-    for id in ids:
-        job = jobs.get(id)
-        left, place = (None, None) if job is None else (paces[id].left(job, now), service.queue.position(job))
-        found.append(Seen(job, left, place))
-    return found
+def _seen(placed: Placed | None, pace: Pace) -> Seen:
+    if placed is None:
+        return Seen(None, None, None)
+    return Seen(placed.job, pace.left(placed.job, time.monotonic()), placed.position)

@@ -1,5 +1,6 @@
 """From what is in the form to a request, and back: of a job, or of a video that somebody drops."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,10 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.serving.asking import YES, Asked, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.files import TAKES, most_bytes
+from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.page.fields import SEED, SIZE, Field
 from cogvx_jax.serving.page.prompts import with_movement
 from cogvx_jax.serving.page.words import say
-from cogvx_jax.serving.queue import Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Service
 
@@ -54,7 +55,7 @@ def asked_of(form: Form, fields: Sequence[Field], service: Service, language: st
     values = {field.name: given[field.name] for field in fields if _is_given(field, given[field.name], files)}
     values |= {"prompt": prompt, **files}
     if form.loras:
-        pairs = zip(form.loras, _weights(form, language), strict=True)
+        pairs = zip(form.loras, weights_of(form, language), strict=True)
         values["loras"] = [{"name": name, "weight": weight} for name, weight in pairs]
     if form.seed is not None:
         values[SEED] = form.seed
@@ -77,7 +78,7 @@ def _upload(option: str, path: str) -> Upload:
     return Upload(Path(path).read_bytes())
 
 
-def _weights(form: Form, language: str) -> list[float]:
+def weights_of(form: Form, language: str) -> list[float]:
     """A weight for each LoRA. Raises: Refused."""
     words = [word.strip() for word in form.weights.replace("，", ",").split(",")] if form.weights.strip() else []
     try:
@@ -108,9 +109,11 @@ class Filled:
 
 def of_job(job: Job, fields: Sequence[Field], service: Service) -> Filled:
     """The settings of a job that was made here, its files too."""
-    options, folder = dict(job.asked["options"]), service.store.folder_of(job.id)
+    options, files = dict(job.asked["options"]), dict[str, Path]()
     values, _ = _values(options, fields)
-    files = {option: folder / name for option, name in job.asked["files"].items() if (folder / name).is_file()}
+    for option, name in job.asked["files"].items():
+        with contextlib.suppress(FileNotFoundError):
+            files[option] = service.store.fetch(job.id, name)
     loras = tuple((name, float(weight)) for name, weight in job.asked["loras"])
     return Filled(prompt=job.asked["prompt"], seed=options[SEED], values=values, loras=loras, files=files)
 

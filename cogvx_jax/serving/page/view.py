@@ -5,9 +5,10 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
+from cogvx_jax.serving.jobs import CANCELLED, COMPLETED, QUEUED, Job
 from cogvx_jax.serving.openai_api import preview_url
+from cogvx_jax.serving.page.refused import refused_words
 from cogvx_jax.serving.page.words import WORDS, duration, say
-from cogvx_jax.serving.queue import CANCELLED, COMPLETED, QUEUED, Job
 from cogvx_jax.serving.service import Service
 
 # What Gradio's templates of HTML would read as their own.
@@ -70,8 +71,10 @@ def status_words(service: Service, job: Job, language: str, left: float | None, 
     if job.status == COMPLETED:
         return say("completed", language, seconds=duration(float(job.shown.get("inference_time_s") or 0), language))
     if job.ended:
-        stopped = job.error_code == CANCELLED
-        return say("cancelled", language) if stopped else say("failed", language, message=job.error_message)
+        if job.error_code == CANCELLED:
+            return say("cancelled", language)
+        said = refused_words(job.error_code, job.error_message or "", language)
+        return say("failed", language, message=said)
     if job.status == QUEUED and not job.stage:
         if not service.queue.workers():
             return say("queued.no worker", language)
