@@ -1,6 +1,7 @@
 """What the page does, without a widget: forms in, jobs and settings out. It is thin over the service."""
 
 import dataclasses
+import functools
 import secrets
 import sys
 import traceback
@@ -12,6 +13,7 @@ from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting.languages import other_language
 from cogvx_jax.serving.asking import Asked, read_asked
 from cogvx_jax.serving.bodies import Fields
+from cogvx_jax.serving.finishing import enlarges, interpolates
 from cogvx_jax.serving.keys import Key, Keys
 from cogvx_jax.serving.page.fields import SEED, fields_of, files_of
 from cogvx_jax.serving.page.settings import MOST, Filled, Form, asked_of, of_job, of_record
@@ -50,6 +52,12 @@ class Desk:
     def __init__(self, service: Service, keys: Keys, improve: Improve | None = None):
         self.service, self.keys, self._improve = service, keys, improve
         self.fields, self.files = fields_of(service.spec), files_of(service.spec)
+
+    @functools.cached_property
+    def missing(self) -> frozenset[str]:
+        """Fields of finishing whose networks' weights are not here."""
+        there = {"upscaling_scale": enlarges(), "output_fps": interpolates()}
+        return frozenset(name for name, here in there.items() if not here)
 
     @property
     def improves(self) -> bool:
