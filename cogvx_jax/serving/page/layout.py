@@ -165,7 +165,7 @@ def _finer(page: Widgets, desk: Desk) -> None:
 def _of(page: Widgets, desk: Desk, place: str) -> None:
     """The widgets of all fields of a place."""
     for field in (one for one in desk.fields if one.place == place):
-        there = {"interactive": False} if field.name in desk.missing else {}
+        there: dict[str, Any] = {"interactive": False} if field.name in desk.missing else {}
         page.options[field.name] = page.put(*_widget(field, desk), **there)
 
 
