@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.finishing.finish import finish, finish_stream
+    from cogvx_jax.finishing.generate import generate
+    from cogvx_jax.finishing.refine import refine
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
-    from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
     from cogvx_jax.pipelines.model import Model, load_spec
     from cogvx_jax.pipelines.on_step import Cancelled, Change, Step
@@ -63,6 +64,7 @@ __all__ = [
     "make_mesh",
     "plan",
     "read_record",
+    "refine",
 ]
 
 # Imported when first asked for: jax and flax take seconds, and the command line checks its arguments before that.
@@ -82,7 +84,7 @@ _HOMES = {
     "find_lora": "pipelines.lora",
     "finish": "finishing.finish",
     "finish_stream": "finishing.finish",
-    "generate": "pipelines.generate",
+    "generate": "finishing.generate",
     "load": "planning.load",
     "load_controlnet": "pipelines.controlnets",
     "load_lora": "pipelines.lora",
@@ -90,6 +92,7 @@ _HOMES = {
     "make_mesh": "sharding",
     "plan": "planning.plan",
     "read_record": "pipelines.record",
+    "refine": "finishing.refine",
 }
 
 

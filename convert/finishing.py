@@ -80,9 +80,7 @@ def read_upscaler(place: str | Path) -> tuple[Upscaler, dict[str, Any]]:
     Raises: FileNotFoundError; ValueError for a file that cannot be read or holds another network; ConversionError
       listing every missing, spare or misshapen tensor.
     """
-    tensors = open_tensors(place)
-    if GRAPH in tensors.metadata:
-        tensors = _of_ncnn(tensors)
+    tensors = _named(open_tensors(place))
     dense, compact = _without(tensors, DENSE), _without(tensors, COMPACT)
     if dense is not None:
         network, rows = _dense(dense), DENSE_TABLE
@@ -94,16 +92,47 @@ def read_upscaler(place: str | Path) -> tuple[Upscaler, dict[str, Any]]:
     return chain, _read(chain, 1, compact_table(chain.layers), compact, what)
 
 
+def holds_network(tensors: Tensors) -> bool:
+    """Whether a file's tensors are those of a network that finishes videos, by their names."""
+    if GRAPH in tensors.metadata:
+        return any(re.fullmatch(pattern, tensors.metadata[GRAPH]) for pattern in GRAPHS)
+    names = (FLOW, "conv_body.weight", COMPACT)
+    found = [name for name in names if _without(tensors, name) is not None]
+    return bool(found) and (found[0] != COMPACT or _without(tensors, "body.1.weight") is not None)
+
+
+def find_network(tensors: Tensors) -> Upscaler | RIFE:
+    """The network of a file, of names and shapes alone. Raises: ValueError; ConversionError."""
+    tensors = _named(tensors)
+    if (flow := _without(tensors, FLOW)) is not None:
+        return _flow(flow)
+    if (dense := _without(tensors, DENSE)) is not None:
+        return _dense(dense)
+    if (compact := _without(tensors, COMPACT)) is not None:
+        return _compact(compact)
+    raise ValueError(f"{tensors.where} holds no network that is known here: {_names(tensors)}")
+
+
+def _named(tensors: Tensors) -> Tensors:
+    """Under torch's names, also what ncnn's files hold. Raises: ValueError for another network of ncnn's."""
+    return _of_ncnn(tensors) if GRAPH in tensors.metadata else tensors
+
+
 def read_rife(place: str | Path) -> tuple[RIFE, dict[str, Any]]:
     """RIFE HDv3 of a file, and its parameters, float32. Raises: as `read_upscaler`."""
     tensors = _without(whole := open_tensors(place), FLOW)
     if tensors is None:
         raise ValueError(f"{place} holds no RIFE of version 3 (HDv3): {_names(whole)}")
     tensors = tensors.of({name: tensors[name] for name in tensors if not UNUSED.match(name)})
+    network = _flow(tensors)
+    return network, _read(network, 2, FLOW_TABLE, tensors, f"RIFE HDv3 of width {network.width}")
+
+
+def _flow(tensors: Tensors) -> RIFE:
     shapes = Shapes(tensors, "RIFE")
     width = shapes.of("block0.conv0.1.0.weight", 4)[0]
     shapes.check()
-    return (network := RIFE(width)), _read(network, 2, FLOW_TABLE, tensors, f"RIFE HDv3 of width {width}")
+    return RIFE(width)
 
 
 def _dense(tensors: Tensors) -> DenseUpscaler:

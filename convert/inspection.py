@@ -14,6 +14,7 @@ from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
 from cogvx_jax.convert.dialects import components, find_dialect
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
+from cogvx_jax.convert.inspected_finishing import is_network, tell_network
 from cogvx_jax.convert.inspected_models import (
     INPUT_OPTIONS,
     OTHERS,
@@ -304,6 +305,7 @@ WEIGHTS = (  # the first that fits counts
     FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
     FileKind(name="a ControlNet", fits=_is_controlnet, tell=_tell_controlnet),
     FileKind(name="Tora", fits=_is_tora, tell=_tell_tora),
+    FileKind(name="a network that finishes videos", fits=is_network, tell=tell_network),
     FileKind(name="a model", fits=is_model, tell=tell_model),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
     FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),

@@ -24,7 +24,8 @@ from cogvx_jax.convert.finishing import DENSE_TABLE, FLOW_TABLE, compact_table
 from cogvx_jax.convert.tables import Row, resolve
 from cogvx_jax.data.decode import stream_video
 from cogvx_jax.finishing.interpolate import middle_program
-from cogvx_jax.finishing.networks import INTERPOLATORS, find_weights, load_interpolator
+from cogvx_jax.finishing.networks import load_interpolator
+from cogvx_jax.finishing.packaged import INTERPOLATORS, find_weights
 from cogvx_jax.models.rife import RIFE
 from cogvx_jax.models.upscalers import CompactUpscaler, DenseUpscaler
 from cogvx_jax.scripts import finish_torch

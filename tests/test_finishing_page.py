@@ -16,8 +16,8 @@ from cogvx_jax.cli.main import main
 from cogvx_jax.data.delivery import PRESETS
 from cogvx_jax.data.sound import has_sound
 from cogvx_jax.data.video import Video
-from cogvx_jax.finishing import stream
-from cogvx_jax.finishing.networks import INTERPOLATORS, UPSCALERS
+from cogvx_jax.finishing import asked, stream
+from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "finishing.md").read_text()
 COMMANDS = re.findall(r"^\|[^|]+\| `(cogvx [^`]+)` \|$", PAGE, flags=re.M)
@@ -39,13 +39,17 @@ def test_the_page(tmp_path, monkeypatch, random_params):
         save_file(published(rows, random_params(module, *[PICTURE] * inputs)), file)
     files = {name: Path("weights.safetensors").absolute() for name in UPSCALERS}
     files |= {name: Path("rife.safetensors").absolute() for name in INTERPOLATORS}
-    monkeypatch.setattr(stream, "find_weights", lambda name, known: files.get(name, Path(name)))
+    for module in (stream, asked):
+        monkeypatch.setattr(module, "find_weights", lambda name, known: files.get(name, Path(name)))
     Video(clip(3)[None], 8).save("out.mp4")
     write_wav(tmp_path / "track.wav", np.stack([tone(0.2)] * 2))
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 12
     for command in COMMANDS:
         words = shlex.split(command)[1:]
         words = ["108x192" if word == "2160x3840" else word for word in words]
+        if "--refine" in words:
+            words = ["tiny" if word == "5b" else word for word in [*words, "--steps", "4"]]
+        words += ["--steps", "2"] if words[0] == "generate" else []
         monkeypatch.setattr(sys, "argv", ["cogvx", *words, "--no-progress"])
         main()
         assert Path(words[words.index("--out") + 1]).exists()

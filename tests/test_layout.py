@@ -12,12 +12,13 @@ ROOT = Path(__file__).parents[1]
 LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; cogvx_jax links to them
 
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` or `serving` is a room of
-# its own.
+# its own, and so is a file of `finishing` that an option of the pipelines is made of.
 SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
 GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
-BELOW_TRAIN = BELOW_PIPELINES | {"pipelines"}
+FINISHING = {"finishing.options", "finishing.packaged", "finishing.rates", "finishing.asked"}
+BELOW_TRAIN = BELOW_PIPELINES | FINISHING | {"pipelines"}
 MAY_IMPORT = {
     "axes": set(),
     "quantization": set(),
@@ -40,7 +41,11 @@ MAY_IMPORT = {
     "metrics": GROUND | {"nn"},
     "sharding": GROUND | {"nn", "models"},
     "convert": MODELS | {"diffusion"},
-    "pipelines": BELOW_PIPELINES,
+    "finishing.packaged": GROUND | {"data"},
+    "finishing.rates": set(),
+    "finishing.options": GROUND | {"data"},
+    "finishing.asked": FINISHING - {"finishing.asked"},
+    "pipelines": BELOW_PIPELINES | FINISHING,
     "prompting": GROUND | {"data"},
     "finishing": BELOW_TRAIN,
     "workflows": GROUND | {"data", "pipelines"},
@@ -51,8 +56,8 @@ MAY_IMPORT = {
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
-MAY_IMPORT["serving"] = BELOW_TRAIN
-MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"serving", "prompting"}
+MAY_IMPORT["serving"] = BELOW_TRAIN | {"finishing"}
+MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"finishing", "serving", "prompting"}
 MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}

@@ -64,7 +64,8 @@ CASES = [
     dict(travel=Travel("steps", (1e-300, 0.1 + 0.2, 1 / 3, 1.0), ("", "b", "c", "d")), tora="a:b:0.1"),
     dict(region=[((0, np.float64(0.1), 0.5, 1), "a=b"), ("left.png", "a sun"), ("0,0,1,1", "of a file")]),
     dict(tora=("a,b", 1), trajectory=["60,128 200,128", "points.txt", [(60.5, 128), (200, 128)]]),
-    dict(tora="x:y", trajectory=[(60, 128), (200, 128)]),
+    dict(tora="x:y", trajectory=[(60, 128), (200, 128)], finish="scale=2,fps=60000/1001,codec=hevc"),
+    dict(finish={"upscaler": "a,b.pth", "audio": "c.wav", "fade": 0.1}),
 ]
 
 
@@ -121,18 +122,19 @@ def files_asked(*numbers):
         **dict(image=x[0], last_image=x[1], keyframes={8: x[2], 16: x[3]}, video=x[4], mask=x[5]),
         **dict(control=f"{x[6]},{x[7]}", edit=x[8], extend=[x[9], x[10]]),
         **dict(trajectory=["1,2 3,4", x[11], [[1, 2], [3, 4]]], region=[((0, 0, 1, 1), "a"), (x[12], "b")]),
-        **dict(noises=x[13], flow=f"{x[14]}:cell=8", calibration=x[15], controlnet=[f"{x[16]}:0.5", x[17]]),
-        tora=f"{x[18]}:0.5",
+        **dict(noises=x[13], flow=f"{x[14]}:cell=8", calibration=x[17], controlnet=[f"{x[18]}:0.5", x[19]]),
+        finish={"scale": 2, "upscaler": x[15], "codec": "h264", "audio": x[16]},
+        tora=f"{x[20]}:0.5",
     )
     assert {name for name in SOURCES if sources_of(asked, name)} == set(SOURCES)
     return asked
 
 
 def test_files_of_all_options_are_listed_and_named_anew():
-    asked = files_asked(*range(19))
-    assert [one for name in SOURCES for one in sources_of(asked, name)] == [f"x{n}" for n in range(19)]
+    asked = files_asked(*range(21))
+    assert [one for name in SOURCES for one in sources_of(asked, name)] == [f"x{n}" for n in range(21)]
     moved = with_paths(asked, lambda path: f"x{int(path[1:]) + 100}")
-    wanted = vars(files_asked(*range(100, 119))) | {"control": ["x106", "x107"]}
+    wanted = vars(files_asked(*range(100, 121))) | {"control": ["x106", "x107"]}
     assert plain(vars(moved)) == plain(wanted)
     clip = np.zeros((1, 2, 2))
     assert with_paths(Options(mask=clip, noises=clip), lambda path: "moved").mask is clip
@@ -141,14 +143,14 @@ def test_files_of_all_options_are_listed_and_named_anew():
 
 def test_all_files_that_are_read_are_hashed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for n in range(19):
+    for n in range(21):
         (tmp_path / f"x{n}").write_bytes(b"%d" % n)
     with VideoWriter("x8.mp4", 8, comment=RECORD.text) as writer:
         writer.write(FRAMES)
     (tmp_path / "x8.mp4").rename("x8")
-    found = input_sources(files_asked(*range(19)))
-    assert [one.path for one in found] == [f"x{n}" for n in range(15)]  # those behind are fingerprinted
-    assert [one.sha256 for one in found] == [file_sha256(tmp_path / f"x{n}") for n in range(15)]
+    found = input_sources(files_asked(*range(21)))
+    assert [one.path for one in found] == [f"x{n}" for n in range(17)]  # those behind are fingerprinted
+    assert [one.sha256 for one in found] == [file_sha256(tmp_path / f"x{n}") for n in range(17)]
     assert {one.option: one.record for one in found if one.record} == {"edit": RECORD.id}
     arrays = input_sources(Options(region=[(FRAMES[0, ..., 0], "x")], flow=FRAMES[0, ..., :2].astype("float32")))
     assert [(one.option, one.path) for one in arrays] == [("region", None), ("flow", None)]

@@ -23,7 +23,8 @@ from cogvx_jax.presets import PRESETS
 from cogvx_jax.serving.asking import NUMBER, OPTIONS, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.keys import ANYONE
-from cogvx_jax.serving.page.fields import fields_of, files_of
+from cogvx_jax.serving.page import settings
+from cogvx_jax.serving.page.fields import OF_FINISH, fields_of, files_of
 from cogvx_jax.serving.page.prompts import FORMULAS, MOVEMENTS, examples, with_movement
 from cogvx_jax.serving.page.settings import Form, asked_of, of_job, of_record
 from cogvx_jax.serving.page.words import LANGUAGES, WORDS, duration, language_of, say
@@ -88,7 +89,14 @@ def test_a_movement_of_the_camera_is_a_sentence_of_the_prompt():
 def test_all_options_of_the_api_are_fields():
     control = dataclasses.replace(SPEC, transformer=dataclasses.replace(SPEC.transformer, control=True))
     everything = {field.name for spec in (*PRESETS.values(), control) for field in fields_of(spec)}
-    assert everything == (OPTIONS.keys() - DIFFUSERS_NAMES.keys() - {"seed"}) | {"size"}
+    assert everything == (OPTIONS.keys() - DIFFUSERS_NAMES.keys() - {"seed"}) | {"size", *OF_FINISH.values()}
+
+
+def test_what_is_done_afterwards_goes_to_the_form_and_back(service):
+    found = asked(Form(prompt=CIRCLE, values={"upscaling_scale": "2", "output_fps": "30"}), service)
+    assert found.options["finish"] == {"scale": 2, "fps": "30"}
+    values, left = settings._values({"finish": {"scale": 2, "fps": "30", "hold": True}}, FIELDS)
+    assert (values["upscaling_scale"], values["output_fps"], left) == ("2", "30", ["finish"])
 
 
 def test_fields_have_the_models_own_values_and_the_apis_ranges():

@@ -2,12 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cogvx_jax.cli.options import report
+from cogvx_jax.cli.options import check_memory, report
 from cogvx_jax.finishing.options import Delivery, Finish
+from cogvx_jax.finishing.refining import Refining
 
 if TYPE_CHECKING:
     from cogvx_jax.finishing.stream import Job
@@ -32,6 +33,14 @@ class DeliveryFlags(Delivery):
         return Delivery(**vars(self))
 
 
+class RefineFlags(Refining):
+    def __post_init__(self):
+        pass
+
+    def checked(self) -> Refining:
+        return Refining(**vars(self))
+
+
 def finish(
     video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")],
     /,
@@ -40,6 +49,7 @@ def finish(
     progress: bool = True,
     pictures: Annotated[FinishFlags, tyro.conf.OmitArgPrefixes] = FinishFlags(),  # noqa: B008
     file: Annotated[DeliveryFlags, tyro.conf.OmitArgPrefixes] = DeliveryFlags(),  # noqa: B008
+    redrawn: Annotated[RefineFlags, tyro.conf.OmitArgPrefixes] = RefineFlags(),  # noqa: B008
 ) -> None:
     """Makes a video ready to show: larger pictures, more frames a second, sound, another codec.
 
@@ -50,7 +60,7 @@ def finish(
       out: .mp4, .mov, .mkv or .webm; .gif or .webp; or a name without a suffix, for a folder of PNGs.
       progress: show a progress bar.
     """
-    began, options, written = time.monotonic(), pictures.checked(), file.checked()
+    began, options, written, refining = time.monotonic(), pictures.checked(), file.checked(), redrawn.checked()
     from tqdm.auto import tqdm
 
     from cogvx_jax.finishing.finish import finish_file
@@ -61,8 +71,17 @@ def finish(
         report(f"{video}: {job.estimate}")
         bar.reset(job.count)
 
-    with bar:
-        made = finish_file(video, out, options, written, on_job=begin, on_frame=bar.update)
+    how: dict[str, Any] = dict(on_job=begin, on_frame=bar.update)
+    if refining.refine is None:
+        with bar:
+            made = finish_file(video, out, options, written, **how)
+    else:
+        check_memory(refining.memory)
+        from cogvx_jax.finishing.refine import refine_file
+
+        report(f"{video}: {refining.refine} redraws it with strength {refining.strength:g}, which takes much longer")
+        with bar:
+            made = refine_file(video, out, options, written, refining, progress=progress, **how)
     print(
         f"{out}: {made.frames} frames of {made.height}x{made.width} at {float(made.fps):g} fps "
         f"in {time.monotonic() - began:.1f} s"

@@ -14,6 +14,7 @@ import tyro
 
 from cogvx_jax.cli.attempts import Attempts
 from cogvx_jax.cli.enhance import language_note, prompt_enhancer
+from cogvx_jax.cli.finished import Written, check_finished, write_finished
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
@@ -133,7 +134,10 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         check_writable(run.preview)
     for one in work:
         with attempts.at(one.job):
-            check_writable(one.job.out, commented=run.record)
+            if one.request.finish is None:
+                check_writable(one.job.out, commented=run.record)
+            else:
+                check_finished(one.job.out, one.request)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
@@ -353,7 +357,9 @@ def _run(
     """
     import numpy as np
 
+    from cogvx_jax.finishing.spare import spare_place
     from cogvx_jax.pipelines.generate import extended_frames, fitting, sample
+    from cogvx_jax.pipelines.latents import decode_frames
     from cogvx_jax.pipelines.model import absolute_source
     from cogvx_jax.pipelines.on_step import in_turn
     from cogvx_jax.pipelines.provenance import record_text
@@ -377,8 +383,7 @@ def _run(
     shows = None if run.preview is None else PreviewFile(model, run.preview, float(request.fps), decoder)
     if request.extend is not None:
         frames = extended_frames(model, request, on_step=shows, **how)
-        size = write_frames(frames, job.out, request.fps, record, plan.tags)
-        _ended(job.out, digest, size, float(request.fps), began)
+        _ended(job.out, digest, _written(run, work, frames, record, plan.tags), began)
         return
     keeper = Keeper(job.out) if _keeps_steps(run, request) else None
     with keeper or contextlib.nullcontext():
@@ -392,26 +397,47 @@ def _run(
         prompt=job.prompt,
         record=record,
     )
-    with _kept(saved, job.out, keeper) if first_process() else contextlib.nullcontext():
-        size = write_video(model, saved, job.out, request.tiling, request.fps, plan.tags)
-    _ended(job.out, digest, size, saved.fps, began)
+    decoded = job.out if request.finish is None else spare_place(job.out)
+    with _kept(saved, job.out, keeper, decoded) if first_process() else contextlib.nullcontext():
+        frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
+        written = _written(run, work, frames, record, plan.tags)
+    _ended(job.out, digest, written, began)
 
 
-def _ended(out: Path, digest: str, size: tuple[int, int, int], fps: float, began: float) -> None:
-    """Notes a video that is whole, and tells of it."""
+def _written(
+    run: GenerateFlags,
+    work: Work,
+    frames: Iterable[Any],
+    record: str | None,
+    tags: Mapping[str, str] | None,
+) -> Written:
+    """Writes a video's frames as they are decoded, finished where that is asked for."""
+    job, request = work.job, work.request
+    if request.finish is not None:
+        return write_finished(request, frames, job.out, record, tags, progress=run.progress)
+    return Written(*write_frames(frames, job.out, request.fps, record, tags), request.fps)
+
+
+def _ended(out: Path, digest: str, written: Written, began: float) -> None:
+    """Notes a video that is whole, and tells of it. Raises: what ended finishing, where that failed."""
     from cogvx_jax.cli.made import note_made
     from cogvx_jax.sharding import first_process
 
-    count, height, width = size
+    count, height, width, fps, problem = written
+    if problem is not None:
+        raise problem
     if first_process():
         if digest:
             note_made(out, digest)
-        print(f"{out}: {count} frames of {height}x{width} at {fps:g} fps in {time.monotonic() - began:.1f} s")
+        print(f"{out}: {count} frames of {height}x{width} at {float(fps):g} fps in {time.monotonic() - began:.1f} s")
 
 
 @contextlib.contextmanager
-def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
-    """Keeps the latents, in place of their steps, until the block has ended well, and else says where they are."""
+def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None, decoded: Path | None = None):
+    """Keeps the latents, in place of their steps, until the block has ended well, and else says where they are.
+
+    `decoded` is what `cogvx decode` is to make of them, where that is not `out`.
+    """
     from cogvx_jax.pipelines.saved_latents import keep_latents
 
     kept = None
@@ -427,8 +453,12 @@ def _kept(saved: "SavedLatents", out: Path, steps: Keeper | None = None):
         yield
     except BaseException:
         if kept is not None:
-            again = shlex.join(["cogvx", "decode", str(kept), "--out", str(out)])
-            print(f"cogvx: the sampled latents are kept: `{again}` makes the video", file=sys.stderr)
+            again = shlex.join(["cogvx", "decode", str(kept), "--out", str(decoded or out)])
+            print(
+                f"cogvx: the sampled latents are kept: `{again}` makes the video"
+                + ", which is not finished then" * (decoded not in (None, out)),
+                file=sys.stderr,
+            )
         raise
     if kept is not None:
         kept.unlink(missing_ok=True)

@@ -54,8 +54,7 @@ def replay(
     problems += _compare_early(file, old, model)
     if old.decoded:
         problems.append(f"it was decoded by `cogvx decode` with {', '.join(map(printable, old.decoded))}")
-    if old.finished:
-        problems.append("it was finished by `cogvx finish`, which is not done again")
+    problems += _compare_finishing(old)
     _settle(file, problems, anyway)
     run = dataclasses.replace(_flags(file, old, model, out), progress=progress)
 
@@ -125,6 +124,22 @@ def _compare_early(file: Path, old: "Record", model: str | None) -> list[str]:
     theirs = {key: value for key, value in old.files.items() if key != "calibration"}
     lines = compared("versions", old.versions, versions()) + compared("files", theirs, files)
     return lines + compared("device", old.device, device(old.device.get("count", 1)))
+
+
+def _compare_finishing(old: "Record") -> list[str]:
+    """What differs of how it was finished: what its option asked for is done again, what `cogvx finish` did is not."""
+    from cogvx_jax.finishing.packaged import weights_digest
+    from cogvx_jax.pipelines.record import compared
+
+    asked, lines = old.options.get("finish"), list[str]()
+    if asked is not None and old.finished:
+        options = Options(fps=old.options.get("fps"), finish=asked)
+        assert options.fps is not None
+        here = {name: weights_digest(path) for name, path in options.finish.weights(options.fps).items()}
+        lines = compared("finish", old.finished[0].get("weights", {}), here)
+    if len(old.finished) > (asked is not None):
+        lines.append("it was finished by `cogvx finish`, which is not done again")
+    return lines
 
 
 def _flags(file: Path, old: "Record", model: str | None, out: Path | None) -> GenerateFlags:

@@ -7,7 +7,7 @@ so: matrix, primaries, transfer and range are those of BT.709.
 import contextlib
 import fractions
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +120,7 @@ class DeliveryWriter:
       size: height and width; even where chroma is halved.
       track: its sound, as long as the pictures to the sample.
       comment: a text that the video carries.
+      tags: texts of other programs, by name.
     Raises: ValueError for odd sizes; OSError, which names `path`, if it cannot be written.
     """
 
@@ -132,11 +133,12 @@ class DeliveryWriter:
         *,
         track: Track | None = None,
         comment: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ):
         check_even(size, preset)
         self.path, self._final = Path(path), written_place(path)
         self._preset, self._fps, self._size = preset, frame_rate(fps), size
-        self._player, self._comment = None if track is None else Player(track), comment
+        self._player, self._comment, self._tags = None if track is None else Player(track), comment, dict(tags or {})
         self._stack = contextlib.ExitStack()
         self._count, self._heard = 0, 0  # pictures, and samples of sound
 
@@ -181,10 +183,12 @@ class DeliveryWriter:
 
     def _open(self) -> Any:
         container = CONTAINERS[self.path.suffix.lower()]
-        options = {"movflags": "faststart"} if container in ("mp4", "mov") else {}
+        flags = "faststart" + "+use_metadata_tags" * bool(self._tags)  # else texts of unknown names are lost
+        options = {"movflags": flags} if container in ("mp4", "mov") else {}
         found: Any = av.open(f"file:{self._partial}", "w", format=container, container_options=options)
         if self._comment is not None:
             found.metadata[TAG] = self._comment
+        found.metadata.update(self._tags)
         return found
 
     def _video_stream(self) -> Any:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,10 +35,15 @@ def finish(video: Any, *, source_fps: float | Fraction | None = None, **options:
       options: those of `Finish`.
     Raises: ValueError for options that cannot be; FileNotFoundError, also for weights that are not installed.
     """
-    asked, comment = Finish(**options), _comment_of(video)
+    return finish_with(video, Finish(**options), source_fps)
+
+
+def finish_with(video: Any, asked: Finish, source_fps: float | Fraction | None = None) -> Video:
+    """`finish` by checked options."""
+    comment = comment_of(video)
     with open_job(video, asked, source_fps, even=False) as job, contextlib.closing(finished_pictures(job)) as pictures:
         frames = np.stack([as_bytes(picture) for picture in pictures])
-        return Video(frames[None], job.rate, (_recorded(comment, _step(job)),))
+        return Video(frames[None], job.rate, (recorded(comment, _step(job)),))
 
 
 class FinishedStream:
@@ -92,36 +97,57 @@ class Finished(NamedTuple):
     fps: Fraction
 
 
+class Coming(NamedTuple):
+    """Frames that are made one after the other, (F', H, W, 3) uint8 at a time, and what a file would say of them.
+
+    total: of the frames, where it is known.
+    comment: that the video carries, such as its record.
+    tags: texts of other programs, by name.
+    """
+
+    frames: Iterable[np.ndarray]
+    fps: Fraction
+    total: int | None = None
+    comment: str | None = None
+    tags: Mapping[str, str] | None = None
+
+
 def finish_file(
-    source: str | os.PathLike,
+    source: str | os.PathLike | Coming,
     out: str | os.PathLike,
     options: Finish | None = None,
     delivery: Delivery | None = None,
     *,
     on_job: Callable[[Job], None] | None = None,
     on_frame: Callable[[], None] | None = None,
+    beside: Callable[[np.ndarray], None] | None = None,
 ) -> Finished:
-    """Finishes a file into another: from floats, not bytes, where the codec has 10 bits.
+    """Finishes a file, or frames as they come, into a file: from floats, not bytes, where the codec has 10 bits.
 
     Args:
       on_job: gets what is to be done once all is checked, before it begins.
       on_frame: is called after each frame.
+      beside: gets each frame before that, too, (1, H, W, 3) uint8.
     Raises: what `finish` raises; OSError, which names `out`, if it cannot be written.
     """
     options, delivery = options or Finish(), delivery or Delivery()
-    preset, track = _check(source, out, delivery)
-    comment = _comment_of(source)
-    with open_job(source, options, even=preset is not None or Path(out).suffix != "") as job:
+    preset, track = check_delivery(source, out, delivery)
+    coming = source if isinstance(source, Coming) else None
+    comment = comment_of(source) if coming is None else coming.comment
+    how: dict[str, Any] = {"even": preset is not None or Path(out).suffix != ""}
+    how |= {} if coming is None else {"source_fps": coming.fps, "source_count": coming.total}
+    with open_job(source if coming is None else coming.frames, options, **how) as job:
         if preset is not None:
             check_even(job.geometry.final, preset)
         if on_job is not None:
             on_job(job)
-        text = _recorded(comment, _step(job, delivery)) if delivery.record else None
-        count = _write(job, out, preset, track, text, on_frame)
+        text = recorded(comment, _step(job, delivery)) if delivery.record else None
+        tags = None if coming is None else coming.tags
+        count = _write(job, _File(out, preset, track, text, tags), on_frame, beside)
         return Finished(count, *job.geometry.final, job.rate)
 
 
-def _check(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Track | None]:
+def check_delivery(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Track | None]:
     """The preset of a file that has one, and the sound. Raises: ValueError; OSError for the place."""
     out = Path(out)
     if out.suffix.lower() not in CONTAINERS:
@@ -140,8 +166,10 @@ def _check(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Tr
     return preset, _track(source, delivery)
 
 
-def _track(source: str | os.PathLike, delivery: Delivery) -> Track | None:
+def _track(source: Any, delivery: Delivery) -> Track | None:
     """The sound, which can be decoded. Raises: FileNotFoundError; ValueError."""
+    if delivery.keep_sound and isinstance(source, Coming):
+        raise ValueError("frames that are made have no sound to keep; give audio")
     path = source if delivery.keep_sound else delivery.audio
     if path is None:
         return None
@@ -150,35 +178,49 @@ def _track(source: str | os.PathLike, delivery: Delivery) -> Track | None:
     return track
 
 
+class _File(NamedTuple):
+    """What is written: with `preset` by its codec, else as by `Video.save`."""
+
+    path: Any
+    preset: Preset | None
+    track: Track | None
+    comment: str | None
+    tags: Mapping[str, str] | None
+
+
 def _write(
-    job: Job,
-    out: Any,
-    preset: Preset | None,
-    track: Track | None,
-    comment: str | None,
-    on_frame: Callable[[], None] | None,
+    job: Job, file: _File, on_frame: Callable[[], None] | None, beside: Callable[[np.ndarray], None] | None
 ) -> int:
     """How many frames were written. A thread makes them while this one encodes."""
-    count = 0
+    count, preset = 0, file.preset
+    program = None if preset is None else planes_program(preset.bits, preset.shrink)
+
+    def encodable(picture: Any) -> tuple[Any, np.ndarray | None]:
+        """What the writer takes, and the bytes where somebody wants them."""
+        frame = as_bytes(picture)[None] if program is None or beside is not None else None
+        return frame if program is None else [np.asarray(plane) for plane in program(picture)], frame
+
     with contextlib.ExitStack() as stack:
         pictures = stack.enter_context(contextlib.closing(finished_pictures(job)))
-        if preset is None:
-            made: Iterator[Any] = (as_bytes(picture)[None] for picture in pictures)
-            writer: Any = VideoWriter(out, job.rate, comment)
-        else:
-            program = planes_program(preset.bits, preset.shrink)
-            made = ([np.asarray(plane) for plane in program(picture)] for picture in pictures)
-            writer = DeliveryWriter(out, preset, job.rate, job.geometry.final, track=track, comment=comment)
-        stack.enter_context(writer)
-        for frame in stack.enter_context(ahead(made)):
-            writer.write(frame)
+        writer: Any = stack.enter_context(_writer(job, file))
+        for planes, frame in stack.enter_context(ahead(map(encodable, pictures))):
+            writer.write(planes)
+            if beside is not None and frame is not None:
+                beside(frame)
             count += 1
             if on_frame is not None:
                 on_frame()
     return count
 
 
-def _comment_of(video: Any) -> str | None:
+def _writer(job: Job, file: _File) -> Any:
+    if file.preset is None:
+        return VideoWriter(file.path, job.rate, file.comment, tags=file.tags)
+    how: dict[str, Any] = dict(track=file.track, comment=file.comment, tags=file.tags)
+    return DeliveryWriter(file.path, file.preset, job.rate, job.geometry.final, **how)
+
+
+def comment_of(video: Any) -> str | None:
     """The text that a video carries; None where there is none."""
     if isinstance(video, Video):
         return video.records[0]
@@ -188,7 +230,7 @@ def _comment_of(video: Any) -> str | None:
     return None
 
 
-def _recorded(comment: str | None, step: dict[str, Any]) -> str | None:
+def recorded(comment: str | None, step: dict[str, Any]) -> str | None:
     """The text of the finished video: a record with the step added; another text as it is."""
     if comment is None:
         return None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from cogvx_jax.data.rates import frame_rate
-from cogvx_jax.pipelines.options import parse_size
+from cogvx_jax.data.sizes import parse_size
 
 Fit = Literal["auto", "keep", "crop"]
 SCALES = (1, 2, 3, 4)

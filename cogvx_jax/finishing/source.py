@@ -32,12 +32,13 @@ class Opened:
 
 
 @contextlib.contextmanager
-def open_source(video: Any, fps: float | Fraction | None = None) -> Iterator[Opened]:
+def open_source(video: Any, fps: float | Fraction | None = None, count: int | None = None) -> Iterator[Opened]:
     """Opens a video to read it once.
 
     Args:
       video: a path, a `Video` of one clip, frames (F, H, W, 3) uint8, or an iterable of such, as they are made.
       fps: the rate of frames, which know none; of a file, another than it says.
+      count: of frames that are made one after the other, where it is known.
     Raises: FileNotFoundError; ValueError for what is no video, holds no frame, or has no known rate.
     """
     if isinstance(video, str | os.PathLike):
@@ -54,7 +55,7 @@ def open_source(video: Any, fps: float | Fraction | None = None) -> Iterator[Ope
         video, fps = video.frames[0], video.fps if fps is None else fps
     if fps is None:
         raise ValueError("frames know no rate; give source_fps, their frames a second")
-    count = len(video) if isinstance(video, np.ndarray) else None
+    count = len(video) if isinstance(video, np.ndarray) else count
     yield _opened(_frames(video), frame_rate(fps), count, "the video")
 
 

@@ -16,15 +16,9 @@ from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import to_bytes
 from cogvx_jax.finishing.cuts import is_cut
 from cogvx_jax.finishing.interpolate import between, middle_program
-from cogvx_jax.finishing.networks import (
-    INTERPOLATORS,
-    UPSCALERS,
-    Loaded,
-    find_weights,
-    load_interpolator,
-    load_upscaler,
-)
+from cogvx_jax.finishing.networks import Loaded, load_interpolator, load_upscaler
 from cogvx_jax.finishing.options import Finish, Geometry
+from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
 from cogvx_jax.finishing.rates import frame_count, last_count, levels, parts
 from cogvx_jax.finishing.source import Opened, open_source
 from cogvx_jax.finishing.upscale import upscale_program
@@ -73,18 +67,23 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(
-    video: Any, options: Finish, source_fps: float | Fraction | None = None, *, even: bool = True
+    video: Any,
+    options: Finish,
+    source_fps: float | Fraction | None = None,
+    *,
+    even: bool = True,
+    source_count: int | None = None,
 ) -> Iterator[Job]:
     """Opens a video, checks all that is asked of it, and loads the networks.
 
     Args:
-      video, source_fps: see `open_source`.
+      video, source_fps, source_count: see `open_source`.
       even: sides of the result are even.
     Raises: FileNotFoundError, also for weights that are not there; ValueError.
     """
     mesh = None if options.mesh is None else parse_mesh(options.mesh)
     upscaler = find_weights(options.upscaler, UPSCALERS) if options.scale > 1 else None
-    with open_source(video, source_fps) as source:
+    with open_source(video, source_fps, source_count) as source:
         rate = source.fps if options.rate is None else options.rate
         geometry = Geometry.of(options, source.height, source.width, even)
         flow = find_weights(options.interpolator, INTERPOLATORS) if levels(source.fps, rate) else None

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cogvx_jax.diffusion import objective
+from cogvx_jax.diffusion.places import Places
 from cogvx_jax.diffusion.update import SamplerState
 from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.models.tora import Motion
@@ -89,6 +90,7 @@ class SamplingInputs(NamedTuple):
     reference: Reference | None = None
     regions: jax.Array | None = None  # (B, T, h, w) int32, which prompt each latent has; None: all have the only one
     motion: Motion | None = None  # what the blocks are given of trajectories
+    places: Places | None = None  # windows of the picture; None: the model sees all of it at once
 
 
 def control_at(control: Control | None, step) -> Control | None:

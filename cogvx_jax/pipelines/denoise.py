@@ -214,7 +214,7 @@ def identifying(
     control, motion = inputs.control, inputs.motion
     control = None if control is None else control._replace(params=())
     motion = None if motion is None else motion._replace(fusers=())
-    beside = inputs.known, inputs.reference, inputs.regions, motion, control
+    beside = inputs.known, inputs.reference, inputs.regions, motion, control, inputs.places
     steps = None if short is None else (short.computed, short.control)
     laid = sampler.timesteps, sampler.table, weights, steps, windows
     return inputs.latents, inputs.condition, beside, states, laid
@@ -240,6 +240,7 @@ def _other_text() -> Identity:
 def given(windows: Any, control: Any, reference: Any, inputs: SamplingInputs) -> dict[str, Any]:
     """What of them there is, by name: stored programs know none."""
     named = dict(windows=windows, control=control, reference=reference, regions=inputs.regions, motion=inputs.motion)
+    named["places"] = inputs.places
     return {name: value for name, value in named.items() if value is not None}
 
 

@@ -92,7 +92,9 @@ def generate(
         on_step = as_on_step(callback_on_step_end, callback_on_step_end_tensor_inputs)
     check_steps_seen(on_step, resume, one_program)
     saved = None if resume is None else read_steps(resume)
-    request = _request(model, prompt, options, progress)
+    request = request_of(model, prompt, options, progress)
+    if request.finish is not None:
+        raise ValueError("frames are finished by `cogvx_jax.generate`; here, leave out finish")
     if request.extend is not None and output == "latents":
         raise ValueError("a video that is extended comes as frames; its segments have latents of their own")
     if saved is not None:
@@ -227,7 +229,8 @@ def request_facts(request: Request) -> dict[str, str]:
     """What saved steps say of the request that they are of."""
     size = f"{request.height}x{request.width}x{request.frames}"
     told = {"seed": str(request.seed), "steps": str(request.steps), "sampler": request.sampler, "size": size}
-    return {"request": request.digest(), "prompt": request.prompts[0][:200]} | told
+    sampled = dataclasses.replace(request, finish=None)  # which comes after the steps
+    return {"request": sampled.digest(), "prompt": request.prompts[0][:200]} | told
 
 
 def positioned(model: Model, request: Request) -> Model:
@@ -256,7 +259,8 @@ def fitting(model: Model, request: Request) -> Model:
     return check_decode(model, request.batch_shape, request.padding, request.strips, tiling=request.tiling)
 
 
-def _request(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
+def request_of(model: Model, prompt: str | list[str] | Request, options: dict[str, Any], progress: bool) -> Request:
+    """The checked request of arguments of `generate`; with `progress`, its notes are printed."""
     if isinstance(prompt, Request):
         if options:
             raise TypeError(f"a request has its options already; got {', '.join(sorted(options))}, too")

@@ -97,6 +97,7 @@ SOURCES: Mapping[str, Callable[[Any, Change], Any]] = {
     "region": _regions,
     "noises": _warped,
     "flow": _warped,
+    "finish": lambda value, change: value.with_paths(change),
     "calibration": _one,
     "controlnet": _all_weighted,
     "tora": _weighted,

@@ -73,4 +73,5 @@ FORMS: Mapping[str, Callable[[Any], Any]] = {
     "region": _regions,
     "noises": lambda value: value and format_warped(value),
     "flow": lambda value: value and format_warped(value),
+    "finish": lambda value: value and value.as_json,
 }

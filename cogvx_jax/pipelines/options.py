@@ -20,6 +20,8 @@ import tyro
 
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.regions import MAX_REGIONS, Region, parse_region
+from cogvx_jax.data.sizes import Size
+from cogvx_jax.data.sizes import parse_size as parse_size
 from cogvx_jax.diffusion.guidance_ways import Way, parse_guidance
 from cogvx_jax.diffusion.guiders import GUIDERS, Guider, parse_guider
 from cogvx_jax.diffusion.reuse import Reuse, parse_reuse
@@ -27,6 +29,7 @@ from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.diffusion.travel import Travel, parse_travel
 from cogvx_jax.diffusion.warped import WarpedNoise, parse_warped
 from cogvx_jax.diffusion.windows import Windows, parse_windows
+from cogvx_jax.finishing.asked import EXAMPLE, Finishing, parse_finishing
 
 MAX_GUIDANCE = 1000.0  # far beyond all use; near the end of float32's range every latent would be infinite
 MAX_IMAGE_SCALE = 1000.0
@@ -39,8 +42,6 @@ MAX_TRAJECTORIES = 64
 RANDOM = "random"
 POSITIONS = ("riflex",)  # beside those of training
 DIFFUSERS_NAMES = {"num_frames": "frames", "num_inference_steps": "steps"}  # beside height and width, which are `size`
-
-Size = tuple[int | None, int | None]  # height and width in pixels; None is the model's own
 
 
 def _word(metavar: str, read: Callable[[str], Any] = str) -> Any:
@@ -215,6 +216,8 @@ class Options(Sampling):
       strips: of rows that the VAE works large frames through in, to save memory, same result; None: as many as needed.
       tiling: run the VAE in tiles, to save memory; lossy, the result differs.
       fps: frames per second of the file; None is the input video's, or the model's own.
+      finish: what `cogvx finish` then does with the video, such as scale=2,fps=32 or size=2160x3840,codec=hevc; a
+        mapping in Python and JSON. docs/finishing.md has the keys.
       image_scale: factor of the image's latents; see `latents.image_scale`.
       latents: the noise to start from, (B, T, h, w, C) float32; with `video`, the noise it gets.
     """
@@ -258,6 +261,7 @@ class Options(Sampling):
     ] = None
     tiling: bool = False
     fps: Annotated[float | fractions.Fraction | None, _word("NUMBER", _read_rate)] = None
+    finish: Annotated[Any, _word("KEY=VALUE|PATH,..."), NONE] = None
     image_scale: Annotated[Any, tyro.conf.SuppressFixed] = None
     latents: Annotated[Any, tyro.conf.SuppressFixed] = None
 
@@ -297,16 +301,6 @@ def control_sources(asked: Options) -> list[Any]:
     if isinstance(control, str) and count > 1 and len(parts := control.split(",")) == count:
         return parts
     return list(control) if isinstance(control, list | tuple) and count else [control]
-
-
-def parse_size(text: str | None) -> Size:
-    """Height and width of "480x720"; None is the model's own."""
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isascii() and p.isdecimal() and len(p) < 10 for p in parts):
-        raise ValueError(f"size must be HEIGHTxWIDTH in pixels, such as 480x720, got {_shown(text)}")
-    return int(parts[0]), int(parts[1])
 
 
 def check_path(name: str, value: Any) -> str | os.PathLike:
@@ -622,6 +616,15 @@ def _fps(name: str, value: Any) -> fractions.Fraction | None:
     return frame_rate(number if isinstance(number, fractions.Fraction) else float(number))
 
 
+def _finishing(name: str, value: Any) -> Finishing | None:
+    """Of text, a mapping, or what was read before."""
+    if value is None or isinstance(value, Finishing):
+        return value
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"{name} must be text such as {EXAMPLE}, or a mapping, got {_shown(value)}")
+    return parse_finishing(value)
+
+
 def _latents(name: str, value: Any) -> np.ndarray | None:
     if value is None:
         return None
@@ -675,6 +678,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "strips": check_strips,
     "tiling": _yes_or_no,
     "fps": _fps,
+    "finish": _finishing,
     "image_scale": _number(-MAX_IMAGE_SCALE, MAX_IMAGE_SCALE),
     "latents": _latents,
 }

@@ -15,9 +15,11 @@ from cogvx_jax.data.video import read_video, resize_frames
 from cogvx_jax.diffusion import samplers
 from cogvx_jax.diffusion.guidance_ways import Way
 from cogvx_jax.diffusion.guiders import Guider
+from cogvx_jax.diffusion.places import PictureWindows
 from cogvx_jax.diffusion.reuse import Reuse
 from cogvx_jax.diffusion.travel import Travel
 from cogvx_jax.diffusion.windows import Laid, Windows, lay_out
+from cogvx_jax.finishing.asked import Finishing
 from cogvx_jax.nn.embeddings import intrinsic_frequency
 from cogvx_jax.pipelines.controlnets import ControlUse
 from cogvx_jax.pipelines.input_sources import InputSource, input_sources
@@ -52,7 +54,7 @@ GUIDED_ALONE = ("negative_prompt", "use_dynamic_cfg")  # options that do nothing
 LATER = (
     *("reuse", "way", "calibration", "guider", "enhance", "controls"),
     *("windows", "positions", "prefix", "extend", "carried", "finished"),
-    *("warped", "travel", "regions", "motion"),
+    *("warped", "travel", "regions", "motion", "finish", "picture_windows"),
 )
 
 
@@ -114,6 +116,8 @@ class Request(Settings):
     travel: Travel | None = None  # prompts that follow `prompts`, the same for all videos
     regions: Regions | None = None  # with prompts of their own, the same for all videos
     motion: MotionUse | None = None  # trajectories that all videos follow
+    picture_windows: PictureWindows | None = None  # that the model sees one after the other; None: the whole picture
+    finish: Finishing | None = None  # what is done with the frames afterwards
     asked: Options | None = None  # the options that this is of, completed by what is set here
     sources: tuple[InputSource, ...] = ()  # what was read
 
@@ -228,8 +232,11 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         regions=read_regions(spec, asked, settings.frames, settings.shape, settings.padding),
         motion=read_motion(spec, asked, settings.frames),
         warped=read_warped(asked, settings.frames, shape),
+        finish=asked.finish,
         **inputs,
     )
+    if request.finish is not None:
+        request.finish.check(request.height, request.width, request.fps)
     if request.latents is not None and request.latents.shape != request.batch_shape:
         raise ValueError(f"latents must be (B, T, h, w, C) = {request.batch_shape}, got {request.latents.shape}")
     return dataclasses.replace(request, asked=_completed(asked, request), sources=input_sources(asked))

@@ -17,7 +17,7 @@ from cogvx_jax.models.tora import Motion
 from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.pipelines.conditions import Control, condition_at, control_at, put_known, reference_at
 from cogvx_jax.pipelines.exact import row_by_row
-from cogvx_jax.pipelines.windowed import over_windows
+from cogvx_jax.pipelines.windowed import over_places, over_windows
 from cogvx_jax.sharding import activate, everywhere
 
 Branches = tuple[ControlBranch, ...]
@@ -40,7 +40,8 @@ def step_program(
       reference: latents like the state's, which the video's tokens look at in every block.
       motion: of `SamplingInputs`.
       regions: (B, T, h, w), of `SamplingInputs`. Then text is that of all prompts side by side.
-    Of control, reference and regions there is one at most.
+      places: windows of the picture, of `places.lay_out_places`; else the whole picture is seen at once.
+    Of control, reference and regions there is one at most, and with places none.
     """
     one = _update(transformer, guided, mesh, exact, guider, branches)
 
@@ -147,9 +148,10 @@ def _update(
         reference=None,
         regions=None,
         motion=None,
+        places=None,
     ):
         x = state.latents
-        velocity = over_windows(of_clip, windows, x.shape[-1], mesh)
+        velocity = over_windows(over_places(of_clip, places, x.shape[-1], mesh), windows, x.shape[-1], mesh)
         beside: tuple[jax.Array, ...] = () if control is None else control.channels
         beside += () if reference is None else (reference,)
         control = None if control is None else control._replace(channels=())

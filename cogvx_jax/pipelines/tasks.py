@@ -40,6 +40,9 @@ def sampling_inputs(model: Model, request: Request, noise: NoiseSource, sampler:
         inputs = inputs._replace(
             regions=replicate(np.broadcast_to(latents, request.batch_shape[:1] + latents.shape), model.mesh)
         )
+    if request.picture_windows is not None:
+        per_latent, patch = model.spec.vae.spatial_compression, model.spec.transformer.patch
+        inputs = inputs._replace(places=request.picture_windows.lay_out(request.shape[1:3], per_latent, patch))
     if request.motion is not None:
         size = request.height, request.width
         motion = motion_inputs(model, request.motion, request.frames, size, noise, tiling=request.tiling)

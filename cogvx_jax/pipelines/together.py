@@ -40,7 +40,7 @@ def likeness(request: Request) -> str | None:
     if any(getattr(request, name) is not None for name in ALONE):
         return None
     stills = request.stills and tuple(still._replace(pictures=()) for still in request.stills)
-    own: dict[str, Any] = dict(prompts=(), seed=0, fps=fractions.Fraction(1), stills=stills, video=None)
+    own: dict[str, Any] = dict(prompts=(), seed=0, fps=fractions.Fraction(1), stills=stills, video=None, finish=None)
     return dataclasses.replace(request, **own, negative=None if request.negative is None else ()).digest()
 
 

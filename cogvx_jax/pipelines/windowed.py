@@ -1,4 +1,4 @@
-"""The denoiser over windows of a clip, (weights, latents, text, t, *beside) -> v, one after the other in a program."""
+"""The denoiser over windows of a clip or a picture, (weights, latents, text, t, *beside) -> v, one after the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cogvx_jax.diffusion.places import Places
 from cogvx_jax.diffusion.windows import Laid
 from cogvx_jax.sharding import everywhere
 
@@ -37,6 +38,32 @@ def over_windows(velocity: Velocity, windows: Laid | None, channels: int, mesh: 
         start = _placed(jnp.zeros((*x.shape[:-1], channels), jnp.float32), mesh)
         total = jax.lax.fori_loop(0, windows.count, add, start)
         return total / windows.times[None, :, None, None, None]
+
+    return predict
+
+
+def over_places(velocity: Velocity, places: Places | None, channels: int, mesh: Mesh | None) -> Velocity:
+    """A denoiser whose v is the weighted mean of all windows of the picture; arguments as for `over_windows`.
+
+    What lies beside x has its height and width: (B, S, h, w, E).
+    """
+    if places is None:
+        return velocity
+    size = places.ramp.shape
+    corners, ramp, summed = (jnp.asarray(one) for one in places)
+
+    def cut(y: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(y, (0, 0, corner[0], corner[1], 0), (*y.shape[:2], *size, y.shape[4]))
+
+    def predict(weights: Any, x: jax.Array, text: jax.Array, t: jax.Array, *beside: jax.Array) -> jax.Array:
+        def add(i: jax.Array, total: jax.Array) -> jax.Array:
+            corner = corners[i]
+            v = velocity(weights, cut(x, corner), text, t, *(cut(one, corner) for one in beside))
+            more = cut(total, corner) + v * ramp[None, None, :, :, None]
+            return _placed(jax.lax.dynamic_update_slice(total, more, (0, 0, corner[0], corner[1], 0)), mesh)
+
+        start = _placed(jnp.zeros((*x.shape[:-1], channels), jnp.float32), mesh)
+        return jax.lax.fori_loop(0, len(corners), add, start) / summed[None, None, :, :, None]
 
     return predict
 

@@ -20,6 +20,8 @@ from cogvx_jax.pipelines.request import MAX_FRAMES, check_sampling, frame_unit
 from cogvx_jax.serving.bodies import UPLOADS, Fields, Upload
 from cogvx_jax.serving.composed import COMPOSED, MAX_PROMPT, Files, check_text, read_composed
 from cogvx_jax.serving.files import TAKES
+from cogvx_jax.serving.finishing import FIELDS as FINISH_FIELDS
+from cogvx_jax.serving.finishing import FINISH, INSTALL, enlarges, read_finish, to_size
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.weighted import read_loras
 
@@ -74,9 +76,6 @@ NOTHING: dict[str, tuple[Any, str]] = {
     "sound_duration": (None, "videos have no sound yet"),
     "watermark_enabled": (False, "videos get no watermark here"),
     "enable_teacache": (False, "say it as reuse, such as teacache:0.2; it is lossy"),
-    "enable_frame_interpolation": (False, "frames are not interpolated here"),
-    "frame_interpolation_exp": (None, "frames are not interpolated here"),
-    "frame_interpolation_scale": (None, "frames are not interpolated here"),
     "guidance_scale_2": (None, "these models have one transformer"),
     "true_cfg_scale": (None, "say it as guidance_scale"),
     "boundary_ratio": (None, "these models have one transformer"),
@@ -92,7 +91,7 @@ NOTHING: dict[str, tuple[Any, str]] = {
 SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
 OTHERS = (
     *("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user", "workflow"),
-    UPLOADS,
+    *(UPLOADS, FINISH, *FINISH_FIELDS),
 )
 
 
@@ -135,8 +134,13 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     options, notes = _options(fields, values) | read_composed(values, given), list[str]()
     files = _files(values, given) | given.stored
     given.check_used()
+    finish = _finish(fields, values, spec, options)
     if (size := _size(fields, values)) is not None:
-        options["size"] = fit_size(spec, size, strict, notes)
+        larger = None if {"size", "scale"} & finish.keys() else _enlarged(spec, size, notes)
+        options["size"] = fit_size(spec, size, strict and larger is None, notes if larger is None else [])
+        finish |= larger or {}
+    if finish:
+        options[FINISH] = finish
     if "seconds" in values:
         seconds = read_seconds(values["seconds"])
         if "frames" in options:
@@ -149,6 +153,8 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
     if user is not None and not isinstance(user, str):
         raise Refused("invalid_value", f"user must be text, got {quoted(user)}", "user")
     named = {DIFFUSERS_NAMES.get(field, field): field for field in (*OPTIONS, *COMPOSED) if field in values}
+    if (of_finish := next((field for field in (FINISH, *FINISH_FIELDS) if field in values), None)) is not None:
+        named[FINISH] = of_finish
     if (shape := next((field for field in SHAPES if field in values), None)) is not None:
         named["size"] = shape
     how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
@@ -212,6 +218,38 @@ def _options(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _finish(fields: Fields, values: Mapping[str, Any], spec: ModelSpec, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The option `finish` that fields ask for. Raises: Refused."""
+    given = {
+        name: _plain(name, values[name], kind, fields.textual) for name, kind in FINISH_FIELDS.items() if name in values
+    }
+    given |= {FINISH: values[FINISH]} if FINISH in values else {}
+    for name, value in given.items():
+        right = KINDS_OF.get(FINISH_FIELDS.get(name, ""))
+        if right is not None and type(value) not in right:
+            said = f"{name} must be {_WORDS.get(FINISH_FIELDS[name], 'text')}, got {quoted(value)}"
+            raise Refused("invalid_value", said, name)
+    return read_finish(given, options.get("fps") or spec.defaults.fps)
+
+
+def _enlarged(spec: ModelSpec, text: Any, notes: list[str]) -> dict[str, Any] | None:
+    """What makes a vendor's size of the model's own; None where it is no such size, or nothing here enlarges."""
+    if text not in SIZES:
+        return None
+    width, height = map(int, text.split("x"))
+    found = to_size(spec, width, height)
+    if (
+        found is None
+        or is_legal_size(spec, height, width)
+        and width * height <= spec.defaults.width * spec.defaults.height
+    ):
+        return None
+    if not enlarges():
+        notes.append(f"what enlarges videos is not installed on the server: {INSTALL} brings it")
+        return None
+    return found
+
+
 def _plain(field: str, text: Any, kind: str, textual: bool) -> Any:
     """A field as a value of its kind, also of a form, where all is text. Raises: Refused."""
     if kind == WHOLE and isinstance(text, float) and text.is_integer():  # JSON has one kind of numbers
@@ -231,6 +269,7 @@ def _plain(field: str, text: Any, kind: str, textual: bool) -> Any:
     raise Refused("invalid_value", f"{field} must be {_WORDS[kind]}, got {text[:60]!r}", field)
 
 
+KINDS_OF: dict[str, tuple[type, ...]] = {YES: (bool,), WHOLE: (int,), NUMBER: (int, float), TEXT: (str,)}
 _KIND_OF = {bool: YES, int: WHOLE, type(None): TEXT}
 _WORDS = {YES: "true or false", WHOLE: "a whole number", NUMBER: "a number", NUMBERS: "a number or a list of them"}
 

@@ -39,6 +39,9 @@ class CrewProgress(Progress):
             self.why = why
             raise Stopped(why)
 
+    def look(self) -> None:
+        pass
+
     def same(self, value: bool) -> bool:
         return self._exchange.of_first("yes" if value else "") == "yes"
 

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.fragments import FragmentedWriter
 from cogvx_jax.data.writer import VideoWriter
+from cogvx_jax.finishing.finish import Coming, finish_file
+from cogvx_jax.finishing.spare import Spared, unfinished, with_spare
 from cogvx_jax.pipelines import generate
 from cogvx_jax.pipelines.inputs import KINDS
 from cogvx_jax.pipelines.latents import decode_frames
@@ -24,11 +27,12 @@ from cogvx_jax.pipelines.provenance import record_text
 from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
+from cogvx_jax.serving.finishing import facts_of
 from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.store import WORKFLOW, live_of
 from cogvx_jax.serving.warned import warned
-from cogvx_jax.serving.worker import Progress
+from cogvx_jax.serving.worker import Progress, is_full
 from cogvx_jax.sharding import first_process
 
 
@@ -139,6 +143,9 @@ class Maker:
         """Writes the frames as they are decoded, and beside them for those who watch meanwhile."""
         change = functools.partial(_without_places, worded=self._worded(folder))
         comment = record_text(model, request, change=change) if self._record else None  # all processes hash weights
+        if request.finish is not None:
+            write_finished(request, frames, folder, out, progress, comment, _tags(folder) if self._record else {})
+            return
         with ExitStack() as files:
             writers: list[VideoWriter | FragmentedWriter] = []
             if first_process():
@@ -175,6 +182,57 @@ class Maker:
                 model = load_lora(model, find_lora(self._adapters.path(name), model.spec), weight)
             self._adapted = loras, model
         return self._adapted[1]
+
+
+def write_finished(
+    request: Request,
+    frames: Iterable[np.ndarray],
+    folder: Path,
+    out: Path,
+    progress: Progress,
+    comment: str | None,
+    tags: Mapping[str, str],
+) -> None:
+    """Writes the frames, finished as they are decoded, and beside them for those who watch meanwhile.
+
+    Where finishing fails, the video is as it was before, and a note says so.
+    """
+    finish, frame_count = request.finish, request.finished or request.frames
+    assert finish is not None
+    progress.tell(stage="finishing")
+
+    def checked() -> Iterator[np.ndarray]:
+        for pixels in frames:
+            yield pixels
+            progress.check()
+
+    if not first_process():
+        for _ in checked():
+            pass
+        return
+
+    def write(passing: Iterator[np.ndarray]) -> None:
+        with FragmentedWriter(live_of(out), fps=finish.rate(request.fps)) as live:
+
+            def beside(frame: np.ndarray) -> None:
+                live.write(frame)
+                progress.look()
+
+            coming = Coming(passing, request.fps, frame_count, comment, tags)
+            delivery = dataclasses.replace(finish.file, record=comment is not None)
+            finish_file(coming, out, finish.pictures, delivery, beside=beside)
+
+    try:
+        with_spare(write, checked(), out, request.fps, unfinished(comment), tags)
+    except Spared as spared:
+        cause = spared.__cause__
+        if cause is not None and is_full(cause):  # it is tried again
+            spared.place.unlink()
+            raise cause from None
+        spared.place.replace(out)
+        facts = facts_of(request, frame_count)
+        progress.shown |= facts
+        warnings.warn(f"the video is {facts['size']} as it was made: finishing failed: {cause}", stacklevel=2)
 
 
 def _tags(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from cogvx_jax.serving import schemas
 from cogvx_jax.serving.asking import MAX_ENHANCED, check_prompt
 from cogvx_jax.serving.bodies import read_fields
 from cogvx_jax.serving.files import MAX_PICTURE, file_of, opened_picture
+from cogvx_jax.serving.finishing import offered
 from cogvx_jax.serving.measures import TYPE
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.site import Site, key_of, site_of
@@ -44,7 +45,7 @@ def metrics(request: Request) -> Response:
 
 
 def _model(site: Site, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "cogvx_jax"}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "cogvx_jax", "finish": offered()}
 
 
 @router.get("/v1/models", **schemas.gets(schemas.ANY))
@@ -74,7 +75,7 @@ def model_info(request: Request) -> Response:
     steps = {"num_inference_steps": own.num_inference_steps, "guidance_scale": own.guidance_scale}
     about = {"model_path": service.model, "name": service.spec.name, "task_type": service.spec.kind}
     parts = {f"{option}s": sorted(part.names()) for option, part in service.parts.items()}
-    return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names)} | parts)
+    return JSONResponse(about | {"defaults": sizes | steps, "loras": sorted(names), "finish": offered()} | parts)
 
 
 @router.post("/v1/prompts/enhance", **schemas.posts_json(schemas.ENHANCED, schemas.ENHANCE))

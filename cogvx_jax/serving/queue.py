@@ -248,9 +248,17 @@ class Queue:
         changed = _CHANGED if progress else {}  # to be alive is nothing new
         return self._change(*_held(job), due=clock() + lease, **progress, **changed)
 
-    def complete(self, job: Job, *, result: str, size: int, **shown: Any) -> bool:
-        """Ends a claimed job well, its file whole under its final name. False as for `beat`."""
-        ended = dict(status=COMPLETED, result=result, bytes=size, shown=dict(job.shown) | shown, stage="")
+    def complete(
+        self, job: Job, *, result: str, size: int, told: Mapping[str, Any] | None = None, **shown: Any
+    ) -> bool:
+        """Ends a claimed job well, its file whole under its final name. False as for `beat`.
+
+        Args:
+          size: bytes of its folder.
+          told: what the APIs answer from now on, beside `shown`.
+        """
+        facts = dict(job.shown) | dict(told or {}) | shown
+        ended = dict(status=COMPLETED, result=result, bytes=size, shown=facts, stage="")
         return self._change(*_held(job), **ended, step=JOBS.c.steps, **_ENDED)
 
     def fail(self, job: Job, code: str, message: str) -> bool:

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from cogvx_jax.finishing.options import SCALES
+from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS
 from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, NUMBERS, OPTIONS, RATIOS
+from cogvx_jax.serving.finishing import EXPONENTS
 from cogvx_jax.serving.openapi_bounds import BOUNDS
 
 Schema = dict[str, Any]
@@ -81,6 +84,19 @@ _ONE_OR_SEVERAL: dict[str, Schema] = {  # fields of several kinds of values
 }
 
 
+_FINISH: dict[str, Schema] = {
+    "finish": _any(TEXT | {"description": "such as scale=2,fps=32"}, {"type": "object"}),
+    "enable_upscaling": {"type": "boolean"},
+    "upscaling_scale": WHOLE | {"enum": list(SCALES)},
+    "upscaling_model_path": TEXT | {"enum": list(UPSCALERS)},
+    "enable_frame_interpolation": {"type": "boolean"},
+    "frame_interpolation_exp": WHOLE | dict(zip(("minimum", "maximum"), EXPONENTS, strict=True)),
+    "frame_interpolation_scale": REAL | {"enum": [1]},
+    "frame_interpolation_model_path": TEXT | {"enum": list(INTERPOLATORS)},
+    "output_fps": REAL | {"exclusiveMinimum": 0, "description": "frames a second, those in between interpolated"},
+}
+
+
 def field_of(option: str) -> Schema:
     """The schema of an option's values, without null."""
     kind = OPTIONS[option]
@@ -104,6 +120,7 @@ _FIELDS: dict[str, Schema] = {
     "lora": _null(_LORA),
     **{name: _null(field_of(name)) for name in OPTIONS},
     **{name: _null(schema) for name, schema in _ONE_OR_SEVERAL.items()},
+    **{name: _null(schema) for name, schema in _FINISH.items()},
     **{name: _null(FILE_TEXT) for name in FILES},
     **{name: {"enum": list(dict.fromkeys((value, None)))} for name, (value, _) in NOTHING.items()},
 }

@@ -22,6 +22,7 @@ from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_fold
 from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
+from cogvx_jax.serving.finishing import finished_facts
 from cogvx_jax.serving.jobs import ALIKE, COMPLETED, Job, new_id
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
@@ -228,7 +229,7 @@ class Service:
         }
         like = likeness(request)
         stored[ALIKE] = None if like is None else f"{like} {json.dumps(stored['loras'])}"
-        return facts
+        return facts | finished_facts(request, facts["num_frames"])
 
     def _spec_with(self, loras: Sequence[Sequence[Any]]) -> ModelSpec:
         """The spec with what distilled LoRAs bring. Raises: ValueError, OSError for LoRAs that cannot be had."""

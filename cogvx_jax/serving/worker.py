@@ -64,6 +64,10 @@ class Progress:
         if self.why is not None:
             raise Stopped(self.why)
 
+    def look(self) -> None:
+        """As `check`, where only one of the processes that make a job comes by: then it does nothing."""
+        self.check()
+
     def same(self, value: bool) -> bool:
         """What the first of several processes that make a job decides, in all of them; here there is one."""
         return value
@@ -289,7 +293,7 @@ class Worker:
         known = [*job.inputs, out.name]
         shown: Mapping[str, Any] = task.progress.shown | {"inference_time_s": round(seconds, 3)}
         self._queue.beat(job, self._lease, **task.progress.take())
-        if self._queue.complete(job, result=out.name, size=self._store.size(job.id), **shown):
+        if self._queue.complete(job, result=out.name, size=self._store.size(job.id), told=shown):
             self._store.keep_only(job.id, known)
             self._report(f"{job.id}: made in {seconds:.1f} s")
         else:

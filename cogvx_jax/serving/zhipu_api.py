@@ -16,6 +16,8 @@ from cogvx_jax.serving.asking import NOTHING, OPTIONS, Asked, check_prompt, read
 from cogvx_jax.serving.bodies import Fields, read_fields
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import file_of
+from cogvx_jax.serving.finishing import FIELDS as FINISH_FIELDS
+from cogvx_jax.serving.finishing import FINISH, INSTALL, interpolates
 from cogvx_jax.serving.jobs import COMPLETED, FAILED, Job
 from cogvx_jax.serving.refusals import Refused
 from cogvx_jax.serving.service import Rules
@@ -30,7 +32,7 @@ DEFAULT_PROMPT = "the scene of the picture comes to life"  # where there is a pi
 RATES, DURATIONS = (30, 60), (5, 10)
 PASSED = (  # fields that are ours, and mean the same here
     *("model", "prompt", "size", "aspect_ratio", "loras", "video", "mask"),
-    *(field for field in (*OPTIONS, *COMPOSED) if field != "fps"),
+    *(field for field in (*OPTIONS, *COMPOSED, FINISH, *FINISH_FIELDS) if field != "fps"),
 )
 OWN = ("image_url", "quality", "fps", "duration", "request_id", "user_id", "sensitive_word_check", "off_peak")
 VIDU = {"style": "general", "movement_amplitude": "auto"}  # of other models: the value that asks for nothing
@@ -91,10 +93,16 @@ def read_generation(values: dict[str, Any], spec: ModelSpec, rules: Rules) -> As
     if (duration := values.get("duration")) is not None:
         given["seconds"] = _one_of(duration, "duration", DURATIONS)
     rate, notes = _one_of(values.get("fps"), "fps", RATES), list[str]()
-    if rate is not None and rate != spec.defaults.fps:
+    smoother = {} if rate is None or rate <= spec.defaults.fps else {"output_fps": rate}
+    if smoother and "finish" not in given and interpolates():
+        given |= smoother
+    elif rate is not None and rate != spec.defaults.fps and "finish" not in given:
+        missing = f"; what interpolates frames is not installed on the server: {INSTALL} brings it" * bool(smoother)
         if rules.strict:
-            raise Refused("invalid_value", f"{spec.name} makes {spec.defaults.fps} frames a second, not {rate}", "fps")
-        notes.append(f"{rate} frames a second became {spec.defaults.fps}, which {spec.name} makes")
+            raise Refused(
+                "invalid_value", f"{spec.name} makes {spec.defaults.fps} frames a second, not {rate}{missing}", "fps"
+            )
+        notes.append(f"{rate} frames a second became {spec.defaults.fps}, which {spec.name} makes{missing}")
     given["user"] = _text(values, "user_id", 6, 128)
     fields = Fields({name: value for name, value in given.items() if value is not None})
     asked = read_asked(fields, spec, strict=rules.strict, fetches=rules.fetches)

@@ -1,6 +1,7 @@
 """What the page does, without a widget: forms in, jobs and settings out. It is thin over the service."""
 
 import dataclasses
+import functools
 import secrets
 import sys
 import traceback
@@ -13,6 +14,7 @@ from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting.languages import other_language
 from cogvx_jax.serving.asking import Asked, read_asked
 from cogvx_jax.serving.bodies import Fields
+from cogvx_jax.serving.finishing import enlarges, interpolates
 from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.keys import Key, Keys
 from cogvx_jax.serving.looks import Looks
@@ -55,6 +57,12 @@ class Desk:
         self.service, self.keys, self._improve = service, keys, improve
         self.looks = Looks(service.queue)
         self.fields, self.files = fields_of(service.spec), files_of(service.spec)
+
+    @functools.cached_property
+    def missing(self) -> frozenset[str]:
+        """Fields of finishing whose networks' weights are not here."""
+        there = {"upscaling_scale": enlarges(), "output_fps": interpolates()}
+        return frozenset(name for name, here in there.items() if not here)
 
     @property
     def improves(self) -> bool:

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.finishing.options import SCALES
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, NEEDS, Options, Sampling
 from cogvx_jax.serving import schemas
@@ -77,11 +78,19 @@ class Field:
         return self.own
 
 
+FINISH = "finish"  # the place of what is done with the video afterwards
+FINISHING = (
+    Field(name="upscaling_scale", kind=WHOLE, place=FINISH, choices=tuple(str(scale) for scale in SCALES if scale > 1)),
+    Field(name="output_fps", kind=NUMBER, place=FINISH),
+)
+OF_FINISH = {"scale": "upscaling_scale", "fps": "output_fps"}  # keys of the option -> their fields
+
+
 def fields_of(spec: ModelSpec) -> tuple[Field, ...]:
     """The fields for a model, but for the prompt, the seed, LoRAs and files."""
     names = [name for name in OPTIONS if name not in DIFFUSERS_NAMES and name != SEED]
     known = [name for name in names if OPTIONS[name] in KINDS and _is_of_use(spec, name)]
-    return (_size(spec), *(_field(spec, name) for name in known))
+    return (_size(spec), *(_field(spec, name) for name in known), *FINISHING)
 
 
 def files_of(spec: ModelSpec) -> dict[str, bool]:

@@ -10,7 +10,7 @@ from cogvx_jax.pipelines.inputs import KINDS
 from cogvx_jax.pipelines.request import frame_unit
 from cogvx_jax.serving.asking import WHOLE, YES
 from cogvx_jax.serving.page.actions import Desk
-from cogvx_jax.serving.page.fields import FINER, Field
+from cogvx_jax.serving.page.fields import FINER, FINISH, Field
 from cogvx_jax.serving.page.prompts import FORMULAS, MOVEMENTS, examples
 from cogvx_jax.serving.page.settings import MOST
 from cogvx_jax.serving.page.style import CLICKS
@@ -154,16 +154,19 @@ def _finer(page: Widgets, desk: Desk) -> None:
         page.put(gr.Markdown, _value("dropped.help"), elem_classes="cogvx-help")
         kinds = [".mp4", ".webm"]
         page.parts["dropped"] = gr.File(show_label=False, file_types=kinds, type="filepath", height=120)
-    with page.put(gr.Accordion, _label("later"), open=False):
-        for name in ("larger", "smoother", "sound"):
-            words = lambda lang, name=name: {"label": say(name, lang), "info": say(f"{name}.why", lang)}  # noqa: E731
-            page.put(gr.Checkbox, words, interactive=False)
+    with page.put(gr.Accordion, _label("finish"), open=False):
+        with gr.Row():
+            _of(page, desk, FINISH)
+        page.put(
+            gr.Checkbox, lambda lang: {"label": say("sound", lang), "info": say("sound.why", lang)}, interactive=False
+        )
 
 
 def _of(page: Widgets, desk: Desk, place: str) -> None:
     """The widgets of all fields of a place."""
     for field in (one for one in desk.fields if one.place == place):
-        page.options[field.name] = page.put(*_widget(field, desk))
+        there: dict[str, Any] = {"interactive": False} if field.name in desk.missing else {}
+        page.options[field.name] = page.put(*_widget(field, desk), **there)
 
 
 def _widget(field: Field, desk: Desk) -> tuple[Callable[..., Any], Words]:
@@ -196,7 +199,7 @@ def _words_of(field: Field, desk: Desk, lang: str) -> dict[str, Any]:
         return {"label": field.name.replace("_", " "), "info": field.help}
     own = spec.defaults
     values = {"unit": frame_unit(spec), "own": own.num_frames, "seconds": f"{own.num_frames / own.fps:.3g}"}
-    key = f"{field.name}.help"
+    key = f"{field.name}.none" if field.name in desk.missing else f"{field.name}.help"
     return {"label": say(field.name, lang), "info": say(key, lang, **values) if key in WORDS else field.help}
 
 

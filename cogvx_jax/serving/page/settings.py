@@ -15,7 +15,7 @@ from cogvx_jax.serving.asking import YES, Asked, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.files import TAKES, most_bytes
 from cogvx_jax.serving.jobs import Job
-from cogvx_jax.serving.page.fields import SEED, SIZE, Field
+from cogvx_jax.serving.page.fields import FINISH, OF_FINISH, SEED, SIZE, Field
 from cogvx_jax.serving.page.prompts import with_movement
 from cogvx_jax.serving.page.words import say
 from cogvx_jax.serving.refusals import Refused
@@ -144,6 +144,7 @@ def of_record(record: Record, fields: Sequence[Field], service: Service, languag
 def _values(options: Json, fields: Sequence[Field]) -> tuple[dict[str, Any], list[str]]:
     """What the widgets of options show, and the options that have none."""
     found: dict[str, Any] = {}
+    options = _spread(options)
     for field in fields:
         value = options.get(field.name)
         if field.name == SIZE and isinstance(value, str | list | tuple):
@@ -151,6 +152,17 @@ def _values(options: Json, fields: Sequence[Field]) -> tuple[dict[str, Any], lis
             value = f"{width}x{height}"
         found[field.name] = field.shown if value is None else str(value) if _is_text(field) else value
     return found, [name for name in options if name not in found]
+
+
+def _spread(options: Json) -> Json:
+    """Options with those fields in place of `finish` that the page has; what else it says stays there."""
+    finish = options.get(FINISH)
+    if not isinstance(finish, Mapping):
+        return options
+    rest = {key: value for key, value in finish.items() if key not in OF_FINISH}
+    shown = {OF_FINISH[key]: value for key, value in finish.items() if key in OF_FINISH}
+    others = {name: value for name, value in options.items() if name != FINISH}
+    return others | shown | ({FINISH: rest} if rest else {})
 
 
 def _is_text(field: Field) -> bool:
