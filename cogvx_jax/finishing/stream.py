@@ -99,21 +99,29 @@ def open_job(
         )
 
 
-def finished_pictures(job: Job) -> Generator[jax.Array, None, None]:
-    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order."""
+def finished_pictures(job: Job, begin: int = 0) -> Generator[jax.Array, None, None]:
+    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order.
+
+    Args:
+      begin: number of the source's frame with which they begin.
+    """
     enlarge, middle = _enlarge(job), _middle(job)
     first = job.options.interpolate_first
-    with ahead(job.source.frames) as frames:
-        made = _timed(job, frames, _as_float if first else enlarge, middle)
+    with ahead(job.source.frames_from(begin)) as frames:
+        made = _timed(job, frames, _as_float if first else enlarge, middle, begin)
         yield from map(enlarge, made) if first else made
 
 
 def _timed(
-    job: Job, frames: Iterator[np.ndarray], enlarge: Callable, middle: Callable[[jax.Array, jax.Array], jax.Array]
+    job: Job,
+    frames: Iterator[np.ndarray],
+    enlarge: Callable,
+    middle: Callable[[jax.Array, jax.Array], jax.Array],
+    begin: int,
 ) -> Iterator[jax.Array]:
     """Every frame at its moments, and what lies between it and the next."""
-    fps, before, picture, number = job.source.fps, None, None, -1
-    for number, frame in enumerate(frames):
+    fps, before, picture, number = job.source.fps, None, None, begin - 1
+    for number, frame in enumerate(frames, begin):
         following = enlarge(frame)
         if before is not None and picture is not None:
             moments = parts(number - 1, fps, job.rate)
@@ -121,9 +129,8 @@ def _timed(
                 moments = (Fraction(0),) * len(moments)
             yield from between(picture, following, moments, middle)
         before, picture = frame, following
-    for _ in range(last_count(number + 1, fps, job.rate, job.options.hold)):
-        assert picture is not None
-        yield picture
+    if picture is not None:  # else the source ends where it was to begin
+        yield from [picture] * last_count(number + 1, fps, job.rate, job.options.hold)
 
 
 def _enlarge(job: Job) -> Callable[[Any], jax.Array]:

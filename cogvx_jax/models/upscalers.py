@@ -69,7 +69,7 @@ class CompactUpscaler(Upscaler):
             y = Conv2D(self.width, dtype=self.dtype, name=f"conv_{layer}")(y)
             y = PReLU(name=f"act_{layer}")(y)
         y = Conv2D(3 * self.scale**2, dtype=self.dtype, name=f"conv_{self.layers + 1}")(y)
-        return pixel_shuffle(y.astype(jnp.float32), self.scale) + repeat_pixels(x, self.scale)
+        return pixel_shuffle(y, self.scale).astype(jnp.float32) + repeat_pixels(x, self.scale)
 
 
 class DenseUpscaler(Upscaler):
