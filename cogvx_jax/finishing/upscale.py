@@ -15,17 +15,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cogvx_jax.models.upscalers import Upscaler
 
 STEP = 8  # pixels, in which TPUs hold pictures
-TILE = 256  # pixels of a tile's side before it is enlarged, halo not counted
 
 
 def upscale_program(
-    network: Upscaler, height: int, width: int, tile: int = TILE, mesh: Mesh | None = None
+    network: Upscaler, height: int, width: int, tile: int | None = None, mesh: Mesh | None = None
 ) -> Callable[[Any, Any], jax.Array]:
     """A function of parameters and a picture (H, W, 3) in [0, 1] -> (s H, s W, 3), in [0, 1] too, compiled once.
 
     Args:
+      tile: pixels of a tile's side before it is enlarged, halo not counted; None is the network's own.
       mesh: its devices compute a tile each at a time, whatever their axes; the picture comes together on the first.
     """
+    tile = network.tile if tile is None else tile
     places = _rounds(_places(network.halo, height, width, tile), 1 if mesh is None else mesh.size)
     core = _core(height, tile), _core(width, tile)
     window = min(core[0] + 2 * network.halo, height), min(core[1] + 2 * network.halo, width)

@@ -33,6 +33,11 @@ class Upscaler(nn.Module):
         raise NotImplementedError
 
     @property
+    def tile(self) -> int:
+        """Pixels of a tile's side, halo not counted, by which memory is little and the halo no large part of it."""
+        return 256
+
+    @property
     def multiplications(self) -> int:
         """Of one pixel that comes in, each with an addition."""
         raise NotImplementedError
@@ -57,6 +62,10 @@ class CompactUpscaler(Upscaler):
     @property
     def halo(self) -> int:
         return self.layers + 2  # exact: each convolution sees a pixel more
+
+    @property
+    def tile(self) -> int:
+        return 384
 
     @property
     def multiplications(self) -> int:
