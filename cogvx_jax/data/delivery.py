@@ -6,6 +6,7 @@ so: matrix, primaries, transfer and range are those of BT.709.
 
 import contextlib
 import fractions
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import av
 import numpy as np
 
 from cogvx_jax.data.comments import TAG
+from cogvx_jax.data.packets import Encoded, begin_packets, end_packets, open_packets, write_packet
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.sound import RATE, Player, Track
 from cogvx_jax.data.writer import check_output_place
@@ -23,7 +25,7 @@ from cogvx_jax.temporaries import hidden_folder, written_place
 BT709 = 1  # of matrix, primaries and transfer in ITU-T H.273; of the range, limited
 SOUND_BITS = {"aac": 192_000, "libopus": 160_000}  # a second; the others lose nothing
 SOUND_FORMATS = {"aac": "fltp", "libopus": "flt", "pcm_s24le": "s32", "flac": "s16"}
-X265 = {"x265-params": "open-gop=0:log-level=none"}
+NARROW = 64  # pixels of a side: of pictures 34 to 46 wide, x265's cutree writes where it must not
 
 
 class Preset(NamedTuple):
@@ -114,7 +116,9 @@ class DeliveryWriter:
             for planes in pictures:
                 writer.write(planes)
 
-    Memory does not grow with the video. `path` appears, or is replaced, only when the block ends well.
+    Or of files that `PacketWriter` wrote, in their order: `writer.append(file)` for each. Pictures are written or
+    appended, not both. Memory does not grow with the video. `path` appears, or is replaced, only when the block ends
+    well.
 
     Args:
       size: height and width; even where chroma is halved.
@@ -148,17 +152,47 @@ class DeliveryWriter:
             self._partial = folder / self._final.name
             self._container = stack.enter_context(self._open())
             self._video, self._audio = self._video_stream(), self._audio_stream()
+            self._encoding, self._late = (
+                False,
+                0,
+            )  # frames by which the first appended one is decoded before it is shown
             self._stack = stack.pop_all()
         return self
 
     def write(self, planes: Sequence[np.ndarray]) -> None:
         """Appends a picture: luma (H, W) and two planes of chroma, uint8 or uint16 by the preset's bits."""
         with self._naming_the_file():
-            self._container.mux(self._video.encode(self._picture(planes)))
-            self._count += 1
-            if self._player is not None:
-                for block in self._player.until(self._samples):
-                    self._sound(block)
+            self._encoding = True
+            self._container.mux(self._video.encode(frame_of(planes, self._preset, self._size, self._count, self._fps)))
+            self._counted()
+
+    def append(self, file: Path) -> None:
+        """Appends the pictures that `PacketWriter` encoded, of the same preset, rate and size. Raises: ValueError."""
+        with self._naming_the_file(), open_packets(file) as packets:
+            self._container.start_encoding()
+            if packets.about != bytes(self._video.codec_context.extradata or b""):
+                raise ValueError(f"{str(file)!r} was encoded otherwise; remove its folder and begin anew")
+            first = self._count
+            for packet in packets:
+                if not self._count:
+                    self._late = -packet.decoded
+                self._container.mux(self._packet(packet, first))
+                self._counted()
+
+    def _packet(self, encoded: Encoded, first: int) -> Any:
+        # Decoders take a frame after the other. Of a file of few frames the encoder counts otherwise.
+        packet: Any = av.Packet(encoded.data)
+        packet.stream, packet.time_base = self._video, 1 / self._fps
+        packet.pts, packet.dts, packet.duration = first + encoded.shown, self._count - self._late, 1
+        packet.is_keyframe = encoded.key
+        return packet
+
+    def _counted(self) -> None:
+        """Counts a picture, and writes the sound that is heard until its end."""
+        self._count += 1
+        if self._player is not None:
+            for block in self._player.until(self._samples):
+                self._sound(block)
 
     def __exit__(self, kind, value, traceback) -> None:
         with self._stack:
@@ -174,7 +208,8 @@ class DeliveryWriter:
         if not self._count:
             raise ValueError(f"no frames were given for {str(self.path)!r}; write at least one")
         with self._naming_the_file():
-            self._container.mux(self._video.encode(None))
+            if self._encoding:
+                self._container.mux(self._video.encode(None))
             if self._player is not None:
                 self._sound(self._player.end())
                 self._container.mux(self._audio.encode(None))
@@ -192,16 +227,9 @@ class DeliveryWriter:
         return found
 
     def _video_stream(self) -> Any:
-        preset = self._preset
-        os.environ.setdefault("SVT_LOG", "1")  # else it says its settings on stderr; it knows no other way
-        crf = {} if preset.crf is None else {"crf": str(preset.crf)}
-        stream: Any = self._container.add_stream(preset.encoder, rate=self._fps, options=preset.options | crf)
-        context = stream.codec_context
-        context.height, context.width, context.pix_fmt = *self._size, preset.pixels
-        context.time_base = 1 / self._fps
-        context.color_range = context.colorspace = context.color_primaries = context.color_trc = BT709
-        if preset.tag is not None and self.path.suffix.lower() != ".mkv":
-            context.codec_tag = preset.tag
+        stream = encoder_stream(self._container, self._preset, self._fps, self._size)
+        if self._preset.tag is not None and self.path.suffix.lower() != ".mkv":
+            stream.codec_context.codec_tag = self._preset.tag
         return stream
 
     def _audio_stream(self) -> Any:
@@ -221,16 +249,6 @@ class DeliveryWriter:
         frame.pts, self._heard = self._heard, self._heard + block.shape[1]
         self._container.mux(self._audio.encode(frame))
 
-    def _picture(self, planes: Sequence[np.ndarray]) -> Any:
-        frame: Any = av.VideoFrame(self._size[1], self._size[0], self._preset.pixels)
-        for plane, numbers in zip(frame.planes, planes, strict=True):
-            rows = np.zeros((numbers.shape[0], plane.line_size // numbers.itemsize), numbers.dtype)
-            rows[:, : numbers.shape[1]] = numbers
-            plane.update(rows)
-        frame.color_range = frame.colorspace = frame.color_primaries = frame.color_trc = BT709
-        frame.pts, frame.time_base = self._count, 1 / self._fps
-        return frame
-
     @contextlib.contextmanager
     def _naming_the_file(self) -> Iterator[None]:
         try:
@@ -238,6 +256,81 @@ class DeliveryWriter:
         except (OSError, av.FFmpegError) as error:
             reason = getattr(error, "strerror", None) or error
             raise OSError(f"{str(self.path)!r} could not be written: {reason}") from error
+
+
+class PacketWriter:
+    """Encodes pictures into a file of packets, a part of a video: `DeliveryWriter.append` joins such files.
+
+    The encoder begins anew with each file, so a part depends on its own pictures alone. `path` appears only when it is
+    whole and on the disk; otherwise nothing of it stays.
+
+    Args: as of `DeliveryWriter`. Raises: OSError or av.FFmpegError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, preset: Preset, fps: float | fractions.Fraction, size: tuple[int, int]):
+        self._path, self._part = path, path.with_suffix(".part")
+        self._preset, self._fps, self._size = preset, frame_rate(fps), size
+        self._count, self._begun = 0, False
+
+    def __enter__(self) -> "PacketWriter":
+        with contextlib.ExitStack() as stack:
+            self._file = stack.enter_context(self._part.open("wb"))
+            # It only says that the encoder's header is to stand apart, as in all files that packets come to.
+            container = stack.enter_context(av.open(io.BytesIO(), "w", format="matroska"))
+            self._video = encoder_stream(container, self._preset, self._fps, self._size)
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, planes: Sequence[np.ndarray]) -> None:
+        """Appends a picture, as `DeliveryWriter.write` takes it."""
+        self._encode(frame_of(planes, self._preset, self._size, self._count, self._fps))
+        self._count += 1
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            with self._stack:
+                if kind is None:
+                    self._encode(None)
+                    end_packets(self._file)
+            if kind is None:
+                self._part.replace(self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def _encode(self, frame: Any) -> None:
+        for packet in self._video.encode(frame):
+            if not self._begun:
+                begin_packets(self._file, bytes(self._video.codec_context.extradata or b""))
+                self._begun = True
+            write_packet(self._file, Encoded(bytes(packet), packet.pts, packet.dts, packet.is_keyframe))
+
+
+def encoder_stream(container: Any, preset: Preset, fps: fractions.Fraction, size: tuple[int, int]) -> Any:
+    """A stream of a container whose encoder takes a preset's pictures."""
+    os.environ.setdefault("SVT_LOG", "1")  # else it says its settings on stderr; it knows no other way
+    options = dict(preset.options) | ({} if preset.crf is None else {"crf": str(preset.crf)})
+    if preset.encoder == "libx265" and min(size) < NARROW:
+        options["x265-params"] += ":no-cutree=1"
+    stream: Any = container.add_stream(preset.encoder, rate=fps, options=options)
+    context = stream.codec_context
+    context.height, context.width, context.pix_fmt = *size, preset.pixels
+    context.time_base = 1 / fps
+    context.color_range = context.colorspace = context.color_primaries = context.color_trc = BT709
+    return stream
+
+
+def frame_of(
+    planes: Sequence[np.ndarray], preset: Preset, size: tuple[int, int], number: int, fps: fractions.Fraction
+) -> Any:
+    """A picture as encoders take it: luma and two planes of chroma, uint8 or uint16 by the preset's bits."""
+    frame: Any = av.VideoFrame(size[1], size[0], preset.pixels)
+    for plane, numbers in zip(frame.planes, planes, strict=True):
+        rows = np.zeros((numbers.shape[0], plane.line_size // numbers.itemsize), numbers.dtype)
+        rows[:, : numbers.shape[1]] = numbers
+        plane.update(rows)
+    frame.color_range = frame.colorspace = frame.color_primaries = frame.color_trc = BT709
+    frame.pts, frame.time_base = number, 1 / fps
+    return frame
 
 
 def check_even(size: tuple[int, int], preset: Preset) -> None:

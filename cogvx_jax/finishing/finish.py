@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,19 +10,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 
-from cogvx_jax.data.comments import read_tags
-from cogvx_jax.data.delivery import CONTAINERS, DeliveryWriter, Preset, check_deliverable, check_even, preset_of
+from cogvx_jax.data.comments import file_sha256, read_tags
+from cogvx_jax.data.delivery import CONTAINERS, Preset, check_deliverable, check_even, preset_of
 from cogvx_jax.data.sound import Track, check_sound
 from cogvx_jax.data.video import Video
-from cogvx_jax.data.writer import VideoWriter, check_writable
+from cogvx_jax.data.writer import check_writable
 from cogvx_jax.finishing.ahead import ahead
-from cogvx_jax.finishing.colour import planes_program
+from cogvx_jax.finishing.fragments import EncodedFragments, Fragments, PictureFragments, write_fragments
 from cogvx_jax.finishing.options import Delivery, Finish
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
-from cogvx_jax.pipelines.provenance import versions
+from cogvx_jax.pipelines.provenance import device, versions
 from cogvx_jax.pipelines.record import parse_record
+from cogvx_jax.temporaries import carry_parts, hidden_folder, is_kept, keep_parts, written_place
 
 
 def finish(video: Any, *, source_fps: float | Fraction | None = None, **options: Any) -> Video:
@@ -88,6 +91,10 @@ def finish_stream(video: Any, *, source_fps: float | Fraction | None = None, **o
     return FinishedStream(video, Finish(**options), source_fps)
 
 
+def _nothing(*_: Any) -> None:
+    pass
+
+
 class Finished(NamedTuple):
     """What was written."""
 
@@ -118,16 +125,20 @@ def finish_file(
     options: Finish | None = None,
     delivery: Delivery | None = None,
     *,
-    on_job: Callable[[Job], None] | None = None,
-    on_frame: Callable[[], None] | None = None,
+    on_job: Callable[[Job], None] = _nothing,
+    on_resumed: Callable[[int], None] = _nothing,
+    on_frame: Callable[[], None] = _nothing,
     beside: Callable[[np.ndarray], None] | None = None,
 ) -> Finished:
     """Finishes a file, or frames as they come, into a file: from floats, not bytes, where the codec has 10 bits.
 
+    Of a run on a file that was killed, what was whole is taken over where all that decides about it is the same.
+
     Args:
       on_job: gets what is to be done once all is checked, before it begins.
+      on_resumed: gets how many frames an earlier run made, if any.
       on_frame: is called after each frame.
-      beside: gets each frame before that, too, (1, H, W, 3) uint8.
+      beside: gets each frame that this run makes, before it is written, too, (1, H, W, 3) uint8.
     Raises: what `finish` raises; OSError, which names `out`, if it cannot be written.
     """
     options, delivery = options or Finish(), delivery or Delivery()
@@ -139,11 +150,12 @@ def finish_file(
     with open_job(source if coming is None else coming.frames, options, **how) as job:
         if preset is not None:
             check_even(job.geometry.final, preset)
-        if on_job is not None:
-            on_job(job)
-        text = recorded(comment, _step(job, delivery)) if delivery.record else None
-        tags = None if coming is None else coming.tags
-        count = _write(job, _File(out, preset, track, text, tags), on_frame, beside)
+        on_job(job)
+        step = _step(job, delivery)
+        text, tags = recorded(comment, step) if delivery.record else None, None if coming is None else coming.tags
+        file = _File(out, preset, track, text, tags)
+        asked = None if coming is not None else _asked(job, Path(str(source)), step, text)
+        count = _write(job, file, asked, on_resumed, on_frame, beside)
         return Finished(count, *job.geometry.final, job.rate)
 
 
@@ -189,35 +201,74 @@ class _File(NamedTuple):
 
 
 def _write(
-    job: Job, file: _File, on_frame: Callable[[], None] | None, beside: Callable[[np.ndarray], None] | None
+    job: Job,
+    file: _File,
+    asked: str | None,
+    on_resumed: Callable[[int], None],
+    on_frame: Callable[[], None],
+    beside: Callable[[np.ndarray], None] | None,
 ) -> int:
-    """How many frames were written. A thread makes them while this one encodes."""
-    count, preset = 0, file.preset
-    program = None if preset is None else planes_program(preset.bits, preset.shrink)
+    """How many frames were written. A thread makes them while this one encodes.
 
-    def encodable(picture: Any) -> tuple[Any, np.ndarray | None]:
-        """What the writer takes, and the bytes where somebody wants them."""
-        frame = as_bytes(picture)[None] if program is None or beside is not None else None
-        return frame if program is None else [np.asarray(plane) for plane in program(picture)], frame
+    Args:
+      asked: what a killed run must have been asked, too, for its fragments to be taken over; None: nothing is kept.
+    """
+    final = written_place(file.path)
+    with _folder_of_parts(file.path, final) as folder:
+        fragments = _fragments(job, folder, file, final)
+        keep = _nothing if asked is None else functools.partial(keep_parts, folder, final, asked)
+        if asked is not None:
+            carry_parts(folder, final, asked)
+        if whole := fragments.whole():
+            keep()
+            on_resumed(fragments.cutting.first(whole))
 
-    with contextlib.ExitStack() as stack:
-        pictures = stack.enter_context(contextlib.closing(finished_pictures(job)))
-        writer: Any = stack.enter_context(_writer(job, file))
-        for planes, frame in stack.enter_context(ahead(map(encodable, pictures))):
-            writer.write(planes)
-            if beside is not None and frame is not None:
-                beside(frame)
-            count += 1
-            if on_frame is not None:
-                on_frame()
+        def prepared(picture: Any) -> tuple[Any, np.ndarray | None]:
+            return fragments.prepare(picture), None if beside is None else as_bytes(picture)[None]
+
+        pictures = finished_pictures(job, whole * fragments.cutting.span)
+        with contextlib.closing(pictures), ahead(map(prepared, pictures)) as made:
+            count = write_fragments(fragments, _shown(made, beside), keep, on_frame)
+        fragments.join(count)
     return count
 
 
-def _writer(job: Job, file: _File) -> Any:
+def _shown(made: Iterator[tuple[Any, np.ndarray | None]], beside: Callable[[np.ndarray], None] | None) -> Iterator[Any]:
+    for picture, frame in made:
+        if beside is not None and frame is not None:
+            beside(frame)
+        yield picture
+
+
+def _fragments(job: Job, folder: Path, file: _File, final: Path) -> Fragments:
+    rates, texts = (job.source.fps, job.rate), (file.comment, file.tags)
     if file.preset is None:
-        return VideoWriter(file.path, job.rate, file.comment, tags=file.tags)
-    how: dict[str, Any] = dict(track=file.track, comment=file.comment, tags=file.tags)
-    return DeliveryWriter(file.path, file.preset, job.rate, job.geometry.final, **how)
+        return PictureFragments(folder, file.path, final, rates, *texts)
+    return EncodedFragments(folder, file.path, file.preset, job.geometry.final, rates, file.track, *texts)
+
+
+def _asked(job: Job, source: Path, step: dict[str, Any], text: str | None) -> str:
+    """All that decides about what is written: the source's bytes, what is done to them, by which weights and where."""
+    return json.dumps([file_sha256(source), str(job.source.fps), step, _device(job), text])
+
+
+def _device(job: Job) -> dict[str, Any]:
+    return device(1 if job.mesh is None else job.mesh.size)
+
+
+@contextlib.contextmanager
+def _folder_of_parts(out: Any, final: Path) -> Iterator[Path]:
+    """Raises: OSError that names `out`; it says so where not all is lost."""
+    folder = None
+    try:
+        with hidden_folder(final.parent) as folder:
+            yield folder
+    except (OSError, av.FFmpegError) as error:
+        said = str(getattr(error, "strerror", None) or error)
+        said = said if said.startswith(repr(str(out))) else f"{str(out)!r} could not be written: {said}"
+        if folder is not None and is_kept(folder):
+            said += "; what is whole stays for a day, and the same command goes on after it"
+        raise OSError(said) from error
 
 
 def comment_of(video: Any) -> str | None:

@@ -35,8 +35,9 @@ class Finish:
       interpolator: rife, or a file of such weights.
       interpolate_first: interpolate at the old size, then enlarge all frames. Slower, and steadier in time.
       cuts: repeat a frame where the video cuts to another shot; else the shots are blended.
-      tile: side of the tiles in which frames are enlarged, pixels before that.
-      mesh: devices that compute a tile each at a time, such as data=4; one device interpolates. None is one device.
+      tile: side of the tiles in which frames are enlarged, pixels before that; None is what suits the network.
+      mesh: devices that compute a tile each at a time, such as data=4. They interpolate as many pairs of frames, and
+        those of other axes share a pair where it is large enough. None is one device.
     Raises: ValueError, one sentence, for what cannot be.
     """
 
@@ -49,7 +50,7 @@ class Finish:
     interpolator: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "rife"
     interpolate_first: bool = False
     cuts: bool = True
-    tile: int = 256
+    tile: int | None = None
     mesh: Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,...")] = None
 
     def __post_init__(self):
@@ -57,7 +58,7 @@ class Finish:
             raise ValueError(f"scale must be one of {', '.join(map(str, SCALES))}, got {self.scale!r}")
         if self.fit not in get_args(Fit):
             raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {self.fit!r}")
-        if type(self.tile) is not int or not TILES[0] <= self.tile <= TILES[1]:
+        if self.tile is not None and (type(self.tile) is not int or not TILES[0] <= self.tile <= TILES[1]):
             raise ValueError(f"tile must be from {TILES[0]} to {TILES[1]} pixels, got {self.tile!r}")
         _ = self.rate
         if self.size is not None:

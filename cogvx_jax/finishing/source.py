@@ -22,6 +22,7 @@ class Opened:
 
     frames: (H, W, 3) uint8 each.
     count: how many there should be; None where that is not known before the end.
+    slots: of those that are not taken yet, the numbers; None where frames come as they are made.
     """
 
     frames: Iterator[np.ndarray]
@@ -29,6 +30,29 @@ class Opened:
     height: int
     width: int
     count: int | None
+    slots: "Slots | None" = None
+
+    def frames_from(self, number: int) -> Iterator[np.ndarray]:
+        """The frames from one on, to be asked for once; those before it are decoded where need be, and no more."""
+        if number and self.slots is not None:
+            next(self.frames)
+            self.slots.following = number
+            return self.frames
+        return itertools.islice(self.frames, number, None)
+
+
+class Slots:
+    """0, 1, 2 and so on; or another one follows."""
+
+    def __init__(self) -> None:
+        self.following = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        self.following += 1
+        return self.following - 1
 
 
 @contextlib.contextmanager
@@ -47,7 +71,9 @@ def open_source(video: Any, fps: float | Fraction | None = None, count: int | No
             if rate is None:
                 raise ValueError(f"{str(video)!r} does not tell its rate; give source_fps, its frames a second")
             count = None if stream.duration is None else max(round(stream.duration * rate), 1)
-            yield _opened(stream.at(itertools.count()), rate, count, repr(str(video)))
+            slots = Slots()
+            opened = _opened(stream.at(slots), rate, count, repr(str(video)))
+            yield dataclasses.replace(opened, slots=slots)
         return
     if isinstance(video, Video):
         if len(video.frames) != 1:

@@ -3,7 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import to_bytes
 from cogvx_jax.finishing.cuts import is_cut
-from cogvx_jax.finishing.interpolate import between, middle_program
+from cogvx_jax.finishing.interpolate import between, between_all, middle_program, middles_program, pairs_at_once
 from cogvx_jax.finishing.networks import Loaded, load_interpolator, load_upscaler
 from cogvx_jax.finishing.options import Finish, Geometry
 from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
@@ -23,6 +24,8 @@ from cogvx_jax.finishing.rates import frame_count, last_count, levels, parts
 from cogvx_jax.finishing.source import Opened, open_source
 from cogvx_jax.finishing.upscale import upscale_program
 from cogvx_jax.sharding import parse_mesh
+
+Way = tuple[jax.Array, jax.Array, Sequence[Fraction]]  # from a picture to the next, and the moments that are shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,31 +101,59 @@ def open_job(
         )
 
 
-def finished_pictures(job: Job) -> Generator[jax.Array, None, None]:
-    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order."""
-    enlarge, middle = _enlarge(job), _middle(job)
+def finished_pictures(job: Job, begin: int = 0) -> Generator[jax.Array, None, None]:
+    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order.
+
+    Args:
+      begin: number of the source's frame with which they begin.
+    """
+    enlarge, fill = _enlarge(job), _fill(job)
     first = job.options.interpolate_first
-    with ahead(job.source.frames) as frames:
-        made = _timed(job, frames, _as_float if first else enlarge, middle)
+    with ahead(job.source.frames_from(begin)) as frames:
+        made = _timed(job, frames, _as_float if first else enlarge, fill, begin)
         yield from map(enlarge, made) if first else made
 
 
 def _timed(
-    job: Job, frames: Iterator[np.ndarray], enlarge: Callable, middle: Callable[[jax.Array, jax.Array], jax.Array]
+    job: Job, frames: Iterator[np.ndarray], enlarge: Callable, fill: Callable[[Iterator[Way]], Iterator], begin: int
 ) -> Iterator[jax.Array]:
     """Every frame at its moments, and what lies between it and the next."""
-    fps, before, picture, number = job.source.fps, None, None, -1
-    for number, frame in enumerate(frames):
-        following = enlarge(frame)
-        if before is not None and picture is not None:
-            moments = parts(number - 1, fps, job.rate)
-            if job.options.cuts and any(moments) and is_cut(before, frame):
-                moments = (Fraction(0),) * len(moments)
-            yield from between(picture, following, moments, middle)
-        before, picture = frame, following
-    for _ in range(last_count(number + 1, fps, job.rate, job.options.hold)):
-        assert picture is not None
-        yield picture
+    number, last = begin - 1, None
+
+    def ways() -> Iterator[Way]:
+        nonlocal number, last
+        before = None
+        for number, frame in enumerate(frames, begin):
+            picture = enlarge(frame)
+            if before is not None and last is not None:
+                moments = parts(number - 1, job.source.fps, job.rate)
+                if job.options.cuts and any(moments) and is_cut(before, frame):
+                    moments = (Fraction(0),) * len(moments)
+                yield last, picture, moments
+            before, last = frame, picture
+
+    yield from fill(ways())
+    if last is not None:  # else the source ends where it was to begin
+        yield from [last] * last_count(number + 1, job.source.fps, job.rate, job.options.hold)
+
+
+def _fill(job: Job) -> Callable[[Iterator[Way]], Iterator[jax.Array]]:
+    """Of the ways from frame to frame, the pictures on them."""
+    network = job.interpolator
+    if network is None:
+        return lambda ways: (first for first, _, moments in ways for _ in moments)
+    size = job.geometry.source if job.options.interpolate_first else job.geometry.final
+    if job.mesh is None:
+        middle = functools.partial(middle_program(network.network, *size), network.params)
+        return lambda ways: (picture for way in ways for picture in between(*way, middle))
+    middles = functools.partial(middles_program(network.network, *size, job.mesh), network.params)
+    at_once = pairs_at_once(job.mesh)
+
+    def together(ways: Iterator[Way]) -> Iterator[jax.Array]:
+        while some := list(itertools.islice(ways, at_once)):
+            yield from between_all(some, middles)
+
+    return together
 
 
 def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
@@ -135,13 +166,6 @@ def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
     params = job.upscaler.params
     made = job.upscaler.network.factor
     return lambda frame: fit(program(params, _as_float(frame)), made)
-
-
-def _middle(job: Job) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    if job.interpolator is None:
-        return lambda first, second: first  # never asked for
-    size = job.geometry.source if job.options.interpolate_first else job.geometry.final
-    return functools.partial(middle_program(job.interpolator.network, *size), job.interpolator.params)
 
 
 @jax.jit

@@ -14,20 +14,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogvx_jax.models.upscalers import Upscaler
 
-TILE = 256  # pixels of a tile's side before it is enlarged, halo not counted
+STEP = 8  # pixels, in which TPUs hold pictures
 
 
 def upscale_program(
-    network: Upscaler, height: int, width: int, tile: int = TILE, mesh: Mesh | None = None
+    network: Upscaler, height: int, width: int, tile: int | None = None, mesh: Mesh | None = None
 ) -> Callable[[Any, Any], jax.Array]:
     """A function of parameters and a picture (H, W, 3) in [0, 1] -> (s H, s W, 3), in [0, 1] too, compiled once.
 
     Args:
+      tile: pixels of a tile's side before it is enlarged, halo not counted; None is the network's own.
       mesh: its devices compute a tile each at a time, whatever their axes; the picture comes together on the first.
     """
+    tile = network.tile if tile is None else tile
     places = _rounds(_places(network.halo, height, width, tile), 1 if mesh is None else mesh.size)
-    core = min(tile, height), min(tile, width)
-    window = min(tile + 2 * network.halo, height), min(tile + 2 * network.halo, width)
+    core = _core(height, tile), _core(width, tile)
+    window = min(core[0] + 2 * network.halo, height), min(core[1] + 2 * network.halo, width)
     s = network.factor
 
     def look(picture: jax.Array, place: jax.Array) -> jax.Array:
@@ -63,11 +65,18 @@ def _rounds(places: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([places, more]).reshape(-1, count, 2, 2)
 
 
+def _core(size: int, tile: int) -> int:
+    """What is kept of a tile along a side: as many tiles as are needed, all of them equal, by `STEP`."""
+    equal = -(-size // -(-size // tile))
+    return min(-(-equal // STEP) * STEP, tile, size)
+
+
 def _places(halo: int, height: int, width: int, tile: int) -> np.ndarray:
     """(tiles, 2, 2): where what is kept of a tile begins, and what is computed of it; rows and columns each."""
     axes = []
     for size in (height, width):
-        core, window = min(tile, size), min(tile + 2 * halo, size)
+        core = _core(size, tile)
+        window = min(core + 2 * halo, size)
         starts = [min(start, size - core) for start in range(0, size, core)]  # the last ones overlap
         axes.append([(start, min(max(start - halo, 0), size - window)) for start in starts])
     return np.array([[(top, left), (above, before)] for top, above in axes[0] for left, before in axes[1]])

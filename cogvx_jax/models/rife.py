@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cogvx_jax.axes import constrain
 from cogvx_jax.nn.conv2d import Conv2D, PReLU, TransposedConv2D
 from cogvx_jax.nn.resize import resize_linear
 
 SCALES = (4, 2, 1)  # of the steps, in full-size pixels to one; all doubled for pictures of 4K
+PIXELS = ("batch", "height", "width", None)
 PAIRS = 4  # of residual convolutions in a step
 
 
@@ -56,16 +58,17 @@ class RIFE(nn.Module):
 
     @nn.compact
     def __call__(self, first: jax.Array, second: jax.Array) -> Middle:
-        first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-        flow, mask = jnp.zeros((*first.shape[:3], 4)), jnp.zeros((*first.shape[:3], 1))
+        # A flow may point anywhere, so devices that share a pair have all of both pictures.
+        first, second = (constrain(x.astype(jnp.float32), "batch", None, None, None) for x in (first, second))
+        flow, mask = (constrain(jnp.zeros((*first.shape[:3], n)), *PIXELS) for n in (4, 1))
         warped = first, second
         for i, scale in enumerate(self.scales):
             step = FlowStep(self.width, self.dtype, name=f"block{i}")
             seen = jnp.concatenate([*warped, mask], axis=-1), jnp.concatenate([*warped[::-1], -mask], axis=-1)
             change, gain = step(jnp.concatenate(seen), jnp.concatenate([flow, _swapped(flow)]), scale)
             (forward, backward), (gained, lost) = jnp.split(change, 2), jnp.split(gain, 2)
-            flow = flow + (forward + _swapped(backward)) / 2
-            mask = mask + (gained - lost) / 2
+            flow = constrain(flow + (forward + _swapped(backward)) / 2, *PIXELS)
+            mask = constrain(mask + (gained - lost) / 2, *PIXELS)
             warped = warp(first, flow[..., :2]), warp(second, flow[..., 2:])
         part = nn.sigmoid(mask)
         return Middle(warped[0] * part + warped[1] * (1 - part), flow, part)

@@ -33,6 +33,11 @@ class Upscaler(nn.Module):
         raise NotImplementedError
 
     @property
+    def tile(self) -> int:
+        """Pixels of a tile's side, halo not counted, by which memory is little and the halo no large part of it."""
+        return 256
+
+    @property
     def multiplications(self) -> int:
         """Of one pixel that comes in, each with an addition."""
         raise NotImplementedError
@@ -59,6 +64,10 @@ class CompactUpscaler(Upscaler):
         return self.layers + 2  # exact: each convolution sees a pixel more
 
     @property
+    def tile(self) -> int:
+        return 384
+
+    @property
     def multiplications(self) -> int:
         return 9 * self.width * (3 + self.layers * self.width + 3 * self.scale**2)
 
@@ -69,7 +78,7 @@ class CompactUpscaler(Upscaler):
             y = Conv2D(self.width, dtype=self.dtype, name=f"conv_{layer}")(y)
             y = PReLU(name=f"act_{layer}")(y)
         y = Conv2D(3 * self.scale**2, dtype=self.dtype, name=f"conv_{self.layers + 1}")(y)
-        return pixel_shuffle(y.astype(jnp.float32), self.scale) + repeat_pixels(x, self.scale)
+        return pixel_shuffle(y, self.scale).astype(jnp.float32) + repeat_pixels(x, self.scale)
 
 
 class DenseUpscaler(Upscaler):

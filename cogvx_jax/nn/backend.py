@@ -17,13 +17,14 @@ from cogvx_jax.configs import Remat
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Formulations:
-    """One choice per operation; `nn.attention`, `nn.conv` and `nn.remat` explain the names."""
+    """One choice per operation; `nn.attention`, `nn.conv`, `nn.conv2d` and `nn.remat` explain the names."""
 
     attention: str = "chunked"  # of `nn.attention.BACKENDS`
     causal_conv: Literal["conv3d", "conv2d", "by_size", "by_frame"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
+    pixels: Literal["copy", "product"] = "copy"  # how `nn.conv2d` makes rows of pixels longer
     remat: Remat = "block"  # of training, unless told: long clips fit with it
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
@@ -39,6 +40,7 @@ BY_PLATFORM = {
         upsample_conv="dilated",
         spatial_norm="full",
         rope="product",
+        pixels="product",
         token_multiple=128,
     ),
     "gpu": Formulations(attention="cudnn", spatial_norm="latent"),

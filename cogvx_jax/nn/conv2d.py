@@ -5,13 +5,16 @@ Shapes: B pictures, H W pixels, C channels. Kernels are (h, w, in, out).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from cogvx_jax.nn.backend import formulations
 from cogvx_jax.nn.conv import kernel_init
 from cogvx_jax.nn.parameters import parameter
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+FEW = 16  # channels, fewer than which lie apart on TPUs
 KERNEL = (None, None, "conv_in", "conv_out")
 
 
@@ -62,13 +65,31 @@ class PReLU(nn.Module):
 def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
     """(B, H, W, C factor²) -> (B, H factor, W factor, C); a channel's pixels lie beside each other, rows first."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h, w, c // factor**2, factor, factor).transpose(0, 1, 4, 2, 5, 3)
+    x = x.reshape(b, h, w, c // factor**2, factor, factor)
+    if formulations().pixels == "product":
+        rows, columns = (np.eye(side * factor).reshape(side, factor, side * factor) for side in (h, w))
+        return _product("bhwcij,wjv,hiu->bcuv", x, columns, rows)
+    x = x.transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(b, h * factor, w * factor, c // factor**2)
 
 
 def repeat_pixels(x: jax.Array, factor: int) -> jax.Array:
     """(B, H, W, C) -> (B, H factor, W factor, C), each pixel a square."""
+    if formulations().pixels == "product" and x.shape[-1] < FEW:
+        rows, columns = (np.repeat(np.eye(side), factor, axis=1) for side in x.shape[1:3])
+        return _product("bhwc,wv,hu->bcuv", x, columns, rows)
     return jnp.repeat(jnp.repeat(x, factor, axis=1), factor, axis=2)
+
+
+def _product(axes: str, x: jax.Array, columns: np.ndarray, rows: np.ndarray) -> jax.Array:
+    """`x` times numbers of which one is 1 and the others 0, so that values come whole where they belong.
+
+    TPUs hold 8 rows of 128 pixels together. To put others between them takes copies that are mostly empty; the matrix
+    unit does it at once.
+    """
+    precision = lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    places = (jnp.asarray(numbers, x.dtype) for numbers in (columns, rows))
+    return jnp.einsum(axes, x, *places, precision=precision, optimize=[(0, 1), (0, 1)]).transpose(0, 2, 3, 1)
 
 
 def _plus_bias(module: nn.Module, y: jax.Array) -> jax.Array:
