@@ -166,16 +166,16 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, tuple[KeyValue, KeyValue | None]]:
         length = real.shape[1]
         y = self.base.normed(x)
-        q, *seen = self.base.heads(y)
-        spatial = self._spatial(q, *seen, real, frames)
+        q, k, v = self.base.heads(y)
+        spatial, seen = self._spatial(q, k, v, real, frames), (k, v)
         mixed = self.base.out(spatial)
         if not frames.temporal:
-            return self.base.rest(x, mixed), (tuple(seen), None)
-        q, *between = self.channel.heads(y)
+            return self.base.rest(x, mixed), (seen, None)
+        q, k, v = self.channel.heads(y)
         if frames.order:
-            temporal = self._temporal(q, *between, layer, real, frames)
+            temporal = self._temporal(q, k, v, layer, real, frames)
             mixed = jnp.concatenate([mixed[:, :length], self.channel.mixed(mixed[:, length:], temporal)], axis=1)
-        return self.base.rest(x, mixed), (tuple(seen), tuple(between))
+        return self.base.rest(x, mixed), (seen, (k, v))
 
     def _spatial(self, q: jax.Array, k: jax.Array, v: jax.Array, real: jax.Array, frames: Frames) -> jax.Array:
         """The text sees itself; a frame sees the text and itself. (B, S, A, K) -> (B, S, A, K)."""
@@ -211,7 +211,7 @@ class Block(nn.Module):
         free = 0 if frames.training_mask else frames.given
         sight = jnp.asarray(between_frames(cfg, frames.order, free))[kind]  # (W or 1, F * w, F * w)
         own = Seen(by_window(k), by_window(v), hidden_where(sight)[None])
-        bias = frames.text_bias * np.float32(np.arange(slots * size) >= frames.given * size)
+        bias = frames.text_bias * (np.arange(slots * size) >= frames.given * size).astype(np.float32)
         to_text = hidden_where(real)[:, None, None] + bias[None, None, :, None]  # (B, 1, F * w, L)
         words = Seen(k[:, None, :length], v[:, None, :length], to_text)
         y = attend(by_window(q), words, own).reshape(len(q), count, slots, size, *q.shape[2:])
@@ -224,7 +224,7 @@ class Block(nn.Module):
         """One code of every sequence: (B, 1, D) -> (B, 1, D), and its own keys and values, (B, 1, A, K)."""
         length, n = real.shape[1], self.cfg.frame_codes
         y = self.base.normed(x)
-        q, *own = self.base.heads(y)
+        q, own_k, own_v = self.base.heads(y)
         to_text = hidden_where(real)[:, None] + bias  # (B, 1, L)
         earlier = hidden_where(jnp.arange(n) < place)  # of its frame; its own row is not in the cache yet
         itself = np.zeros((1, 1, 1), np.float32)
@@ -232,16 +232,16 @@ class Block(nn.Module):
         sets = (
             Seen(k[:, :length], v[:, :length], to_text),
             Seen(k[:, length:], v[:, length:], earlier[None, None]),
-            Seen(own[0], own[1], itself),
+            Seen(own_k, own_v, itself),
         )
-        mixed = self.base.out(attend(q, *sets))
+        mixed, own = self.base.out(attend(q, *sets)), (own_k, own_v)
         if cache.temporal is None:
-            return self.base.rest(x, mixed), (tuple(own), None)
-        q, *between = self.channel.heads(y)
+            return self.base.rest(x, mixed), (own, None)
+        q, own_k, own_v = self.channel.heads(y)
         k, v = (part[layer, :, :length] for part in cache.temporal)
         before = self._before(cache.temporal, layer, length, place, slot)
-        temporal = attend(q, Seen(k, v, to_text), before, Seen(between[0], between[1], itself))
-        return self.base.rest(x, self.channel.mixed(mixed, temporal)), (tuple(own), tuple(between))
+        temporal = attend(q, Seen(k, v, to_text), before, Seen(own_k, own_v, itself))
+        return self.base.rest(x, self.channel.mixed(mixed, temporal)), (own, (own_k, own_v))
 
     def _before(self, temporal: KeyValue, layer: jax.Array, length: int, place: jax.Array, slot: int) -> Seen:
         """What a code sees in the temporal channel beside the text: slots before its own, and earlier codes of its own.
