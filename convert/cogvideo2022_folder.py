@@ -38,7 +38,13 @@ from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.json_files import Json, quoted, read_json_of
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
-from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config, ImageTokenizerConfig, Stage, SuperResolutionConfig
+from cogvx_jax.models.cogvideo2022.configs import (
+    IMAGE_TOKENIZER,
+    CogVideo2022Config,
+    ImageTokenizerConfig,
+    Stage,
+    SuperResolutionConfig,
+)
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
 FOLDERS: dict[Stage, str] = {  # stage -> its folder as published
@@ -70,6 +76,7 @@ class Parts:
     stages: Mapping[Stage, CogVideo2022Config]
     tensors: Mapping[Stage, Tensors]
     images: Tensors | None
+    image_sizes: ImageTokenizerConfig
     shared: bool
 
     @property
@@ -89,9 +96,11 @@ def is_cogvideo2022(place: str | Path) -> bool:
     return files.exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
 
 
-def open_parts(place: str | Path) -> Parts:
+def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER) -> Parts:
     """The parts of a folder, which are checked against their sizes.
 
+    Args:
+      images: sizes of the image tokenizer.
     Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
       sentence, for a stage in another's place.
     """
@@ -107,12 +116,14 @@ def open_parts(place: str | Path) -> Parts:
         opened = {stage: _open_sat(below(place, FOLDERS[stage]), stage) for stage in there}
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
     name = next((name for name in IMAGES if files.exists(name)), None)
-    images = None if name is None else without_buffers(read_file(files, name))
-    parts = Parts(place=place, stages=stages, tensors=tensors, images=images, shared=files.exists(SIZES))
+    found = None if name is None else without_buffers(read_file(files, name))
+    parts = Parts(
+        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=files.exists(SIZES)
+    )
     for stage in stages:
         _published(parts, stage, network_parameters(stages[stage]))
-    if images is not None:
-        _published_images(images, ImageTokenizerConfig())
+    if found is not None:
+        _published_images(found, images)
     return parts
 
 
@@ -172,7 +183,7 @@ def write_shared(parts: Parts, folder: str | Path) -> None:
             own = network_parameters(cfg, base=False)
             write_file(target / f"{stage}.safetensors", _tensors(parts.tensors[stage], own), METADATA)
         if parts.images is not None:
-            images = image_tokenizer_parameters(ImageTokenizerConfig())
+            images = image_tokenizer_parameters(parts.image_sizes)
             write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
         _copy_assets(parts, target)
         sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
@@ -190,7 +201,7 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
             (place / LATEST).write_text("1")
             (place / CONFIG).write_text(json.dumps(_model_config(cfg), indent=2) + "\n")
         if parts.images is not None:
-            images = image_tokenizer_parameters(ImageTokenizerConfig())
+            images = image_tokenizer_parameters(parts.image_sizes)
             write_torch(target / IMAGES[0], _tensors(parts.images, images), "module")
         _copy_assets(parts, target)
 

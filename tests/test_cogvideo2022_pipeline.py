@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,8 +12,13 @@ import numpy as np
 import pytest
 from cogvideo2022_weights import number_of, sat_tensors
 
+from cogvx_jax.cli.cogvideo2022 import describe_cogvideo2022
+from cogvx_jax.cli.convert import convert
+from cogvx_jax.cli.info import info
 from cogvx_jax.convert import ConversionError
 from cogvx_jax.convert import cogvideo2022_folder as folders
+from cogvx_jax.convert.cogvideo2022 import image_tokenizer_parameters
+from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
 from cogvx_jax.models.cogvideo2022.cached import cache_of, step
@@ -21,13 +27,14 @@ from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
 from cogvx_jax.models.cogvideo2022.transformer import Frames, Text, of_base
 from cogvx_jax.pipelines.cogvideo2022 import generate
 from cogvx_jax.pipelines.cogvideo2022.clusters import Draw, draw, probabilities, read_clusters, table_of
-from cogvx_jax.pipelines.cogvideo2022.generate import Settings
+from cogvx_jax.pipelines.cogvideo2022.generate import Settings, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video, picture_codes
 from cogvx_jax.pipelines.cogvideo2022.system import System
 from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, batch_of, check_prompts, frames_text
 
 WORDS = ["<pad>", "<n>", "▁", *"0123456789.秒一只猫在弹吉他高清摄影视频狗跑步"]
 START = 20_000 + 1 + len(WORDS)  # after <unk>
-SIZES = dict(layers=2, heads=2, head_dim=8, codes=60, vocab=START + 10, start_of_image=START, grid=4)
+SIZES = dict(layers=2, heads=2, head_dim=8, vocab=START + 10, start_of_image=START, grid=4)
 STAGES = {
     "sequential": CogVideo2022Config(**SIZES),
     "interpolation": CogVideo2022Config(stage="interpolation", window=2, **SIZES),
@@ -35,7 +42,7 @@ STAGES = {
 }
 DECODERS = ((16, (1, 1, 1, 1, 1)), (8, (1, 1, 1, 1)), (4, (1, 1, 1)))
 IMAGES = ImageTokenizerConfig(
-    codes=60, code_width=8, channels=8, groups=4, encoder=(1, 1, 2), encoder_blocks=1, decoders=DECODERS
+    codes=20_000, code_width=8, channels=8, groups=4, encoder=(1, 1, 2), encoder_blocks=1, decoders=DECODERS
 )
 PROMPT = "一只猫在弹吉他"
 
@@ -76,7 +83,7 @@ def system(text_model, random_params):
         stages=STAGES,
         params=nested,
         tokenizer=TextTokenizer.read(text_model),
-        clusters=table_of(np.arange(60) % 7),
+        clusters=table_of(np.arange(20_000) % 500),
         image_tokenizer=IMAGES,
         image_params=random_params(ImageTokenizer(IMAGES), jnp.zeros((1, 16, 16, 3))),
     )
@@ -95,7 +102,7 @@ def test_text_comes_after_the_codes_of_pictures(text_model):
 @pytest.mark.parametrize(
     "stage, given, slot, training_mask",
     [
-        ("sequential", 1, 2, False),
+        pytest.param("sequential", 1, 2, False, marks=pytest.mark.full),
         ("interpolation", 3, 4, True),
         pytest.param("interpolation", 3, 3, False, marks=pytest.mark.full),
     ],
@@ -140,7 +147,7 @@ def test_a_video_from_its_prompt(system):
     settings = Settings(depth=1, guidance_between=2.0, rows=4)
     prompts = [PROMPT, "狗在跑步"]
     codes = generate.make_codes(system, prompts, settings, seed=3)
-    assert codes.shape == (2, 9, 16) and codes.min() >= 0 and codes.max() < 60
+    assert codes.shape == (2, 9, 16) and codes.min() >= 0 and codes.max() < 20_000
     apart = generate.make_codes(system, prompts[:1], settings, seed=3)
     np.testing.assert_array_equal(codes[:1], apart)  # of the prompts beside it nothing depends
     large = generate.enlarge(system, prompts[:1], codes[:1, :1], settings)
@@ -148,6 +155,7 @@ def test_a_video_from_its_prompt(system):
     assert generate.to_pixels(system, large).shape == (1, 1, 96, 96, 3)
 
 
+@pytest.mark.full
 def test_frames_between_keep_their_places(system):
     frames = np.random.default_rng(0).integers(0, 60, (1, 5, 16)).astype(np.int32)
     keys = jax.random.split(jax.random.key(0), 1)
@@ -185,7 +193,8 @@ def test_numbers_that_are_not_finite_are_told(system):
         generate.make_codes(broken, [PROMPT], Settings(depth=0, guidance=None))
 
 
-@pytest.mark.parametrize("rate", [8, *(pytest.param(rate, marks=pytest.mark.full) for rate in (4, 16))])
+@pytest.mark.full
+@pytest.mark.parametrize("rate", [4, 8, 16])
 def test_pictures_become_codes_at_every_rate(rate, system):
     picture = np.float32(np.random.default_rng(0).random((1, 32, 48, 3)))
     images = {"params": system.image_params}
@@ -217,9 +226,52 @@ def theirs(tmp_path_factory, text_model):
     place = tmp_path_factory.mktemp("cogvideo")
     for stage, name in folders.FOLDERS.items():
         write_stage(place / name, STAGES[stage], folders._model_config(STAGES[stage]))
-    np.save(place / "cluster_label2.npy", np.arange(60) % 7)
+    np.save(place / "cluster_label2.npy", np.arange(20_000) % 500)
     (place / "ice_text.model").write_bytes(text_model.read_bytes())
     return place
+
+
+@pytest.fixture(scope="module")
+def whole(theirs, system, tmp_path_factory):
+    """The same with an image tokenizer."""
+    place, tensors = tmp_path_factory.mktemp("whole") / "cogvideo", []
+    shutil.copytree(theirs, place)
+    flat = folders.traverse_util.flatten_dict(system.image_params, sep="/")
+    for p in image_tokenizer_parameters(IMAGES):
+        tensors.append(Tensor.of(p.keys[0], np.ascontiguousarray(p.change.write(np.asarray(flat[p.path])))))
+    tensors.append(Tensor.of("quantize.cluster_size", np.zeros(20_000, np.float32)))
+    write_torch(place / "ice_image.pt", tensors, "module")
+    return place
+
+
+@pytest.mark.full
+def test_a_video_from_folders_and_a_picture(whole, tmp_path):
+    folders.write_shared(folders.open_parts(whole, IMAGES), tmp_path / "ours")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3)).astype(np.uint8)
+    videos = []
+    for place in (whole, tmp_path / "ours"):
+        loaded = load_cogvideo2022(place, images=IMAGES)
+        params = loaded.params
+        assert params["sequential"]["words"] is params["super_resolution"]["words"]
+        videos.append(make_video(loaded, [PROMPT], Settings(depth=1), image=picture))
+    assert videos[0].frames.shape == (1, 9, 96, 96, 3) and videos[0].fps == 2
+    np.testing.assert_array_equal(videos[0].frames, videos[1].frames)
+    small = make_video(loaded, [PROMPT], Settings(depth=0), image=picture, large=False)
+    np.testing.assert_array_equal(small.frames[0, 0], to_pixels(loaded, picture_codes(loaded, picture)[:, None])[0, 0])
+
+
+def test_verbs_know_the_folder(theirs, tmp_path, capsys):
+    convert(str(theirs), str(tmp_path / "ours"))
+    capsys.readouterr()
+    facts = describe_cogvideo2022(str(tmp_path / "ours"))
+    assert "stored once" in facts["base"] and facts["text tokenizer"] == "there"
+    assert facts["image tokenizer"] == "missing" and facts["frames"] == "5 key frames of 4x4 codes"
+    info(str(theirs))
+    assert "stored 3 times" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="without --dtype"):
+        convert(str(theirs), str(tmp_path / "more"), dtype="float16")
+    with pytest.raises(ValueError, match="is not written to single"):
+        convert(str(theirs), str(tmp_path / "more"), to="single")
 
 
 def files_of(folder):
@@ -228,7 +280,7 @@ def files_of(folder):
 
 def test_folders_there_and_back(theirs, tmp_path):
     parts = folders.open_parts(theirs)
-    assert {stage: dataclasses.replace(cfg, codes=60) for stage, cfg in parts.stages.items()} == STAGES
+    assert parts.stages == STAGES
     folders.write_shared(parts, tmp_path / "ours")
     sizes = {f.name: f.stat().st_size for f in (tmp_path / "ours").iterdir()}
     assert sizes["base.safetensors"] > sizes["sequential.safetensors"]

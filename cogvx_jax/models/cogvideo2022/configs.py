@@ -107,3 +107,6 @@ class ImageTokenizerConfig:
     @property
     def rates(self) -> tuple[int, ...]:
         return tuple(rate for rate, _ in self.decoders)
+
+
+IMAGE_TOKENIZER = ImageTokenizerConfig()  # the published one
