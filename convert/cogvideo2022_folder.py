@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flax import traverse_util
@@ -47,7 +47,7 @@ from cogvx_jax.models.cogvideo2022.configs import (
 )
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
-FOLDERS: dict[Stage, str] = {  # stage -> its folder as published
+FOLDERS: dict[str, str] = {  # stage -> its folder as published
     "sequential": "cogvideo-stage1",
     "interpolation": "cogvideo-stage2",
     "super_resolution": "cogview2-dsr",
@@ -56,8 +56,9 @@ NUMBERS = {1: "sequential", 2: "interpolation"}  # what model_config.json calls 
 CONFIG, SIZES, BASE = "model_config.json", "cogvideo2022.json", "base.safetensors"
 IMAGES, TEXT, CLUSTERS = ("ice_image.pt", "image_tokenizer.safetensors"), "ice_text.model", "cluster_label2.npy"
 SPARE_WORDS = 10  # rows of the words after the tokenizer's pieces; the first is the start of an image
-SHAPED = ("layers", "heads", "head_dim", "vocab", "start_of_image", "base_positions", "extra_positions", "grid")
-SHAPED = (*SHAPED, "frames", "window")  # fields of a stage that `SIZES` holds
+SHAPED = tuple(  # fields of a stage that `SIZES` holds
+    "layers heads head_dim vocab start_of_image base_positions extra_positions grid frames window".split()
+)
 MOST = 100_000  # of any of them but the words
 
 
@@ -73,8 +74,8 @@ class Parts:
     """
 
     place: str | Path
-    stages: Mapping[Stage, CogVideo2022Config]
-    tensors: Mapping[Stage, Tensors]
+    stages: Mapping[str, CogVideo2022Config]
+    tensors: Mapping[str, Tensors]
     images: Tensors | None
     image_sizes: ImageTokenizerConfig
     shared: bool
@@ -160,7 +161,7 @@ def read_stages(parts: Parts, dtype: str = "float32") -> dict[str, dict[str, Any
                 _published(parts, stage, network_parameters(cfg)), dtype, network_parameters(cfg, channel=False)
             )
         own = network_parameters(cfg, base=False)
-        found[str(stage)] = base | _read(_published(parts, stage, network_parameters(cfg)), dtype, own)
+        found[stage] = base | _read(_published(parts, stage, network_parameters(cfg)), dtype, own)
     return {stage: traverse_util.unflatten_dict(flat, sep="/") for stage, flat in found.items()}
 
 
@@ -206,7 +207,7 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
         _copy_assets(parts, target)
 
 
-def _open_sat(place: str | Path, stage: Stage) -> tuple[CogVideo2022Config, Tensors]:
+def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensors]:
     files = open_files(place)
     config = read_json_of(files, CONFIG) if files.exists(CONFIG) else {}
     folder, name = parent_and_name(find_states(place))
@@ -224,7 +225,7 @@ def _open_sat(place: str | Path, stage: Stage) -> tuple[CogVideo2022Config, Tens
     return _infer(tensors, stage, config, str(place)), tensors
 
 
-def _infer(tensors: Tensors, stage: Stage, config: Json, where: str) -> CogVideo2022Config:
+def _infer(tensors: Tensors, stage: str, config: Json, where: str) -> CogVideo2022Config:
     """Sizes by shapes, and by `CONFIG` what shapes do not tell. Raises: ConversionError; ValueError."""
     shapes = Shapes(tensors, where)
     vocab, width = shapes.of("transformer.word_embeddings.weight", 2)
@@ -247,7 +248,7 @@ def _infer(tensors: Tensors, stage: Stage, config: Json, where: str) -> CogVideo
     return _config(stage, sizes | _layout(stage, config), where)
 
 
-def _layout(stage: Stage, config: Json) -> Json:
+def _layout(stage: str, config: Json) -> Json:
     """The grid, and of a stage that makes codes one after the other its frames; nothing where no file tells."""
     ends, window = config.get("layout"), config.get("window_size")
     if not isinstance(ends, list) or len(ends) != 3 or not all(type(end) is int for end in ends):
@@ -262,7 +263,7 @@ def _layout(stage: Stage, config: Json) -> Json:
     return found
 
 
-def _config(stage: Stage, sizes: Json, where: str) -> CogVideo2022Config:
+def _config(stage: str, sizes: Json, where: str) -> CogVideo2022Config:
     """Raises ValueError for sizes out of range."""
     for name, size in sizes.items():
         most = 10 * MOST if name in ("vocab", "start_of_image") else MOST
@@ -271,10 +272,10 @@ def _config(stage: Stage, sizes: Json, where: str) -> CogVideo2022Config:
                 f"{where}: {name} {quoted(size)} is no size of CogVideo; whole numbers from 1 to {most} are"
             )
     kind = SuperResolutionConfig if stage == "super_resolution" else CogVideo2022Config
-    return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=stage, **sizes)
+    return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
 
 
-def _open_own(place: str | Path) -> tuple[dict[Stage, CogVideo2022Config], dict[Stage, Tensors]]:
+def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors]]:
     files = open_files(place)
     found = read_json_of(files, SIZES).get("stages")
     if not isinstance(found, dict) or not found or not all(isinstance(own, dict) for own in found.values()):
@@ -286,7 +287,7 @@ def _open_own(place: str | Path) -> tuple[dict[Stage, CogVideo2022Config], dict[
     return stages, {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
 
 
-def _published(parts: Parts, stage: Stage, parameters: list[Parameter]) -> Published:
+def _published(parts: Parts, stage: str, parameters: list[Parameter]) -> Published:
     what = f"the {stage} transformer of CogVideo (2022)"
     return Published(parts.tensors[stage], parameters, abstract_network(parts.stages[stage]), what)
 

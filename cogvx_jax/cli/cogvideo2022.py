@@ -34,7 +34,7 @@ def describe_cogvideo2022(place: str) -> dict[str, Any]:
     """What `info` prints; no weights are read."""
     from cogvx_jax.convert.cogvideo2022 import network_parameters
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
-    from cogvx_jax.storage import LocalFiles, open_files, parent_and_name
+    from cogvx_jax.storage import open_files, parent_and_name
 
     parts = open_parts(place)
     first = next(iter(parts.stages.values()))
@@ -45,8 +45,7 @@ def describe_cogvideo2022(place: str) -> dict[str, Any]:
 
     def there(path: Any) -> str:
         folder, name = parent_and_name(path)
-        files = open_files(folder) if "://" in str(folder) else LocalFiles(folder)
-        return "there" if files.exists(name) else "missing"
+        return "there" if open_files(folder).exists(name) else "missing"
 
     base, own = next(iter(count(channel=False).values())), count(base=False)
     return {

@@ -58,20 +58,20 @@ def step(
     Returns: the last norm's output (B, D), and the cache with this step in it.
     """
     cfg, length = network.cfg, real.shape[1]
-    x = _applied(network, params, code, cfg.order[slot], place, method="embed_code")
+    x = applied(network, params, code, cfg.order[slot], place, method="embed_code")
     block = Block(cfg, network.dtype, parent=None)
 
     def through(x: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, Any]:
         own, number = layer
         # The cache is read where it lies: a slice of it as an input of the scan would be copied.
-        return _applied(block, own, x, number, real, cache, place, slot, text_bias, method="step")
+        return applied(block, own, x, number, real, cache, place, slot, text_bias, method="step")
 
     x, (spatial, temporal) = jax.lax.scan(through, x, (params["blocks"], jnp.arange(cfg.layers)))
     cache = Cache(
         _with(cache.spatial, spatial, length + place),
         None if cache.temporal is None else _with(cache.temporal, temporal, length + slot * cfg.frame_codes + place),
     )
-    return _applied(network, params, x, method="normed")[:, 0], cache
+    return applied(network, params, x, method="normed")[:, 0], cache
 
 
 def make_frame(
@@ -92,7 +92,7 @@ def make_frame(
     def one(carry: tuple[Cache, jax.Array], place: jax.Array) -> tuple[tuple[Cache, jax.Array], jax.Array]:
         cache, code = carry
         hidden, cache = step(network, params, cache, real, code, place, slot=slot, text_bias=text_bias)
-        code = choose(_applied(network, params, hidden, method="logits"), place)
+        code = choose(applied(network, params, hidden, method="logits"), place)
         return (cache, code), code
 
     first = jnp.zeros(len(real), jnp.int32)
@@ -100,7 +100,8 @@ def make_frame(
     return codes.T, cache
 
 
-def _applied(module: nn.Module, params: Params, *inputs: Any, method: str) -> Any:
+def applied(module: nn.Module, params: Params, *inputs: Any, method: str = "__call__") -> Any:
+    """A method of a module with its parameters."""
     return module.apply({"params": params}, *inputs, method=method)
 
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cogvx_jax.models.cogvideo2022.cached import cache_of, make_frame
+from cogvx_jax.models.cogvideo2022.cached import applied, cache_of, make_frame
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
 from cogvx_jax.models.cogvideo2022.super_resolution import SuperResolution
 from cogvx_jax.models.cogvideo2022.transformer import Cache, CogVideo2022, Frames, Text
@@ -236,7 +236,7 @@ class _Run:
 
 @functools.partial(jax.jit, static_argnames=("network", "frames"))
 def _first_pass(params: Any, text: Text, codes: jax.Array, *, network: CogVideo2022, frames: Frames) -> Cache:
-    _, kept = network.apply({"params": params}, text, codes, frames)
+    _, kept = applied(network, params, text, codes, frames)
     return cache_of(network.cfg, kept, text.ids.shape[1])
 
 
@@ -284,12 +284,12 @@ def _enlarged(
     how: Draw,
 ) -> tuple[jax.Array, jax.Array]:
     grid = network.cfg.large_grid
-    hidden = network.apply({"params": params}, text, codes)[:, -(grid**2) :]  # (B, N, D)
+    hidden = applied(network, params, text, codes)[:, -(grid**2) :]  # (B, N, D)
     rows = jnp.moveaxis(hidden.reshape(len(codes), grid, grid, -1), 1, 0)
 
     def row(number_and_row: tuple[jax.Array, jax.Array]) -> jax.Array:  # logits of all would take 288 MB a frame
         number, row = number_and_row
-        logits = network.apply({"params": params}, row, method="logits")  # (B, grid, codes)
+        logits = applied(network, params, row, method="logits")  # (B, grid, codes)
         own = jax.vmap(lambda place: _fold(keys, number * grid + place))(jnp.arange(grid)).T  # (B, grid)
         return _drawn(logits.reshape(-1, logits.shape[-1]), clusters, own.reshape(-1), how).reshape(len(codes), grid)
 
@@ -300,7 +300,8 @@ def _enlarged(
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def _decoded(params: Any, codes: jax.Array, *, network: ImageTokenizer) -> jax.Array:
-    return network.apply({"params": params}, codes, RATE, method="decode")
+    pixels: jax.Array = applied(network, params, codes, RATE, method="decode")
+    return pixels
 
 
 def _drawn(logits: jax.Array, clusters: Clusters, keys: jax.Array, how: Draw) -> jax.Array:
