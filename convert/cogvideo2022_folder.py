@@ -92,9 +92,13 @@ class Parts:
 
 
 def is_cogvideo2022(place: str | Path) -> bool:
-    """Whether a folder is one of both kinds."""
-    files = open_files(place)
-    return files.exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
+    """Whether a local folder is one of both kinds."""
+    if "://" in str(place):
+        return False
+    try:
+        return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
+    except OSError:  # whoever reads the place says what is wrong with it
+        return False
 
 
 def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER) -> Parts:

@@ -34,7 +34,8 @@ from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, batch
 
 WORDS = ["<pad>", "<n>", "▁", *"0123456789.秒一只猫在弹吉他高清摄影视频狗跑步"]
 START = 20_000 + 1 + len(WORDS)  # after <unk>
-SIZES = dict(layers=2, heads=2, head_dim=8, vocab=START + 10, start_of_image=START, grid=4)
+# With fewer than 3 layers, no step sees what `training_mask` changes.
+SIZES = dict(layers=3, heads=2, head_dim=8, vocab=START + 10, start_of_image=START, grid=4)
 STAGES = {
     "sequential": CogVideo2022Config(**SIZES),
     "interpolation": CogVideo2022Config(stage="interpolation", window=2, **SIZES),

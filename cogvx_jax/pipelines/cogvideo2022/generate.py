@@ -43,7 +43,7 @@ class Settings:
       training_mask: given frames see what they see in training; the reference lets them see across the frame's edge.
       guide_shift: with `guidance_between`, the guide gets the given frames where the prompt's text would end, as in the
         reference, and not where its own does.
-      rows: sequences that go through the transformer together, with their guides.
+      rows: sequences that go through the transformer together, guides among them. Caches of one take 1.5 GB in 16 bit.
     Raises: ValueError for numbers out of range.
     """
 
@@ -56,7 +56,7 @@ class Settings:
     text_bias: float = 1.4
     training_mask: bool = False
     guide_shift: bool = False
-    rows: int = 16
+    rows: int = 8
 
     def __post_init__(self) -> None:
         if not 0 <= self.depth <= 8:
