@@ -69,7 +69,7 @@ def text_model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def system(text_model, random_params):
+def system(text_model):
     """A system of random numbers whose stages share a base."""
     rng, base, params = np.random.default_rng(0), {}, {}
     for stage, cfg in STAGES.items():
@@ -86,8 +86,15 @@ def system(text_model, random_params):
         tokenizer=TextTokenizer.read(text_model),
         clusters=table_of(np.arange(20_000) % 500),
         image_tokenizer=IMAGES,
-        image_params=random_params(ImageTokenizer(IMAGES), jnp.zeros((1, 16, 16, 3))),
+        image_params={},
     )
+
+
+@pytest.fixture(scope="module")
+def seeing(system, random_params):
+    """The same with an image tokenizer, which takes seconds to trace."""
+    made = random_params(ImageTokenizer(IMAGES), jnp.zeros((1, 16, 16, 3)))
+    return dataclasses.replace(system, image_params=made)
 
 
 def test_text_comes_after_the_codes_of_pictures(text_model):
@@ -144,16 +151,16 @@ def test_draws_have_the_closed_form_of_the_reference():
 
 
 @pytest.mark.full
-def test_a_video_from_its_prompt(system):
+def test_a_video_from_its_prompt(seeing):
     settings = Settings(depth=1, guidance_between=2.0, rows=4)
     prompts = [PROMPT, "狗在跑步"]
-    codes = generate.make_codes(system, prompts, settings, seed=3)
+    codes = generate.make_codes(seeing, prompts, settings, seed=3)
     assert codes.shape == (2, 9, 16) and codes.min() >= 0 and codes.max() < 20_000
-    apart = generate.make_codes(system, prompts[:1], settings, seed=3)
+    apart = generate.make_codes(seeing, prompts[:1], settings, seed=3)
     np.testing.assert_array_equal(codes[:1], apart)  # of the prompts beside it nothing depends
-    large = generate.enlarge(system, prompts[:1], codes[:1, :1], settings)
+    large = generate.enlarge(seeing, prompts[:1], codes[:1, :1], settings)
     assert large.shape == (1, 1, 144) and large.min() >= 0
-    assert generate.to_pixels(system, large).shape == (1, 1, 96, 96, 3)
+    assert generate.to_pixels(seeing, large).shape == (1, 1, 96, 96, 3)
 
 
 @pytest.mark.full
@@ -179,9 +186,9 @@ def test_quirks_of_the_reference_are_switches(switch, system):
 
 
 @pytest.mark.full
-def test_stretched_brightness_is_a_switch(system):
+def test_stretched_brightness_is_a_switch(seeing):
     codes = np.random.default_rng(0).integers(0, 60, (1, 1, 16)).astype(np.int32)
-    clamped, stretched = (generate.to_pixels(system, codes, stretch=stretch) for stretch in (False, True))
+    clamped, stretched = (generate.to_pixels(seeing, codes, stretch=stretch) for stretch in (False, True))
     assert (stretched.min(), stretched.max()) == (0, 255) and (clamped != stretched).any()
 
 
@@ -196,14 +203,14 @@ def test_numbers_that_are_not_finite_are_told(system):
 
 @pytest.mark.full
 @pytest.mark.parametrize("rate", [4, 8, 16])
-def test_pictures_become_codes_at_every_rate(rate, system):
+def test_pictures_become_codes_at_every_rate(rate, seeing):
     picture = np.float32(np.random.default_rng(0).random((1, 32, 48, 3)))
-    images = {"params": system.image_params}
+    images = {"params": seeing.image_params}
     network = ImageTokenizer(IMAGES)
     codes = network.apply(images, picture, rate, method="encode")
     assert codes.shape == (1, 32 // rate, 48 // rate)
     features = np.asarray(network.apply(images, picture, rate, method="features"))
-    apart = np.square(features[..., None, :] - system.image_params["codebook"]).sum(-1)
+    apart = np.square(features[..., None, :] - seeing.image_params["codebook"]).sum(-1)
     np.testing.assert_array_equal(codes, apart.argmin(-1))
     assert network.apply(images, codes, rate, method="decode").shape == picture.shape
 
@@ -233,11 +240,11 @@ def theirs(tmp_path_factory, text_model):
 
 
 @pytest.fixture(scope="module")
-def whole(theirs, system, tmp_path_factory):
+def whole(theirs, seeing, tmp_path_factory):
     """The same with an image tokenizer."""
     place, tensors = tmp_path_factory.mktemp("whole") / "cogvideo", []
     shutil.copytree(theirs, place)
-    flat = folders.traverse_util.flatten_dict(system.image_params, sep="/")
+    flat = folders.traverse_util.flatten_dict(seeing.image_params, sep="/")
     for p in image_tokenizer_parameters(IMAGES):
         tensors.append(Tensor.of(p.keys[0], np.ascontiguousarray(p.change.write(np.asarray(flat[p.path])))))
     tensors.append(Tensor.of("quantize.cluster_size", np.zeros(20_000, np.float32)))
