@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cogvx_jax.cli.cogvideo2022 import convert_cogvideo2022
 from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags, size_words
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -34,6 +35,7 @@ def convert(
       dtype: of the transformer and the text encoder; None keeps every array's own.
       parts: what to write, the option once for each part; without it all of them.
     """
+    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.convert.sources import open_source
     from cogvx_jax.convert.tables import COMPONENTS
     from cogvx_jax.convert.targets import write_model
@@ -41,6 +43,8 @@ def convert(
     from cogvx_jax.pipelines.tokenizer import read_tokenizer
 
     began, about = time.monotonic(), given.checked()
+    if is_cogvideo2022(source):
+        return convert_cogvideo2022(source, target, to, about, {"dtype": dtype, "parts": parts})
     for flag, part in (("tokenizer", "text_encoder"), ("text_encoder", "text_encoder"), ("vae", "vae")):
         if getattr(about, flag) is not None and part not in (parts or COMPONENTS):
             option, name = flag.replace("_", "-"), part.replace("_", " ")

@@ -98,6 +98,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
     check_preview(run, [job.out for job in jobs])
+    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.duration import warn_of_hours
@@ -108,6 +109,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
+    if is_cogvideo2022(run.model):
+        raise ValueError(f"{run.model} is CogVideo (2022), which runs from Python alone: see docs/cogvideo2022.md")
     if run.distributed:
         initialize()
     spec, devices = load_spec(run.model, about), None if run.mesh in (None, "auto") else parse_mesh(run.mesh)

@@ -81,7 +81,7 @@ def _check(files: LocalFiles, name: str) -> None:
         if data.startswith(git_lfs.START):
             raise ValueError(POINTER)
         if name == "spiece.model":
-            _check_model(data)
+            check_sentencepiece(data)
         return
     found = parse_json(data)
     if name == "tokenizer.json":
@@ -92,7 +92,7 @@ def _check(files: LocalFiles, name: str) -> None:
             raise ValueError(f"extra_ids {quoted(extra)} is not supported, only 0 to {MAX_EXTRA} is")
 
 
-def _check_model(data: bytes) -> None:
+def check_sentencepiece(data: bytes) -> None:
     """The table of characters begins with the size of its first part, for which a library would take the memory."""
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2 as messages

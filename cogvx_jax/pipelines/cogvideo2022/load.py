@@ -1,0 +1,101 @@
+"""CogVideo (2022) from a folder, and a video of a prompt: what people come for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+
+from cogvx_jax.configs import DTYPES
+from cogvx_jax.convert.cogvideo2022_folder import open_parts, read_images, read_stages
+from cogvx_jax.data.pictures import read_image
+from cogvx_jax.data.video import Video
+from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenizerConfig
+from cogvx_jax.pipelines.cogvideo2022.clusters import read_clusters
+from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
+from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
+
+
+def load_cogvideo2022(
+    place: str | Path, *, dtype: str = "float32", images: ImageTokenizerConfig = IMAGE_TOKENIZER
+) -> System:
+    """A system of a folder as its makers left it, or as `cogvx convert` writes it.
+
+    Small files are looked at before the weights are read. The base is read, and lies on the device, once.
+
+    Args:
+      dtype: of the transformers; the image tokenizer computes in float32.
+      images: sizes of the image tokenizer.
+    Raises: FileNotFoundError; ConversionError; ValueError, one sentence, for files that do not go together.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    parts = open_parts(place, images)
+    if SEQUENTIAL not in parts.stages:
+        raise ValueError(f"{place} has no {SEQUENTIAL} stage, which every video begins with")
+    tokenizer = TextTokenizer.read(parts.text_model)
+    clusters = read_clusters(parts.clusters, parts.stages[SEQUENTIAL].codes)
+    image_params = jax.tree.map(jnp.asarray, read_images(parts, images))
+    return System(
+        stages=parts.stages,
+        params=_on_device(read_stages(parts, dtype)),
+        tokenizer=tokenizer,
+        clusters=clusters,
+        image_tokenizer=images,
+        image_params=image_params,
+        dtype=dtype,
+    )
+
+
+def make_video(
+    system: System,
+    prompts: Sequence[str],
+    settings: Settings | None = None,
+    *,
+    seed: int = 0,
+    image: Any = None,
+    large: bool | None = None,
+    stretch: bool = False,
+) -> Video:
+    """Videos of prompts in Chinese, of 5, 9, 17 or 33 frames by `settings.depth`.
+
+    Args:
+      image: the first frame of all: a path, or pixels (H, W, 3) uint8; its middle square is taken.
+      large: whether frames go through super-resolution; None is where the system has it.
+      stretch: see `to_pixels`.
+    Raises: as `make_codes`; ValueError for a picture that cannot be read.
+    """
+    how = settings or Settings()
+    first = None if image is None else np.repeat(picture_codes(system, image), len(prompts), axis=0)
+    codes = make_codes(system, prompts, how, seed=seed, first=first)
+    if SUPER_RESOLUTION in system.stages if large is None else large:
+        codes = enlarge(system, prompts, codes, how, seed=seed)
+    # Five frames take 4 seconds, and so do all that are put between them.
+    return Video(to_pixels(system, codes, stretch=stretch), fps=2**how.depth)
+
+
+def picture_codes(system: System, image: Any) -> np.ndarray:
+    """The codes of a picture's middle square, at the size of a small frame: (1, n)."""
+    side = system.stages[SEQUENTIAL].grid * RATE
+    picture = PIL.Image.fromarray(read_image(image))
+    scale = side / min(picture.size)
+    width, height = (max(round(n * scale), side) for n in picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    resized = picture.resize((width, height), PIL.Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+    pixels = np.asarray(resized, np.float32)[None] / 255
+    codes = system.images.apply({"params": system.image_params}, pixels, RATE, method="encode")
+    return np.asarray(codes).reshape(1, -1)
+
+
+def _on_device(stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays that are the same objects become the same arrays of jax."""
+    made: dict[int, jax.Array] = {}
+
+    def one(array: np.ndarray) -> jax.Array:
+        return made.setdefault(id(array), jnp.asarray(array)) if id(array) not in made else made[id(array)]
+
+    return {stage: jax.tree.map(one, params) for stage, params in stages.items()}

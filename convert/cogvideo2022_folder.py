@@ -1,0 +1,362 @@
+"""Folders of CogVideo (2022), both ways: as its makers left them, and one where the frozen base lies once.
+
+Theirs holds `cogvideo-stage1`, `cogvideo-stage2` and `cogview2-dsr`, each saved by SAT, and beside them `ice_image.pt`,
+`ice_text.model` and `cluster_label2.npy`. In each of the three lies the same base, 11.8 GB in 16 bit. Whether it is the
+same is found out by digests of all its tensors.
+
+Ours holds `base.safetensors`, a file for each stage's own tensors, and `cogvideo2022.json` with the sizes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from flax import traverse_util
+
+from cogvx_jax.convert.checkpoint import Published
+from cogvx_jax.convert.cogvideo2022 import (
+    image_tokenizer_parameters,
+    joined_thirds,
+    network_parameters,
+    split_thirds,
+    without_buffers,
+)
+from cogvx_jax.convert.containers import read_file
+from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.export import METADATA
+from cogvx_jax.convert.infer import Shapes, count_blocks
+from cogvx_jax.convert.safetensors import Tensor, write_file
+from cogvx_jax.convert.sat_folder import LATEST, STATES, find_states, has_states
+from cogvx_jax.convert.tables import Parameter
+from cogvx_jax.convert.tensors import Tensors, Unreadable
+from cogvx_jax.convert.torch_writer import write_torch
+from cogvx_jax.json_files import Json, quoted, read_json_of
+from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.models.cogvideo2022.abstract import abstract_network
+from cogvx_jax.models.cogvideo2022.configs import (
+    IMAGE_TOKENIZER,
+    CogVideo2022Config,
+    ImageTokenizerConfig,
+    Stage,
+    SuperResolutionConfig,
+)
+from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
+
+FOLDERS: dict[str, str] = {  # stage -> its folder as published
+    "sequential": "cogvideo-stage1",
+    "interpolation": "cogvideo-stage2",
+    "super_resolution": "cogview2-dsr",
+}
+NUMBERS = {1: "sequential", 2: "interpolation"}  # what model_config.json calls them
+CONFIG, SIZES, BASE = "model_config.json", "cogvideo2022.json", "base.safetensors"
+IMAGES, TEXT, CLUSTERS = ("ice_image.pt", "image_tokenizer.safetensors"), "ice_text.model", "cluster_label2.npy"
+SPARE_WORDS = 10  # rows of the words after the tokenizer's pieces; the first is the start of an image
+SHAPED = tuple(  # fields of a stage that `SIZES` holds
+    "layers heads head_dim vocab start_of_image base_positions extra_positions grid frames window".split()
+)
+MOST = 100_000  # of any of them but the words
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All parts of a folder, with no numbers read.
+
+    Attributes:
+      stages: the sizes of each transformer that is there.
+      tensors: theirs, with thirds apart; those of the base and of the stage.
+      images: of the image tokenizer; None where it is not there.
+      shared: the base is stored once.
+    """
+
+    place: str | Path
+    stages: Mapping[str, CogVideo2022Config]
+    tensors: Mapping[str, Tensors]
+    images: Tensors | None
+    image_sizes: ImageTokenizerConfig
+    shared: bool
+
+    @property
+    def text_model(self) -> str | Path:
+        """The file of the text tokenizer."""
+        return below(self.place, TEXT)
+
+    @property
+    def clusters(self) -> str | Path:
+        """The file of the table of clusters."""
+        return below(self.place, CLUSTERS)
+
+
+def is_cogvideo2022(place: str | Path) -> bool:
+    """Whether a local folder is one of both kinds."""
+    if "://" in str(place):
+        return False
+    try:
+        return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
+    except OSError:  # whoever reads the place says what is wrong with it
+        return False
+
+
+def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER) -> Parts:
+    """The parts of a folder, which are checked against their sizes.
+
+    Args:
+      images: sizes of the image tokenizer.
+    Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
+      sentence, for a stage in another's place.
+    """
+    files = open_files(place)
+    if files.exists(SIZES):
+        stages, tensors = _open_own(place)
+    else:
+        there = [stage for stage, name in FOLDERS.items() if has_states(below(place, name))]
+        if not there:
+            raise FileNotFoundError(
+                f"{place} holds neither {SIZES} nor {', '.join(FOLDERS.values())} as SAT saves them"
+            )
+        opened = {stage: _open_sat(below(place, FOLDERS[stage]), stage) for stage in there}
+        stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
+    name = next((name for name in IMAGES if files.exists(name)), None)
+    found = None if name is None else without_buffers(read_file(files, name))
+    parts = Parts(
+        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=files.exists(SIZES)
+    )
+    for stage in stages:
+        _published(parts, stage, network_parameters(stages[stage]))
+    if found is not None:
+        _published_images(found, images)
+    return parts
+
+
+def compare_bases(parts: Parts) -> None:
+    """Makes sure that all stages have one base. Reads all of it, unless it is stored once.
+
+    Raises: ConversionError with a line for each tensor that differs.
+    """
+    if parts.shared:
+        return
+    first, *others = parts.stages
+    keys = [key for p in network_parameters(parts.stages[first], channel=False) for key in p.keys]
+    problems = []
+    for key in keys:
+        digest = _digest(parts.tensors[first], key)
+        problems += [f"{key} of {FOLDERS[o]}" for o in others if _digest(parts.tensors[o], key) != digest]
+    if problems:
+        raise ConversionError(
+            f"{parts.place}: bases differ from that of {FOLDERS[first]}, so none can stand for all", problems
+        )
+
+
+def read_stages(parts: Parts, dtype: str = "float32") -> dict[str, dict[str, Any]]:
+    """The parameters of all stages. The base's arrays are the same objects in all of them.
+
+    Raises: as `compare_bases`.
+    """
+    compare_bases(parts)
+    base: dict[str, np.ndarray] | None = None
+    found = {}
+    for stage, cfg in parts.stages.items():
+        if base is None:
+            base = _read(
+                _published(parts, stage, network_parameters(cfg)), dtype, network_parameters(cfg, channel=False)
+            )
+        own = network_parameters(cfg, base=False)
+        found[stage] = base | _read(_published(parts, stage, network_parameters(cfg)), dtype, own)
+    return {stage: traverse_util.unflatten_dict(flat, sep="/") for stage, flat in found.items()}
+
+
+def read_images(parts: Parts, cfg: ImageTokenizerConfig) -> dict[str, Any]:
+    """The image tokenizer's parameters, float32. Raises: FileNotFoundError; ConversionError."""
+    if parts.images is None:
+        raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
+    source = _published_images(parts.images, cfg)
+    return traverse_util.unflatten_dict(_read(source, "float32", image_tokenizer_parameters(cfg)), sep="/")
+
+
+def write_shared(parts: Parts, folder: str | Path) -> None:
+    """Writes our folder: the base once, each number as it is. Raises: as `compare_bases`; FileExistsError."""
+    compare_bases(parts)
+    with new_folder(folder) as target:
+        first = next(iter(parts.stages))
+        base = network_parameters(parts.stages[first], channel=False)
+        write_file(target / BASE, _tensors(parts.tensors[first], base), METADATA)
+        for stage, cfg in parts.stages.items():
+            own = network_parameters(cfg, base=False)
+            write_file(target / f"{stage}.safetensors", _tensors(parts.tensors[stage], own), METADATA)
+        if parts.images is not None:
+            images = image_tokenizer_parameters(parts.image_sizes)
+            write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
+        _copy_assets(parts, target)
+        sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
+        (target / SIZES).write_text(json.dumps({"stages": sizes}, indent=2) + "\n")
+
+
+def write_theirs(parts: Parts, folder: str | Path) -> None:
+    """Writes their folder: SAT's of each stage, each number as it is. Raises: FileExistsError."""
+    with new_folder(folder) as target:
+        for stage, cfg in parts.stages.items():
+            place = target / FOLDERS[stage]
+            (place / "1").mkdir(parents=True)
+            tensors = joined_thirds(_tensors(parts.tensors[stage], network_parameters(cfg)))
+            write_torch(place / "1" / STATES, tensors, "module")
+            (place / LATEST).write_text("1")
+            (place / CONFIG).write_text(json.dumps(_model_config(cfg), indent=2) + "\n")
+        if parts.images is not None:
+            images = image_tokenizer_parameters(parts.image_sizes)
+            write_torch(target / IMAGES[0], _tensors(parts.images, images), "module")
+        _copy_assets(parts, target)
+
+
+def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensors]:
+    files = open_files(place)
+    config = read_json_of(files, CONFIG) if files.exists(CONFIG) else {}
+    folder, name = parent_and_name(find_states(place))
+    tensors = split_thirds(read_file(open_files(folder), name))
+    gated = any(key.startswith("mixins.attention_plus.attn_distribution.") for key in tensors)
+    number = config.get("cogvideo_stage")
+    said = NUMBERS.get(number) if isinstance(number, int) else None
+    if gated == (stage == "super_resolution"):
+        raise ValueError(
+            f"{place} {'holds a stage of CogVideo, no super-resolution' if gated else 'holds no stage of CogVideo'}; "
+            f"{FOLDERS[stage]} belongs there"
+        )
+    if gated and said is not None and said != stage:
+        raise ValueError(f"{place} is CogVideo's stage {number} by its {CONFIG}; {FOLDERS[stage]} belongs there")
+    return _infer(tensors, stage, config, str(place)), tensors
+
+
+def _infer(tensors: Tensors, stage: str, config: Json, where: str) -> CogVideo2022Config:
+    """Sizes by shapes, and by `CONFIG` what shapes do not tell. Raises: ConversionError; ValueError."""
+    shapes = Shapes(tensors, where)
+    vocab, width = shapes.of("transformer.word_embeddings.weight", 2)
+    positions = shapes.of("transformer.position_embeddings.weight", 2)[0]
+    extra = shapes.of("mixins.extra_position_embedding.position_embeddings.weight", 2)[0]
+    shapes.check()
+    sizes: Json = {
+        "layers": count_blocks(tensors, r"transformer\.layers\.(\d{1,4})\."),
+        "heads": config.get("num_attention_heads", max(width // 64, 1)),
+        "vocab": vocab,
+        "start_of_image": vocab - SPARE_WORDS,
+        "base_positions": positions,
+        "extra_positions": extra,
+    }
+    if type(sizes["heads"]) is not int or sizes["heads"] < 1 or width % sizes["heads"]:
+        raise ValueError(
+            f"{where}/{CONFIG}: num_attention_heads {quoted(sizes['heads'])} does not divide a width of {width}"
+        )
+    sizes["head_dim"] = width // sizes["heads"]
+    return _config(stage, sizes | _layout(stage, config), where)
+
+
+def _layout(stage: str, config: Json) -> Json:
+    """The grid, and of a stage that makes codes one after the other its frames; nothing where no file tells."""
+    ends, window = config.get("layout"), config.get("window_size")
+    if not isinstance(ends, list) or len(ends) != 3 or not all(type(end) is int for end in ends):
+        return {}
+    text, first, last = ends
+    codes = max(first - text, 1)
+    found = {"grid": math.isqrt(codes)}
+    if stage != "super_resolution":
+        found["frames"] = (last - text) // codes
+    if stage == "interpolation" and window is not None:
+        found["window"] = window
+    return found
+
+
+def _config(stage: str, sizes: Json, where: str) -> CogVideo2022Config:
+    """Raises ValueError for sizes out of range."""
+    for name, size in sizes.items():
+        most = 10 * MOST if name in ("vocab", "start_of_image") else MOST
+        if name not in SHAPED or type(size) is not int or not 1 <= size <= most:
+            raise ValueError(
+                f"{where}: {name} {quoted(size)} is no size of CogVideo; whole numbers from 1 to {most} are"
+            )
+    kind = SuperResolutionConfig if stage == "super_resolution" else CogVideo2022Config
+    return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
+
+
+def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors]]:
+    files = open_files(place)
+    found = read_json_of(files, SIZES).get("stages")
+    if not isinstance(found, dict) or not found or not all(isinstance(own, dict) for own in found.values()):
+        raise ValueError(f"{place}/{SIZES} names no stages")
+    if unknown := set(found) - set(FOLDERS):
+        raise ValueError(f"{place}/{SIZES} names the stage {quoted(min(unknown))}; there are {', '.join(FOLDERS)}")
+    base = read_file(files, BASE)
+    stages = {stage: _config(stage, found[stage], f"{place}/{SIZES}") for stage in FOLDERS if stage in found}
+    return stages, {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+
+
+def _published(parts: Parts, stage: str, parameters: list[Parameter]) -> Published:
+    what = f"the {stage} transformer of CogVideo (2022)"
+    return Published(parts.tensors[stage], parameters, abstract_network(parts.stages[stage]), what)
+
+
+def _published_images(images: Tensors, cfg: ImageTokenizerConfig) -> Published:
+    types: Mapping[str, Abstract] = abstract_network(cfg)
+    return Published(images, image_tokenizer_parameters(cfg), types, "CogVideo's image tokenizer")
+
+
+def _read(source: Published, dtype: str, parameters: list[Parameter]) -> dict[str, np.ndarray]:
+    found = {}
+    for p in parameters:
+        found[p.path] = source.read(p.path, np.dtype(dtype), tuple(slice(n) for n in p.shape))
+        source.release()
+    return found
+
+
+def _tensors(tensors: Tensors, parameters: list[Parameter]) -> list[Tensor]:
+    """To write, each number as it is; one tensor is read at a time."""
+
+    def made(key: str) -> Tensor:
+        entry = tensors[key]
+        return Tensor(key, entry.shape, entry.dtype, lambda: tensors.read(key))
+
+    return [made(key) for p in parameters for key in p.keys]
+
+
+def _digest(tensors: Tensors, key: str) -> bytes | None:
+    entry = tensors.get(key)
+    if entry is None or isinstance(entry, Unreadable):
+        return None
+    array = np.ascontiguousarray(tensors.read(key))
+    found = hashlib.blake2b(f"{array.dtype} {array.shape}".encode(), digest_size=16)
+    found.update(array.reshape(-1).view(np.uint8).data)
+    tensors.release()
+    return found.digest()
+
+
+def _copy_assets(parts: Parts, target: Path) -> None:
+    files = open_files(parts.place)
+    for name, limit in ((TEXT, 64 * 2**20), (CLUSTERS, 2**20)):
+        if files.exists(name):
+            (target / name).write_bytes(files.bytes(name, limit))
+
+
+def _model_config(cfg: CogVideo2022Config) -> Json:
+    """What SAT reads of a stage."""
+    large = isinstance(cfg, SuperResolutionConfig)
+    ends = [cfg.text_length, cfg.text_length + cfg.frame_codes]
+    last = (
+        ends[-1] + cfg.large_grid**2
+        if isinstance(cfg, SuperResolutionConfig)
+        else ends[0] + cfg.frames * cfg.frame_codes
+    )
+    own: Json = {"new_sequence_length": cfg.base_positions + cfg.extra_positions, "kernel_size": 5, "kernel_size2": 5}
+    if not large:
+        number = next(number for number, stage in NUMBERS.items() if stage == cfg.stage)
+        window = cfg.window if cfg.stage == "interpolation" else -1
+        own = {"additional_seqlen": cfg.extra_positions, "cogvideo_stage": number, "window_size": window}
+    return own | {
+        "num_layers": cfg.layers,
+        "hidden_size": cfg.width,
+        "num_attention_heads": cfg.heads,
+        "vocab_size": cfg.vocab,
+        "max_sequence_length": cfg.base_positions,
+        "layernorm_order": "sandwich",
+        "layout": [*ends, last],
+    }

@@ -1,0 +1,361 @@
+"""CogVideo (2022) with a small random system: steps, draws, depth, guides, pixels, folders, and what is refused."""
+
+import dataclasses
+import io
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cogvideo2022_weights import number_of, sat_tensors
+
+from cogvx_jax.cli.cogvideo2022 import describe_cogvideo2022
+from cogvx_jax.cli.convert import convert
+from cogvx_jax.cli.info import info
+from cogvx_jax.convert import ConversionError
+from cogvx_jax.convert import cogvideo2022_folder as folders
+from cogvx_jax.convert.cogvideo2022 import image_tokenizer_parameters
+from cogvx_jax.convert.safetensors import Tensor
+from cogvx_jax.convert.torch_writer import write_torch
+from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
+from cogvx_jax.models.cogvideo2022.cached import cache_of, step
+from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config, ImageTokenizerConfig, SuperResolutionConfig
+from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
+from cogvx_jax.models.cogvideo2022.transformer import Frames, Text, of_base
+from cogvx_jax.pipelines.cogvideo2022 import generate
+from cogvx_jax.pipelines.cogvideo2022.clusters import Draw, draw, probabilities, read_clusters, table_of
+from cogvx_jax.pipelines.cogvideo2022.generate import Settings, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video, picture_codes
+from cogvx_jax.pipelines.cogvideo2022.system import System
+from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, batch_of, check_prompts, frames_text
+
+WORDS = ["<pad>", "<n>", "▁", *"0123456789.秒一只猫在弹吉他高清摄影视频狗跑步"]
+START = 20_000 + 1 + len(WORDS)  # after <unk>
+# With fewer than 3 layers, no step sees what `training_mask` changes.
+SIZES = dict(layers=3, heads=2, head_dim=8, vocab=START + 10, start_of_image=START, grid=4)
+STAGES = {
+    "sequential": CogVideo2022Config(**SIZES),
+    "interpolation": CogVideo2022Config(stage="interpolation", window=2, **SIZES),
+    "super_resolution": SuperResolutionConfig(**SIZES),
+}
+DECODERS = ((16, (1, 1, 1, 1, 1)), (8, (1, 1, 1, 1)), (4, (1, 1, 1)))
+IMAGES = ImageTokenizerConfig(
+    codes=20_000, code_width=8, channels=8, groups=4, encoder=(1, 1, 2), encoder_blocks=1, decoders=DECODERS
+)
+PROMPT = "一只猫在弹吉他"
+
+
+@pytest.fixture(scope="module")
+def text_model(tmp_path_factory):
+    """A file as `ice_text.model`, of a piece for each letter."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2 as messages
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc"]), model_writer=model, vocab_size=6, hard_vocab_limit=False, bos_id=-1, eos_id=-1,
+        unk_id=0, minloglevel=2,
+    )  # fmt: skip
+    proto = messages.ModelProto.FromString(model.getvalue())
+    del proto.pieces[1:]
+    for word in WORDS:
+        proto.pieces.add(piece=word, score=-1.0)
+    file = tmp_path_factory.mktemp("text") / "ice_text.model"
+    file.write_bytes(proto.SerializeToString())
+    return file
+
+
+@pytest.fixture(scope="module")
+def system(text_model):
+    """A system of random numbers whose stages share a base."""
+    rng, base, params = np.random.default_rng(0), {}, {}
+    for stage, cfg in STAGES.items():
+        for path, own in abstract_network(cfg).items():
+            spread = 0.3 if path.endswith(("scale", "bias", "words")) else 1
+            drawn = spread * rng.normal(size=own.shape) / (np.sqrt(own.shape[-2]) if path.endswith("kernel") else 1)
+            array = jnp.asarray(drawn + path.endswith("scale"), "float32")
+            flat = params.setdefault(stage, {})
+            flat[path] = base.setdefault(path, array) if of_base(path) else array
+    nested = {stage: folders.traverse_util.unflatten_dict(flat, sep="/") for stage, flat in params.items()}
+    return System(
+        stages=STAGES,
+        params=nested,
+        tokenizer=TextTokenizer.read(text_model),
+        clusters=table_of(np.arange(20_000) % 500),
+        image_tokenizer=IMAGES,
+        image_params={},
+    )
+
+
+@pytest.fixture(scope="module")
+def seeing(system, random_params):
+    """The same with an image tokenizer, which takes seconds to trace."""
+    made = random_params(ImageTokenizer(IMAGES), jnp.zeros((1, 16, 16, 3)))
+    return dataclasses.replace(system, image_params=made)
+
+
+def test_text_comes_after_the_codes_of_pictures(text_model):
+    tokenizer = TextTokenizer.read(text_model)
+    ids = frames_text(tokenizer, "猫", 4.0)
+    assert ids == [20_001 + WORDS.index(piece) for piece in ("▁", "4", ".", "0", "秒", "<n>", "▁", "猫")]
+    assert tokenizer.decode(ids[:5]) == "4.0秒"
+    assert tokenizer.start_of_image == START and tokenizer.size == START + 3
+    text = batch_of(tokenizer, [ids])
+    assert text.ids.shape == (1, MAX_TEXT) and text.real.sum() == len(ids) and text.real[0, -1]
+
+
+@pytest.mark.parametrize(
+    "stage, given, slot, training_mask",
+    [
+        pytest.param("sequential", 1, 2, False, marks=pytest.mark.full),
+        ("interpolation", 3, 4, True),
+        pytest.param("interpolation", 3, 3, False, marks=pytest.mark.full),
+    ],
+)
+def test_steps_are_the_whole_pass(stage, given, slot, training_mask, system):
+    cfg, params, rng = STAGES[stage], system.params[stage], np.random.default_rng(1)
+    network, n = network_of(cfg), cfg.frame_codes
+    codes = jnp.asarray(rng.integers(0, 60, (2, slot + 1, n)), jnp.int32)
+    real = np.arange(9) >= np.array([[0], [4]])  # texts of two lengths
+    text = Text(jnp.asarray(rng.integers(20_000, START, (2, 9))), jnp.asarray(real))
+    how = dict(given=given, training_mask=training_mask, text_bias=1.4)
+
+    @jax.jit
+    def both(params, text, codes):
+        whole, _ = network.apply({"params": params}, text, codes, Frames(cfg.order[: slot + 1], **how))
+        _, kept = network.apply({"params": params}, text, codes[:, :given], Frames(cfg.order[:given], **how))
+        cache, rows = cache_of(cfg, kept, 9), []
+        for place in range(given, slot + 1):
+            inputs = jnp.pad(codes[:, place, :-1], ((0, 0), (1, 0))).T
+            one = lambda c, x, s=place: step(network, params, c, text.real, *x, slot=s, text_bias=1.4)[::-1]  # noqa: E731
+            cache, found = jax.lax.scan(one, cache, (inputs, jnp.arange(n)))
+            rows.append(jnp.swapaxes(found, 0, 1))
+        return whole[:, 9 + given * n :], jnp.concatenate(rows, axis=1)
+
+    whole, steps = both(params, text, codes)
+    np.testing.assert_allclose(steps, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def test_draws_have_the_closed_form_of_the_reference():
+    logits = np.float32(2 * np.random.default_rng(0).normal(size=(1, 60)))
+    clusters, how = table_of(np.arange(60) % 7), Draw(3, 1.05, 0.89)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    drawn = jax.jit(lambda x, k: draw(x, clusters, k, how))(np.repeat(logits, len(keys), axis=0), keys)
+    expected = probabilities(logits, clusters, how)[0]
+    seen = np.bincount(np.asarray(drawn), minlength=60) / len(keys)
+    assert expected.sum() == pytest.approx(1) and not seen[expected == 0].any()
+    assert np.abs(seen - expected).max() < 4 * np.sqrt(expected.max() / len(keys))
+
+
+@pytest.mark.full
+def test_a_video_from_its_prompt(seeing):
+    settings = Settings(depth=1, guidance_between=2.0, rows=4)
+    prompts = [PROMPT, "狗在跑步"]
+    codes = generate.make_codes(seeing, prompts, settings, seed=3)
+    assert codes.shape == (2, 9, 16) and codes.min() >= 0 and codes.max() < 20_000
+    apart = generate.make_codes(seeing, prompts[:1], settings, seed=3)
+    np.testing.assert_array_equal(codes[:1], apart)  # of the prompts beside it nothing depends
+    large = generate.enlarge(seeing, prompts[:1], codes[:1, :1], settings)
+    assert large.shape == (1, 1, 144) and large.min() >= 0
+    assert generate.to_pixels(seeing, large).shape == (1, 1, 96, 96, 3)
+
+
+@pytest.mark.full
+def test_frames_between_keep_their_places(system):
+    frames = np.random.default_rng(0).integers(0, 60, (1, 5, 16)).astype(np.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    made = generate.between(system, [PROMPT], frames, 2.0, Settings(rows=4), keys)
+    assert made.shape == (1, 9, 16)
+    np.testing.assert_array_equal(made[:, ::2], frames)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("switch", ["training_mask", "guide_shift"])
+def test_quirks_of_the_reference_are_switches(switch, system):
+    frames = np.random.default_rng(0).integers(0, 60, (1, 3, 16)).astype(np.int32)
+    keys = jax.random.split(jax.random.key(0), 1)
+    how = Settings(guidance_between=3.0 if switch == "guide_shift" else None)
+    made = [
+        generate.between(system, [PROMPT], frames, 2.0, dataclasses.replace(how, **{switch: on}), keys)
+        for on in (False, True)
+    ]
+    assert (made[0] != made[1]).any()
+
+
+@pytest.mark.full
+def test_stretched_brightness_is_a_switch(seeing):
+    codes = np.random.default_rng(0).integers(0, 60, (1, 1, 16)).astype(np.int32)
+    clamped, stretched = (generate.to_pixels(seeing, codes, stretch=stretch) for stretch in (False, True))
+    assert (stretched.min(), stretched.max()) == (0, 255) and (clamped != stretched).any()
+
+
+@pytest.mark.full
+def test_numbers_that_are_not_finite_are_told(system):
+    params = jax.tree.map(lambda x: x, system.params["sequential"])
+    params["norm"] = params["norm"] | {"scale": params["norm"]["scale"].at[0].set(jnp.inf)}
+    broken = dataclasses.replace(system, params=dict(system.params) | {"sequential": params}, dtype="float16")
+    with pytest.raises(ValueError, match="sequential stage .* not finite: float16 overflows"):
+        generate.make_codes(broken, [PROMPT], Settings(depth=0, guidance=None))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rate", [4, 8, 16])
+def test_pictures_become_codes_at_every_rate(rate, seeing):
+    picture = np.float32(np.random.default_rng(0).random((1, 32, 48, 3)))
+    images = {"params": seeing.image_params}
+    network = ImageTokenizer(IMAGES)
+    codes = network.apply(images, picture, rate, method="encode")
+    assert codes.shape == (1, 32 // rate, 48 // rate)
+    features = np.asarray(network.apply(images, picture, rate, method="features"))
+    apart = np.square(features[..., None, :] - seeing.image_params["codebook"]).sum(-1)
+    np.testing.assert_array_equal(codes, apart.argmin(-1))
+    assert network.apply(images, codes, rate, method="decode").shape == picture.shape
+
+
+# Folders.
+
+
+def write_stage(place, cfg, config, change=None):
+    tensors = sat_tensors(cfg)
+    if change:
+        tensors = [dataclasses.replace(t, make=lambda t=t: t.make() + 1) if t.key == change else t for t in tensors]
+    (place / "1").mkdir(parents=True)
+    write_torch(place / "1" / "mp_rank_00_model_states.pt", tensors, "module")
+    (place / "latest").write_text("1")
+    (place / "model_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory, text_model):
+    """A folder as the makers left it."""
+    place = tmp_path_factory.mktemp("cogvideo")
+    for stage, name in folders.FOLDERS.items():
+        write_stage(place / name, STAGES[stage], folders._model_config(STAGES[stage]))
+    np.save(place / "cluster_label2.npy", np.arange(20_000) % 500)
+    (place / "ice_text.model").write_bytes(text_model.read_bytes())
+    return place
+
+
+@pytest.fixture(scope="module")
+def whole(theirs, seeing, tmp_path_factory):
+    """The same with an image tokenizer."""
+    place, tensors = tmp_path_factory.mktemp("whole") / "cogvideo", []
+    shutil.copytree(theirs, place)
+    flat = folders.traverse_util.flatten_dict(seeing.image_params, sep="/")
+    for p in image_tokenizer_parameters(IMAGES):
+        tensors.append(Tensor.of(p.keys[0], np.ascontiguousarray(p.change.write(np.asarray(flat[p.path])))))
+    tensors.append(Tensor.of("quantize.cluster_size", np.zeros(20_000, np.float32)))
+    write_torch(place / "ice_image.pt", tensors, "module")
+    return place
+
+
+@pytest.mark.full
+def test_a_video_from_folders_and_a_picture(whole, tmp_path):
+    folders.write_shared(folders.open_parts(whole, IMAGES), tmp_path / "ours")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 64, 3)).astype(np.uint8)
+    videos = []
+    for place in (whole, tmp_path / "ours"):
+        loaded = load_cogvideo2022(place, images=IMAGES)
+        params = loaded.params
+        assert params["sequential"]["words"] is params["super_resolution"]["words"]
+        videos.append(make_video(loaded, [PROMPT], Settings(depth=1), image=picture))
+    assert videos[0].frames.shape == (1, 9, 96, 96, 3) and videos[0].fps == 2
+    np.testing.assert_array_equal(videos[0].frames, videos[1].frames)
+    small = make_video(loaded, [PROMPT], Settings(depth=0), image=picture, large=False)
+    np.testing.assert_array_equal(small.frames[0, 0], to_pixels(loaded, picture_codes(loaded, picture)[:, None])[0, 0])
+
+
+def test_verbs_know_the_folder(theirs, tmp_path, capsys):
+    convert(str(theirs), str(tmp_path / "ours"))
+    capsys.readouterr()
+    facts = describe_cogvideo2022(str(tmp_path / "ours"))
+    assert "stored once" in facts["base"] and facts["text tokenizer"] == "there"
+    assert facts["image tokenizer"] == "missing" and facts["frames"] == "5 key frames of 4x4 codes"
+    info(str(theirs))
+    assert "stored 3 times" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="without --dtype"):
+        convert(str(theirs), str(tmp_path / "more"), dtype="float16")
+    with pytest.raises(ValueError, match="is not written to single"):
+        convert(str(theirs), str(tmp_path / "more"), to="single")
+
+
+def files_of(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()}
+
+
+def test_folders_there_and_back(theirs, tmp_path):
+    parts = folders.open_parts(theirs)
+    assert parts.stages == STAGES
+    folders.write_shared(parts, tmp_path / "ours")
+    sizes = {f.name: f.stat().st_size for f in (tmp_path / "ours").iterdir()}
+    assert sizes["base.safetensors"] > sizes["sequential.safetensors"]
+    ours = folders.open_parts(tmp_path / "ours")
+    assert ours.stages == parts.stages and ours.shared
+    folders.write_theirs(ours, tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(theirs)
+
+
+def test_the_base_is_in_memory_once(theirs):
+    params = folders.read_stages(folders.open_parts(theirs))
+    first, second, third = params.values()
+    assert first["words"] is second["words"] is third["words"]
+    assert first["blocks"]["base"]["up"]["kernel"] is third["blocks"]["base"]["up"]["kernel"]
+    name = "transformer.layers.1.attention.query_key_value.weight"
+    thirds = np.split(number_of(name, (48, 16)), 3)
+    for part, third in zip("qkv", thirds, strict=True):
+        np.testing.assert_array_equal(second["blocks"]["base"][part]["kernel"][1], third.T)
+
+
+def test_bases_that_differ_are_named(theirs, tmp_path):
+    (tmp_path / "cogvideo-stage1").symlink_to(theirs / "cogvideo-stage1")
+    key, cfg = "transformer.layers.0.mlp.dense_4h_to_h.bias", STAGES["interpolation"]
+    write_stage(tmp_path / "cogvideo-stage2", cfg, folders._model_config(cfg), key)
+    with pytest.raises(
+        ConversionError, match=f"bases differ from that of cogvideo-stage1[^$]*{key} of cogvideo-stage2"
+    ):
+        folders.read_stages(folders.open_parts(tmp_path))
+
+
+def test_a_stage_in_anothers_place_is_refused(theirs, tmp_path):
+    (tmp_path / "cogvideo-stage2").symlink_to(theirs / "cogvideo-stage1")
+    with pytest.raises(
+        ValueError, match="is CogVideo's stage 1 by its model_config.json; cogvideo-stage2 belongs there"
+    ):
+        folders.open_parts(tmp_path)
+    (tmp_path / "cogview2-dsr").symlink_to(theirs / "cogvideo-stage1")
+    (tmp_path / "cogvideo-stage2").unlink()
+    with pytest.raises(ValueError, match="holds a stage of CogVideo, no super-resolution"):
+        folders.open_parts(tmp_path)
+
+
+def test_prompts_are_checked_first(system):
+    with pytest.raises(ValueError, match="takes 90 tokens, .* reads 74: shorten it"):
+        check_prompts(system.tokenizer, ["猫" * 80])
+    with pytest.raises(ValueError, match="is empty"):
+        check_prompts(system.tokenizer, ["  "])
+    with pytest.warns(UserWarning, match="no Chinese in it"):
+        check_prompts(system.tokenizer, ["a cat"])
+
+
+def test_tables_of_clusters_are_checked(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the table of clusters"):
+        read_clusters(tmp_path / "cluster_label2.npy", 60)
+    for array, message in ((np.zeros(60), "a whole number"), (np.full(60, 99), "out of range")):
+        np.save(tmp_path / "cluster_label2.npy", array)
+        with pytest.raises(ValueError, match=message):
+            read_clusters(tmp_path / "cluster_label2.npy", 60)
+    (tmp_path / "cluster_label2.npy").write_bytes(b"no")
+    with pytest.raises(ValueError, match="no array"):
+        read_clusters(tmp_path / "cluster_label2.npy", 60)
+
+
+def test_other_tokenizers_are_refused(tmp_path, system):
+    (tmp_path / "ice_text.model").write_bytes(b"\xff" * 40)
+    with pytest.raises(ValueError, match=r"ice_text.model: it is damaged"):
+        TextTokenizer.read(tmp_path / "ice_text.model")
+    stages = {"sequential": dataclasses.replace(STAGES["sequential"], start_of_image=START - 1)}
+    with pytest.raises(ValueError, match="for the start of an image; the sequential transformer has"):
+        dataclasses.replace(system, stages=stages)
