@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cogvx_jax.diffusion.warped import WarpedNoise
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.finishing.finish import finish, finish_stream
+    from cogvx_jax.finishing.keywords import finish_to
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.generate import generate
     from cogvx_jax.pipelines.lora import find_lora, load_lora
@@ -55,6 +56,7 @@ __all__ = [
     "find_lora",
     "finish",
     "finish_stream",
+    "finish_to",
     "generate",
     "load",
     "load_controlnet",
@@ -82,6 +84,7 @@ _HOMES = {
     "find_lora": "pipelines.lora",
     "finish": "finishing.finish",
     "finish_stream": "finishing.finish",
+    "finish_to": "finishing.keywords",
     "generate": "pipelines.generate",
     "load": "planning.load",
     "load_controlnet": "pipelines.controlnets",

@@ -8,7 +8,8 @@ import dataclasses
 import fractions
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,6 +22,9 @@ RATE = 48_000  # samples a second
 LIMIT = 10 ** (-1 / 20)  # of samples once loudness is changed: 1 dB below the largest
 LOUDNESS = (-70.0, -5.0)  # LUFS that may be asked for
 SILENT = -70.0  # LUFS; below, the measure says nothing
+RATES = (8_000, 192_000)  # samples a second of sound that programs give
+# Kinds of files that an answer may be, as FFmpeg calls them: none of them names other files.
+PLAIN = "wav,w64,flac,ogg,mp3,aac,mov,matroska,aiff"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,15 +119,30 @@ def check_sound(path: str | os.PathLike) -> None:
         raise ValueError(f"{str(path)!r} holds no sound that can be decoded; give a wav, mp3, m4a, flac or ogg file")
 
 
-def read_sound(path: str | os.PathLike, gain: float | None = None) -> Iterator[np.ndarray]:
+def save_samples(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int = RATE) -> None:
+    """Writes samples, (1 or 2, N) float32 each, as they are, a .w64: such files may be longer than a .wav."""
+    with av.open(f"file:{Path(path).absolute()}", "w", format="w64") as container:
+        stream: Any = None
+        for block in blocks:
+            layout = "mono" if len(block) == 1 else "stereo"
+            stream = stream or container.add_stream("pcm_f32le", rate=rate, layout=layout)
+            frame: Any = av.AudioFrame.from_ndarray(np.float32(block).T.reshape(1, -1), "flt", layout)
+            frame.sample_rate = rate
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode(None))
+
+
+def read_sound(path: str | os.PathLike, gain: float | None = None, formats: str | None = None) -> Iterator[np.ndarray]:
     """A file's sound in blocks, from its beginning.
 
     Args:
       gain: by which samples are multiplied, limited to 1 dB below the largest after that; None leaves them.
+      formats: the kinds of files that it may be, such as `PLAIN`; None is any.
     Raises: FileNotFoundError; ValueError for a file without sound, or one that breaks off in its first block.
     """
     filters = [] if gain is None else [("volume", f"volume={gain}"), ("alimiter", f"limit={LIMIT}:level=0:latency=1")]
-    for frame in _filtered(path, filters):
+    for frame in _filtered(path, filters, formats):
         yield np.asarray(frame.to_ndarray(), np.float32)
 
 
@@ -136,10 +155,10 @@ def loudness(path: str | os.PathLike) -> float:
     return max(found, SILENT) if math.isfinite(found) else SILENT
 
 
-def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]]) -> Iterator[Any]:
+def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]], formats: str | None = None) -> Iterator[Any]:
     """Frames of sound after filters, as float32 samples of both channels apart."""
     graph, last = None, None
-    with _opened(path) as container:
+    with _opened(path, formats) as container:
         if not container.streams.audio:
             raise ValueError(
                 f"{str(path)!r} has no sound; give a wav, mp3, m4a, flac or ogg file, or a video with sound"
@@ -157,10 +176,11 @@ def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]]) -> Iterat
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    file = existing(path)
+def _opened(path: str | os.PathLike, formats: str | None = None) -> Iterator[Any]:
+    file: Any = existing(path)
+    options = {"protocol_whitelist": "file"} | ({} if formats is None else {"format_whitelist": formats})
     try:
-        container = av.open(f"file:{file.absolute()}", container_options={"protocol_whitelist": "file"})  # type: ignore
+        container = av.open(f"file:{file.absolute()}", container_options=options, metadata_errors="ignore")
     except (av.FFmpegError, ArithmeticError, ValueError):
         raise ValueError(f"{str(path)!r} cannot be read as sound; give a wav, mp3, m4a, flac or ogg file") from None
     with container:

@@ -18,6 +18,7 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.data.writer import VideoWriter, check_writable
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import planes_program
+from cogvx_jax.finishing.made_track import made_track
 from cogvx_jax.finishing.options import Delivery, Finish
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
 from cogvx_jax.pipelines.provenance import versions
@@ -116,8 +117,9 @@ def finish_file(
             check_even(job.geometry.final, preset)
         if on_job is not None:
             on_job(job)
-        text = _recorded(comment, _step(job, delivery)) if delivery.record else None
-        count = _write(job, out, preset, track, text, on_frame)
+        with made_track(source, job, delivery, comment) as (made, told):
+            text = _recorded(comment, _step(job, delivery) | told) if delivery.record else None
+            count = _write(job, out, preset, made or track, text, on_frame)
         return Finished(count, *job.geometry.final, job.rate)
 
 
@@ -130,6 +132,7 @@ def _check(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Tr
             "crf": delivery.crf,
             "audio": delivery.audio,
             "keep_sound": delivery.keep_sound,
+            "sound_from": delivery.sound_from,
         }
         if wrong := next((name for name, value in said.items() if value is not None and value is not False), None):
             raise ValueError(f"{wrong} needs a file that ends in one of {', '.join(CONTAINERS)}, got {str(out)!r}")
@@ -202,6 +205,7 @@ def _recorded(comment: str | None, step: dict[str, Any]) -> str | None:
 def _step(job: Job, delivery: Delivery | None = None) -> dict[str, Any]:
     networks = {"upscaler": job.upscaler, "interpolator": job.interpolator}
     file = {} if delivery is None else {k: v for k, v in vars(delivery).items() if v not in (None, False, 0.0, True)}
+    file = {key: value for key, value in file.items() if not key.startswith("sound_")}  # the step tells of it itself
     return {
         "options": job.options.as_json,
         "file": {key: str(value) if isinstance(value, os.PathLike) else value for key, value in file.items()},
