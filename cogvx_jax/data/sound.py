@@ -22,6 +22,7 @@ RATE = 48_000  # samples a second
 LIMIT = 10 ** (-1 / 20)  # of samples once loudness is changed: 1 dB below the largest
 LOUDNESS = (-70.0, -5.0)  # LUFS that may be asked for
 SILENT = -70.0  # LUFS; below, the measure says nothing
+MAX_LAG = 600.0  # seconds between the first picture and the first sample
 RATES = (8_000, 192_000)  # samples a second of sound that programs give
 # Kinds of files that an answer may be, as FFmpeg calls them: none of them names other files.
 PLAIN = "wav,w64,flac,ogg,mp3,aac,mov,matroska,aiff"
@@ -36,6 +37,7 @@ class Track:
       loop: begin again where it ends before the video; silence follows otherwise.
       fade: seconds of a fade at the beginning, and of one at the end.
       loudness: LUFS, integrated over the file, as EBU R 128 measures it; None leaves it.
+      lag: seconds of silence before it; where it is negative, so much of its beginning is left out.
     Raises: ValueError for a fade or loudness out of range.
     """
 
@@ -43,6 +45,7 @@ class Track:
     loop: bool = False
     fade: float = 0.0
     loudness: float | None = None
+    lag: float = 0.0
 
     def __post_init__(self):
         if not (math.isfinite(self.fade) and 0 <= self.fade <= 60):
@@ -58,11 +61,16 @@ class Track:
     def read(self) -> Iterator[np.ndarray]:
         """Its samples in blocks, again and again if looped; nothing is faded. Raises: as `read_sound`."""
         gain = None if self.loudness is None else self._gain()
+        if self.lag > 0:
+            yield np.zeros((2, round(self.lag * RATE)), np.float32)
+        skipped = max(round(-self.lag * RATE), 0)
         while True:
             some = False
-            for block in read_sound(self.path, gain):
-                some = some or block.shape[1] > 0
-                yield block
+            for whole in read_sound(self.path, gain):
+                some = some or whole.shape[1] > 0
+                block, skipped = whole[:, skipped:], max(skipped - whole.shape[1], 0)
+                if block.shape[1]:
+                    yield block
             if not self.loop or not some:
                 return
 
@@ -111,6 +119,24 @@ def has_sound(path: str | os.PathLike) -> bool:
     """Whether a file has a stream of sound. Raises: FileNotFoundError; ValueError for what FFmpeg cannot open."""
     with _opened(path) as container:
         return bool(container.streams.audio)
+
+
+def sound_lag(path: str | os.PathLike) -> float:
+    """Seconds by which the sound of a video begins after its pictures; negative where it comes first.
+
+    0 where the file does not tell, or tells more than `MAX_LAG`. Raises: as `has_sound`.
+    """
+    with _opened(path) as container:
+        if not (container.streams.audio and container.streams.video):
+            return 0.0
+        pictures, heard = container.streams.video[0], container.streams.audio[0]
+        # What a decoder leaves out at the beginning, as of AAC, counts: so the first samples are asked.
+        first = next(_decoded(container, heard), None)
+        begins = None if first is None else first.time
+        if begins is None or pictures.start_time is None:
+            return 0.0
+        lag = float(begins - pictures.start_time * pictures.time_base)
+    return lag if abs(lag) <= MAX_LAG else 0.0
 
 
 def check_sound(path: str | os.PathLike) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 
 from cogvx_jax.data.comments import read_tags
 from cogvx_jax.data.delivery import CONTAINERS, DeliveryWriter, Preset, check_deliverable, check_even, preset_of
-from cogvx_jax.data.sound import Track, check_sound
+from cogvx_jax.data.sound import Track, check_sound, sound_lag
 from cogvx_jax.data.video import Video
-from cogvx_jax.data.writer import VideoWriter, check_writable
+from cogvx_jax.data.writer import FORMATS, VideoWriter, check_writable
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import planes_program
 from cogvx_jax.finishing.made_track import made_track
 from cogvx_jax.finishing.options import Delivery, Finish
+from cogvx_jax.finishing.source import warn_of_missing
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
 from cogvx_jax.pipelines.provenance import versions
 from cogvx_jax.pipelines.record import parse_record
@@ -120,6 +121,7 @@ def finish_file(
         with made_track(source, job, delivery, comment) as (made, told):
             text = _recorded(comment, _step(job, delivery) | told) if delivery.record else None
             count = _write(job, out, preset, made or track, text, on_frame)
+        warn_of_missing(source, job, count)
         return Finished(count, *job.geometry.final, job.rate)
 
 
@@ -136,6 +138,9 @@ def _check(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Tr
         }
         if wrong := next((name for name, value in said.items() if value is not None and value is not False), None):
             raise ValueError(f"{wrong} needs a file that ends in one of {', '.join(CONTAINERS)}, got {str(out)!r}")
+        if "\0" not in str(out) and out.suffix.lower() not in {"", *FORMATS}:
+            known = ", ".join(dict.fromkeys([*CONTAINERS, *FORMATS]))
+            raise ValueError(f"{str(out)!r} must end in one of {known}; without a suffix it is a folder of PNGs")
         check_writable(out, commented=delivery.record)
         return None, None
     preset = preset_of(out, delivery.codec, delivery.crf)
@@ -148,9 +153,9 @@ def _track(source: str | os.PathLike, delivery: Delivery) -> Track | None:
     path = source if delivery.keep_sound else delivery.audio
     if path is None:
         return None
-    track = Track(path=path, loop=delivery.loop, fade=delivery.fade, loudness=delivery.loudness)
     check_sound(path)
-    return track
+    lag = sound_lag(path) if delivery.keep_sound else 0.0
+    return Track(path=path, loop=delivery.loop, fade=delivery.fade, loudness=delivery.loudness, lag=lag)
 
 
 def _write(
@@ -186,7 +191,7 @@ def _comment_of(video: Any) -> str | None:
     if isinstance(video, Video):
         return video.records[0]
     if isinstance(video, str | os.PathLike):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # who opens the video says what is wrong
             return read_tags(video).comment
     return None
 

@@ -114,16 +114,21 @@ def _timed(
     """Every frame at its moments, and what lies between it and the next."""
     fps, before, picture, number = job.source.fps, None, None, -1
     for number, frame in enumerate(frames):
-        following = enlarge(frame)
+        held = frame is before and picture is not None  # a file of variable rate shows it for longer
+        following = picture if held else enlarge(frame)
         if before is not None and picture is not None:
             moments = parts(number - 1, fps, job.rate)
             if job.options.cuts and any(moments) and is_cut(before, frame):
                 moments = (Fraction(0),) * len(moments)
-            yield from between(picture, following, moments, middle)
+            yield from between(picture, following, moments, _same if held else middle)
         before, picture = frame, following
     for _ in range(last_count(number + 1, fps, job.rate, job.options.hold)):
         assert picture is not None
         yield picture
+
+
+def _same(first: jax.Array, second: jax.Array) -> jax.Array:
+    return first
 
 
 def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
@@ -140,7 +145,7 @@ def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
 
 def _middle(job: Job) -> Callable[[jax.Array, jax.Array], jax.Array]:
     if job.interpolator is None:
-        return lambda first, second: first  # never asked for
+        return _same  # never asked for
     size = job.geometry.source if job.options.interpolate_first else job.geometry.final
     return functools.partial(middle_program(job.interpolator.network, *size), job.interpolator.params)
 
