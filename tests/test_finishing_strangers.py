@@ -143,7 +143,7 @@ def test_two_runs_at_once_and_one_that_is_stopped(tmp_path):
     stopped = begin(tmp_path / "x.mp4", tmp_path / "z.mkv", "--size", "2160x3840", "--no-progress")
     assert "become 12" in stopped.stderr.readline()
     stopped.send_signal(signal.SIGINT)
-    assert stopped.wait(60) == 130 and "interrupted; the finished video is not written" in stopped.stderr.read()
+    assert stopped.wait(300) == 130 and "interrupted; the finished video is not written" in stopped.stderr.read()
     assert [run.wait(300) for run in both] == [0, 0]
     for run in (*both, stopped):
         run.stderr.close()
