@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cogvx_jax.diffusion.windows import Windows
     from cogvx_jax.finishing.finish import finish, finish_stream
     from cogvx_jax.finishing.generate import generate
+    from cogvx_jax.finishing.keywords import finish_to
     from cogvx_jax.finishing.refine import refine
     from cogvx_jax.pipelines.controlnets import ControlNet, load_controlnet
     from cogvx_jax.pipelines.lora import find_lora, load_lora
@@ -56,6 +57,7 @@ __all__ = [
     "find_lora",
     "finish",
     "finish_stream",
+    "finish_to",
     "generate",
     "load",
     "load_controlnet",
@@ -84,6 +86,7 @@ _HOMES = {
     "find_lora": "pipelines.lora",
     "finish": "finishing.finish",
     "finish_stream": "finishing.finish",
+    "finish_to": "finishing.keywords",
     "generate": "finishing.generate",
     "load": "planning.load",
     "load_controlnet": "pipelines.controlnets",

@@ -19,6 +19,7 @@ from flax import traverse_util
 from cogvx_jax.convert.checkpoint import Published
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.finite import is_finite
 from cogvx_jax.convert.infer import Shapes, count_blocks
 from cogvx_jax.convert.ncnn import GRAPH
 from cogvx_jax.convert.tables import CONV2D, Change, Row, resolve, under
@@ -160,11 +161,15 @@ def _compact(tensors: Tensors) -> CompactUpscaler:
 
 
 def _read(network: nn.Module, inputs: int, rows: tuple[Row, ...], tensors: Tensors, what: str) -> dict[str, Any]:
-    """Parameters of a network that takes so many pictures. Raises: ConversionError."""
+    """Parameters of a network that takes so many pictures. Raises: ConversionError; ValueError for NaN."""
     types = _types(network, inputs)
     parameters = resolve(rows, {path: own.shape for path, own in types.items()})
     source = Published(tensors, parameters, types, what)
     found = {p: source.read(p, np.dtype("float32"), tuple(slice(n) for n in source.shape(p))) for p in source}
+    if wrong := next((path for path, leaf in found.items() if not is_finite(leaf)), None):
+        raise ValueError(
+            f"{tensors.where} holds numbers that are not finite, in {wrong}: it is damaged, or its training diverged"
+        )
     return traverse_util.unflatten_dict(found, sep="/")
 
 

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -45,6 +46,7 @@ class Stream:
       height, width: pixels of a frame as it is shown: upright, and scaled in width if its pixels are not square.
       fps: slots a second, see above; None where the file tells nothing.
       duration: seconds, where known.
+      interlaced: its frames are two half pictures of different moments, line by line.
       passed: slots that lie behind what is decoded so far; all of them once `at` has ended early.
     """
 
@@ -54,6 +56,7 @@ class Stream:
     duration: float | None
     frames: Iterator["_Frame"] = dataclasses.field(repr=False)
     passed: int = 0
+    interlaced: bool = False
 
     def at(self, slots: Iterable[int]) -> Iterator[np.ndarray]:
         """The frames (H, W, 3) uint8 RGB that are shown in these slots, which must not go back.
@@ -120,7 +123,8 @@ def stream_video(source: str | os.PathLike | Member, *, start: float = 0.0, stri
         converter = _Converter(source, stream, first)
         slotted = _slotted(itertools.chain([first] if first else [], frames), fps or UNKNOWN_FPS, origin, converter)
         stack.callback(slotted.close)
-        yield Stream(converter.height, converter.width, fps, _duration(container, stream), _checked(slotted, source))
+        duration, interlaced = _duration(container, stream), first is not None and first.interlaced_frame
+        yield Stream(converter.height, converter.width, fps, duration, _checked(slotted, source), interlaced=interlaced)
 
 
 @contextlib.contextmanager
@@ -150,6 +154,17 @@ def _fps(stream) -> fractions.Fraction | None:
     """The rate that the time stamps lie on; for those that lie on none, the average."""
     grid, average = stream.base_rate, stream.average_rate
     return (grid if grid and grid <= MAX_GRID else None) or average or None
+
+
+def pictures_last(source: str | os.PathLike) -> float | None:
+    """Seconds that the pictures of a file surely last, as it says; None where they may end before its sound.
+
+    Raises: as `stream_video`.
+    """
+    with _named(source), av.open(f"file:{Path(source).absolute()}", container_options=OPTIONS) as container:
+        stream = _best(container)
+        own = stream.duration or len(container.streams) == 1
+        return _duration(container, stream) if own else None
 
 
 def _duration(container, stream) -> float | None:

@@ -336,4 +336,7 @@ def frame_of(
 def check_even(size: tuple[int, int], preset: Preset) -> None:
     """Raises: ValueError for sizes that a preset's halved chroma does not divide."""
     if any(side % step for side, step in zip(size, preset.shrink, strict=True)):
-        raise ValueError(f"{preset.encoder} needs an even height and width, got {size[0]}x{size[1]}")
+        raise ValueError(
+            f"{preset.encoder} needs an even height and width, got {size[0]}x{size[1]}; "
+            "write a .mkv by ffv1, a .gif or a folder of PNGs, or another size"
+        )

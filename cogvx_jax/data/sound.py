@@ -8,7 +8,8 @@ import dataclasses
 import fractions
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import av
@@ -21,6 +22,10 @@ RATE = 48_000  # samples a second
 LIMIT = 10 ** (-1 / 20)  # of samples once loudness is changed: 1 dB below the largest
 LOUDNESS = (-70.0, -5.0)  # LUFS that may be asked for
 SILENT = -70.0  # LUFS; below, the measure says nothing
+MAX_LAG = 600.0  # seconds between the first picture and the first sample
+RATES = (8_000, 192_000)  # samples a second of sound that programs give
+# Kinds of files that an answer may be, as FFmpeg calls them: none of them names other files.
+PLAIN = "wav,w64,flac,ogg,mp3,aac,mov,matroska,aiff"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,7 @@ class Track:
       loop: begin again where it ends before the video; silence follows otherwise.
       fade: seconds of a fade at the beginning, and of one at the end.
       loudness: LUFS, integrated over the file, as EBU R 128 measures it; None leaves it.
+      lag: seconds of silence before it; where it is negative, so much of its beginning is left out.
     Raises: ValueError for a fade or loudness out of range.
     """
 
@@ -39,6 +45,7 @@ class Track:
     loop: bool = False
     fade: float = 0.0
     loudness: float | None = None
+    lag: float = 0.0
 
     def __post_init__(self):
         if not (math.isfinite(self.fade) and 0 <= self.fade <= 60):
@@ -54,11 +61,16 @@ class Track:
     def read(self) -> Iterator[np.ndarray]:
         """Its samples in blocks, again and again if looped; nothing is faded. Raises: as `read_sound`."""
         gain = None if self.loudness is None else self._gain()
+        if self.lag > 0:
+            yield np.zeros((2, round(self.lag * RATE)), np.float32)
+        skipped = max(round(-self.lag * RATE), 0)
         while True:
             some = False
-            for block in read_sound(self.path, gain):
-                some = some or block.shape[1] > 0
-                yield block
+            for whole in read_sound(self.path, gain):
+                some = some or whole.shape[1] > 0
+                block, skipped = whole[:, skipped:], max(skipped - whole.shape[1], 0)
+                if block.shape[1]:
+                    yield block
             if not self.loop or not some:
                 return
 
@@ -109,21 +121,54 @@ def has_sound(path: str | os.PathLike) -> bool:
         return bool(container.streams.audio)
 
 
+def sound_lag(path: str | os.PathLike) -> float:
+    """Seconds by which the sound of a video begins after its pictures; negative where it comes first.
+
+    0 where the file does not tell, or tells more than `MAX_LAG`. Raises: as `has_sound`.
+    """
+    with _opened(path) as container:
+        if not (container.streams.audio and container.streams.video):
+            return 0.0
+        pictures, heard = container.streams.video[0], container.streams.audio[0]
+        # What a decoder leaves out at the beginning, as of AAC, counts: so the first samples are asked.
+        first = next(_decoded(container, heard), None)
+        begins = None if first is None else first.time
+        if begins is None or pictures.start_time is None:
+            return 0.0
+        lag = float(begins - pictures.start_time * pictures.time_base)
+    return lag if abs(lag) <= MAX_LAG else 0.0
+
+
 def check_sound(path: str | os.PathLike) -> None:
     """Checks that a file begins with sound that can be decoded. Raises: FileNotFoundError; ValueError."""
     if next(read_sound(path), None) is None:
         raise ValueError(f"{str(path)!r} holds no sound that can be decoded; give a wav, mp3, m4a, flac or ogg file")
 
 
-def read_sound(path: str | os.PathLike, gain: float | None = None) -> Iterator[np.ndarray]:
+def save_samples(path: str | os.PathLike, blocks: Iterable[np.ndarray], rate: int = RATE) -> None:
+    """Writes samples, (1 or 2, N) float32 each, as they are, a .w64: such files may be longer than a .wav."""
+    with av.open(f"file:{Path(path).absolute()}", "w", format="w64") as container:
+        stream: Any = None
+        for block in blocks:
+            layout = "mono" if len(block) == 1 else "stereo"
+            stream = stream or container.add_stream("pcm_f32le", rate=rate, layout=layout)
+            frame: Any = av.AudioFrame.from_ndarray(np.float32(block).T.reshape(1, -1), "flt", layout)
+            frame.sample_rate = rate
+            container.mux(stream.encode(frame))
+        if stream is not None:
+            container.mux(stream.encode(None))
+
+
+def read_sound(path: str | os.PathLike, gain: float | None = None, formats: str | None = None) -> Iterator[np.ndarray]:
     """A file's sound in blocks, from its beginning.
 
     Args:
       gain: by which samples are multiplied, limited to 1 dB below the largest after that; None leaves them.
+      formats: the kinds of files that it may be, such as `PLAIN`; None is any.
     Raises: FileNotFoundError; ValueError for a file without sound, or one that breaks off in its first block.
     """
     filters = [] if gain is None else [("volume", f"volume={gain}"), ("alimiter", f"limit={LIMIT}:level=0:latency=1")]
-    for frame in _filtered(path, filters):
+    for frame in _filtered(path, filters, formats):
         yield np.asarray(frame.to_ndarray(), np.float32)
 
 
@@ -136,10 +181,10 @@ def loudness(path: str | os.PathLike) -> float:
     return max(found, SILENT) if math.isfinite(found) else SILENT
 
 
-def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]]) -> Iterator[Any]:
+def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]], formats: str | None = None) -> Iterator[Any]:
     """Frames of sound after filters, as float32 samples of both channels apart."""
     graph, last = None, None
-    with _opened(path) as container:
+    with _opened(path, formats) as container:
         if not container.streams.audio:
             raise ValueError(
                 f"{str(path)!r} has no sound; give a wav, mp3, m4a, flac or ogg file, or a video with sound"
@@ -157,10 +202,11 @@ def _filtered(path: str | os.PathLike, filters: list[tuple[str, str]]) -> Iterat
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    file = existing(path)
+def _opened(path: str | os.PathLike, formats: str | None = None) -> Iterator[Any]:
+    file: Any = existing(path)
+    options = {"protocol_whitelist": "file"} | ({} if formats is None else {"format_whitelist": formats})
     try:
-        container = av.open(f"file:{file.absolute()}", container_options={"protocol_whitelist": "file"})  # type: ignore
+        container = av.open(f"file:{file.absolute()}", container_options=options, metadata_errors="ignore")
     except (av.FFmpegError, ArithmeticError, ValueError):
         raise ValueError(f"{str(path)!r} cannot be read as sound; give a wav, mp3, m4a, flac or ogg file") from None
     with container:

@@ -15,12 +15,14 @@ import numpy as np
 
 from cogvx_jax.data.comments import file_sha256, read_tags
 from cogvx_jax.data.delivery import CONTAINERS, Preset, check_deliverable, check_even, preset_of
-from cogvx_jax.data.sound import Track, check_sound
+from cogvx_jax.data.sound import Track, check_sound, sound_lag
 from cogvx_jax.data.video import Video
-from cogvx_jax.data.writer import check_writable
+from cogvx_jax.data.writer import FORMATS, check_writable
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.fragments import EncodedFragments, Fragments, PictureFragments, write_fragments
+from cogvx_jax.finishing.made_track import made_track
 from cogvx_jax.finishing.options import Delivery, Finish
+from cogvx_jax.finishing.source import warn_of_missing
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
 from cogvx_jax.pipelines.provenance import device, versions
 from cogvx_jax.pipelines.record import parse_record
@@ -151,11 +153,13 @@ def finish_file(
         if preset is not None:
             check_even(job.geometry.final, preset)
         on_job(job)
-        step = _step(job, delivery)
-        text, tags = recorded(comment, step) if delivery.record else None, None if coming is None else coming.tags
-        file = _File(out, preset, track, text, tags)
-        asked = None if coming is not None else _asked(job, Path(str(source)), step, text)
-        count = _write(job, file, asked, on_resumed, on_frame, beside)
+        step, tags = _step(job, delivery), None if coming is None else coming.tags
+        asked = _asked(job, source, step, comment) if isinstance(source, str | os.PathLike) else None
+        with made_track(source, job, delivery, comment) as (made, told):
+            text = recorded(comment, step | told) if delivery.record else None
+            file = _File(out, preset, made or track, text, tags)
+            count = _write(job, file, asked, on_resumed, on_frame, beside)
+        warn_of_missing(source, job, count)
         return Finished(count, *job.geometry.final, job.rate)
 
 
@@ -168,9 +172,13 @@ def check_delivery(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | 
             "crf": delivery.crf,
             "audio": delivery.audio,
             "keep_sound": delivery.keep_sound,
+            "sound_from": delivery.sound_from,
         }
         if wrong := next((name for name, value in said.items() if value is not None and value is not False), None):
             raise ValueError(f"{wrong} needs a file that ends in one of {', '.join(CONTAINERS)}, got {str(out)!r}")
+        if "\0" not in str(out) and out.suffix.lower() not in {"", *FORMATS}:
+            known = ", ".join(dict.fromkeys([*CONTAINERS, *FORMATS]))
+            raise ValueError(f"{str(out)!r} must end in one of {known}; without a suffix it is a folder of PNGs")
         check_writable(out, commented=delivery.record)
         return None, None
     preset = preset_of(out, delivery.codec, delivery.crf)
@@ -182,12 +190,14 @@ def _track(source: Any, delivery: Delivery) -> Track | None:
     """The sound, which can be decoded. Raises: FileNotFoundError; ValueError."""
     if delivery.keep_sound and isinstance(source, Coming):
         raise ValueError("frames that are made have no sound to keep; give audio")
+    if delivery.sound_from is not None and isinstance(source, Coming):
+        raise ValueError("sound_from needs a video that is whole: give it to cogvx finish afterwards")
     path = source if delivery.keep_sound else delivery.audio
     if path is None:
         return None
-    track = Track(path=path, loop=delivery.loop, fade=delivery.fade, loudness=delivery.loudness)
     check_sound(path)
-    return track
+    lag = sound_lag(path) if delivery.keep_sound else 0.0
+    return Track(path=path, loop=delivery.loop, fade=delivery.fade, loudness=delivery.loudness, lag=lag)
 
 
 class _File(NamedTuple):
@@ -247,9 +257,9 @@ def _fragments(job: Job, folder: Path, file: _File, final: Path) -> Fragments:
     return EncodedFragments(folder, file.path, file.preset, job.geometry.final, rates, file.track, *texts)
 
 
-def _asked(job: Job, source: Path, step: dict[str, Any], text: str | None) -> str:
-    """All that decides about what is written: the source's bytes, what is done to them, by which weights and where."""
-    return json.dumps([file_sha256(source), str(job.source.fps), step, _device(job), text])
+def _asked(job: Job, source: str | os.PathLike, step: dict[str, Any], comment: str | None) -> str:
+    """All that decides about the frames: the source's bytes, what is done to them, by which weights and where."""
+    return json.dumps([file_sha256(Path(source)), str(job.source.fps), step, _device(job), comment])
 
 
 def _device(job: Job) -> dict[str, Any]:
@@ -276,7 +286,7 @@ def comment_of(video: Any) -> str | None:
     if isinstance(video, Video):
         return video.records[0]
     if isinstance(video, str | os.PathLike):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, FileNotFoundError):  # who opens the video says what is wrong
             return read_tags(video).comment
     return None
 
@@ -295,6 +305,7 @@ def recorded(comment: str | None, step: dict[str, Any]) -> str | None:
 def _step(job: Job, delivery: Delivery | None = None) -> dict[str, Any]:
     networks = {"upscaler": job.upscaler, "interpolator": job.interpolator}
     file = {} if delivery is None else {k: v for k, v in vars(delivery).items() if v not in (None, False, 0.0, True)}
+    file = {key: value for key, value in file.items() if not key.startswith("sound_")}  # the step tells of it itself
     return {
         "options": job.options.as_json,
         "file": {key: str(value) if isinstance(value, os.PathLike) else value for key, value in file.items()},

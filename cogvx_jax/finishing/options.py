@@ -10,12 +10,14 @@ import tyro
 
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.sizes import parse_size
+from cogvx_jax.finishing.maker_names import maker_name
 
 Fit = Literal["auto", "keep", "crop"]
 SCALES = (1, 2, 3, 4)
 MAX_SIDE = 16384  # pixels
 CROPPED = 0.02  # of a picture's height or width, that "auto" cuts off to fill a size
 TILES = (32, 4096)
+MAX_TIMEOUT = 24 * 3600.0  # seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,11 @@ class Delivery:
       fade: seconds in which the sound begins and ends.
       loudness: LUFS of the sound, such as -14; None leaves it.
       keep_sound: take the sound of the video itself.
+      sound_from: who makes sound for the video: an address of HTTP, "module:function" of Python, or "tones", a tone by
+        brightness and motion that is built in.
+      sound_prompt: what is to be heard; None is the prompt of the video's record.
+      sound_seed: other numbers give other sound, where the maker draws any.
+      sound_timeout: seconds that the maker has.
       record: keep the record of how the video was made, and add how it was finished.
     Raises: ValueError, one sentence, for what does not go together.
     """
@@ -112,13 +119,27 @@ class Delivery:
     fade: float = 0.0
     loudness: float | None = None
     keep_sound: bool = False
+    sound_from: Annotated[str | None, tyro.conf.arg(metavar="URL|MODULE:FUNCTION|tones")] = None
+    sound_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    sound_seed: int = 0
+    sound_timeout: float = 600.0
     record: bool = True
 
     def __post_init__(self):
-        if self.audio is not None and self.keep_sound:
-            raise ValueError("keep_sound takes the video's own sound and audio another; give one of them")
-        if self.audio is None and not self.keep_sound and (self.loop or self.fade or self.loudness is not None):
-            raise ValueError("loop, fade and loudness are about sound; give audio, or keep_sound")
+        sounds = [self.audio is not None, self.keep_sound, self.sound_from is not None]
+        if sum(sounds) > 1:
+            raise ValueError(
+                "audio is a file's sound, keep_sound the video's own and sound_from is made; give one of them"
+            )
+        if not any(sounds) and (self.loop or self.fade or self.loudness is not None):
+            raise ValueError("loop, fade and loudness are about sound; give audio, keep_sound or sound_from")
+        made = {name: getattr(self, name) for name in ("sound_prompt", "sound_seed", "sound_timeout")}
+        if self.sound_from is None and (lost := [name for name in made if made[name] != getattr(Delivery, name)]):
+            raise ValueError(f"{lost[0]} is about sound that is made; give sound_from")
+        if not (math.isfinite(self.sound_timeout) and 0 < self.sound_timeout <= MAX_TIMEOUT):
+            raise ValueError(f"sound_timeout must be up to {MAX_TIMEOUT:g} seconds, got {self.sound_timeout}")
+        if self.sound_from is not None:
+            maker_name(self.sound_from)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.decode import pictures_last, stream_video
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.data.video import Video
 from cogvx_jax.data.writer import check_frames
@@ -67,6 +68,12 @@ def open_source(video: Any, fps: float | Fraction | None = None, count: int | No
     """
     if isinstance(video, str | os.PathLike):
         with stream_video(video) as stream:
+            if stream.interlaced:
+                warnings.warn(
+                    f"{str(video)!r} is interlaced, and its lines are taken as they are; "
+                    "better is to give what `ffmpeg -i IN -vf bwdif OUT` makes of it",
+                    stacklevel=2,
+                )
             rate = stream.fps if fps is None else frame_rate(fps)
             if rate is None:
                 raise ValueError(f"{str(video)!r} does not tell its rate; give source_fps, its frames a second")
@@ -102,3 +109,19 @@ def _frames(video: np.ndarray | Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         if frames.shape[1:3] != size:
             raise ValueError(f"all frames must be {size[0]}x{size[1]}, got {frames.shape[1]}x{frames.shape[2]}")
         yield from frames
+
+
+def warn_of_missing(video: Any, job: Any, made: int) -> None:
+    """Warns where fewer frames could be read than a file says it has: it is cut off or damaged.
+
+    Files round how long they last, so that a frame, or one of fifty, is not looked at.
+    """
+    if job.count is None or not isinstance(video, str | os.PathLike):
+        return
+    missing = (job.count - made) / job.rate
+    if missing > max(1.5 / job.source.fps, job.count / job.rate / 50) and (said := pictures_last(video)):
+        read = float(made / job.rate)
+        warnings.warn(
+            f"{str(video)!r} says that it lasts {said:.2f} s, and {read:.2f} s could be read: it is cut off or damaged",
+            stacklevel=2,
+        )

@@ -124,10 +124,11 @@ def _timed(
         nonlocal number, last
         before = None
         for number, frame in enumerate(frames, begin):
-            picture = enlarge(frame)
+            held = frame is before and last is not None  # a file of variable rate shows it for longer
+            picture = last if held else enlarge(frame)
             if before is not None and last is not None:
                 moments = parts(number - 1, job.source.fps, job.rate)
-                if job.options.cuts and any(moments) and is_cut(before, frame):
+                if held or (job.options.cuts and any(moments) and is_cut(before, frame)):
                     moments = (Fraction(0),) * len(moments)
                 yield last, picture, moments
             before, last = frame, picture
@@ -154,6 +155,10 @@ def _fill(job: Job) -> Callable[[Iterator[Way]], Iterator[jax.Array]]:
             yield from between_all(some, middles)
 
     return together
+
+
+def _same(first: jax.Array, second: jax.Array) -> jax.Array:
+    return first
 
 
 def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
