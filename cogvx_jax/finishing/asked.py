@@ -16,7 +16,8 @@ from cogvx_jax.finishing.options import Delivery, Finish, Geometry
 from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
 from cogvx_jax.finishing.rates import frame_count, levels
 
-NOT_HERE = ("keep_sound", "record")  # fields of `Delivery`: frames that are made have no sound; records have a flag
+# Fields of `Delivery`: frames that are made have no sound, and no maker can look at them yet; records have a flag.
+NOT_HERE = ("keep_sound", "record", "sound_from", "sound_prompt", "sound_seed", "sound_timeout")
 EXAMPLE = "scale=2,fps=32"
 
 

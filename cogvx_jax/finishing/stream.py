@@ -124,8 +124,8 @@ def _timed(
         nonlocal number, last
         before = None
         for number, frame in enumerate(frames, begin):
-            held = frame is before and last is not None  # a file of variable rate shows it for longer
-            picture = last if held else enlarge(frame)
+            held = frame is before  # a file of variable rate shows it for longer
+            picture = last if held and last is not None else enlarge(frame)
             if before is not None and last is not None:
                 moments = parts(number - 1, job.source.fps, job.rate)
                 if held or (job.options.cuts and any(moments) and is_cut(before, frame)):
