@@ -42,14 +42,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 jax.config.update("jax_num_cpu_devices", 8)
 # An axis that is missing is a mistake: what is broadcast says so.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Nobody reads which lines of Python a program's operations come from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
-# To compile takes most of the time of the quick tests. It takes less at LLVM's lowest level, and by XLA's older
-# emitter of loops, which jaxlib 0.10 still has. `.ci/run` gives the usual level, and so the usual emitter,
-# to the tests of parity and to those marked `full`.
+# To trace and to compile take most of the time of the quick tests. To compile takes less at LLVM's lowest level, with
+# each program in one piece, and by XLA's older emitter of loops, which jaxlib 0.10 still has. `.ci/run` gives the usual
+# level, and so the usual emitter, to the tests of parity and to those marked `full`.
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     quick = ["--xla_backend_optimization_level=0"]
     if jaxlib.__version__.startswith("0.10."):  # XLA ends the process at a flag that it does not know
-        quick.append("--xla_cpu_use_fusion_emitters=false")
+        quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
 # Programs are compiled once for all tests of a run, its worker processes and the commands they start.

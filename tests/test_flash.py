@@ -346,7 +346,7 @@ def test_a_new_backend_is_a_row_of_the_table(monkeypatch):
         np.testing.assert_array_equal(attention(q, k, v, scale=1.0, bias=jnp.zeros((1, 4, 6))), plain)
         half = attention(*(x.astype("bfloat16") for x in (q, k, v)), scale=1.0)
         assert attention(*inputs(4, 6, width=8), scale=1.0).shape == (1, 1, 4, 8)
-    np.testing.assert_allclose(np.float32(half), plain, rtol=0, atol=3e-2)
+    np.testing.assert_allclose(np.float32(half), plain, rtol=0, atol=4e-2)
 
 
 @pytest.mark.parametrize("platform", BY_PLATFORM)

@@ -58,8 +58,8 @@ def stretched(preset):
 def test_riflex_is_as_recorded():
     golden = np.load(GOLDEN / "riflex.npz")
     for table, name in zip(rope_tables(stretched("5b"), 25, 2, 3), ("cos", "sin"), strict=True):
-        np.testing.assert_allclose(table[::5], golden[f"{name}_97_2x3_k2"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(table[::6, :16], golden[f"time_{name}_25_k2"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(table[::5], golden[f"{name}_97_2x3_k2"], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(table[::6, :16], golden[f"time_{name}_25_k2"], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("preset", ["5b", "1.5-5b"])

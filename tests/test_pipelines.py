@@ -57,11 +57,11 @@ def test_noise_is_a_function_of_seed_and_video_alone(model, sampler):
         return cx.generate(model, prompts, seed=seed, sampler=sampler, output="latents", progress=False, **options)
 
     both = run(["a red circle", "a blue star"], 3)
-    np.testing.assert_allclose(both[:1], run("a red circle", 3), atol=1e-5)
+    np.testing.assert_allclose(both[:1], run("a red circle", 3), atol=2e-5)
     assert np.array_equal(run("a red circle", 3), run("a red circle", 3))
     assert np.abs(run("a red circle", 4) - both[:1]).max() > 0.1
     given = run("a red circle", 3, latents=np.asarray(SeededNoise(3).latents(both[:1].shape)))
-    np.testing.assert_allclose(given, both[:1], atol=1e-5)
+    np.testing.assert_allclose(given, both[:1], atol=2e-5)
 
 
 def test_guidance_and_both_unconditional_variants(model):

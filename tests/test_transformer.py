@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from cogvx_jax.configs import Compute, TransformerConfig
 from cogvx_jax.models import transformer as models
@@ -261,6 +262,11 @@ def test_modulation_is_shift_scale_gate_of_video_then_of_text():
     np.testing.assert_allclose(y[:, :2], normed[:, :2] * (1 + 5) + 4, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(y[:, 2:], normed[:, 2:] * (1 + 2) + 1, rtol=1e-6, atol=1e-6)
     assert (gate[:, :2] == 6).all() and (gate[:, 2:] == 3).all()
+
+
+def test_a_parameter_of_another_shape_is_named():
+    with pytest.raises(ScopeParamShapeError, match=r'"scale" in "", .* shape \(6,\), .* has shape \(4,\)'):
+        LayerNorm(1e-5).apply({"params": {"scale": jnp.ones(4), "bias": jnp.ones(4)}}, jnp.ones((1, 6)))
 
 
 @pytest.mark.parametrize("eps", [TransformerConfig().norm_eps, QK_NORM_EPS])
