@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import cogvx_jax as cx
-from cogvx_jax.finishing.networks import INTERPOLATORS, UPSCALERS, find_weights
+from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
 from cogvx_jax.metrics import flicker
 
 GOLDEN = Path(__file__).parent / "golden" / "finishing.npz"

@@ -17,7 +17,7 @@ SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
 GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
-FINISHING = {"finishing.options", "finishing.packaged", "finishing.rates", "finishing.asked"}
+FINISHING = {"finishing.options", "finishing.maker_names", "finishing.packaged", "finishing.rates", "finishing.asked"}
 BELOW_TRAIN = BELOW_PIPELINES | FINISHING | {"pipelines"}
 MAY_IMPORT = {
     "axes": set(),
@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "convert": MODELS | {"diffusion"},
     "finishing.packaged": GROUND | {"data"},
     "finishing.rates": set(),
-    "finishing.options": GROUND | {"data"},
+    "finishing.maker_names": set(),
+    "finishing.options": GROUND | {"data", "finishing.maker_names"},
     "finishing.asked": FINISHING - {"finishing.asked"},
     "pipelines": BELOW_PIPELINES | FINISHING,
     "prompting": GROUND | {"data"},

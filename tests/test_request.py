@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "region": [[[0, 0, 0.5, 1], "a moon"], ["left.png", "a sun"]],
         "noises": "noises.npy:degradation=0.2",
         "flow": "flow.npy:cell=16",
+        "finish": "fps=16",
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
@@ -190,7 +192,8 @@ def test_all_fields_of_a_line_are_read(lines):
     assert own.options.trajectory == ("60,128 200,128", [[1, 2], [3, 4]]) and own.options.tora == ("Tora", 0.5)
     assert [(one.place, one.prompt) for one in own.options.region] == [tuple(one) for one in line["region"]]
     assert (own.options.noises, own.options.flow) == (WarpedNoise("noises.npy", 0.2), WarpedNoise("flow.npy", cell=16))
-    made = {"size", "keyframes", "controlnet", "travel", "trajectory", "tora", "region", "noises", "flow"}
+    assert own.options.finish.rate(Fraction(8)) == 16
+    made = {"size", "keyframes", "controlnet", "travel", "trajectory", "tora", "region", "noises", "flow", "finish"}
     others = set(OPTIONS) - made - values
     assert {name: getattr(own.options, name) for name in others} == {name: line[name] for name in others}
 

@@ -137,7 +137,7 @@ def test_broken_forms_are_refused(waiting):
         assert answer.headers["accept-encoding"] == "identity"
     twice = [("prompt", (None, "a")), ("prompt", (None, "b"))]
     refused(httpx.post(waiting.url + CREATE, files=twice), 400, words="twice")
-    refused(httpx.post(waiting.url + CREATE, data={"loras[][a]": "1"}), 400, words="JSON text")
+    refused(httpx.post(waiting.url + CREATE, data={"loras[][a][b]": "1"}), 400, words="JSON text")
 
 
 def test_uploads(waiting, site, client):

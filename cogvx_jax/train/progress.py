@@ -123,7 +123,7 @@ class Progress:
         found, mfu = summary(self._rows), utilisation(self._watch.flops, seconds, self._devices)
         if self._watch.rate is not None:
             found["learning_rate"] = float(self._watch.rate(done - 1))
-        found["seconds_per_step"] = round(seconds, 4)
+        found["seconds_per_step"] = float(f"{seconds:.4g}")
         about = ({} if mfu is None else {"mfu": round(mfu, 4)}) | dict(self._watch.about)
         self._curve.add(done, found | about)
         say(line(self._folder.name, done, self._span.end_of_run, self._rows, seconds, self._watch.tokens, mfu))
