@@ -136,8 +136,8 @@ def test_the_video_before_is_kept_where_finishing_fails(weights, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     real = finishing.finished_pictures
 
-    def broken(job):
-        yield next(real(job))
+    def broken(job, *begin):
+        yield next(real(job, *begin))
         raise MemoryError("no room on the device")
 
     monkeypatch.setattr(finishing, "finished_pictures", broken)

@@ -163,7 +163,7 @@ def test_the_worker_finishes(found_weights, small, tmp_path, monkeypatch):
         [out.name, live_of(out).name]
     )
 
-    def broken(job):
+    def broken(job, *begin):
         raise MemoryError("no room")
 
     monkeypatch.setattr(finishing, "finished_pictures", broken)
