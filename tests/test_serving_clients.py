@@ -61,7 +61,7 @@ def test_what_is_asked_for_more(client):
     assert (video.seed, video.num_frames, video.seconds) == (5, 9, "1.125")
     with pytest.raises(openai.BadRequestError, match="one field with JSON text") as caught:
         client.videos.create(prompt=PROMPT, extra_body={"region": [[[0, 0, 0.5, 1], "a star"]]})
-    assert caught.value.param == "loras"
+    assert caught.value.param == "region"
 
 
 def test_pages_remixes_edits_and_deletes(client, site):
