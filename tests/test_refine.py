@@ -125,7 +125,7 @@ def test_the_least_strength_leaves_the_clip_as_the_vae_does(tiny):
     latents = video_latents(tiny, to_model_pixels(clip, 96, 128)[None], 3, SeededNoise(0))
     plain = np.concatenate(list(decode_frames(tiny, latents)))
     assert made.shape == clip.shape
-    assert np.abs(np.float32(made) - plain).mean() < 13  # 4.4 of 255 were measured; the clip's own deviation is 57
+    assert np.abs(np.float32(made) - plain).mean() < 8  # 4.4 of 255 were measured; the clip's own deviation is 57
 
 
 @pytest.mark.full
