@@ -122,7 +122,8 @@ def test_ways_are_filled_together_as_one_by_one():
 def test_a_mesh_changes_no_video(weights):
     frames = clip(6)
     alone, spread = (
-        cx.finish(frames, source_fps=8, scale=3, fps=60, mesh=mesh, **weights).frames for mesh in (None, "data=4,context=2")
+        cx.finish(frames, source_fps=8, scale=3, fps=60, mesh=mesh, **weights).frames
+        for mesh in (None, "data=4,context=2")
     )
     assert alone.shape == spread.shape and np.abs(np.int16(alone) - spread).max() <= 1
 
