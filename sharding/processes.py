@@ -47,7 +47,9 @@ def initialize(*, heartbeat: int = 60, preemptible: bool = False) -> None:
     say_if_aborted(_not_joined(arguments, seconds))
     try:
         jax.distributed.initialize(**arguments, initialization_timeout=left, heartbeat_timeout_seconds=heartbeat)
-        jax.devices()
+        if jax.devices()[0].platform == "cpu":
+            # A decode over several processes that came from jax's cache waited for ever (jaxlib 0.10.2).
+            jax.config.update("jax_enable_compilation_cache", False)
     except (RuntimeError, ValueError) as error:
         if not arguments and not jax.distributed.is_initialized():
             raise ValueError(
