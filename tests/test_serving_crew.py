@@ -176,7 +176,8 @@ def test_a_killed_process_ends_the_others_and_frees_the_job(crew, dies):
 
 def children(process):
     """Numbers of the processes that one has started."""
-    return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")  # of each thread
+    return [int(word) for file in tasks for word in file.read_text().split()]
 
 
 @pytest.mark.full
