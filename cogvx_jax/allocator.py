@@ -12,9 +12,6 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # jax's event
 LONG = 1.0  # seconds of a compilation that leaves much behind
-LARGE = 2**26  # bytes that a part of a computation hands on, between which much is free
-
-_keeps = False  # whether glibc was told to
 
 
 def keep_freed_memory() -> None:
@@ -36,8 +33,6 @@ def keep_freed_memory() -> None:
     mallopt(M_ARENA_MAX, 1)  # for all threads: the heaps of other arenas are too small for large blocks
     mallopt(M_MMAP_MAX, 0)  # large blocks from the heap, too
     mallopt(M_TRIM_THRESHOLD, -1)  # which never shrinks
-    global _keeps
-    _keeps = True
     _give_back_after_compiling()
 
 
@@ -57,24 +52,3 @@ def give_back_freed_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def give_back_between(handed_on: Any) -> None:
-    """Between two parts of a computation on a CPU, waits for what one hands on and gives what is free back.
-
-    The temporaries of the next part do not fit into the holes between those arrays, and the process would grow by them.
-    Where little is handed on, a part is short, and pages that are cleared anew would count: nothing is done. Nor is it
-    inside of a trace, on other devices, or where malloc's settings are the user's own.
-
-    Args:
-      handed_on: a tree of arrays.
-    """
-    import jax
-
-    arrays = [x for x in jax.tree.leaves(handed_on) if isinstance(x, jax.Array)]
-    if not _keeps or any(isinstance(x, jax.core.Tracer) for x in arrays) or sum(x.nbytes for x in arrays) < LARGE:
-        return
-    if any(device.platform != "cpu" for x in arrays for device in x.devices()):
-        return
-    jax.block_until_ready(arrays)
-    give_back_freed_memory()

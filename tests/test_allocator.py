@@ -6,14 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
-
-from cogvx_jax import allocator
-from cogvx_jax.configs import VAEConfig
-from cogvx_jax.models import vae as vaes
-from cogvx_jax.models.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 FREE = """
@@ -51,18 +44,3 @@ def test_freed_memory_is_kept(own, kept):
         check=True,
     )
     assert done.stdout.split() == kept
-
-
-@pytest.mark.parametrize("size, keeps, calls", [(2**24, True, 3), (2**10, True, 0), (2**24, False, 0)])
-def test_between_large_frame_batches_it_is_given_back(monkeypatch, size, keeps, calls):
-    """Not where a batch is short, nor where malloc is as its user has it, nor while a program is traced."""
-    called = []
-    monkeypatch.setattr(allocator, "_keeps", keeps)
-    monkeypatch.setattr(allocator, "give_back_freed_memory", lambda: called.append(1))
-    vae, cache = VAE(VAEConfig()), {"conv": jnp.zeros(size, "float32")}
-    clip, latents = jnp.zeros((1, 17, 8, 8, 3)), jnp.zeros((1, 2, 1, 1, 16))
-    vaes.encode(vae, None, clip, encode_batch=lambda params, x, cache_: (x, cache))
-    list(vaes.decode_stream(vae, None, latents, decode_batch=lambda params, x, cache_: (x, cache)))
-    assert len(called) == calls  # two batches and one
-    jax.jit(lambda x: (allocator.give_back_between(x), x)[1])(cache["conv"])
-    assert len(called) == calls

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cogvx_jax.allocator import give_back_between
 from cogvx_jax.configs import Compute, VAEConfig
 from cogvx_jax.models.vae_strips import Striped, cut, downsampled, measured, through, upsampled
 from cogvx_jax.nn.conv import CausalConv, FrameConv, Pointwise
@@ -57,7 +56,6 @@ def encode(vae: VAE, params: Any, pixels: jax.Array, *, encode_batch: Callable |
     moments, cache = [], None
     for start, stop in frame_batches(pixels.shape[1], vae.cfg.encode_frames):
         part, cache = run(params, pixels[:, start:stop], cache)
-        give_back_between(cache)
         moments.append(part)
     return jnp.concatenate(moments, axis=1)
 
@@ -78,7 +76,6 @@ def decode_stream(
     cache = None
     for start, stop in frame_batches(latents.shape[1], vae.cfg.decode_frames):
         pixels, cache = run(params, latents[:, start:stop], cache)
-        give_back_between(cache)
         yield pixels
 
 
