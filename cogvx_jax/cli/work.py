@@ -122,10 +122,8 @@ def work(
         initialize(heartbeat=max(LEAST_HEARTBEAT, round(run.lease)))
         _tell(str(process_index()))
     queue = Queue(run.url) if not run.distributed or first_process() else None  # the others need none
-    store, spec = (
-        open_store(run.store, run.results),
-        load_spec(run.model, about),
-    )  # one that is not there is said before it is loaded
+    store = open_store(run.store, run.results)
+    spec = load_spec(run.model, about)  # one that is not there is said before it is loaded
     from cogvx_jax.pipelines.previews import Preview
     from cogvx_jax.pipelines.request import check_sampling
     from cogvx_jax.serving.adapters import Adapters, find_parts

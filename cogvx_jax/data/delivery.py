@@ -152,10 +152,8 @@ class DeliveryWriter:
             self._partial = folder / self._final.name
             self._container = stack.enter_context(self._open())
             self._video, self._audio = self._video_stream(), self._audio_stream()
-            self._encoding, self._late = (
-                False,
-                0,
-            )  # frames by which the first appended one is decoded before it is shown
+            self._encoding = False
+            self._late = 0  # frames by which the first appended one is decoded before it is shown
             self._stack = stack.pop_all()
         return self
 

@@ -17,7 +17,7 @@ def parameter(
     if not module.has_variable("params", name):
         value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
         return cast(jax.Array, value)  # flax unboxes it
-    # `module.param` traces the initial value to learn its shape, which took a fifth of the time that tracing takes.
+    # `module.param` traces the initial value to learn its shape: 6 % of the processor's time of three files of tests.
     value = nn.unbox(module.get_variable("params", name))
     if value.shape != shape:
         raise errors.ScopeParamShapeError(name, "/".join(module.path), value.shape, shape)
