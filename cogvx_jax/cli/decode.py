@@ -75,6 +75,6 @@ def _record(latents: Path, text: str | None, flags: Mapping[str, Any]) -> str | 
         found = parse_record(text)
     except ValueError as error:
         raise ValueError(f"{latents} is damaged: its record: {error}") from None
-    options = found.options | ({"finish": None} if "finish" in found.options else {})  # which is not done here
+    options = {name: None if name == "finish" else value for name, value in found.options.items()}  # not done here
     decoded = {name: value for name, value in flags.items() if value}
     return dataclasses.replace(found, options=options, decoded=decoded).text
