@@ -13,6 +13,7 @@ import cogvx_jax as cx
 from cogvx_jax.cli import finished
 from cogvx_jax.data.comments import read_tags
 from cogvx_jax.data.decode import stream_video
+from cogvx_jax.data.sound import has_sound
 from cogvx_jax.data.video import read_video
 from cogvx_jax.finishing import finish as finishing
 from cogvx_jax.finishing.asked import Finishing, parse_finishing
@@ -129,6 +130,36 @@ def test_what_a_file_cannot_be_is_said_first(weights, tmp_path, monkeypatch, cap
     assert "codec needs a file that ends in" in said("codec=h264", "a.gif")
     assert "codec must be one of h264" in said("codec=divx", "a.mp4")
     assert not list(Path().iterdir())
+
+
+def test_who_makes_sound_is_no_option_of_a_line(tmp_path):
+    """A prompts file may be a stranger's, and so may a record that is replayed."""
+    for said in ("sound_from=os:abort", {"sound_from": "http://127.0.0.1/"}):
+        with pytest.raises(ValueError, match="finish knows no 'sound_from'"):
+            Options(finish=said)
+    heard = parse_finishing("fps=16").heard("tones", "rain", 3)
+    assert (heard.file.sound_from, heard.file.sound_prompt, heard.file.sound_seed) == ("tones", "rain", 3)
+    with pytest.raises(ValueError, match=r"finish names a\.wav as audio, and sound_from makes another"):
+        parse_finishing("audio=a.wav").heard("tones", "", 0)
+    with pytest.raises(ValueError, match="sound_from must be tones"):
+        parse_finishing("fps=16").heard("bell", "", 0)
+
+
+@pytest.mark.full
+def test_a_video_is_made_with_sound(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("makers.py").write_text("def fails(scene):\n    raise ValueError('no ideas')\n")
+    sound = ["generate", "a star", "--out", "a.mp4", *SHORT, "--sound-from"]
+    run(*sound, "tones", monkeypatch=monkeypatch)
+    assert has_sound("a.mp4") and not list(Path().glob("*unfinished*"))
+    record = read_record("a.mp4")
+    assert record.options["finish"] is None and record.finished[0]["sound"]["prompt"] == "a star"
+    capsys.readouterr()
+    said = fails(*sound, "makers:fails", monkeypatch=monkeypatch, capsys=capsys)
+    assert "'a.mp4' is whole but for its sound: the maker of sound makers:fails failed: ValueError: no ideas" in said
+    assert not has_sound("a.mp4") and not list(Path().glob("*.latents.*"))
+    said = fails(*sound, "bell", monkeypatch=monkeypatch, capsys=capsys)
+    assert "sound_from must be tones, module:function, or an address" in said
 
 
 @pytest.mark.full

@@ -12,6 +12,7 @@ from serving import submit
 from test_finishing import weights  # noqa: F401
 
 import cogvx_jax as cx
+from cogvx_jax.data.sound import has_sound
 from cogvx_jax.data.video import read_video
 from cogvx_jax.finishing import asked as asking_of_finish
 from cogvx_jax.finishing import finish as finishing
@@ -107,6 +108,22 @@ def test_without_weights_a_size_is_mapped_and_said(monkeypatch):
         ask(size="1280x720", strict=True)
 
 
+def test_sound_needs_a_maker():
+    for field, textual in (("with_audio", False), ("generate_sound", True)):
+        fields = Fields({"prompt": "a star", field: "true" if textual else True}, textual=textual)
+        assert read_asked(fields, SPEC, sounds=True).sound
+        with pytest.raises(Refused, match=f"{field} cannot be had: this server has no maker of sound") as refused:
+            read_asked(fields, SPEC)
+        assert refused.value.param == field
+    assert not ask(with_audio=False, sound_duration=None).sound
+    with pytest.raises(Refused, match="with_audio must be true or false, got 1"):
+        ask(with_audio=1)
+    with pytest.raises(Refused, match="with_audio and generate_sound say the same"):
+        read_asked(Fields({"prompt": "x", "with_audio": True, "generate_sound": False}), SPEC, sounds=True)
+    values = {"prompt": "a star", "model": "cogvideox-3", "with_audio": True}
+    assert zhipu_api.read_generation(values, SPEC, Rules(sounds=True)).sound
+
+
 def test_a_size_that_is_too_far_is_mapped(installed):
     small = read_asked(Fields({"prompt": "a star", "size": "1280x720"}), cx.load_spec("tiny"))
     assert "finish" not in small.options and small.options["size"] == "64x64" and len(small.notes) == 1
@@ -141,6 +158,24 @@ def found_weights(monkeypatch, weights):  # noqa: F811
 
     for module in (asking_of_finish, stream):
         monkeypatch.setattr(module, "find_weights", find)
+
+
+@pytest.mark.full
+def test_the_worker_has_sound_made(small, tmp_path):
+    model, queue, store = small("2b")[1], Queue(f"sqlite:///{tmp_path}/queue.sqlite"), Store(tmp_path)
+    asked = {"options": {"seed": 3, "steps": 1}, "sound": True}
+    for maker, heard, said in (
+        ("tones", True, None),
+        ("nobody:here", False, "the video is whole but for its sound: the maker of sound nobody:here failed"),
+        (None, False, "the worker that made it has no maker of sound"),
+    ):
+        job = submit(queue, store, "a red circle", asked=asked)
+        Worker(queue, store, Maker(model, Adapters(None), sound_from=maker), model="tiny").run(until_idle=True)
+        done = queue.get(job.id)
+        assert done.status == "completed", done.error_message
+        assert has_sound(store.folder_of(job.id) / done.result) == heard
+        notes = done.shown.get("notes", [])
+        assert str(tmp_path) not in str(notes) and (any(said in note for note in notes) if said else not notes), notes
 
 
 @pytest.mark.full

@@ -73,7 +73,7 @@ BAD = [
     ({"seconds": {}}, "invalid_value", "seconds", "number"),
     ({"aspect_ratio": "5:4"}, "invalid_value", "aspect_ratio", "16:9"),
     ({"num_frames": 9, "frames": 9}, "exclusive_parameters", "frames", "give one"),
-    ({"generate_sound": True}, "invalid_value", "generate_sound", "no sound"),
+    ({"generate_sound": True}, "invalid_value", "generate_sound", "no maker of sound"),
     ({"enable_teacache": True}, "invalid_value", "enable_teacache", "reuse"),
     ({"output_path": "/etc"}, "invalid_value", "output_path", "by name"),
     ({"n": 2}, "invalid_value", "n", "one video"),

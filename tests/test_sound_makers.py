@@ -17,7 +17,8 @@ import cogvx_jax as cx
 from cogvx_jax.data.sound import RATE, has_sound, read_sound
 from cogvx_jax.data.video import Video
 from cogvx_jax.finishing import sound_makers
-from cogvx_jax.finishing.options import Delivery
+from cogvx_jax.finishing.finish import Coming, finish_file
+from cogvx_jax.finishing.options import Delivery, Finish
 from cogvx_jax.finishing.scene import SIDE, Scene, small_copy
 from cogvx_jax.finishing.sound_makers import make_sound
 from cogvx_jax.finishing.sound_process import LOUDEST, NoSound, answered, ask_function
@@ -108,10 +109,14 @@ def test_tones_follow_brightness_and_motion():
     assert abs(hertz(low) - 110 * 8 ** (20 / 255)) < 4 and abs(hertz(high) - 110 * 8 ** (220 / 255)) < 4
 
 
+def sized(copy):
+    return copy.fps, copy.count, copy.height, copy.width
+
+
 def test_the_small_copy(tmp_path):
     frames = np.zeros((2, 30, 1300, 3), np.uint8)
-    assert small_copy(frames, tmp_path / "x.mp4", 25) == (25, 2, 14, SIDE)
-    assert small_copy(frames[:1, :1, :1], tmp_path / "y.mp4", 25) == (25, 1, 2, 2)
+    assert sized(small_copy(frames, tmp_path / "x.mp4", 25)) == (25, 2, 14, SIDE)
+    assert sized(small_copy(frames[:1, :1, :1], tmp_path / "y.mp4", 25)) == (25, 1, 2, 2)
     Video(clip()[None], 8, [RECORD.text]).save(tmp_path / "z.mp4")
     small_copy(tmp_path / "z.mp4", tmp_path / "copy.mp4")
     assert b"a ring" not in (tmp_path / "copy.mp4").read_bytes()
@@ -260,6 +265,34 @@ def test_a_finished_file_has_it_and_tells_of_it(tmp_path, wav):
     ):
         with pytest.raises(ValueError, match=said):
             cx.finish_to(video, tmp_path / "no.mp4", **options)
+
+
+def test_frames_that_are_made_get_sound_once_all_are_there(tmp_path):
+    passed, seen = [], []
+
+    def coming():
+        for frame in clip():
+            passed.append(1)
+            yield frame[None]
+
+    def maker(scene):
+        seen.append((len(passed), len(list(scene.frames())), scene.seconds, scene.prompt))
+        return np.full(round(scene.seconds * 8000), 0.25), 8000
+
+    frames = Coming(coming(), Fraction(8), len(clip()), RECORD.text)
+    done = finish_file(frames, tmp_path / "x.mp4", Finish(hold=True), Delivery(sound_from=maker))
+    assert seen == [(5, 5, 0.625, "a ring")] and done.problem is None
+    assert abs(samples_of(tmp_path / "x.mp4")[:, RATE // 4 :][:, :99].mean() - 0.25) < 0.01
+    [step] = read_record(tmp_path / "x.mp4").finished
+    assert step["sound"]["prompt"] == "a ring"
+
+    def silent(scene):
+        raise ValueError("no ideas")
+
+    done = finish_file(frames._replace(frames=coming()), tmp_path / "y.mp4", None, Delivery(sound_from=silent))
+    assert "y.mp4' is whole but for its sound: the maker of sound" in str(done.problem) and done.frames == 5
+    assert not has_sound(tmp_path / "y.mp4") and read_record(tmp_path / "y.mp4").prompt == "a ring"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.mp4", "y.mp4"]
 
 
 def test_makers_that_cannot_be_asked(tmp_path):

@@ -87,6 +87,8 @@ def finish(
         report(f"{video}: {refining.refine} redraws it with strength {refining.strength:g}, which takes much longer")
         with bar:
             made = refine_file(video, out, options, written, refining, progress=progress, **how)
+    if made.problem is not None:
+        raise made.problem
     print(
         f"{out}: {made.frames} frames of {made.height}x{made.width} at {float(made.fps):g} fps "
         f"in {time.monotonic() - began:.1f} s"

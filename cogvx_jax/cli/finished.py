@@ -17,13 +17,23 @@ if TYPE_CHECKING:
 
 
 class Written(NamedTuple):
-    """What was written; `problem` ended finishing, and the video is one of another name, as it was before."""
+    """What was written; `problem` ended finishing: the video has no sound, or is one of another name, as before."""
 
     frames: int
     height: int
     width: int
     fps: Fraction
     problem: Exception | None = None
+
+
+def with_sound(request: "Request", maker: str | None, prompt: str) -> "Request":
+    """The request of a video that gets sound, from its prompt and its seed. Raises: ValueError for no such maker."""
+    from cogvx_jax.finishing.asked import Finishing
+
+    if maker is None:
+        return request
+    finish = (request.finish or Finishing()).heard(maker, prompt, request.seed)
+    return dataclasses.replace(request, finish=finish)
 
 
 def check_finished(out: Path, request: "Request") -> None:

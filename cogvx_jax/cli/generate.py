@@ -14,13 +14,14 @@ import tyro
 
 from cogvx_jax.cli.attempts import Attempts
 from cogvx_jax.cli.enhance import language_note, prompt_enhancer
-from cogvx_jax.cli.finished import Written, check_finished, write_finished
+from cogvx_jax.cli.finished import Written, check_finished, with_sound, write_finished
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
     GivenFlags,
     ModelFlags,
     VideoFlags,
+    check_maker,
     check_memory,
     parse_lora,
     report,
@@ -91,6 +92,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
+    check_maker(run.sound_from)
     if run.enhance_prompt and run.distributed:
         raise ValueError("several processes would get a prompt each of the language model; use `cogvx enhance` before")
     enhancer = prompt_enhancer(run.model, about, Endpoint(llm=run.llm)) if run.enhance_prompt else None
@@ -130,6 +132,7 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         asked = {"dtype": run.dtype, "exact": run.exact} | _lossy(memory)
         asked |= {} if how is None else {"quantize": how.name}
         asked |= {} if run.record else {"record": False}
+        asked |= {} if run.sound_from is None else {"sound_from": run.sound_from}
         asked |= {"enhance_prompt": run.llm or ""} if run.enhance_prompt else {}
         work = _left(work, run.model, adapters, asked, run.again, about)
     folder = resolve(run.model) if any(one.request.reuse for one in work) else None
@@ -137,10 +140,11 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         check_writable(run.preview)
     for one in work:
         with attempts.at(one.job):
-            if one.request.finish is None:
+            heard = with_sound(one.request, run.sound_from, one.job.prompt)
+            if heard.finish is None:
                 check_writable(one.job.out, commented=run.record)
             else:
-                check_finished(one.job.out, one.request)
+                check_finished(one.job.out, heard)
             check_asked(one.request, spec.name, folder, devices, exact=run.exact)
             if run.programs is not None and not run.exact:
                 check_stored(one.request)
@@ -400,7 +404,7 @@ def _run(
         prompt=job.prompt,
         record=record,
     )
-    decoded = job.out if request.finish is None else spare_place(job.out)
+    decoded = job.out if request.finish is None and run.sound_from is None else spare_place(job.out)
     with _kept(saved, job.out, keeper, decoded) if first_process() else contextlib.nullcontext():
         frames = decode_frames(model, latents, request.padding, tiling=request.tiling)
         written = _written(run, work, frames, record, plan.tags)
@@ -415,7 +419,8 @@ def _written(
     tags: Mapping[str, str] | None,
 ) -> Written:
     """Writes a video's frames as they are decoded, finished where that is asked for."""
-    job, request = work.job, work.request
+    job = work.job
+    request = with_sound(work.request, run.sound_from, job.prompt)
     if request.finish is not None:
         return write_finished(request, frames, job.out, record, tags, progress=run.progress)
     return Written(*write_frames(frames, job.out, request.fps, record, tags), request.fps)

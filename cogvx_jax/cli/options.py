@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from cogvx_jax.configs import DType as DType  # the verbs take it from here
+from cogvx_jax.finishing.maker_names import maker_name
+from cogvx_jax.finishing.options import MAKER
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, find_mode
 from cogvx_jax.pipelines.options import Options, Sampling, none_beside, parse_weighted
@@ -107,6 +109,8 @@ class RunFlags:
       llm: name of that language model; None is OPENAI_MODEL, or the only one that the server has.
       record: let the file tell how it was made, prompt included; `cogvx show` prints it, `cogvx replay` makes the video
         again. A .gif or .webp has a file beside it for that, NAME.gif.json.
+      sound_from: who makes sound for the video, from its prompt and its frames: an address of HTTP, "module:function"
+        of Python, or "tones", which is built in; see docs/sound.md.
     """
 
     out: Path = Path("out.mp4")
@@ -125,6 +129,7 @@ class RunFlags:
     enhance_prompt: bool = False
     llm: str | None = None
     record: bool = True
+    sound_from: Annotated[str | None, tyro.conf.arg(metavar=MAKER)] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,6 +173,12 @@ def check_memory(mode: str | None) -> None:
     """Raises: ValueError for an unknown memory mode."""
     if mode not in (None, AUTO):
         find_mode(str(mode))
+
+
+def check_maker(name: str | None) -> None:
+    """Raises: ValueError for what makes no sound; nobody is asked yet."""
+    if name is not None:
+        maker_name(name)
 
 
 def size_words(folder: str) -> str:

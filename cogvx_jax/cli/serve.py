@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import tyro
 
 from cogvx_jax.cli.enhance import prompt_enhancer
-from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_memory, parse_lora, report
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_maker, check_memory, parse_lora, report
 from cogvx_jax.cli.work import WorkFlags, check_lease, check_together, serving_packages
 from cogvx_jax.cli.worker_processes import Workers
 from cogvx_jax.given import Given
@@ -147,6 +147,7 @@ def _serve(run: ServeFlags, app: Any, at: str | None, listening: socket.socket, 
 def check_flags(run: ServeFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
+    check_maker(run.sound_from)
     check_lease(run.lease, run.save_every)
     check_together(run)
     if run.distributed and run.workers != 1:
@@ -198,6 +199,7 @@ def app_of(run: ServeFlags, about: Given, keys: Any, enhancer: Callable[[], Any]
     rules = Rules(
         strict=run.strict,
         fetches=run.fetch_urls,
+        sounds=run.sound_from is not None,
         url_seconds=run.url_minutes * 60,
         keep=keep,
         public_url=run.public_url,

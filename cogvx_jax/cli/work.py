@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cogvx_jax.cli.errors import of_another_process, sentence
-from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, check_memory, parse_lora, report
+from cogvx_jax.cli.options import GivenFlags, ModelFlags, RunFlags, check_maker, check_memory, parse_lora, report
 from cogvx_jax.pipelines.memory_modes import AUTO
 from cogvx_jax.pipelines.options import Sampling
 
@@ -136,7 +136,8 @@ def work(
     model = load_model(run, about)
     preview = Preview(model) if run.previews else None  # which is fitted to the model's colours once
     width = 1 if model.mesh is None or run.distributed else model.mesh.shape.get("data", 1)
-    maker = TogetherMaker(model, adapters, run.save_every, preview, record=run.record, parts=parts, width=width)
+    how: dict[str, Any] = dict(record=run.record, parts=parts, width=width, sound_from=run.sound_from)
+    maker = TogetherMaker(model, adapters, run.save_every, preview, **how)
     maker.warm(run.warm)
     _tell(READY)
     if run.distributed:
@@ -157,6 +158,7 @@ def _tell(word: str) -> None:
 def _check(run: WorkFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
+    check_maker(run.sound_from)
     check_lease(run.lease, run.save_every)
     check_together(run)
 

@@ -16,7 +16,8 @@ from cogvx_jax.finishing.options import Delivery, Finish, Geometry
 from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
 from cogvx_jax.finishing.rates import frame_count, levels
 
-# Fields of `Delivery`: frames that are made have no sound, and no maker can look at them yet; records have a flag.
+# Fields of `Delivery`: frames that are made have no sound to keep; records have a flag. Who makes sound is no option of
+# a video: lines of a prompts file and records may be a stranger's, and none of them runs a function or asks an address.
 NOT_HERE = ("keep_sound", "record", "sound_from", "sound_prompt", "sound_seed", "sound_timeout")
 EXAMPLE = "scale=2,fps=32"
 
@@ -49,6 +50,13 @@ class Finishing:
         self.weights(fps)
         if self.file.audio is not None and not os.path.isfile(self.file.audio):
             raise FileNotFoundError(f"there is no file {self.file.audio}, which finish names as audio")
+
+    def heard(self, maker: str, prompt: str, seed: int) -> "Finishing":
+        """The same with sound that is made. Raises: ValueError where a file's is asked for, or for no such maker."""
+        if self.file.audio is not None:
+            raise ValueError(f"finish names {self.file.audio} as audio, and sound_from makes another; give one of them")
+        made = {"sound_from": maker, "sound_prompt": prompt, "sound_seed": seed}
+        return dataclasses.replace(self, file=dataclasses.replace(self.file, **made))
 
     def geometry(self, height: int, width: int, *, even: bool = True) -> Geometry:
         """Sizes on the way of a video of this size. Raises: ValueError."""

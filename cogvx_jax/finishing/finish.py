@@ -20,13 +20,14 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.data.writer import FORMATS, check_writable
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.fragments import EncodedFragments, Fragments, PictureFragments, write_fragments
-from cogvx_jax.finishing.made_track import made_track
+from cogvx_jax.finishing.made_track import Making, made_track
 from cogvx_jax.finishing.options import Delivery, Finish
+from cogvx_jax.finishing.scene import SmallCopy
 from cogvx_jax.finishing.source import warn_of_missing
 from cogvx_jax.finishing.stream import Job, as_bytes, finished_pictures, open_job
 from cogvx_jax.pipelines.provenance import device, versions
 from cogvx_jax.pipelines.record import parse_record
-from cogvx_jax.temporaries import carry_parts, hidden_folder, is_kept, keep_parts, written_place
+from cogvx_jax.temporaries import carry_parts, hidden_folder, is_kept, keep_parts, temporary_folder, written_place
 
 
 def finish(video: Any, *, source_fps: float | Fraction | None = None, **options: Any) -> Video:
@@ -98,12 +99,13 @@ def _nothing(*_: Any) -> None:
 
 
 class Finished(NamedTuple):
-    """What was written."""
+    """What was written; `problem` is of the sound of frames that were made: the file is whole, and has none."""
 
     frames: int
     height: int
     width: int
     fps: Fraction
+    problem: Exception | None = None
 
 
 class Coming(NamedTuple):
@@ -135,6 +137,7 @@ def finish_file(
     """Finishes a file, or frames as they come, into a file: from floats, not bytes, where the codec has 10 bits.
 
     Of a run on a file that was killed, what was whole is taken over where all that decides about it is the same.
+    Who makes sound is asked before any other work, but of frames as they come only once all of them are finished.
 
     Args:
       on_job: gets what is to be done once all is checked, before it begins.
@@ -149,18 +152,53 @@ def finish_file(
     comment = comment_of(source) if coming is None else coming.comment
     how: dict[str, Any] = {"even": preset is not None or Path(out).suffix != ""}
     how |= {} if coming is None else {"source_fps": coming.fps, "source_count": coming.total}
-    with open_job(source if coming is None else coming.frames, options, **how) as job:
+    with contextlib.ExitStack() as stack:
+        copy = None
+        if coming is not None and delivery.sound_from is not None:
+            copy = SmallCopy(stack.enter_context(temporary_folder()) / "video.mp4", coming.fps)
+            passing = stack.enter_context(contextlib.closing(copy.passing(coming.frames)))
+            coming = coming._replace(frames=passing)
+        job = stack.enter_context(open_job(source if coming is None else coming.frames, options, **how))
         if preset is not None:
             check_even(job.geometry.final, preset)
         on_job(job)
         step, tags = _step(job, delivery), None if coming is None else coming.tags
         asked = _asked(job, source, step, comment) if isinstance(source, str | os.PathLike) else None
-        with made_track(source, job, delivery, comment) as (made, told):
-            text = recorded(comment, step | told) if delivery.record else None
-            file = _File(out, preset, made or track, text, tags)
-            count = _write(job, file, asked, on_resumed, on_frame, beside)
+        ending = _Ending(track, comment if delivery.record else None, step)
+        if delivery.sound_from is not None:
+            ending.make = stack.enter_context(made_track(source if copy is None else copy, job, delivery, comment))
+            if copy is None:
+                ending.make()
+        count = _write(job, _File(out, preset, ending, tags), asked, on_resumed, on_frame, beside)
         warn_of_missing(source, job, count)
-        return Finished(count, *job.geometry.final, job.rate)
+        problem = None
+        if ending.problem is not None:
+            problem = ValueError(f"{str(out)!r} is whole but for its sound: {ending.problem}")
+        return Finished(count, *job.geometry.final, job.rate, problem)
+
+
+@dataclasses.dataclass
+class _Ending:
+    """What is known of a file once its frames are there: its sound, and the text that tells of it.
+
+    make: asks who makes the sound.
+    problem: what came of that, once it was asked; the frames are not lost by it.
+    """
+
+    track: Track | None
+    comment: str | None
+    step: dict[str, Any]
+    make: Making | None = None
+    problem: Exception | None = None
+
+    def __call__(self) -> tuple[Track | None, str | None]:
+        made, told = self.track, dict[str, Any]()
+        if self.make is not None:
+            try:
+                made, told = self.make()
+            except (ValueError, OSError) as error:
+                self.problem = error
+        return made, recorded(self.comment, self.step | told)
 
 
 def check_delivery(source: Any, out: Any, delivery: Delivery) -> tuple[Preset | None, Track | None]:
@@ -190,8 +228,6 @@ def _track(source: Any, delivery: Delivery) -> Track | None:
     """The sound, which can be decoded. Raises: FileNotFoundError; ValueError."""
     if delivery.keep_sound and isinstance(source, Coming):
         raise ValueError("frames that are made have no sound to keep; give audio")
-    if delivery.sound_from is not None and isinstance(source, Coming):
-        raise ValueError("sound_from needs a video that is whole: give it to cogvx finish afterwards")
     path = source if delivery.keep_sound else delivery.audio
     if path is None:
         return None
@@ -205,8 +241,7 @@ class _File(NamedTuple):
 
     path: Any
     preset: Preset | None
-    track: Track | None
-    comment: str | None
+    ending: _Ending
     tags: Mapping[str, str] | None
 
 
@@ -251,10 +286,10 @@ def _shown(made: Iterator[tuple[Any, np.ndarray | None]], beside: Callable[[np.n
 
 
 def _fragments(job: Job, folder: Path, file: _File, final: Path) -> Fragments:
-    rates, texts = (job.source.fps, job.rate), (file.comment, file.tags)
+    rates = job.source.fps, job.rate
     if file.preset is None:
-        return PictureFragments(folder, file.path, final, rates, *texts)
-    return EncodedFragments(folder, file.path, file.preset, job.geometry.final, rates, file.track, *texts)
+        return PictureFragments(folder, file.path, final, rates, file.ending()[1], file.tags)
+    return EncodedFragments(folder, file.path, file.preset, job.geometry.final, rates, file.ending, file.tags)
 
 
 def _asked(job: Job, source: str | os.PathLike, step: dict[str, Any], comment: str | None) -> str:

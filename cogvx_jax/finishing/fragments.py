@@ -28,6 +28,7 @@ from cogvx_jax.finishing.stream import as_bytes
 SECONDS = 2  # of the source in a fragment of an encoder: what is lost at most, and how often players can begin
 
 Write = Callable[[Any], None]
+Ending = Callable[[], tuple[Track | None, str | None]]  # the sound and the text of a file whose pictures are there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,13 +102,11 @@ class EncodedFragments:
         preset: Preset,
         size: tuple[int, int],
         rates: tuple[Fraction, Fraction],
-        track: Track | None,
-        comment: str | None,
+        ending: Ending,
         tags: Mapping[str, str] | None = None,
     ):
         self._folder, self._out, self._preset, self._size = folder, Path(out), preset, size
-        self._track = track
-        self._texts: dict[str, Any] = {"comment": comment, "tags": tags}
+        self._ending, self._tags = ending, tags
         self._program = planes_program(preset.bits, preset.shrink)
         self.cutting = Cutting(*rates, max(round(SECONDS * rates[0]), 1))
 
@@ -123,9 +122,9 @@ class EncodedFragments:
             yield writer.write
 
     def join(self, count: int) -> None:
-        with DeliveryWriter(
-            self._out, self._preset, self.cutting.rate, self._size, track=self._track, **self._texts
-        ) as writer:
+        track, comment = self._ending()
+        about: dict[str, Any] = {"track": track, "comment": comment, "tags": self._tags}
+        with DeliveryWriter(self._out, self._preset, self.cutting.rate, self._size, **about) as writer:
             for number in range(self.whole()):
                 writer.append(self._file(number))
 

@@ -18,6 +18,7 @@ MAX_SIDE = 16384  # pixels
 CROPPED = 0.02  # of a picture's height or width, that "auto" cuts off to fill a size
 TILES = (32, 4096)
 MAX_TIMEOUT = 24 * 3600.0  # seconds
+MAKER = "URL|MODULE:FUNCTION|tones"  # of sound
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class Delivery:
     fade: float = 0.0
     loudness: float | None = None
     keep_sound: bool = False
-    sound_from: Annotated[str | None, tyro.conf.arg(metavar="URL|MODULE:FUNCTION|tones")] = None
+    sound_from: Annotated[str | None, tyro.conf.arg(metavar=MAKER)] = None
     sound_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     sound_seed: int = 0
     sound_timeout: float = 600.0

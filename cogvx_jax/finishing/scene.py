@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,44 @@ class Scene:
             yield from stream.at(itertools.count())
 
 
-def small_copy(video: Any, path: Path, source_fps: float | Fraction | None = None) -> tuple[Fraction, int, int, int]:
-    """Writes the pictures of a video, small, as an .mp4.
+class SmallCopy:
+    """The pictures of a video, small, as an .mp4. The file is whole once all frames have passed.
+
+    Attributes:
+      count: of the frames that have passed.
+      height, width: of a small picture, once one has passed.
+    """
+
+    def __init__(self, path: Path, fps: Fraction):
+        self.path, self.fps = path, fps
+        self.count, self.height, self.width = 0, 0, 0
+
+    def passing(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same chunks of frames, (F', H, W, 3) uint8, each copied as it passes."""
+        with VideoWriter(self.path, self.fps) as writer:
+            for frames in chunks:
+                if not self.count:
+                    self.height, self.width = _small(*frames.shape[1:3])
+                writer.write(resize_frames(frames, self.height, self.width))
+                self.count += len(frames)
+                yield frames
+
+
+def _small(height: int, width: int) -> tuple[int, int]:
+    shrink = min(1.0, SIDE / max(height, width))
+    small = [max(round(side * shrink / 2) * 2, 2) for side in (height, width)]
+    return small[0], small[1]
+
+
+def small_copy(video: Any, path: Path, source_fps: float | Fraction | None = None) -> SmallCopy:
+    """Writes the pictures of a video, small.
 
     Args:
       video, source_fps: see `open_source`.
-    Returns: its rate, how many frames it has, their height and width.
     Raises: as `open_source`.
     """
     with open_source(video, source_fps) as source:
-        shrink = min(1.0, SIDE / max(source.height, source.width))
-        height, width = (max(round(side * shrink / 2) * 2, 2) for side in (source.height, source.width))
-        count = 0
-        with VideoWriter(path, source.fps) as writer:
-            for frame in source.frames:
-                writer.write(resize_frames(frame[None], height, width))
-                count += 1
-        return source.fps, count, height, width
+        copy = SmallCopy(path, source.fps)
+        for _ in copy.passing(frame[None] for frame in source.frames):
+            pass
+        return copy

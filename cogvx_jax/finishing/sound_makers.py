@@ -16,7 +16,7 @@ import numpy as np
 
 from cogvx_jax.data.sound import PLAIN, RATE, read_sound, save_samples
 from cogvx_jax.finishing.maker_names import maker_name
-from cogvx_jax.finishing.scene import Scene, small_copy
+from cogvx_jax.finishing.scene import Scene, SmallCopy, small_copy
 from cogvx_jax.finishing.sound_http import ask_address
 from cogvx_jax.finishing.sound_process import answered, ask_function
 from cogvx_jax.finishing.tones import tones
@@ -58,7 +58,7 @@ def make_sound(
     Args:
       maker: "tones", which is built in; "module:function"; an address; or, from Python, a function of a `Scene`.
         A named function runs in a process of its own. One that is handed over runs here; its time is not bounded.
-      video, source_fps: see `open_source`.
+      video, source_fps: see `open_source`; or a small copy of it, all of whose frames have passed.
       out: the file that is written, a .w64 of 48 kHz.
       seconds: of the sound, by the video's count of frames and rate; None is how long the video is.
       loop: it may be shorter than the video, and is played again.
@@ -68,12 +68,10 @@ def make_sound(
     """
     name = maker_name(maker)
     with temporary_folder() as folder:
-        copy = folder / "video.mp4"
-        fps, count, height, width = small_copy(video, copy, source_fps)
-        length = float(count / fps) if seconds is None else seconds(count, fps)
-        scene = Scene(
-            video=copy, fps=fps, count=count, height=height, width=width, seconds=length, prompt=prompt, seed=seed
-        )
+        copy = video if isinstance(video, SmallCopy) else small_copy(video, folder / "video.mp4", source_fps)
+        length = float(copy.count / copy.fps) if seconds is None else seconds(copy.count, copy.fps)
+        about: dict[str, Any] = {name: getattr(copy, name) for name in ("fps", "count", "height", "width")}
+        scene = Scene(video=copy.path, seconds=length, prompt=prompt, seed=seed, **about)
         given = _asked(maker, name, scene, folder, timeout)
         settled = _Settled(given, name, length)
         save_samples(out, settled)

@@ -71,9 +71,7 @@ FILES: dict[str, tuple[str, ...]] = {  # field -> options that its file may beco
 # Fields of other servers -> the value with which they ask for nothing, and why another is refused.
 NOTHING: dict[str, tuple[Any, str]] = {
     "n": (1, "one video is made for a request"),
-    "with_audio": (False, "videos have no sound yet"),
-    "generate_sound": (False, "videos have no sound yet"),
-    "sound_duration": (None, "videos have no sound yet"),
+    "sound_duration": (None, "sound is as long as the video"),
     "watermark_enabled": (False, "videos get no watermark here"),
     "enable_teacache": (False, "say it as reuse, such as teacache:0.2; it is lossy"),
     "guidance_scale_2": (None, "these models have one transformer"),
@@ -89,9 +87,10 @@ NOTHING: dict[str, tuple[Any, str]] = {
     "response_format": (None, "the answer is JSON, and the video is an mp4"),
 }
 SHAPES = ("size", "width", "aspect_ratio")  # fields that say it
+SOUND = ("with_audio", "generate_sound")  # fields that ask for it
 OTHERS = (
     *("model", "prompt", "seconds", "size", "width", "height", "aspect_ratio", "lora", "loras", "user", "workflow"),
-    *(UPLOADS, FINISH, *FINISH_FIELDS),
+    *(UPLOADS, FINISH, *FINISH_FIELDS, *SOUND),
 )
 
 
@@ -103,6 +102,7 @@ class Asked:
     files: label -> suffix and bytes. The label is the option that the file is, or a name beside it: label and suffix
       are a file's name in the job's folder, which stands in `options` then.
     loras: names with weights; None: those that are active for all.
+    sound: the workers' maker of sound makes some for the video.
     seeded: the seed is the client's, not drawn here.
     notes: where the video will differ from what was asked, sentences.
     fields: option -> the field that asked for it.
@@ -113,6 +113,7 @@ class Asked:
     options: dict[str, Any]
     files: dict[str, tuple[str, bytes]] = dataclasses.field(default_factory=dict)
     loras: tuple[tuple[str, float], ...] | None = None
+    sound: bool = False
     user: str | None = None
     seeded: bool = True
     notes: tuple[str, ...] = ()
@@ -120,12 +121,15 @@ class Asked:
     workflow: str | None = None
 
 
-def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False) -> Asked:
+def read_asked(
+    fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches: bool = False, sounds: bool = False
+) -> Asked:
     """What fields ask of a model, each checked by itself.
 
     Args:
       strict: refuse the vendors' sizes and durations that the model does not make.
       fetches: files may be addresses of the open internet.
+      sounds: there is a maker of sound.
     Raises: Refused.
     """
     values = _known(fields)
@@ -159,6 +163,7 @@ def read_asked(fields: Fields, spec: ModelSpec, *, strict: bool = False, fetches
         named["size"] = shape
     how: dict[str, Any] = dict(user=user, notes=tuple(notes), seeded=seeded, fields=named)
     how["workflow"] = _workflow(values.get("workflow"))
+    how["sound"] = _sound(fields, values, sounds)
     return Asked(prompt=prompt, options=options, files=files, loras=read_loras(values), **how)
 
 
@@ -172,6 +177,19 @@ def check_prompt(prompt: Any, most: int = MAX_PROMPT, code: str = "invalid_value
         raise Refused("invalid_value", "prompt is empty: say what the video shows", "prompt")
     check_text(prompt, "prompt", most, code)
     return prompt
+
+
+def _sound(fields: Fields, values: Mapping[str, Any], there: bool) -> bool:
+    """Whether sound is asked for. Raises: Refused for what is no such answer, and where nobody makes sound."""
+    given = {name: _plain(name, values[name], YES, fields.textual) for name in SOUND if name in values}
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise Refused("invalid_value", f"{name} must be {_WORDS[YES]}, got {quoted(value)}", name)
+        if value and not there:
+            raise Refused("invalid_value", f"{name} cannot be had: this server has no maker of sound", name)
+    if len(set(given.values())) > 1:
+        raise Refused("exclusive_parameters", f"{' and '.join(SOUND)} say the same; give one", SOUND[0])
+    return True in given.values()
 
 
 def _workflow(value: Any) -> str | None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 QUEUED, RUNNING, COMPLETED, FAILED = "queued", "running", "completed", "failed"
 ALIKE = "alike"  # key of `asked`: text that jobs share which may be made together; None of those made alone
+SOUND = "sound"  # key of `asked` of a job that is to have sound
 CANCELLED = "cancelled"  # an error code: the APIs have no such status
 
 TABLES = sa.MetaData()

@@ -14,6 +14,7 @@ import numpy as np
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.data.fragments import FragmentedWriter
 from cogvx_jax.data.writer import VideoWriter
+from cogvx_jax.finishing.asked import Finishing
 from cogvx_jax.finishing.finish import Coming, finish_file
 from cogvx_jax.finishing.spare import Spared, unfinished, with_spare
 from cogvx_jax.pipelines import generate
@@ -28,7 +29,7 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.pipelines.request import Request, check_request
 from cogvx_jax.serving.adapters import Adapters, Parts, find_parts, without_folders
 from cogvx_jax.serving.finishing import facts_of
-from cogvx_jax.serving.jobs import Job
+from cogvx_jax.serving.jobs import SOUND, Job
 from cogvx_jax.serving.stepping import Show, Stepping
 from cogvx_jax.serving.store import WORKFLOW, live_of
 from cogvx_jax.serving.warned import warned
@@ -84,6 +85,7 @@ class Maker:
       preview: makes frames of a step; None shows none.
       record: let a video tell how it was made.
       parts: what requests may name beside LoRAs.
+      sound_from: who makes sound for videos that are to have some; see `finishing.sound_makers.make_sound`.
     """
 
     def __init__(
@@ -94,10 +96,11 @@ class Maker:
         preview: Show | None = None,
         record: bool = True,
         parts: Parts | None = None,
+        sound_from: str | None = None,
     ):
         self._model, self._adapters, self._save_every, self._preview = model, adapters, save_every, preview
         self._parts = parts or find_parts()
-        self._record = record
+        self._record, self._sound_from = record, sound_from
         self._adapted: tuple[Any, Model] = ([], model)
         self._compiled: set[Any] = set()  # shapes of requests whose programs this process has
 
@@ -135,7 +138,16 @@ class Maker:
         """The model with a job's LoRAs, fit for its request, and the request. Raises: ValueError, OSError."""
         model = self._with_loras(job.asked.get("loras", []))
         request = request_of(model.spec, job.asked, folder, self._parts)
+        if SOUND in job.asked:
+            request = self._with_sound(request)
         return generate.fitting(model, request), request
+
+    def _with_sound(self, request: Request) -> Request:
+        if self._sound_from is None:
+            warnings.warn("the video has no sound: the worker that made it has no maker of sound", stacklevel=2)
+            return request
+        finish = (request.finish or Finishing()).heard(self._sound_from, request.prompts[0], request.seed)
+        return dataclasses.replace(request, finish=finish)
 
     def _write(
         self, model: Model, request: Request, frames: Iterable[np.ndarray], folder: Path, out: Path, progress: Progress
@@ -220,7 +232,9 @@ def write_finished(
 
             coming = Coming(passing, request.fps, frame_count, comment, tags)
             delivery = dataclasses.replace(finish.file, record=comment is not None)
-            finish_file(coming, out, finish.pictures, delivery, beside=beside)
+            done = finish_file(coming, out, finish.pictures, delivery, beside=beside)
+            if done.problem is not None:
+                warnings.warn(str(done.problem).replace(repr(str(out)), "the video"), stacklevel=2)
 
     try:
         with_spare(write, checked(), out, request.fps, unfinished(comment), tags)

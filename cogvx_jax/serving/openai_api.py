@@ -104,7 +104,7 @@ def ask(request: Request, fields: Fields) -> Asked:
     """What fields ask of the model that is served. Raises: Refused."""
     service = site_of(request).service
     notes = service.check_model(fields.values.get("model"), MODELS)
-    asked = read_asked(fields, service.spec, strict=service.rules.strict, fetches=service.rules.fetches)
+    asked = read_asked(fields, service.spec, **service.rules.of_reading)
     return dataclasses.replace(asked, notes=(*notes, *asked.notes))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from cogvx_jax.finishing.options import SCALES
 from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS
-from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, NUMBERS, OPTIONS, RATIOS
+from cogvx_jax.serving.asking import FILES, MAX_ENHANCED, MAX_PROMPT, NOTHING, NUMBERS, OPTIONS, RATIOS, SOUND
 from cogvx_jax.serving.finishing import EXPONENTS
 from cogvx_jax.serving.openapi_bounds import BOUNDS
 
@@ -122,6 +122,7 @@ _FIELDS: dict[str, Schema] = {
     **{name: _null(schema) for name, schema in _ONE_OR_SEVERAL.items()},
     **{name: _null(schema) for name, schema in _FINISH.items()},
     **{name: _null(FILE_TEXT) for name in FILES},
+    **{name: _null({"type": "boolean", "description": "needs a maker of sound"}) for name in SOUND},
     **{name: {"enum": list(dict.fromkeys((value, None)))} for name, (value, _) in NOTHING.items()},
 }
 CREATE = _object(("prompt",), closed=True, **_FIELDS)
@@ -189,7 +190,7 @@ GENERATION = _object(
     prompt=PROMPT | {"maxLength": 512},
     image_url=_null({"anyOf": [FILE_TEXT, {"type": "array", "items": FILE_TEXT, "minItems": 1, "maxItems": 2}]}),
     quality=_null(TEXT | {"enum": ["speed", "quality"]}),
-    with_audio={"enum": [False, None]},
+    with_audio=_null({"type": "boolean", "description": "needs a maker of sound"}),
     watermark_enabled={"enum": [False, None]},
     size=_FIELDS["size"],
     fps={"enum": [30, 60, None]},

@@ -23,7 +23,7 @@ from cogvx_jax.serving.asking import Asked
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import CLIPS, check_clip
 from cogvx_jax.serving.finishing import finished_facts
-from cogvx_jax.serving.jobs import ALIKE, COMPLETED, Job, new_id
+from cogvx_jax.serving.jobs import ALIKE, COMPLETED, SOUND, Job, new_id
 from cogvx_jax.serving.keys import Key, Signer
 from cogvx_jax.serving.making import request_of
 from cogvx_jax.serving.queue import Queue, Retention
@@ -43,6 +43,7 @@ class Rules:
     Args:
       strict: refuse the vendors' sizes and durations that the model does not make, instead of mapping them.
       fetches: take addresses of the open internet as pictures and clips.
+      sounds: the workers have a maker of sound.
       url_seconds: for which an address of a video needs no key.
       keep: how much is kept of what has ended.
       public_url: under which clients reach the server, where that is not what they say, as behind a proxy.
@@ -51,10 +52,16 @@ class Rules:
 
     strict: bool = False
     fetches: bool = False
+    sounds: bool = False
     url_seconds: float = 3600.0
     keep: Retention = Retention()
     public_url: str | None = None
     poll: int = 1000
+
+    @property
+    def of_reading(self) -> dict[str, bool]:
+        """Of `asking.read_asked`."""
+        return {"strict": self.strict, "fetches": self.fetches, "sounds": self.sounds}
 
 
 class Service:
@@ -197,7 +204,8 @@ class Service:
         with _refused("loras"):
             for name, _ in loras:
                 self.adapters.path(name)
-        return {"prompt": asked.prompt, "options": dict(asked.options), "files": files, "loras": loras}
+        found = {"prompt": asked.prompt, "options": dict(asked.options), "files": files, "loras": loras}
+        return found | ({SOUND: True} if asked.sound else {})
 
     def _complete(self, stored: dict[str, Any], folder: Path, extra: float | None) -> dict[str, Any]:
         """Checks what is stored and writes into it what it is completed to; gives facts of the video."""
@@ -291,7 +299,8 @@ class Service:
         found = {option: self.store.fetch(job.id, name) for option, name in job.asked["files"].items()}
         files = {option: (file.suffix, file.read_bytes()) for option, file in found.items()}
         loras = tuple((name, weight) for name, weight in job.asked["loras"])
-        return Asked(prompt=job.asked["prompt"], options=dict(job.asked["options"]), files=files, loras=loras)
+        how: dict[str, Any] = dict(files=files, loras=loras, sound=SOUND in job.asked)
+        return Asked(prompt=job.asked["prompt"], options=dict(job.asked["options"]), **how)
 
     def enhanced(self, prompt: str, image: Any = None) -> str:
         """A prompt as a long English description, by the language model that the server's environment names.
@@ -367,7 +376,7 @@ def _fingerprint(asked: Asked, extra: float | None) -> str:
     """Of what is asked for, but for a seed that was drawn here, which differs each time."""
     found = hashlib.sha256(asked.prompt.encode())
     options = {name: value for name, value in asked.options.items() if name != "seed" or asked.seeded}
-    facts = [options, asked.loras, asked.user, extra, asked.workflow]
+    facts = [options, asked.loras, asked.user, extra, asked.workflow, *[asked.sound] * asked.sound]
     found.update(json.dumps(facts, sort_keys=True, default=str).encode())
     for option, (_, data) in sorted(asked.files.items()):
         found.update(option.encode() + hashlib.sha256(data).digest())

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.json_files import quoted
 from cogvx_jax.serving import schemas
-from cogvx_jax.serving.asking import NOTHING, OPTIONS, Asked, check_prompt, read_asked
+from cogvx_jax.serving.asking import NOTHING, OPTIONS, SOUND, Asked, check_prompt, read_asked
 from cogvx_jax.serving.bodies import Fields, read_fields
 from cogvx_jax.serving.composed import COMPOSED
 from cogvx_jax.serving.files import file_of
@@ -32,7 +32,7 @@ DEFAULT_PROMPT = "the scene of the picture comes to life"  # where there is a pi
 RATES, DURATIONS = (30, 60), (5, 10)
 PASSED = (  # fields that are ours, and mean the same here
     *("model", "prompt", "size", "aspect_ratio", "loras", "video", "mask"),
-    *(field for field in (*OPTIONS, *COMPOSED, FINISH, *FINISH_FIELDS) if field != "fps"),
+    *(field for field in (*OPTIONS, *COMPOSED, FINISH, *FINISH_FIELDS, *SOUND) if field != "fps"),
 )
 OWN = ("image_url", "quality", "fps", "duration", "request_id", "user_id", "sensitive_word_check", "off_peak")
 VIDU = {"style": "general", "movement_amplitude": "auto"}  # of other models: the value that asks for nothing
@@ -105,7 +105,7 @@ def read_generation(values: dict[str, Any], spec: ModelSpec, rules: Rules) -> As
         notes.append(f"{rate} frames a second became {spec.defaults.fps}, which {spec.name} makes{missing}")
     given["user"] = _text(values, "user_id", 6, 128)
     fields = Fields({name: value for name, value in given.items() if value is not None})
-    asked = read_asked(fields, spec, strict=rules.strict, fetches=rules.fetches)
+    asked = read_asked(fields, spec, **rules.of_reading)
     return dataclasses.replace(asked, files=asked.files | files, notes=(*asked.notes, *notes))
 
 

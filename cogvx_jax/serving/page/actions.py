@@ -18,7 +18,7 @@ from cogvx_jax.serving.finishing import enlarges, interpolates
 from cogvx_jax.serving.jobs import Job
 from cogvx_jax.serving.keys import Key, Keys
 from cogvx_jax.serving.looks import Looks
-from cogvx_jax.serving.page.fields import SEED, fields_of, files_of
+from cogvx_jax.serving.page.fields import SEED, WITH_AUDIO, fields_of, files_of
 from cogvx_jax.serving.page.refused import refused_words
 from cogvx_jax.serving.page.settings import MOST, Filled, Form, asked_of, of_job, of_record, weights_of
 from cogvx_jax.serving.page.words import say
@@ -60,8 +60,9 @@ class Desk:
 
     @functools.cached_property
     def missing(self) -> frozenset[str]:
-        """Fields of finishing whose networks' weights are not here."""
-        there = {"upscaling_scale": enlarges(), "output_fps": interpolates()}
+        """Fields of finishing whose networks' weights, or whose maker, are not here."""
+        sounds = self.service.rules.sounds
+        there = {"upscaling_scale": enlarges(), "output_fps": interpolates(), WITH_AUDIO: sounds}
         return frozenset(name for name, here in there.items() if not here)
 
     @property
@@ -75,9 +76,8 @@ class Desk:
     def start_fields(self, fields: Mapping[str, Any], count: int, key: Key) -> Begun:
         """The same of fields of the API."""
         service = self.service
-        return self._start(
-            lambda: read_asked(Fields(fields), service.spec, strict=service.rules.strict), count, key, "en"
-        )
+        how = service.rules.of_reading | {"fetches": False}
+        return self._start(lambda: read_asked(Fields(fields), service.spec, **how), count, key, "en")
 
     def _start(self, ask: Callable[[], Asked], count: int, key: Key, language: str) -> Begun:
         """Up to `MOST` videos; where the seed is given, each further one has the next."""

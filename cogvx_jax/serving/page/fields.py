@@ -14,7 +14,7 @@ from cogvx_jax.finishing.options import SCALES
 from cogvx_jax.pipelines.inputs import KINDS as MODEL_KINDS
 from cogvx_jax.pipelines.options import DIFFUSERS_NAMES, NEEDS, Options, Sampling
 from cogvx_jax.serving import schemas
-from cogvx_jax.serving.asking import NUMBER, NUMBERS, OPTIONS, TEXT, WHOLE, YES, is_legal_size
+from cogvx_jax.serving.asking import NUMBER, NUMBERS, OPTIONS, SOUND, TEXT, WHOLE, YES, is_legal_size
 from cogvx_jax.serving.composed import COMPOSED, WHOLE_FILES
 from cogvx_jax.serving.files import CLIP, TAKES
 
@@ -79,9 +79,11 @@ class Field:
 
 
 FINISH = "finish"  # the place of what is done with the video afterwards
+WITH_AUDIO = SOUND[0]
 FINISHING = (
     Field(name="upscaling_scale", kind=WHOLE, place=FINISH, choices=tuple(str(scale) for scale in SCALES if scale > 1)),
     Field(name="output_fps", kind=NUMBER, place=FINISH),
+    Field(name=WITH_AUDIO, kind=YES, place=FINISH),
 )
 OF_FINISH = {"scale": "upscaling_scale", "fps": "output_fps"}  # keys of the option -> their fields
 

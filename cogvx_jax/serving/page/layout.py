@@ -157,9 +157,6 @@ def _finer(page: Widgets, desk: Desk) -> None:
     with page.put(gr.Accordion, _label("finish"), open=False):
         with gr.Row():
             _of(page, desk, FINISH)
-        page.put(
-            gr.Checkbox, lambda lang: {"label": say("sound", lang), "info": say("sound.why", lang)}, interactive=False
-        )
 
 
 def _of(page: Widgets, desk: Desk, place: str) -> None:

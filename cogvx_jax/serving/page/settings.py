@@ -14,8 +14,8 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.serving.asking import YES, Asked, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
 from cogvx_jax.serving.files import TAKES, most_bytes
-from cogvx_jax.serving.jobs import Job
-from cogvx_jax.serving.page.fields import FINISH, OF_FINISH, SEED, SIZE, Field
+from cogvx_jax.serving.jobs import SOUND, Job
+from cogvx_jax.serving.page.fields import FINISH, OF_FINISH, SEED, SIZE, WITH_AUDIO, Field
 from cogvx_jax.serving.page.prompts import with_movement
 from cogvx_jax.serving.page.words import say
 from cogvx_jax.serving.refusals import Refused
@@ -59,7 +59,7 @@ def asked_of(form: Form, fields: Sequence[Field], service: Service, language: st
         values["loras"] = [{"name": name, "weight": weight} for name, weight in pairs]
     if form.seed is not None:
         values[SEED] = form.seed
-    return read_asked(Fields(values, textual=True), service.spec, strict=service.rules.strict)
+    return read_asked(Fields(values, textual=True), service.spec, **service.rules.of_reading | {"fetches": False})
 
 
 def _is_given(field: Field, value: Any, files: Mapping[str, Any]) -> bool:
@@ -109,7 +109,7 @@ class Filled:
 
 def of_job(job: Job, fields: Sequence[Field], service: Service) -> Filled:
     """The settings of a job that was made here, its files too."""
-    options, files = dict(job.asked["options"]), dict[str, Path]()
+    options, files = dict(job.asked["options"]) | {WITH_AUDIO: SOUND in job.asked}, dict[str, Path]()
     values, _ = _values(options, fields)
     for option, name in job.asked["files"].items():
         with contextlib.suppress(FileNotFoundError):
