@@ -20,6 +20,7 @@ from cogvx_jax.finishing.sound_makers import FUNCTIONS, MOST, SHORT, TIMEOUT
 
 PAGE = (Path(__file__).parents[1] / "docs" / "sound.md").read_text()
 COMMANDS = re.findall(r"^\|[^|]+\| `(cogvx [^`]+)` \|$", PAGE, flags=re.M)
+COMMANDS += re.findall(r"^    (cogvx .*)$", PAGE, flags=re.M)
 USE, FUNCTION, SERVER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 
 
@@ -42,9 +43,10 @@ def test_the_page(tmp_path, monkeypatch):
     served = last.replace("8100", "0").removesuffix(".serve_forever()")
     exec(compile("\n".join([*rest, f"server = {served}"]), "docs/sound.md", "exec"), held)
     threading.Thread(target=held["server"].serve_forever, daemon=True).start()
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         words = shlex.split(command.replace("8100", str(held["server"].server_address[1])))[1:]
+        words += ["--steps", "2"] if words[0] == "generate" else []
         monkeypatch.setattr(sys, "argv", ["cogvx", *words, "--no-progress"])
         main()
         assert has_sound(words[words.index("--out") + 1])
