@@ -145,7 +145,15 @@ KINDS = {
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     """kind -> a loaded random model that makes 32x48 videos of 9 (1.5: 17) frames in 4 steps."""
-    made = {}
+    made, parts = {}, {}
+
+    def init(model, name, args):
+        """The kinds share VAE and text encoder."""
+        key = name, getattr(model.spec, name)
+        if key not in parts:
+            found = jax.jit(getattr(model, name).init)(jax.random.key(0), *args)
+            parts[key] = nn.unbox(found)["params"]
+        return parts[key]
 
     def make(kind):
         if kind not in made:
@@ -180,11 +188,7 @@ def small(tmp_path_factory):
                 "vae": (jnp.zeros((1, 1, 16, 16, 3)),),
                 "text_encoder": (jnp.zeros((1, 24), jnp.int32),),
             }
-            params = {
-                name: nn.unbox(jax.jit(getattr(model, name).init)(jax.random.key(0), *args))["params"]
-                for name, args in inputs.items()
-            }
-            export(folder, spec, params)
+            export(folder, spec, {name: init(model, name, args) for name, args in inputs.items()})
             build_tokenizer(folder / "tokenizer", 24)
             made[kind] = folder, cx.load(folder)
         return made[kind]
