@@ -13,7 +13,7 @@ from cogvx_jax.models.vae import VAE, double_time
 from cogvx_jax.nn.attention import BACKENDS, CHUNK, attention
 from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN, Formulations, formulations, using
 from cogvx_jax.nn.conv import FrameConv, causal_conv, upsample_conv
-from cogvx_jax.nn.conv2d import pixel_shuffle, repeat_pixels
+from cogvx_jax.nn.conv2d import TransposedConv2D, pixel_shuffle, repeat_pixels
 from cogvx_jax.nn.embeddings import rotate
 from cogvx_jax.nn.norms import GroupNorm, SpatialNorm
 
@@ -182,6 +182,16 @@ def test_pixels_by_a_product_are_the_same(change, dtype):
     plain, other = (under(Formulations(pixels=choice), lambda x: change(x, 2), x) for choice in ("copy", "product"))
     assert other.dtype == x.dtype
     np.testing.assert_array_equal(other, plain)
+
+
+def test_a_transposed_convolution_by_phases_is_the_same():
+    x, module = normal(0, 2, 3, 5, 6), TransposedConv2D(4)
+    params = {"params": {"kernel": normal(1, 4, 4, 6, 4) / 5, "bias": normal(2, 4)}}
+    plain, other = (
+        under(Formulations(transposed_conv=choice), module.apply, params, x) for choice in ("dilated", "phase")
+    )
+    assert plain.shape == (2, 6, 10, 4)
+    assert_close(other, plain)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -64,26 +64,29 @@ class RIFE(nn.Module):
         warped = first, second
         for i, scale in enumerate(self.scales):
             step = FlowStep(self.width, self.dtype, name=f"block{i}")
-            seen = jnp.concatenate([*warped, mask], axis=-1), jnp.concatenate([*warped[::-1], -mask], axis=-1)
-            change, gain = step(jnp.concatenate(seen), jnp.concatenate([flow, _swapped(flow)]), scale)
-            (forward, backward), (gained, lost) = jnp.split(change, 2), jnp.split(gain, 2)
-            flow = constrain(flow + (forward + _swapped(backward)) / 2, *PIXELS)
-            mask = constrain(mask + (gained - lost) / 2, *PIXELS)
+            # What is of full size takes 33 MB a channel at 4K: the swapped pair is made of what is small already.
+            change, gain = step(*(_smaller(x, scale) for x in (*warped, mask)), _smaller(flow, scale) / scale)
+            flow = constrain(flow + _larger(change, first, scale) * scale, *PIXELS)
+            mask = constrain(mask + _larger(gain, first, scale), *PIXELS)
             warped = warp(first, flow[..., :2]), warp(second, flow[..., 2:])
         part = nn.sigmoid(mask)
         return Middle(warped[0] * part + warped[1] * (1 - part), flow, part)
 
 
 class FlowStep(nn.Module):
-    """What a step changes: (2B, H, W, 7) and the flow (2B, H, W, 4) -> flow (2B, H, W, 4), mask (2B, H, W, 1)."""
+    """What a step changes, at its own size: flow (B, h, w, 4), in its pixels, and mask (B, h, w, 1)."""
 
     width: int
     dtype: str
 
     @nn.compact
-    def __call__(self, seen: jax.Array, flow: jax.Array, scale: int) -> tuple[jax.Array, jax.Array]:
-        height, width = seen.shape[1:3]
-        y = jnp.concatenate([_smaller(seen, scale), _smaller(flow, scale) / scale], axis=-1)
+    def __call__(
+        self, first: jax.Array, second: jax.Array, mask: jax.Array, flow: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of both pictures as they are warped so far (B, h, w, 3), the mask (B, h, w, 1) and the flow (B, h, w, 4)."""
+        pair = jnp.concatenate([first, second, mask, flow], axis=-1)
+        swapped = jnp.concatenate([second, first, -mask, _swapped(flow)], axis=-1)
+        y = jnp.concatenate([pair, swapped])
         for i, features in enumerate((self.width // 2, self.width)):
             y = PReLU(name=f"down{i}_act")(Conv2D(features, 2, dtype=self.dtype, name=f"down{i}")(y))
         for pair in range(PAIRS):
@@ -96,8 +99,9 @@ class FlowStep(nn.Module):
         for head, features in (("flow", 4), ("mask", 1)):
             z = PReLU(name=f"{head}_act")(TransposedConv2D(self.width // 2, dtype=self.dtype, name=f"{head}0")(y))
             z = TransposedConv2D(features, dtype=self.dtype, name=f"{head}1")(z)
-            found.append(resize_linear(z.astype(jnp.float32), {1: height, 2: width}) if scale > 1 else z)
-        return found[0].astype(jnp.float32) * scale, found[1].astype(jnp.float32)
+            found += jnp.split(z.astype(jnp.float32), 2)
+        forward, backward, gained, lost = found
+        return (forward + _swapped(backward)) / 2, (gained - lost) / 2
 
 
 def warp(picture: jax.Array, flow: jax.Array) -> jax.Array:
@@ -123,6 +127,10 @@ def warp(picture: jax.Array, flow: jax.Array) -> jax.Array:
 
 def _swapped(flow: jax.Array) -> jax.Array:
     return jnp.concatenate([flow[..., 2:], flow[..., :2]], axis=-1)
+
+
+def _larger(x: jax.Array, like: jax.Array, scale: int) -> jax.Array:
+    return resize_linear(x, {1: like.shape[1], 2: like.shape[2]}) if scale > 1 else x
 
 
 def _smaller(x: jax.Array, scale: int) -> jax.Array:

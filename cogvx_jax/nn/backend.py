@@ -22,6 +22,7 @@ class Formulations:
     attention: str = "chunked"  # of `nn.attention.BACKENDS`
     causal_conv: Literal["conv3d", "conv2d", "by_size", "by_frame"] = "conv3d"
     upsample_conv: Literal["repeat", "phase", "dilated"] = "repeat"
+    transposed_conv: Literal["dilated", "phase"] = "dilated"
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
     pixels: Literal["copy", "product"] = "copy"  # how `nn.conv2d` makes rows of pixels longer
@@ -32,7 +33,12 @@ class Formulations:
 PLAIN = Formulations(attention="plain")  # the definitions, for reference
 BY_PLATFORM = {
     "cpu": Formulations(
-        attention="by_head", causal_conv="by_frame", upsample_conv="phase", spatial_norm="latent", remat="products"
+        attention="by_head",
+        causal_conv="by_frame",
+        upsample_conv="phase",
+        transposed_conv="phase",
+        spatial_norm="latent",
+        remat="products",
     ),
     "tpu": Formulations(
         attention="pallas",
