@@ -110,7 +110,7 @@ def test_weights_that_are_not_finite(option, read, weights, tmp_path):  # noqa: 
 def test_names_of_all_kinds(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Video(clip(2)[None], 8).save(name)
-    assert finish_file(name, name) == (2, 32, 40, 8)  # in its own place
+    assert finish_file(name, name)[:4] == (2, 32, 40, 8)  # in its own place
     assert os.listdir() == [name]
 
 
