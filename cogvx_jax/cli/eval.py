@@ -3,28 +3,23 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from cogvx_jax.cli.actions import one_of
 from cogvx_jax.cli.options import report
+from cogvx_jax.cli.score_tables import doubt, print_checked, print_compared, print_scores, print_total
 from cogvx_jax.evaluation.boards import BOARDS, BoardName, read_entries
-from cogvx_jax.evaluation.checking import Checked, Expected, check_folder
+from cogvx_jax.evaluation.checking import Expected, check_folder
 from cogvx_jax.evaluation.encoders import Encoders
 from cogvx_jax.evaluation.samples import all_samples, choose, read_longer, read_samples
-from cogvx_jax.evaluation.totals import PUBLISHED, canonical, dimensions, guess_board, totals
+from cogvx_jax.evaluation.totals import dimensions, guess_board, totals
 from cogvx_jax.storage import check_place, write_whole
-
-if TYPE_CHECKING:
-    from cogvx_jax.evaluation.compare import Difference
-    from cogvx_jax.evaluation.run import Outcome
-    from cogvx_jax.evaluation.scores import Score
 
 # Imports that take seconds, of jax, come inside: the arguments are checked first.
 
 JOBS = Path("jobs.jsonl")
-SHOWN = 10  # names of a kind that are printed
 Folder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
 AsJson = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -65,7 +60,7 @@ def prepare(
       originals: the prompts that these are of, line by line; None means that lines are as the board's prompts are.
       images: the folder of the board's pictures, for image to video.
       dimension: only the prompts of these dimensions.
-      limit: only so many prompts, the first ones.
+      limit: only so many prompts of each dimension, the first ones.
       repeats: only so many videos of each prompt, the first ones.
       seed: of the board's first video; each next has one more. A part of a board has the seeds of the whole.
     """
@@ -75,8 +70,10 @@ def prepare(
     texts = None if longer is None else read_longer(entries, longer, originals)
     samples, shared = all_samples(BOARDS[board], entries, seed=seed, longer=texts, images=images)
     chosen = choose(samples, dimension, limit, repeats)
+    there = {sample.prompt for sample in chosen}
     for one in shared:
-        report(f"{board}: {one.told()}")
+        if one.prompt in there:
+            report(f"{board}: {one.told()}")
     write_whole(out, "".join(f"{sample.line()}\n" for sample in chosen).encode())
     prompts = len({(one.prompt, one.dimensions) for one in chosen})
     seeds = [one.seed for one in chosen]
@@ -108,7 +105,7 @@ def check(
     if as_json:
         print(json.dumps(found.facts(), indent=2, ensure_ascii=False))
     else:
-        _print_checked(found)
+        print_checked(found)
     if not found.complete:
         raise ValueError(
             f"{folder} is not complete: {found.asked} are asked for, {len(found.missing)} missing, "
@@ -152,7 +149,6 @@ def run(
     for place in (reference, lpips, static):
         if place is not None:
             check_place(place)
-    import jax
     from tqdm.auto import tqdm
 
     from cogvx_jax.evaluation.folders import find_videos
@@ -161,7 +157,6 @@ def run(
     from cogvx_jax.evaluation.scores import write_scores
     from cogvx_jax.evaluation.setup import Setup
 
-    del jax
     setup = Setup(
         encoders=encoders,
         references={} if reference is None else find_videos(reference),
@@ -177,7 +172,7 @@ def run(
         found = score(folder, samples, setup, only, show)
     if found.scores:
         write_scores(out, found.scores)
-    _print_scores(found)
+    print_scores(found)
     failed = {name for names in found.failed.values() for name in names}
     if failed:
         first, said = next(iter(next(iter(found.failed.values())).items()))
@@ -210,7 +205,7 @@ def total(
     scores = {dimension: found[dimension].value for dimension in dimensions(name) if dimension in found}
     if (large := next((one for one, value in scores.items() if not -1 <= value <= 1), None)) is not None:
         raise ValueError(f"{large} is {scores[large]:g}; scores are fractions of 1, so divide percentages by 100")
-    _doubt(found, name)
+    doubt(found, name)
     proxies = [one for one, score in found.items() if score.about.get("kind") in ("proxy", "features")]
     try:
         whole = totals(name, scores)
@@ -220,7 +215,7 @@ def total(
     if as_json:
         print(json.dumps({"board": name, "scores": scores, **whole}, indent=2))
         return
-    _print_total(name, scores, whole)
+    print_total(name, scores, whole)
 
 
 def compare(
@@ -244,63 +239,7 @@ def compare(
     if as_json:
         print(json.dumps({name: vars(one) | {"says": one.word()} for name, one in found.items()}, indent=2))
         return
-    _print_compared(found)
-
-
-def _print_checked(found: Checked) -> None:
-    kinds = {"missing": found.missing, "extra": found.extra, "unreadable": found.unreadable, "unlike": found.odd}
-    for kind, names in kinds.items():
-        for name in list(names)[:SHOWN]:
-            print(f"{kind}: {name}" + (f": {names[name]}" if isinstance(names, dict) else ""))
-        if len(names) > SHOWN:
-            print(f"{kind}: and {len(names) - SHOWN} more")
-
-
-def _print_scores(found: "Outcome") -> None:
-    width = max(map(len, (*found.scores, *found.not_computed)), default=0)
-    for name, score in found.scores.items():
-        low, high = score.about.get("interval", (None, None))
-        between = "" if low is None else f"  {low:.5f} to {high:.5f}"
-        count = score.about.get("videos")
-        asked = found.asked.get(name)
-        of = f", {count} of {asked} videos" if asked is not None and asked != count else f", {count} videos"
-        print(f"{name:{width}}  {score.value:.5f}{between}{of}  [{score.about['kind']}]")
-        if "warning" in score.about:
-            report(f"warning: {name}: {score.about['warning']}")
-        if asked is not None and isinstance(count, int) and count < asked:
-            report(f"warning: {name}: {asked - count} of {asked} videos are not there or could not be scored")
-    for name, needed in found.not_computed.items():
-        print(f"{name:{width}}  not computed: needs {needed}")
-
-
-def _doubt(found: "Mapping[str, Score]", board: str) -> None:
-    """Says what may be wrong with scores that can be added up."""
-    imaging = found.get("imaging_quality")
-    if imaging is not None and 0 < imaging.value < 0.02:
-        report("warning: imaging_quality is below 0.02; a run of several processes divides it by 100 twice")
-    flickering = found.get("temporal_flickering")
-    if board == "vbench" and flickering is not None and flickering.about and not flickering.about.get("filtered"):
-        report("warning: temporal_flickering is of videos that VBench's static filter did not choose; see --static")
-
-
-def _print_total(board: str, scores: Mapping[str, float], whole: Mapping[str, float]) -> None:
-    rows = dict(scores) | dict(whole)
-    published = {model: row | totals(board, row) for model, row in PUBLISHED.items()} if board == "vbench" else {}
-    width = max(map(len, rows))
-    print(f"{board:{width}}  {'here':>7}" + "".join(f"  {model:>7}" for model in published))
-    for name, value in rows.items():
-        others = "".join(f"  {100 * row[canonical(name)]:7.2f}" for row in published.values())
-        print(f"{name:{width}}  {100 * value:7.2f}{others}")
-
-
-def _print_compared(found: "Mapping[str, Difference]") -> None:
-    width = max(map(len, found))
-    print(f"{'':{width}}  {'A':>9}  {'B':>9}  {'B - A':>9}  {'95% interval':>21}  prompts")
-    for name, one in found.items():
-        between = "" if one.low is None else f"{one.low:+.5f} to {one.high:+.5f}"
-        left = f" ({one.left} in one only)" if one.left else ""
-        numbers = f"{one.first:9.5f}  {one.second:9.5f}  {one.change:+9.5f}"
-        print(f"{name:{width}}  {numbers}  {between:>21}  {one.prompts}{left}, {one.word()}")
+    print_compared(found)
 
 
 ACTIONS: Mapping[str, Callable[..., None]] = {

@@ -9,9 +9,9 @@ from typing import Any
 
 from cogvx_jax.data.decode import stream_video
 from cogvx_jax.evaluation.folders import composed, find_videos
+from cogvx_jax.evaluation.frames import MAX_FRAMES
 from cogvx_jax.evaluation.samples import Sample
 
-END = 2**40  # a slot that lies behind any video's end
 ODD = ("frames", "fps", "size")
 
 
@@ -101,8 +101,8 @@ def read_facts(path: Path) -> Facts:
     A file that breaks off has the frames before that.
     """
     with stream_video(path, strict=True) as stream:
-        for _ in stream.at([END]):
-            pass
+        for _ in stream.at([MAX_FRAMES]):
+            raise ValueError(f"{str(path)!r} has more than {MAX_FRAMES} frames; no board's video is that long")
         if not stream.passed:
             raise ValueError(f"{str(path)!r} holds no video frames")
         return Facts(stream.passed, stream.fps, (stream.height, stream.width))

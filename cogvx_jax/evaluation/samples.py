@@ -106,7 +106,7 @@ def all_samples(
 def choose(
     samples: Sequence[Sample], dimensions: Sequence[str] = (), prompts: int | None = None, videos: int | None = None
 ) -> list[Sample]:
-    """Those of some dimensions, of the first prompts of these, and of each prompt the first videos.
+    """Those of some dimensions, of each the first prompts, and of each prompt the first videos.
 
     Seeds stay: a part of a board has the videos of the whole.
     Raises: ValueError for a dimension that the board has not, and for counts below 1.
@@ -117,9 +117,11 @@ def choose(
     for name, count in (("--limit", prompts), ("--repeats", videos)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
-    found = [one for one in samples if not dimensions or set(dimensions) & set(one.dimensions)]
-    kept = list(dict.fromkeys((one.prompt, one.dimensions) for one in found))[:prompts]
-    return [one for one in found if (one.prompt, one.dimensions) in kept and (videos is None or one.index < videos)]
+    kept = set[tuple[str, tuple[str, ...]]]()
+    for dimension in dimensions or known:
+        of = dict.fromkeys((one.prompt, one.dimensions) for one in samples if dimension in one.dimensions)
+        kept |= set(list(of)[:prompts])
+    return [one for one in samples if (one.prompt, one.dimensions) in kept and (videos is None or one.index < videos)]
 
 
 def read_longer(entries: Sequence[Entry], longer: Path, originals: Path | None = None) -> dict[int, str]:

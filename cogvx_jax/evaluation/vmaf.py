@@ -13,9 +13,8 @@ from cogvx_jax.temporaries import temporary_folder
 NEEDED = "an ffmpeg with libvmaf, as of pip install 'cogvx_jax[evaluate]'"
 SECONDS = 600.0  # that a video may take
 # Frames are paired by their number, whatever their stamps; the second is the reference.
-GRAPH = (
-    "[0:v:0]settb=AVTB,setpts=N/25/TB[a];[1:v:0]settb=AVTB,setpts=N/25/TB[b];[a][b]libvmaf=log_fmt=json:log_path=log"
-)
+NUMBERED = "settb=AVTB,setpts=N/25/TB"
+GRAPH = f"[0:v:0]{NUMBERED}[a];[1:v:0]{NUMBERED}[b];[a][b]libvmaf=log_fmt=json:log_path=log:shortest=1"
 
 
 @functools.lru_cache(maxsize=1)
@@ -45,7 +44,7 @@ def vmaf(video: Path, reference: Path) -> float:
     inputs = [word for path in (video, reference) for word in ("-i", f"file:{path.absolute()}")]
     safe = ["-nostdin", "-v", "error", "-protocol_whitelist", "file,subfile"]
     second = ["-protocol_whitelist", "file,subfile"]
-    words = [program, *safe, *inputs[:2], *second, *inputs[2:], "-lavfi", f"{GRAPH}:shortest=1", "-f", "null", "-"]
+    words = [program, *safe, *inputs[:2], *second, *inputs[2:], "-lavfi", GRAPH, "-f", "null", "-"]
     with temporary_folder() as folder:
         try:
             done = subprocess.run(words, cwd=folder, capture_output=True, timeout=SECONDS, check=False)

@@ -22,10 +22,19 @@ def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
     x, y = check_features(x, y)
     means, (s1, s2) = x.mean(axis=0) - y.mean(axis=0), (np.atleast_2d(np.cov(v, rowvar=False)) for v in (x, y))
     values, vectors = np.linalg.eigh(s1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    root = (vectors * _roots(values)) @ vectors.T
     product = root @ s2 @ root
-    cross = np.sum(np.sqrt(np.maximum(np.linalg.eigvalsh((product + product.T) / 2), 0)))
+    cross = np.sum(_roots(np.linalg.eigvalsh((product + product.T) / 2)))
     return max(float(means @ means + np.trace(s1) + np.trace(s2) - 2 * cross), 0.0)
+
+
+def _roots(eigenvalues: np.ndarray) -> np.ndarray:
+    """Roots of eigenvalues of a matrix without negative ones.
+
+    Those that rounding may have made of 0 are 0: the root of 1e-16 would be 1e-8, and a set of few videos has many.
+    """
+    least = np.max(eigenvalues) * len(eigenvalues) * np.finfo(np.float64).eps
+    return np.sqrt(np.where(eigenvalues > least, eigenvalues, 0))
 
 
 def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
