@@ -76,6 +76,8 @@ def _jobs(lines: list[tuple[str, str]], folder: Path, options: Options, attempts
                 continue
             if asked.out is not None:
                 asked = asked._replace(out=folder / asked.out)
+                if ".." not in asked.out.parts and asked.out.is_relative_to(folder):
+                    asked.out.parent.mkdir(parents=True, exist_ok=True)
             job = asked.job(folder / f"{_slug(asked.prompt)}-{key[0][:12]}.mp4", line)
             targets.add(job)
             jobs.append(job)

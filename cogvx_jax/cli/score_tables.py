@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from cogvx_jax.cli.options import report
 from cogvx_jax.evaluation.checking import Checked
-from cogvx_jax.evaluation.totals import PUBLISHED, totals
+from cogvx_jax.evaluation.totals import PUBLISHED, dimensions, totals
 
 if TYPE_CHECKING:
     from cogvx_jax.evaluation.compare import Difference
@@ -31,14 +31,11 @@ def print_scores(found: "Outcome") -> None:
     for name, score in found.scores.items():
         low, high = score.about.get("interval", (None, None))
         between = "" if low is None else f"  {low:.5f} to {high:.5f}"
-        count = score.about.get("videos")
-        asked = found.asked.get(name)
-        of = f", {count} of {asked} videos" if asked is not None and asked != count else f", {count} videos"
-        print(f"{name:{width}}  {score.value:.5f}{between}{of}  [{score.about['kind']}]")
+        count, asked = (score.about.get(key) for key in ("videos", "asked"))
+        of = f"{count} of {asked}" if asked not in (None, count) else " and ".join(map(str, _listed(count)))
+        print(f"{name:{width}}  {score.value:.5f}{between}, {of} videos  [{score.about['kind']}]")
         if "warning" in score.about:
             report(f"warning: {name}: {score.about['warning']}")
-        if asked is not None and isinstance(count, int) and count < asked:
-            report(f"warning: {name}: {asked - count} of {asked} videos are not there or could not be scored")
     for name, needed in found.not_computed.items():
         print(f"{name:{width}}  not computed: needs {needed}")
 
@@ -48,6 +45,10 @@ def doubt(found: Mapping[str, "Score"], board: str) -> None:
     imaging = found.get("imaging_quality")
     if imaging is not None and 0 < imaging.value < 0.02:
         report("warning: imaging_quality is below 0.02; a run of several processes divides it by 100 twice")
+    for name in dimensions(board):
+        count, asked = (found[name].about.get(key) if name in found else None for key in ("videos", "asked"))
+        if isinstance(count, int) and isinstance(asked, int) and count < asked:
+            report(f"warning: {name} is of {count} of {asked} videos")
     flickering = found.get("temporal_flickering")
     if board == "vbench" and flickering is not None and flickering.about and not flickering.about.get("filtered"):
         report("warning: temporal_flickering is of videos that VBench's static filter did not choose; see --static")
@@ -73,3 +74,7 @@ def print_compared(found: Mapping[str, "Difference"]) -> None:
         left = f" ({one.left} in one only)" if one.left else ""
         numbers = f"{one.first:9.5f}  {one.second:9.5f}  {one.change:+9.5f}"
         print(f"{name:{width}}  {numbers}  {between:>21}  {one.prompts}{left}, {one.word()}")
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from cogvx_jax.evaluation.scores import Score
 from cogvx_jax.metrics.bootstrap import bootstrap_mean
 
+FEW = 8  # prompts, below which an interval says nothing
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -31,6 +33,8 @@ class Difference:
         """What the interval says."""
         if self.low is None or self.high is None:
             return "no interval: one number of all videos" if not self.prompts else "no interval: one prompt"
+        if self.prompts < FEW:
+            return f"fewer than {FEW} prompts say nothing"
         if self.low <= 0 <= self.high:
             return "within chance"
         return "more" if self.change > 0 else "less"

@@ -36,13 +36,11 @@ class Outcome:
       scores: by the names that files of scores have.
       not_computed: what the others need.
       failed: the videos that could not be scored, by measure and name, with what is wrong.
-      asked: how many videos each measure is of, whether they are there or not.
     """
 
     scores: dict[str, Score] = dataclasses.field(default_factory=dict)
     not_computed: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    asked: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def judged_videos(folder: Path, samples: Sequence[Sample] | None, references: Mapping[str, Path]) -> list[Judged]:
@@ -91,8 +89,8 @@ def run(
         chosen = [video for video in videos if measure.is_of(video, setup)]
         own = _score_all(measure, chosen, setup, kept, outcome, on_video)
         if own:
-            outcome.scores[measure.key(setup)] = _score(measure, own, setup)
-            outcome.asked[measure.key(setup)] = _asked(measure, samples, setup, len(chosen))
+            asked = _asked(measure, samples, setup, len(chosen))
+            outcome.scores[measure.key(setup)] = _score(measure, own, setup, asked)
     if (not only or FILTERED in only) and FLICKERING not in outcome.not_computed:
         _filtered(videos, setup, kept, outcome, on_video)
     if wanted := [name for name in SETS if not only or name in only]:
@@ -123,13 +121,14 @@ def _score_all(
     return found
 
 
-def _score(measure: Measure, videos: Sequence[VideoScore], setup: Setup) -> Score:
+def _score(measure: Measure, videos: Sequence[VideoScore], setup: Setup, asked: int) -> Score:
     # The order of VBench's own sums, so that its number comes out to the last bit.
     if all(one.weight == 1 for one in videos):
         value = float(np.mean([one.value for one in videos]))
     else:
         value = sum(one.value * one.weight for one in videos) / sum(one.weight for one in videos)
     about: dict[str, Any] = {"kind": measure.kind, "measure": measure.about, "version": measure.version}
+    about["asked"] = asked  # videos, whether they are there or not
     if measure.name == FLICKERING and setup.static is not None:
         about["filtered"] = True
     if measure.kind == "features":
@@ -169,13 +168,9 @@ def _filtered(
     if own and not passed:
         outcome.not_computed[FILTERED] = f"a video that is static by DIS; none of {len(own)} is"
     if found := _score_all(measures[FLICKERING], passed, setup, kept, outcome, on_video):
-        about = dataclasses.replace(
-            measures[FLICKERING],
-            kind="proxy",
-            about="temporal_flickering of the videos that static_share_dis lets pass",
-        )
-        outcome.scores[FILTERED] = _score(about, found, setup)
-        outcome.asked[FILTERED] = len(passed)
+        words = "temporal_flickering of the videos that static_share_dis lets pass"
+        proxy = dataclasses.replace(measures[FLICKERING], kind="proxy", about=words)
+        outcome.scores[FILTERED] = _score(proxy, found, setup, len(passed))
 
 
 def _compare_sets(
