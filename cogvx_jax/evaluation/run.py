@@ -134,7 +134,7 @@ def _score(measure: Measure, videos: Sequence[VideoScore], setup: Setup, asked: 
     if measure.kind == "features":
         names = dataclasses.asdict(setup.encoders)
         about["features"] = {flag: name for flag, name in names.items() if isinstance(name, str)}
-    return _told(Score(value, videos, about))
+    return _told(Score(value, tuple(videos), about))
 
 
 def _told(score: Score) -> Score:

@@ -42,7 +42,7 @@ class Score:
     """
 
     value: float
-    videos: Sequence[VideoScore] = ()
+    videos: tuple[VideoScore, ...] = ()
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def interval(self) -> Interval | None:
@@ -107,16 +107,16 @@ def read_all(paths: Sequence[Path]) -> dict[str, Score]:
     return found
 
 
-def _videos(details: Any) -> list[VideoScore]:
+def _videos(details: Any) -> tuple[VideoScore, ...]:
     """The videos' scores, where all of the details are those; some tools write other things."""
     found = list[VideoScore]()
     for row in details if isinstance(details, list) else []:
         row = row if isinstance(row, dict) else {}
         path, value, weight = (row.get(key) for key in ("video_path", "video_results", "weight"))
         if not isinstance(path, str) or not isinstance(value, bool | int | float) or not math.isfinite(value):
-            return []
+            return ()
         heavy = float(weight) if isinstance(weight, int | float) and weight > 0 else 1.0
         own = row.get("prompt")
         prompt = own if isinstance(own, str) else prompt_of(path)
         found.append(VideoScore(composed(path), float(value), heavy, prompt))
-    return found
+    return tuple(found)
