@@ -120,12 +120,13 @@ def _found(board: Board, info: Path | None) -> Path:
 
 def _entry(row: Any, number: int) -> Entry:
     """Raises: ValueError for what is no prompt."""
-    fields = row if isinstance(row, dict) else {}
-    prompt, dimensions, image = (fields.get(key) for key in ("prompt_en", "dimension", "image_name"))
+    fields: dict[str, Any] = row if isinstance(row, dict) else {}
+    prompt, image = fields.get("prompt_en"), fields.get("image_name")
+    dimensions: Any = fields.get("dimension")
     if isinstance(dimensions, str):
         dimensions = [dimensions]
-    good = isinstance(prompt, str) and prompt.strip() and isinstance(dimensions, list) and dimensions
-    if not good or not all(isinstance(one, str) and is_plain(one) for one in dimensions):
+    told = isinstance(dimensions, list) and dimensions and all(isinstance(one, str) for one in dimensions)
+    if not isinstance(prompt, str) or not prompt.strip() or not told or not all(map(is_plain, dimensions)):
         raise ValueError(f"its prompt {number} has no text prompt_en with a list of dimensions: {quoted(row)}")
     if not is_plain(prompt) or not (image is None or (isinstance(image, str) and is_plain(image))):
         raise ValueError(f"its prompt {number} cannot be the name of a file: {quoted(row)}")

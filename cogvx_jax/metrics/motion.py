@@ -68,4 +68,4 @@ def is_static(radii: Sequence[float], ends: Sequence[float], side: int, frames: 
 def _dis() -> Any:
     import cv2
 
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
