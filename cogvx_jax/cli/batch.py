@@ -75,7 +75,10 @@ def _jobs(lines: list[tuple[str, str]], folder: Path, options: Options, attempts
                 report(f"{line} asks for the same as {first}")
                 continue
             if asked.out is not None:
-                asked = asked._replace(out=folder / asked.out)
+                target = folder / asked.out
+                if ".." not in target.parts and target.is_relative_to(folder):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                asked = asked._replace(out=target)
             job = asked.job(folder / f"{_slug(asked.prompt)}-{key[0][:12]}.mp4", line)
             targets.add(job)
             jobs.append(job)

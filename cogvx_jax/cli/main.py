@@ -21,6 +21,7 @@ from cogvx_jax.cli.edit import edit
 from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
 from cogvx_jax.cli.enhance import enhance
+from cogvx_jax.cli.eval import eval_
 from cogvx_jax.cli.export import export
 from cogvx_jax.cli.extend import extend
 from cogvx_jax.cli.finish import finish
@@ -75,6 +76,7 @@ VERBS = {
     "train-vae": Verb(train_vae, GOES_ON),
     "distill": Verb(distill, GOES_ON),
     "export": Verb(export, "nothing was written"),
+    "eval": Verb(eval_, "no file was written; scores of single videos are kept, and the same command goes on"),
     "serve": Verb(serve, "the jobs wait in the queue"),
     "work": Verb(work, "the job at hand goes to another worker"),
     "comfy": Verb(comfy, "nothing was printed; nodes may be half copied, and the same command copies them anew"),

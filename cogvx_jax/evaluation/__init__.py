@@ -1,0 +1,1 @@
+"""Videos judged: the prompts of public boards, which videos are there, their scores, totals and comparisons."""
