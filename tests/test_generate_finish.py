@@ -85,6 +85,7 @@ def test_a_request_is_checked_before_any_work(weights, monkeypatch):  # noqa: F8
         known.check(64, 64, Fraction(8))
 
 
+@pytest.mark.full
 def test_frames_go_on_into_the_file(weights, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     asked = {"scale": 2, "fps": 16, **weights}

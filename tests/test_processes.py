@@ -177,7 +177,7 @@ def test_two_processes_train_a_vae_and_one_goes_on(small, tmp_path, monkeypatch)
 # Where a transfer fails, JAX raises; where its service is lost, which the first process runs, it aborts. The service
 # itself misses another process only after a while.
 @pytest.mark.parametrize(
-    "dies, waits", [(1, "together"), (0, "alone"), pytest.param(1, "alone", marks=pytest.mark.full)]
+    "dies, waits", [(1, "together"), *(pytest.param(dies, "alone", marks=pytest.mark.full) for dies in (0, 1))]
 )
 def test_a_dead_process_ends_the_others(dies, waits, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "4")  # as the command line sets it

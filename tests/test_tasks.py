@@ -171,6 +171,7 @@ def test_a_model_of_patches_of_two_frames_gets_the_first_latent_twice(fun, small
     assert [bool(np.any(images[0, t])) for t in range(6)] == [True, False, False, True, False, True]
 
 
+@pytest.mark.full
 def test_pictures_are_encoded_alone_and_put_at_their_latents(small):
     _, model = small("5b-i2v")
     first = condition_of(model, image=PICTURES[0])

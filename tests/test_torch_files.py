@@ -192,6 +192,7 @@ def test_other_opcodes_are_refused(tmp_path, tattle, opcodes):
         open_tensors(path)
 
 
+@pytest.mark.full
 def test_an_import_of_torch_is_not_needed(tmp_path):
     save(tmp_path / "x.pt", {"a": A})
     code = (

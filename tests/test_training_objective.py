@@ -135,7 +135,7 @@ def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
     assert abs(levels.mean() + 3) < 0.4 and 0.3 < levels.std() < 0.7
 
 
-@pytest.mark.parametrize("patch_t", [None, 2])
+@pytest.mark.parametrize("patch_t", [pytest.param(None, marks=pytest.mark.full), 2])
 def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
     """The channel and the black of its masks agree, as those of the pipeline do."""
     seen = []
