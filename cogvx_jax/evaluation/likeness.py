@@ -80,7 +80,7 @@ def _size(size: tuple[int, int]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _ssim() -> Callable[..., Any]:
-    """As one program it takes a tenth of the time."""
+    """As one program it takes a third of the processor's time."""
     import jax
 
     from cogvx_jax.metrics import ssim
