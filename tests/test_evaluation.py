@@ -384,6 +384,10 @@ def test_the_verb_run(videos, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cogvx(monkeypatch, *words, "--only", "flicker")
     assert "there is no measure flicker; they are temporal_flickering" in capsys.readouterr().err
+    (tmp_path / "jobs.jsonl").unlink()
+    with pytest.raises(SystemExit):
+        cogvx(monkeypatch, *words)
+    assert "give --jobs, or --custom where the videos are no board's" in capsys.readouterr().err
 
 
 def test_without_opencv_the_output_says_what_to_install(videos, tmp_path, monkeypatch):
