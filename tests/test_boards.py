@@ -8,6 +8,8 @@ import unicodedata
 import numpy as np
 import pytest
 
+from cogvx_jax.cli.attempts import NotedAttempts
+from cogvx_jax.cli.batch import _jobs
 from cogvx_jax.cli.main import main
 from cogvx_jax.cli.prompts_file import parse_line
 from cogvx_jax.data.video import Video
@@ -159,6 +161,15 @@ def test_lines_go_to_batch_and_come_back(tmp_path, monkeypatch, capsys):
     assert [(one.prompt, str(one.out), one.options.seed) for one in asked] == [
         (one.sampled, one.name, one.seed) for one in samples
     ]
+
+
+def test_a_batch_makes_the_folders_of_its_videos(tmp_path):
+    """VBench-2.0 has one for each dimension. Outside its own folder it makes none."""
+    names = ("Material/a-0.mp4", "../b/a.mp4")
+    lines = [(f"f, line {i}", json.dumps({"prompt": "a", "out": name})) for i, name in enumerate(names)]
+    jobs = _jobs(lines, tmp_path / "videos", Options(), NotedAttempts(lambda *_: None))
+    assert [one.out for one in jobs] == [tmp_path / "videos" / name for name in names]
+    assert (tmp_path / "videos/Material").is_dir() and not (tmp_path / "b").exists()
 
 
 OUTSIDE = {"prompt": "a", "out": "../a.mp4", "board": {"name": "v", "prompt": "a", "index": 0, "dimensions": []}}

@@ -1,6 +1,7 @@
 """Scores of folders of videos, with OpenCV: flickering, the proxies by optical flow, features, and other folders."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -332,6 +333,7 @@ def test_videos_that_cannot_be_read_stop_no_others(tmp_path, monkeypatch, capsys
     (folder / "a-3.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n")
     (folder / "a-4.mp4").symlink_to("a-4.mp4")
     save(square(1, 0), folder / "a-5.mp4")
+    os.mkfifo(folder / "a-6.mp4")
     with pytest.raises(SystemExit) as stopped:
         cogvx(
             monkeypatch,
@@ -348,7 +350,7 @@ def test_videos_that_cannot_be_read_stop_no_others(tmp_path, monkeypatch, capsys
     printed = capsys.readouterr()
     assert (
         stopped.value.code == 2
-        and "5 videos could not be scored and count nowhere, the first is 'a-1.mp4'" in printed.err
+        and "6 videos could not be scored and count nowhere, the first is 'a-1.mp4'" in printed.err
     )
     assert read_scores(tmp_path / "s.json")["temporal_flickering"].about["videos"] == 1
 
@@ -382,6 +384,10 @@ def test_the_verb_run(videos, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cogvx(monkeypatch, *words, "--only", "flicker")
     assert "there is no measure flicker; they are temporal_flickering" in capsys.readouterr().err
+    (tmp_path / "jobs.jsonl").unlink()
+    with pytest.raises(SystemExit):
+        cogvx(monkeypatch, *words)
+    assert "give --jobs, or --custom where the videos are no board's" in capsys.readouterr().err
 
 
 def test_without_opencv_the_output_says_what_to_install(videos, tmp_path, monkeypatch):

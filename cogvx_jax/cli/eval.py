@@ -145,6 +145,8 @@ def run(
       static: the file that VBench's own static filter wrote, which says of which videos the flickering is.
       progress: show a progress bar.
     """
+    if not custom and not jobs.exists():
+        raise FileNotFoundError(f"there is no file {jobs}; give --jobs, or --custom where the videos are no board's")
     encoders, samples = features.checked(), None if custom else read_samples(jobs)
     for place in (reference, lpips, static):
         if place is not None:

@@ -105,6 +105,8 @@ def read_facts(path: Path) -> Facts:
             raise ValueError(f"{str(path)!r} has more than {MAX_FRAMES} frames; no board's video is that long")
         if not stream.passed:
             raise ValueError(f"{str(path)!r} holds no video frames")
+        if stream.interlaced:  # OpenCV 5.0 reads one frame of such a file again and again
+            raise ValueError(f"{str(path)!r} is interlaced, as no model makes videos; its scores would be wrong")
         return Facts(stream.passed, stream.fps, (stream.height, stream.width))
 
 

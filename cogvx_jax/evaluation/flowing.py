@@ -16,19 +16,24 @@ from cogvx_jax.metrics.motion import FPS, TOP_DYNAMIC, TOP_STATIC, dis_flow, is_
 
 
 def dynamic(path: Path) -> bool:
-    """Whether a video moves, of frames that are about 1/8 s apart. Raises: as `open_frames`."""
+    """Whether a video moves, of frames that are about 1/8 s apart.
+
+    Raises: as `open_frames`; ValueError for a single frame.
+    """
     opened = open_frames(path)
     step = max(1, round(opened.fps / FPS))
     frames = Counted(frame for i, frame in enumerate(opened.frames) if not i % step)
     radii = [top_radius(dis_flow(*pair), TOP_DYNAMIC) for pair in _pairs(frames)]
+    _check_several(frames, path)
     return is_dynamic(radii, min(opened.height, opened.width), frames.count)
 
 
 def static(path: Path) -> bool:
-    """Whether a video passes the static filter. Raises: as `open_frames`."""
+    """Whether a video passes the static filter. Raises: as `dynamic`."""
     opened = open_frames(path)
     frames = Counted(opened.frames)
     radii = [top_radius(dis_flow(*pair), TOP_STATIC) for pair in _pairs(frames)]
+    _check_several(frames, path)
     first, last = frames.first, frames.last
     ends = [top_radius(dis_flow(*pair), TOP_STATIC) for pair in ((first, last), (last, first))]
     return is_static(radii, ends, min(opened.height, opened.width), frames.count)
@@ -80,6 +85,11 @@ class Counted:
             self.first = self.first if self.count else frame
             self.last, self.count = frame, self.count + 1
             yield frame
+
+
+def _check_several(frames: Counted, path: Path) -> None:
+    if frames.count < 2:
+        raise ValueError(f"{str(path)!r} has a single frame, which neither moves nor is static")
 
 
 def _pairs(frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

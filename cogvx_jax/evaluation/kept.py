@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 
 from cogvx_jax.data.comments import file_sha256
+from cogvx_jax.data.files import existing
 from cogvx_jax.evaluation.measures import Found, Measure
 from cogvx_jax.evaluation.setup import Judged, Setup
 from cogvx_jax.json_files import parse_json
@@ -63,6 +64,8 @@ def _key(measure: Measure, video: Judged, setup: Setup) -> str:
         files.append(video.reference)
         if measure.name == "lpips" and setup.lpips is not None:
             files.append(setup.lpips)
+    for file in files:
+        existing(file)  # reading a FIFO would wait for ever
     parts = [measure.name, str(measure.version), *(_digest(file, *_stamp(file)) for file in files)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
