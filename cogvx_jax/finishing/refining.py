@@ -18,7 +18,8 @@ class Refining:
       strength: how much of them is redrawn, above 0 and at most 1.
       prompt: what the video shows; None is the prompt of its record.
       steps: sampling steps, of which `strength` are taken; None is the model's own.
-      guidance_scale: weight of the prompt; None is the model's own.
+      guidance_scale: weight of the prompt; None is the model's own. Guided, each window gets all that the prompt
+        names, though it sees a part of the picture.
       seed: of the noise.
       overlap: part of a window, of the model's native size, that neighbours share, 0 to 0.75.
       frames: that are redrawn together; None is the model's own number. Longer videos fade from part to part.
@@ -32,7 +33,7 @@ class Refining:
     strength: float = 0.3
     prompt: str | None = None
     steps: int | None = None
-    guidance_scale: float | None = None
+    guidance_scale: float | None = 1.0
     seed: int = 0
     overlap: float = 0.25
     frames: int | None = None
