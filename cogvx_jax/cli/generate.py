@@ -5,16 +5,17 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.attempts import Attempts
+from cogvx_jax.cli.attempts import Attempts, Plan
 from cogvx_jax.cli.enhance import language_note, prompt_enhancer
 from cogvx_jax.cli.finished import Written, check_finished, write_finished
+from cogvx_jax.cli.frames import write_frames
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
@@ -66,21 +67,6 @@ def generate(
     # What jax and flax need seconds to import comes after the arguments are known to be sound.
     jobs = read_jobs(prompt, run.prompts_file, run.out, video.checked())
     make_videos(jobs, run, given.checked(), Plan(skip_made=run.prompts_file is not None))
-
-
-class Plan(NamedTuple):
-    """How videos are made one after the other, beside the flags.
-
-    skip_made: leave those that an earlier run made, and note those that this one makes.
-    attempts: what an error in one of them does.
-    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
-    tags: texts of other programs that the videos carry, by name.
-    """
-
-    skip_made: bool = False
-    attempts: Attempts = Attempts()
-    record_as: Callable[["Record"], "Record"] = lambda record: record
-    tags: Mapping[str, str] | None = None
 
 
 def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
@@ -481,24 +467,3 @@ def write_video(
 
     frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
     return write_frames(frames, out, fps or saved.fps, saved.record, tags)
-
-
-def write_frames(
-    frames: Iterable[Any],
-    out: Path,
-    fps: float | Fraction,
-    record: str | None,
-    tags: Mapping[str, str] | None = None,
-) -> tuple[int, int, int]:
-    """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
-    from cogvx_jax.data.video import VideoWriter
-    from cogvx_jax.sharding import first_process
-
-    count, shape = 0, (0, 0, 0, 3)
-    ours = first_process()
-    with VideoWriter(out, fps=fps, comment=record, tags=tags) if ours else contextlib.nullcontext() as writer:
-        for pixels in frames:
-            if writer is not None:
-                writer.write(pixels)
-            count, shape = count + len(pixels), pixels.shape
-    return count, shape[1], shape[2]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cogvx_jax.cli.generate import Plan, make_videos
+from cogvx_jax.cli.attempts import Plan
+from cogvx_jax.cli.generate import make_videos
 from cogvx_jax.cli.options import GenerateFlags, report
 from cogvx_jax.cli.prompts_file import Job
 from cogvx_jax.given import Given
