@@ -8,17 +8,18 @@ Ours holds `base.safetensors`, a file for each stage's own tensors, and `cogvide
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from flax import traverse_util
 
-from cogvx_jax.convert.checkpoint import Published
+from cogvx_jax.convert.checkpoint import Published, Put
 from cogvx_jax.convert.cogvideo2022 import (
     image_tokenizer_parameters,
     joined_thirds,
@@ -30,13 +31,14 @@ from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import METADATA
 from cogvx_jax.convert.infer import Shapes, count_blocks
+from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat_folder import LATEST, STATES, find_states, has_states
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.tensors import Tensors, Unreadable
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.json_files import Json, quoted, read_json_of
-from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.models.abstract import Abstract, quantized
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import (
     IMAGE_TOKENIZER,
@@ -45,6 +47,7 @@ from cogvx_jax.models.cogvideo2022.configs import (
     Stage,
     SuperResolutionConfig,
 )
+from cogvx_jax.quantization import Quantization
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
 FOLDERS: dict[str, str] = {  # stage -> its folder as published
@@ -71,6 +74,7 @@ class Parts:
       tensors: theirs, with thirds apart; those of the base and of the stage.
       images: of the image tokenizer; None where it is not there.
       shared: the base is stored once.
+      how: kernels are stored as integers; None: as the makers' are.
     """
 
     place: str | Path
@@ -79,6 +83,15 @@ class Parts:
     images: Tensors | None
     image_sizes: ImageTokenizerConfig
     shared: bool
+    how: Quantization | None = None
+
+    def parameters(self, stage: str, **which: bool) -> list[Parameter]:
+        """As `network_parameters`, of a stage as it is stored."""
+        return network_parameters(self.stages[stage], how=self.how, **which)
+
+    def types(self, stage: str) -> Mapping[str, Abstract]:
+        """The same by path, with the types of those that are quantised."""
+        return quantized(abstract_network(self.stages[stage]), self.how)
 
     @property
     def text_model(self) -> str | Path:
@@ -122,11 +135,11 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
     name = next((name for name in IMAGES if files.exists(name)), None)
     found = None if name is None else without_buffers(read_file(files, name))
-    parts = Parts(
-        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=files.exists(SIZES)
-    )
+    shared = files.exists(SIZES)
+    how = read_quantization(place) if shared else None
+    parts = Parts(place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=shared, how=how)
     for stage in stages:
-        _published(parts, stage, network_parameters(stages[stage]))
+        published(parts, stage)
     if found is not None:
         _published_images(found, images)
     return parts
@@ -140,7 +153,7 @@ def compare_bases(parts: Parts) -> None:
     if parts.shared:
         return
     first, *others = parts.stages
-    keys = [key for p in network_parameters(parts.stages[first], channel=False) for key in p.keys]
+    keys = [key for p in parts.parameters(first, channel=False) for key in p.keys]
     problems = []
     for key in keys:
         digest = _digest(parts.tensors[first], key)
@@ -151,21 +164,23 @@ def compare_bases(parts: Parts) -> None:
         )
 
 
-def read_stages(parts: Parts, dtype: str = "float32") -> dict[str, dict[str, Any]]:
+def read_stages(
+    parts: Parts, dtype: str = "float32", *, put: Put | None = None, own: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
     """The parameters of all stages. The base's arrays are the same objects in all of them.
 
+    Args:
+      put, own: as for `load_params`; the base is put once.
     Raises: as `compare_bases`.
     """
     compare_bases(parts)
-    base: dict[str, np.ndarray] | None = None
+    base: dict[str, Any] | None = None
     found = {}
-    for stage, cfg in parts.stages.items():
+    for stage in parts.stages:
+        source, types = published(parts, stage), parts.types(stage)
         if base is None:
-            base = _read(
-                _published(parts, stage, network_parameters(cfg)), dtype, network_parameters(cfg, channel=False)
-            )
-        own = network_parameters(cfg, base=False)
-        found[stage] = base | _read(_published(parts, stage, network_parameters(cfg)), dtype, own)
+            base = _read(source, types, dtype, parts.parameters(stage, channel=False), put, own)
+        found[stage] = base | _read(source, types, dtype, parts.parameters(stage, base=False), put, own)
     return {stage: traverse_util.unflatten_dict(flat, sep="/") for stage, flat in found.items()}
 
 
@@ -174,7 +189,9 @@ def read_images(parts: Parts, cfg: ImageTokenizerConfig) -> dict[str, Any]:
     if parts.images is None:
         raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
     source = _published_images(parts.images, cfg)
-    return traverse_util.unflatten_dict(_read(source, "float32", image_tokenizer_parameters(cfg)), sep="/")
+    return traverse_util.unflatten_dict(
+        _read(source, abstract_network(cfg), "float32", image_tokenizer_parameters(cfg)), sep="/"
+    )
 
 
 def write_shared(parts: Parts, folder: str | Path) -> None:
@@ -182,21 +199,30 @@ def write_shared(parts: Parts, folder: str | Path) -> None:
     compare_bases(parts)
     with new_folder(folder) as target:
         first = next(iter(parts.stages))
-        base = network_parameters(parts.stages[first], channel=False)
+        base = parts.parameters(first, channel=False)
         write_file(target / BASE, _tensors(parts.tensors[first], base), METADATA)
-        for stage, cfg in parts.stages.items():
-            own = network_parameters(cfg, base=False)
+        for stage in parts.stages:
+            own = parts.parameters(stage, base=False)
             write_file(target / f"{stage}.safetensors", _tensors(parts.tensors[stage], own), METADATA)
-        if parts.images is not None:
-            images = image_tokenizer_parameters(parts.image_sizes)
-            write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
-        _copy_assets(parts, target)
-        sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
-        (target / SIZES).write_text(json.dumps({"stages": sizes}, indent=2) + "\n")
+        if parts.how is not None:
+            (target / MARK).write_text(quantization_mark(parts.how, {}))
+        write_beside(parts, target)
+
+
+def write_beside(parts: Parts, target: Path) -> None:
+    """Writes what our folder holds beside the transformers."""
+    if parts.images is not None:
+        images = image_tokenizer_parameters(parts.image_sizes)
+        write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
+    _copy_assets(parts, target)
+    sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
+    (target / SIZES).write_text(json.dumps({"stages": sizes}, indent=2) + "\n")
 
 
 def write_theirs(parts: Parts, folder: str | Path) -> None:
-    """Writes their folder: SAT's of each stage, each number as it is. Raises: FileExistsError."""
+    """Writes their folder: SAT's of each stage, each number as it is. Raises: FileExistsError; ValueError."""
+    if parts.how is not None:
+        raise ValueError(f"{parts.place} is quantised, to {parts.how.name}, which SAT cannot read; give the original")
     with new_folder(folder) as target:
         for stage, cfg in parts.stages.items():
             place = target / FOLDERS[stage]
@@ -291,9 +317,10 @@ def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[st
     return stages, {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
 
 
-def _published(parts: Parts, stage: str, parameters: list[Parameter]) -> Published:
+def published(parts: Parts, stage: str) -> Published:
+    """The parameters of a stage, unread. Raises: ConversionError listing what is missing, spare or misshapen."""
     what = f"the {stage} transformer of CogVideo (2022)"
-    return Published(parts.tensors[stage], parameters, abstract_network(parts.stages[stage]), what)
+    return Published(parts.tensors[stage], parts.parameters(stage), parts.types(stage), what)
 
 
 def _published_images(images: Tensors, cfg: ImageTokenizerConfig) -> Published:
@@ -301,10 +328,19 @@ def _published_images(images: Tensors, cfg: ImageTokenizerConfig) -> Published:
     return Published(images, image_tokenizer_parameters(cfg), types, "CogVideo's image tokenizer")
 
 
-def _read(source: Published, dtype: str, parameters: list[Parameter]) -> dict[str, np.ndarray]:
+def _read(
+    source: Published,
+    types: Mapping[str, Abstract],
+    dtype: str,
+    parameters: list[Parameter],
+    put: Put | None = None,
+    own: Container[str] = (),
+) -> dict[str, Any]:
     found = {}
     for p in parameters:
-        found[p.path] = source.read(p.path, np.dtype(dtype), tuple(slice(n) for n in p.shape))
+        kind = np.dtype(types[p.path].dtype or (source.dtype(p.path) if p.path in own else dtype))
+        part = functools.partial(source.read, p.path, kind)
+        found[p.path] = part(tuple(slice(n) for n in p.shape)) if put is None else put(p.path, p.shape, kind, part)
         source.release()
     return found
 

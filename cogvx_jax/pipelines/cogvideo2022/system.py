@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from cogvx_jax.models.cogvideo2022.abstract import network_of
 from cogvx_jax.models.cogvideo2022.configs import (
     CogVideo2022Config,
@@ -27,6 +29,7 @@ class System:
       stages: configurations by stage; those but "sequential" may be absent.
       params: parameters by stage. The arrays of the base are the same objects in all of them.
       dtype: to compute in.
+      mesh: what the parameters lie on, and computation is spread over; None is one device.
     """
 
     stages: Mapping[str, CogVideo2022Config]
@@ -36,6 +39,7 @@ class System:
     image_tokenizer: ImageTokenizerConfig
     image_params: Mapping[str, Any]
     dtype: str = "float32"
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         for stage, cfg in self.stages.items():
