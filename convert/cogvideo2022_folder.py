@@ -93,6 +93,15 @@ class Parts:
         """The same by path, with the types of those that are quantised."""
         return quantized(abstract_network(self.stages[stage]), self.how)
 
+    def places(self) -> list[tuple[str, str | Path]]:
+        """The files and folders of all parts, by name; those of tokenizers and clusters may be absent."""
+        names = {stage: f"{stage}.safetensors" if self.shared else FOLDERS[stage] for stage in self.stages}
+        if self.shared:
+            names |= {"base": BASE, "configuration": SIZES}
+        images = next((name for name in IMAGES if open_files(self.place).exists(name)), IMAGES[0])
+        names |= {"image_tokenizer": images, "text_tokenizer": TEXT, "clusters": CLUSTERS}
+        return [(part, below(self.place, name)) for part, name in names.items()]
+
     @property
     def text_model(self) -> str | Path:
         """The file of the text tokenizer."""

@@ -14,6 +14,7 @@ import tyro
 
 from cogvx_jax.cli.attempts import Attempts, Plan
 from cogvx_jax.cli.enhance import language_note, prompt_enhancer
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.finished import Written, check_finished, write_finished
 from cogvx_jax.cli.frames import write_frames
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
@@ -74,6 +75,8 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
 
     Raises: ValueError or OSError before the first is begun, and as `plan.attempts` has it.
     """
+    if (family := family_of(run.model)) is not None:
+        return family.make_videos(jobs, run, about, plan)
     weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
@@ -84,7 +87,6 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
     check_preview(run, [job.out for job in jobs])
-    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.duration import warn_of_hours
@@ -95,8 +97,6 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
-    if is_cogvideo2022(run.model):
-        raise ValueError(f"{run.model} is CogVideo (2022), which runs from Python alone: see docs/cogvideo2022.md")
     if run.distributed:
         initialize()
     spec, devices = load_spec(run.model, about), None if run.mesh in (None, "auto") else parse_mesh(run.mesh)
@@ -249,17 +249,11 @@ def _enhanced(work: list[Work], enhancer: "Enhancer", attempts: Attempts) -> lis
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
     """The work that no earlier run has done, its digests filled in; with `again`, all of it."""
-    from cogvx_jax.cli.made import is_made, model_digest, request_digest
-    from cogvx_jax.sharding import first_process, of_first_process
+    from cogvx_jax.cli.made import model_digest, not_made, request_digest
 
     made_with = model_digest(model, adapters, how, about)
     work = [one._replace(digest=request_digest(one.request, one.job.options, made_with)) for one in work]
-    # The first process writes the files, and perhaps only it can see them.
-    made = [not again and first_process() and is_made(one.job.out, one.digest) for one in work]
-    made = [bool(found) for found in of_first_process(made)]
-    if any(made) and first_process():
-        report(f"{sum(made)} of {len(work)} videos are whole already; --again makes them anew")
-    return [one for one, found in zip(work, made, strict=True) if not found]
+    return not_made(work, again=again)
 
 
 def _lossy(memory: str | None) -> dict[str, Any]:

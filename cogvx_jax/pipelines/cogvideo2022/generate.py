@@ -63,40 +63,56 @@ class Settings:
             raise ValueError(f"rows is {self.rows}; it must be 1 at least")
 
 
+Told = Callable[[int], object]  # is called with the number of frames that were just made
+
+
+def untold(frames: int) -> None:
+    """Nobody is told."""
+
+
 def make_codes(
-    system: System, prompts: Sequence[str], settings: Settings, *, seed: int = 0, first: np.ndarray | None = None
+    system: System,
+    prompts: Sequence[str],
+    settings: Settings,
+    *,
+    seed: int = 0,
+    first: np.ndarray | None = None,
+    told: Told = untold,
 ) -> np.ndarray:
     """The codes of all frames, (B, 1 + 4 * 2**depth, n).
 
     Args:
       first: (B, n), those of the first frames; None makes them.
+      told: as all of these functions have it.
     Raises: ValueError for prompts that the model cannot read, and for numbers that are not finite.
     """
     check_prompts(system.tokenizer, prompts)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), jnp.arange(len(prompts)))
-    codes = first_frames(system, prompts, settings, keys) if first is None else np.asarray(first, np.int32)
-    frames = key_frames(system, prompts, codes, settings, fold(keys, 1))
+    codes = first_frames(system, prompts, settings, keys, told) if first is None else np.asarray(first, np.int32)
+    frames = key_frames(system, prompts, codes, settings, fold(keys, 1), told)
     seconds = KEY_FRAMES_SECONDS
     for level in range(settings.depth):
         seconds /= 2
-        frames = between(system, prompts, frames, seconds, settings, fold(keys, 2 + level))
+        frames = between(system, prompts, frames, seconds, settings, fold(keys, 2 + level), told)
     return frames
 
 
-def first_frames(system: System, prompts: Sequence[str], settings: Settings, keys: jax.Array) -> np.ndarray:
+def first_frames(
+    system: System, prompts: Sequence[str], settings: Settings, keys: jax.Array, told: Told = untold
+) -> np.ndarray:
     """(B, n): pictures, by the base alone."""
     texts = [first_frame_text(system.tokenizer, prompt) for prompt in prompts]
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
         nothing = np.zeros((len(texts[rows]), 0, system.stages[SEQUENTIAL].frame_codes), np.int32)
-        run = _Run(system, SEQUENTIAL, texts[rows], None, settings.text_bias, temporal=False)
+        run = _Run(system, SEQUENTIAL, texts[rows], None, settings.text_bias, temporal=False, told=told)
         return run.frames(nothing, [0], settings.first, None, keys)[:, 0]
 
     return _in_parts(some, len(texts), settings.rows, keys)
 
 
 def key_frames(
-    system: System, prompts: Sequence[str], first: np.ndarray, settings: Settings, keys: jax.Array
+    system: System, prompts: Sequence[str], first: np.ndarray, settings: Settings, keys: jax.Array, told: Told = untold
 ) -> np.ndarray:
     """(B, n) -> (B, F, n) with the first frame, F as many as the transformer sees at once."""
     guided = settings.guidance is not None
@@ -106,7 +122,7 @@ def key_frames(
     bias = 0.0 if guided else settings.text_bias
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
-        run = _Run(system, SEQUENTIAL, texts[rows], guide, bias)
+        run = _Run(system, SEQUENTIAL, texts[rows], guide, bias, told=told)
         slots = range(1, system.stages[SEQUENTIAL].frames)
         made = run.frames(first[rows, None], slots, settings.frames, settings.guidance, keys)
         return np.concatenate([first[rows, None], made], axis=1)
@@ -115,7 +131,13 @@ def key_frames(
 
 
 def between(
-    system: System, prompts: Sequence[str], frames: np.ndarray, seconds: float, settings: Settings, keys: jax.Array
+    system: System,
+    prompts: Sequence[str],
+    frames: np.ndarray,
+    seconds: float,
+    settings: Settings,
+    keys: jax.Array,
+    told: Told = untold,
 ) -> np.ndarray:
     """(B, F, n) -> (B, 2 F - 1, n): of three neighbours each, one frame is made before the middle one and one after.
 
@@ -136,10 +158,8 @@ def between(
     own = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(pairs)))(keys).reshape(-1)
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
-        shift = settings.guide_shift
-        run = _Run(
-            system, INTERPOLATION, texts[rows], guide, bias, training_mask=settings.training_mask, guide_shift=shift
-        )
+        quirks = dict(training_mask=settings.training_mask, guide_shift=settings.guide_shift)
+        run = _Run(system, INTERPOLATION, texts[rows], guide, bias, told=told, **quirks)
         return run.frames(given[rows], [3, 4], settings.frames, settings.guidance_between, keys)
 
     made = _in_parts(some, len(texts), _rows(settings.rows, guided), own)
@@ -149,13 +169,17 @@ def between(
 
 
 def enlarge(
-    system: System, prompts: Sequence[str], frames: np.ndarray, settings: Settings, *, seed: int = 0
+    system: System, prompts: Sequence[str], frames: np.ndarray, settings: Settings, *, seed: int = 0, first: int = 0
 ) -> np.ndarray:
-    """(B, F, n) codes -> (B, F, 9 n), by a pass over each frame."""
+    """(B, F, n) codes -> (B, F, 9 n), by a pass over each frame.
+
+    Args:
+      first: number of the first of these frames among all of a request, on which its noise depends.
+    """
     network, length = system.super_resolution, system.stages[SUPER_RESOLUTION].text_length
     texts = [system.tokenizer.encode(prompt) for prompt in prompts for _ in range(frames.shape[1])]
     text, flat = batch_of(system.tokenizer, texts, length), frames.reshape(-1, frames.shape[-1])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), jnp.arange(len(flat)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), first + jnp.arange(len(flat)))
     params, clusters, mesh = system.params[SUPER_RESOLUTION], system.clusters, system.mesh
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
@@ -200,9 +224,10 @@ class _Run:
         temporal: bool = True,
         training_mask: bool = False,
         guide_shift: bool = False,
+        told: Told = untold,
     ):
         self.network, self.params, self.clusters = system.network(stage), system.params[stage], system.clusters
-        self.mesh = system.mesh
+        self.mesh, self.told = system.mesh, told
         self.text = batch_of(system.tokenizer, [*texts, *([] if guide is None else [guide] * len(texts))])
         self.shifts = [len(text) - len(guide) for text in texts] if guide is not None and guide_shift else None
         self.guided, self.dtype, self.stage = guide is not None, system.dtype, stage
@@ -225,6 +250,7 @@ class _Run:
             )  # fmt: skip
             _check(finite, f"the {self.stage} stage", self.dtype)
             made.append(np.asarray(codes))
+            self.told(len(codes))
         return np.stack(made, axis=1)
 
     def _guide_frames(self, given: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """CogVideo (2022) from a folder, and a video of a prompt: what people come for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.models.cogvideo2022.cached import applied
 from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenizerConfig
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, read_clusters
-from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, Told, enlarge, make_codes, to_pixels, untold
+from cogvx_jax.pipelines.cogvideo2022.request import VideoRequest
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 from cogvx_jax.pipelines.cogvideo2022.weights import load_stages
@@ -124,3 +125,31 @@ def picture_codes(system: System, image: Any) -> np.ndarray:
     pixels = np.asarray(resized, np.float32)[None] / 255
     codes = applied(system.images, system.image_params, replicate(pixels, system.mesh), RATE, method="encode")
     return np.asarray(codes).reshape(1, -1)
+
+
+def frames_of(system: System, request: VideoRequest, index: int = 0, *, told: Told = untold) -> Iterator[np.ndarray]:
+    """The frames of video `index` of a request, one at a time, (1, H, W, 3) uint8, as they are made.
+
+    Args:
+      told: is called with the number of frames whose codes were just made: of those that `frames_to_make` counts.
+    Raises: as `make_codes`.
+    """
+    how, prompts = request.settings, request.prompts
+    first = None
+    if request.first is not None:
+        first = np.repeat(picture_codes(system, request.first), len(prompts), axis=0)
+    codes = make_codes(system, prompts, how, seed=request.seed, first=first, told=told)
+    for number in range(codes.shape[1]):
+        one = codes[index : index + 1, number : number + 1]
+        if request.large:
+            one = enlarge(
+                system, prompts[index : index + 1], one, how, seed=request.seed, first=index * len(codes[0]) + number
+            )
+            told(1)
+        yield to_pixels(system, one)[0]
+
+
+def frames_to_make(request: VideoRequest) -> int:
+    """How many frames' codes are made for a request, small and large ones."""
+    frames, given = int(request.asked.frames), request.first is not None
+    return len(request.prompts) * (frames - given) + frames * request.large

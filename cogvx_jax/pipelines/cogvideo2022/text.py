@@ -81,8 +81,7 @@ def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError("a prompt is empty; CogVideo (2022) reads a sentence in Chinese")
-        texts = first_frame_text(tokenizer, prompt), frames_text(tokenizer, f"{prompt} {GUIDE}", 4.0)
-        length = max(map(len, texts))
+        length = longest_text(tokenizer, prompt)
         if length > MAX_TEXT:
             around = length - len(tokenizer.encode(prompt))
             raise ValueError(
@@ -92,9 +91,15 @@ def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
         if not any("\u4e00" <= letter <= "\u9fff" for letter in prompt):
             warnings.warn(
                 f"the prompt {quoted(prompt[:40])} has no Chinese in it, which is what CogVideo (2022) was trained on; "
-                "translate it first",
+                "translate it first, or give --enhance-prompt with OPENAI_BASE_URL or OPENAI_API_KEY set",
                 stacklevel=3,
             )
+
+
+def longest_text(tokenizer: TextTokenizer, prompt: str) -> int:
+    """Tokens of a prompt with what is put around it, the most of what it is read as."""
+    texts = first_frame_text(tokenizer, prompt), frames_text(tokenizer, f"{prompt} {GUIDE}", 4.0)
+    return max(map(len, texts))
 
 
 def batch_of(tokenizer: TextTokenizer, texts: Sequence[Sequence[int]], length: int = MAX_TEXT) -> Text:

@@ -1,0 +1,1 @@
+def plan(**k): raise ValueError("x")
