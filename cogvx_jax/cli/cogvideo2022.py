@@ -8,7 +8,7 @@ from typing import Any
 from cogvx_jax.cli.options import size_words
 from cogvx_jax.given import Given
 from cogvx_jax.prompting.enhance import Endpoint, Enhancer
-from cogvx_jax.prompting.wording import CHINESE
+from cogvx_jax.prompting.wording import CHINESE, ENGLISH
 from cogvx_jax.quantization import find_quantization
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -64,11 +64,15 @@ def enhancer(model: str, given: Given, endpoint: Endpoint) -> Enhancer:
     """As `cli.enhance.prompt_enhancer`: the sentence is Chinese, and short."""
     endpoint = endpoint.filled()
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
-    from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, longest_text
+    from cogvx_jax.convert.cogvideo2022_sizes import CHINESE as CHINESE_NAME
+    from cogvx_jax.pipelines.cogvideo2022.load import read_small
+    from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, longest_text
 
     check_nothing_given(model, given)
-    tokenizer = TextTokenizer.read(open_parts(model).text_model)
-    return Enhancer(endpoint, lambda text: longest_text(tokenizer, text), MAX_TEXT, CHINESE)
+    parts = open_parts(model)
+    tokenizer, _ = read_small(parts)
+    wording = CHINESE if tokenizer.language == CHINESE_NAME else ENGLISH
+    return Enhancer(endpoint, lambda text: longest_text(tokenizer, text), MAX_TEXT, wording)
 
 
 def check_nothing_given(model: str, about: Given) -> None:

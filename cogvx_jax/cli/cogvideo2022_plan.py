@@ -1,1 +1,2 @@
-def plan(**k): raise ValueError("x")
+def plan(**k):
+    raise ValueError("x")

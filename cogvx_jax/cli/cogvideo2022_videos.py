@@ -154,7 +154,7 @@ def _frames(system: "System", work: Work, run: GenerateFlags) -> "Iterator[np.nd
     """Frames as they are made, with a progress bar."""
     from tqdm.auto import tqdm
 
-    from cogvx_jax.pipelines.cogvideo2022.load import frames_of, frames_to_make
+    from cogvx_jax.pipelines.cogvideo2022.stream import frames_of, frames_to_make
 
     total = frames_to_make(work.request)
     with tqdm(total=total, disable=not run.progress, unit="frame", desc=work.job.out.name) as bar:

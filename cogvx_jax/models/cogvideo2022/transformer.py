@@ -84,9 +84,11 @@ class CogVideo2022(nn.Module):
 
     cfg: CogVideo2022Config
     dtype: str = "float32"
+    remat: bool = False  # whether the backward pass computes each layer anew
 
     def setup(self) -> None:
-        declare(self, Block, in_axes=(0, nn.broadcast, nn.broadcast))
+        block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block
+        declare(self, block, in_axes=(0, nn.broadcast, nn.broadcast))
 
     def __call__(self, text: Text, codes: jax.Array, frames: Frames) -> tuple[jax.Array, Kept]:
         """A pass over a text and frames.

@@ -1,8 +1,8 @@
 """CogVideo (2022) from a folder, and a video of a prompt: what people come for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import numpy as np
@@ -15,10 +15,9 @@ from cogvx_jax.convert.cogvideo2022_quantized import check_quantization
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import Video
 from cogvx_jax.models.cogvideo2022.cached import applied
-from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenizerConfig
-from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, read_clusters
-from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, Told, enlarge, make_codes, to_pixels, untold
-from cogvx_jax.pipelines.cogvideo2022.request import VideoRequest
+from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
+from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clusters
+from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 from cogvx_jax.pipelines.cogvideo2022.weights import load_stages
@@ -30,7 +29,7 @@ def load_cogvideo2022(
     place: str | Path,
     *,
     dtype: str | None = None,
-    images: ImageTokenizerConfig = IMAGE_TOKENIZER,
+    images: ImageTokenizerConfig | None = None,
     mesh: Mesh | None = None,
     quantize: str | None = None,
 ) -> System:
@@ -40,7 +39,7 @@ def load_cogvideo2022(
 
     Args:
       dtype: of the transformers; None is float32 on CPUs, else bfloat16. The image tokenizer computes in float32.
-      images: sizes of the image tokenizer.
+      images: sizes of the image tokenizer; None are those that the folder says, or the published ones.
       mesh: devices to spread over: "tensor" splits heads and MLPs, "data" sequences, "fsdp" weights as they are stored.
       quantize: keep kernels as integers, "int8" or "int4"; lossy. None is as they are stored.
     Raises: FileNotFoundError; ConversionError; ValueError, one sentence, for files that do not go together.
@@ -64,6 +63,7 @@ def load_parts(
         clusters=Clusters(*(replicate(x, mesh) for x in clusters)),
         image_tokenizer=parts.image_sizes,
         image_params=image_params,
+        settings=parts.beside.settings,
         dtype=dtype,
         mesh=mesh,
     )
@@ -84,7 +84,10 @@ def read_small(parts: Parts) -> tuple[TextTokenizer, Clusters]:
         raise ValueError(f"{parts.place} has no {SEQUENTIAL} stage, which every video begins with")
     if parts.images is None:
         raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
-    return TextTokenizer.read(parts.text_model), read_clusters(parts.clusters, parts.stages[SEQUENTIAL].codes)
+    settings_of(parts.beside.settings, str(parts.place))
+    codes = parts.stages[SEQUENTIAL].codes
+    tokenizer = TextTokenizer.read(parts.text_model, offset=codes, language=parts.beside.language)
+    return tokenizer, read_clusters(parts.clusters, codes)
 
 
 def make_video(
@@ -105,13 +108,27 @@ def make_video(
       stretch: see `to_pixels`.
     Raises: as `make_codes`; ValueError for a picture that cannot be read.
     """
-    how = settings or Settings()
+    how = settings or settings_of(system.settings, "this CogVideo (2022)")
     first = None if image is None else np.repeat(picture_codes(system, image), len(prompts), axis=0)
     codes = make_codes(system, prompts, how, seed=seed, first=first)
     if SUPER_RESOLUTION in system.stages if large is None else large:
         codes = enlarge(system, prompts, codes, how, seed=seed)
     # Five frames take 4 seconds, and so do all that are put between them.
     return Video(to_pixels(system, codes, stretch=stretch), fps=2**how.depth)
+
+
+def settings_of(said: Mapping[str, Any], where: str) -> Settings:
+    """The settings of a folder's table, the reference's where it says nothing. Raises: ValueError for another table."""
+    hints = get_type_hints(Settings)
+    made: dict[str, Any] = {}
+    try:
+        for name, value in said.items():
+            if not isinstance(value, dict if hints[name] is Draw else float | int | None):
+                raise ValueError(f"{name} cannot be {value!r}")
+            made[name] = Draw(**value) if hints[name] is Draw else value
+        return Settings(**made)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{where} has settings that no video has: {error}") from None
 
 
 def picture_codes(system: System, image: Any) -> np.ndarray:
@@ -125,31 +142,3 @@ def picture_codes(system: System, image: Any) -> np.ndarray:
     pixels = np.asarray(resized, np.float32)[None] / 255
     codes = applied(system.images, system.image_params, replicate(pixels, system.mesh), RATE, method="encode")
     return np.asarray(codes).reshape(1, -1)
-
-
-def frames_of(system: System, request: VideoRequest, index: int = 0, *, told: Told = untold) -> Iterator[np.ndarray]:
-    """The frames of video `index` of a request, one at a time, (1, H, W, 3) uint8, as they are made.
-
-    Args:
-      told: is called with the number of frames whose codes were just made: of those that `frames_to_make` counts.
-    Raises: as `make_codes`.
-    """
-    how, prompts = request.settings, request.prompts
-    first = None
-    if request.first is not None:
-        first = np.repeat(picture_codes(system, request.first), len(prompts), axis=0)
-    codes = make_codes(system, prompts, how, seed=request.seed, first=first, told=told)
-    for number in range(codes.shape[1]):
-        one = codes[index : index + 1, number : number + 1]
-        if request.large:
-            one = enlarge(
-                system, prompts[index : index + 1], one, how, seed=request.seed, first=index * len(codes[0]) + number
-            )
-            told(1)
-        yield to_pixels(system, one)[0]
-
-
-def frames_to_make(request: VideoRequest) -> int:
-    """How many frames' codes are made for a request, small and large ones."""
-    frames, given = int(request.asked.frames), request.first is not None
-    return len(request.prompts) * (frames - given) + frames * request.large

@@ -17,6 +17,7 @@ from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings
+from cogvx_jax.pipelines.cogvideo2022.load import settings_of
 from cogvx_jax.pipelines.cogvideo2022.programs import RATE
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer, check_prompts
@@ -65,9 +66,10 @@ def check_video(parts: Parts, tokenizer: TextTokenizer, prompts: tuple[str, ...]
     """
     check_takes(options)
     check_prompts(tokenizer, prompts)
-    depth = _depth(parts.stages, options)
-    guidance = 3.0 if options.guidance_scale is None else options.guidance_scale
-    settings = Settings(depth=depth, guidance=guidance if guidance > 1 else None)
+    own = settings_of(parts.beside.settings, str(parts.place))
+    guidance = (own.guidance or 1.0) if options.guidance_scale is None else options.guidance_scale
+    depth = _depth(parts.stages, options, own.depth)
+    settings = dataclasses.replace(own, depth=depth, guidance=guidance if guidance > 1 else None)
     large = _large(parts.stages, options)
     seed = random_seed() if options.seed == RANDOM else int(options.seed)
     fps = frame_rate(options.fps or 2**depth)
@@ -104,9 +106,9 @@ def check_takes(options: Options) -> None:
 CHECKED: Mapping[str, object] = vars(Options())  # what each option is where it is not given
 
 
-def _depth(stages: Mapping[str, CogVideo2022Config], options: Options) -> int:
-    """How often frames are put between those that are there, by `depth` or `frames`; as often as trained if neither."""
-    most, key = 3 if INTERPOLATION in stages else 0, stages[SEQUENTIAL].frames
+def _depth(stages: Mapping[str, CogVideo2022Config], options: Options, own: int) -> int:
+    """How often frames are put between those that are there, by `depth` or `frames`; the model's `own` if neither."""
+    most, key = own if INTERPOLATION in stages else 0, stages[SEQUENTIAL].frames
     depth = options.depth
     if options.frames is not None:
         known = {_frames(stages[SEQUENTIAL], n): n for n in range(4)}
@@ -117,7 +119,7 @@ def _depth(stages: Mapping[str, CogVideo2022Config], options: Options) -> int:
         depth = known[options.frames]
     if depth is None:
         return most
-    if depth > 0 and not most:
+    if depth > 0 and INTERPOLATION not in stages:
         raise ValueError(f"this model has no stage that makes frames in between; give depth 0, for {key} frames")
     return int(depth)
 
@@ -135,10 +137,11 @@ def _side(stages: Mapping[str, CogVideo2022Config], large: bool) -> int:
 def _large(stages: Mapping[str, CogVideo2022Config], options: Options) -> bool:
     """Whether frames go through super-resolution, by `size`; where there is one, if that is not given."""
     sides = {_side(stages, large): large for large in (False, *([True] if SUPER_RESOLUTION in stages else []))}
-    if options.size is None:
-        return SUPER_RESOLUTION in stages
     height, width = options.size
-    if (height or width) != (width or height) or (height or width) not in sides:
+    if height is None and width is None:
+        return SUPER_RESOLUTION in stages
+    height, width = height or width, width or height
+    if height != width or height not in sides:
         makes = " and ".join(f"{side}x{side}" for side in sides)
         raise ValueError(f"this model makes frames of {makes}, not of {quoted(height)}x{quoted(width)}")
-    return sides[height or width]
+    return sides[height]
