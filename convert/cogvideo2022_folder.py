@@ -47,7 +47,7 @@ from cogvx_jax.models.cogvideo2022.configs import (
     Stage,
     SuperResolutionConfig,
 )
-from cogvx_jax.presets import SHIPPED_2022
+from cogvx_jax.presets import PUBLISHED_2022, SHIPPED_2022
 from cogvx_jax.quantization import Quantization
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
@@ -143,6 +143,10 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
         stages, tensors, beside = _open_own(place)
     else:
         there = [stage for stage, name in FOLDERS.items() if has_states(below(place, name))]
+        if str(place) == PUBLISHED_2022 and not files.is_folder():
+            raise FileNotFoundError(
+                f"{place} stands for the published model, whose weights are not fetched; give the folder of them"
+            )
         if not there:
             raise FileNotFoundError(
                 f"{place} holds neither {SIZES} nor {', '.join(FOLDERS.values())} as SAT saves them"

@@ -7,6 +7,7 @@ from typing import Any
 
 from cogvx_jax.cli.options import size_words
 from cogvx_jax.given import Given
+from cogvx_jax.presets import PUBLISHED_2022
 from cogvx_jax.prompting.enhance import Endpoint, Enhancer
 from cogvx_jax.prompting.wording import CHINESE, ENGLISH
 from cogvx_jax.quantization import find_quantization
@@ -40,7 +41,7 @@ def holds(model: str) -> bool:
     """Whether a source is such a model."""
     from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
 
-    return is_cogvideo2022(model)
+    return model == PUBLISHED_2022 or is_cogvideo2022(model)
 
 
 def quantize(source: str, target: str | None, to: str, unused: Mapping[str, object]) -> None:
