@@ -74,9 +74,18 @@ def table(made: "Plan") -> str:
             "",
             f"Chosen: --mesh {_mesh(chosen)}: a device reads the least for a code, and it fits.",
             f"Beside the weights, GiB: {words}.",
-            "Of a code, each device reads its part of the layers and of the cache; no time is estimated.",
+            *_moved(chosen),
+            "No time is estimated: a code takes as long as what it reads.",
         ]
     )
+
+
+def _moved(trial: "Trial") -> list[str]:
+    """What a code moves beside what it has to read; nothing where no compiler tells."""
+    return [
+        f"A code of the {stage} stage moves {size:.3f} GiB, {size / trial.reads[stage]:.2f} of weights and cache."
+        for stage, size in trial.moved.items()
+    ]
 
 
 def _row(made: "Plan", trial: "Trial") -> str:

@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from cogvx_jax import sharding
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
-from cogvx_jax.models.cogvideo2022.cached import applied, step
 from cogvx_jax.models.cogvideo2022.configs import (
     IMAGE_TOKENIZER,
     CogVideo2022Config,
@@ -29,7 +28,8 @@ from cogvx_jax.pipelines.cogvideo2022.programs import enlarged, first_pass, fram
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION
 from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT
 from cogvx_jax.pipelines.cogvideo2022.weights import abstract_stages
-from cogvx_jax.pipelines.program_cost import compile_cost
+from cogvx_jax.pipelines.program_bytes import moved_bytes
+from cogvx_jax.pipelines.program_cost import compile_fitting, read_cost
 from cogvx_jax.pipelines.weights import device_bytes
 from cogvx_jax.planning.lower import compiling_for
 from cogvx_jax.planning.plan import Target, find_target
@@ -79,6 +79,7 @@ class Trial:
     cache: float
     beside: dict[str, float] = dataclasses.field(default_factory=dict)
     reads: dict[str, float] = dataclasses.field(default_factory=dict)
+    moved: dict[str, float] = dataclasses.field(default_factory=dict)
     fits: bool = False
     why: str = ""
 
@@ -154,29 +155,39 @@ def _try(sizes: Sizes, target: Target, shape: dict[str, int], report: Report) ->
         mesh=shape,
         weights=weights,
         cache=max(caches.values()),
-        reads={stage: device_bytes(_read(params[stage])) / GIB + caches[stage] for stage in made},
+        reads={stage: _read(sizes, stage, params[stage]) / GIB + caches[stage] for stage in made},
     )
     limit = target.memory
     if limit is not None and trial.memory > limit:
         return dataclasses.replace(trial, why=f"weights and cache take {trial.memory:.1f} of {limit:.1f} GiB")
-    beside: dict[str, float] = {}
+    beside, moved = dict[str, float](), dict[str, float]()
     with compiling_for(target.platform, mesh):
         for name, stage, lowered in lower_all(sizes, mesh):
             report(f"compiling {name} for {words}")
             try:
-                cost = compile_cost(lowered, chip=target.slice_chip)
+                compiled = compile_fitting(lowered)
             except MemoryError as error:
                 return dataclasses.replace(trial, beside=beside, why=f"{name}: {error}")
+            cost = read_cost(compiled, chip=target.slice_chip)
             beside[name] = (cost.peak - device_bytes(params[stage])) / GIB
-    trial = dataclasses.replace(trial, beside=beside)
+            if target.slice_chip is not None and name == frame_of(stage):
+                moved[stage] = moved_bytes(compiled.as_text()) / sizes.stages[stage].frame_codes / GIB
+    trial = dataclasses.replace(trial, beside=beside, moved=moved)
     if limit is not None and trial.memory > limit:
         return dataclasses.replace(trial, why=f"it takes {trial.memory:.1f} of {limit:.1f} GiB")
     return dataclasses.replace(trial, fits=True)
 
 
-def _read(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The weights that a code reads: those of the layers; of words and positions, a row."""
-    return {"blocks": params["blocks"]}
+def _read(sizes: Sizes, stage: str, params: Mapping[str, Any]) -> int:
+    """Bytes of the weights that a code reads: those of the layers, and the words that scores are computed with."""
+    words = params["words"]
+    part = words.shape if words.sharding is None else words.sharding.shard_shape(words.shape)
+    return device_bytes(params["blocks"]) + sizes.stages[stage].codes * part[1] * words.dtype.itemsize
+
+
+def frame_of(stage: str) -> str:
+    """What the program of a stage's frame is called."""
+    return f"a frame of the {stage} stage"
 
 
 def lower_all(sizes: Sizes, mesh: Mesh | None) -> Iterator[tuple[str, str, Any]]:
@@ -186,7 +197,7 @@ def lower_all(sizes: Sizes, mesh: Mesh | None) -> Iterator[tuple[str, str, Any]]
             yield "super-resolution", stage, _lower_enlarged(sizes, mesh)
         else:
             yield f"first pass of the {stage} stage", stage, _lower_first(sizes, stage, mesh)
-            yield f"a frame of the {stage} stage", stage, _lower_frame(sizes, stage, mesh)
+            yield frame_of(stage), stage, _lower_frame(sizes, stage, mesh)
 
 
 def _lower_first(sizes: Sizes, stage: str, mesh: Mesh | None) -> Any:
@@ -230,24 +241,6 @@ def _lower_enlarged(sizes: Sizes, mesh: Mesh | None) -> Any:
         network=network_of(cfg, sizes.dtype),
         how=Draw(6, 1.0, 0.6),
         mesh=mesh,
-    )
-
-
-def lower_step(sizes: Sizes, stage: str, mesh: Mesh | None) -> Any:
-    """One code of the last slot's: what it moves can be read off the compiler's analysis."""
-    network, rows = _network(sizes, stage), sizes.rows_of(stage)
-
-    def one(params: Any, cache: Cache, real: jax.Array, code: jax.Array, place: jax.Array) -> Any:
-        with sharding.activate(mesh):
-            y, cache = step(network, params, cache, real, code, place, slot=network.cfg.frames - 1)
-            return applied(network, params, y, method="logits"), cache
-
-    return jax.jit(one, donate_argnums=1).lower(
-        abstract_stages(sizes.stages, sizes.dtype, mesh, sizes.how)[stage],
-        abstract_cache(sizes, stage, mesh),
-        _array((rows, MAX_TEXT), "bool", mesh),
-        _array((rows,), "int32", mesh),
-        _array((), "int32", mesh),
     )
 
 

@@ -104,8 +104,14 @@ class CogVideo2022(nn.Module):
 
     def embed_code(self, code: jax.Array, frame: int, place: jax.Array) -> jax.Array:
         """(B,) -> (B, 1, D): the input at a place of a frame, which is the code before."""
-        token = jnp.where(place == 0, self.cfg.start_of_image, code)
-        return (self._words(token) + self.frame_positions()[frame, place][None])[:, None]
+        cfg = self.cfg
+        token = jnp.where(place == 0, cfg.start_of_image, code)
+        # One row is read, and not the table of all frames made for it.
+        if frame == 0:
+            position = self.positions[cfg.first_position + place]
+        else:
+            position = self.extra_positions[(frame - 1) * cfg.frame_codes + place]
+        return (self._words(token) + position.astype(self.dtype)[None])[:, None]
 
     def embed_text(self, text: Text) -> jax.Array:
         """(B, L) -> (B, L, D). Positions count from the first token that is no padding."""
