@@ -1,7 +1,10 @@
 """CogVideo (2022) on the command line: videos, records, integers, what is refused, and what files are."""
 
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -215,3 +218,27 @@ def test_a_prompts_file_makes_what_is_missing(folder, run, tmp_path):
     assert run("generate", "--prompts-file", tmp_path / "prompts.jsonl", *words).count("5 frames") == 1
     first = read_video(tmp_path / "v-1.mp4")[0][0]
     assert first.shape == (32, 32, 3) and read_record(tmp_path / "v-1.mp4").inputs[0]["option"] == "image"
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "cogvideo2022.md").read_text()
+COMMANDS = [
+    shlex.split(line)[1:] for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S) for line in block.splitlines()
+]
+
+
+@pytest.mark.full
+def test_the_commands_of_its_page_run(folder, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders.write_theirs(folders.open_parts(folder), Path("cogvideo-sat"))
+    Path("cogvideo-sat", "ice_image.pt").unlink()  # its sizes, which are small ones, are in no file of theirs
+    (tmp_path / "ice_text.model").write_bytes((folder / "ice_text.model").read_bytes())
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
+    PIL.Image.new("RGB", (40, 40), "blue").save("first.png")
+    assert {words[0] for words in COMMANDS} >= {"generate", "convert", "quantize", "info", "inspect", "show", "replay"}
+    for words in COMMANDS:
+        if words[0] == "generate":
+            words = [*words, "--no-progress", "--size", "32x32", "--depth", "0"]
+            for name in ("image_tokenizer.safetensors", "cogvideo2022.json"):
+                Path("cogvideo", name).write_bytes((folder / name).read_bytes())
+        run(*words)
+    assert read_video("cat.mp4")[0].shape == (5, 32, 32, 3)
