@@ -99,8 +99,8 @@ def describe(place: str) -> dict[str, Any]:
     parts = open_parts(place)
     first = next(iter(parts.stages.values()))
 
-    def count(**which: bool) -> dict[str, int]:
-        sizes = {stage: network_parameters(cfg, **which) for stage, cfg in parts.stages.items()}
+    def count(*, base: bool = True, channel: bool = True) -> dict[str, int]:
+        sizes = {s: network_parameters(cfg, base=base, channel=channel) for s, cfg in parts.stages.items()}
         return {stage: sum(math.prod(p.shape) for p in own) for stage, own in sizes.items()}
 
     def there(path: Any) -> str:

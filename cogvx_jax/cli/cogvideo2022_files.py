@@ -57,10 +57,13 @@ def _tell_whole(asked: Asked) -> Facts:
 
 def _stage_tensors(asked: Asked) -> Tensors | None:
     """Those of a folder that SAT saved, where they are of a stage; else None."""
-    if not asked.is_folder or not has_states(asked.place):
+    if not asked.is_folder:
         return None
-    tensors = open_tensors(find_states(asked.place))
-    return tensors if any(name.startswith("mixins.attention_plus.") for name in tensors) else None
+    with contextlib.suppress(ValueError, OSError):  # whoever tells of it says what is wrong
+        if has_states(asked.place):
+            tensors = open_tensors(find_states(asked.place))
+            return tensors if any(name.startswith("mixins.attention_plus.") for name in tensors) else None
+    return None
 
 
 def _tell_stage(asked: Asked) -> Facts:

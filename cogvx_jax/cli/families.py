@@ -40,7 +40,7 @@ class Family:
     make_videos: Callable[[Sequence[Job], GenerateFlags, Given, Plan], list[Job]]
     describe: Callable[[str], dict[str, Any]]
     convert: Callable[[str, str, str, Given, dict[str, object]], None]
-    quantize: Callable[[str, str, str, Mapping[str, object]], None]
+    quantize: Callable[[str, str | None, str, Mapping[str, object]], None]
     plan: Callable[..., None]
     enhancer: "Callable[[str, Given, Endpoint], Enhancer]"
     fingerprints: Callable[[str], dict[str, str]]

@@ -125,7 +125,7 @@ def settings_of(said: Mapping[str, Any], where: str) -> Settings:
         for name, value in said.items():
             if not isinstance(value, dict if hints[name] is Draw else float | int | None):
                 raise ValueError(f"{name} cannot be {value!r}")
-            made[name] = Draw(**value) if hints[name] is Draw else value
+            made[name] = Draw(**value) if isinstance(value, dict) else value
         return Settings(**made)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{where} has settings that no video has: {error}") from None
