@@ -169,7 +169,8 @@ def _try(sizes: Sizes, target: Target, shape: dict[str, int], report: Report) ->
             except MemoryError as error:
                 return dataclasses.replace(trial, beside=beside, why=f"{name}: {error}")
             cost = read_cost(compiled, chip=target.slice_chip)
-            beside[name] = (cost.peak - device_bytes(params[stage])) / GIB
+            # Not all of a stage's weights are arguments of each of its programs.
+            beside[name] = (cost.peak - min(device_bytes(params[stage]), cost.arguments)) / GIB
             if target.slice_chip is not None and name == frame_of(stage):
                 moved[stage] = moved_bytes(compiled.as_text()) / sizes.stages[stage].frame_codes / GIB
     trial = dataclasses.replace(trial, beside=beside, moved=moved)
