@@ -53,8 +53,9 @@ class Sizes:
 
     @property
     def config(self) -> CogVideo2022Config:
-        how = dict(vocab=20_100, start_of_image=20_090)
-        return CogVideo2022Config(layers=self.layers, heads=self.heads, head_dim=self.head_dim, **how)
+        return CogVideo2022Config(
+            layers=self.layers, heads=self.heads, head_dim=self.head_dim, vocab=20_100, start_of_image=20_090
+        )
 
 
 def main(
