@@ -79,6 +79,11 @@ COLUMNS = {
     "blocks/mlp/down/kernel": "products",
     "blocks/norm1/modulation/kernel": "modulation",
     "blocks/norm2/modulation/kernel": "modulation",
+    **{  # of CogVideo (2022), whose base has the MLP
+        f"blocks/{part}/{name}/kernel": "products"
+        for part, names in (("base", ("q", "k", "v", "dense", "up", "down")), ("channel", ("q", "k", "v", "dense")))
+        for name in names
+    },
     "blocks/q/kernel": "text",  # of the text encoder
     "blocks/k/kernel": "text",
     "blocks/v/kernel": "text",

@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cogvx_jax.convert.errors import ConversionError
+from cogvx_jax.convert.quantized_layout import quantized_rows
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.tables import CONV2D, POINTWISE2D, TRANSPOSE, Parameter, Row, resolve, under
 from cogvx_jax.convert.tensors import Entry, Renamed, Tensors, Unreadable
+from cogvx_jax.models.abstract import quantized
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config, ImageTokenizerConfig
 from cogvx_jax.models.cogvideo2022.transformer import of_base
+from cogvx_jax.quantization import Quantization
 
 LINEAR = (Row("weight", "kernel", TRANSPOSE), Row("bias", "bias"))
 NORM = (Row("weight", "scale"), Row("bias", "bias"))
@@ -91,11 +94,17 @@ def image_tokenizer_rows(cfg: ImageTokenizerConfig) -> tuple[Row, ...]:
     )
 
 
-def network_parameters(cfg: CogVideo2022Config, *, base: bool = True, channel: bool = True) -> list[Parameter]:
-    """Every parameter of a stage, of its base or of its channel, with the tensors that it is made of."""
-    shapes = {path: own.shape for path, own in abstract_network(cfg).items()}
+def network_parameters(
+    cfg: CogVideo2022Config, *, base: bool = True, channel: bool = True, how: Quantization | None = None
+) -> list[Parameter]:
+    """Every parameter of a stage, of its base or of its channel, with the tensors that it is made of.
+
+    Args:
+      how: kernels are quantised; None is as the makers store them.
+    """
+    shapes = {path: own.shape for path, own in quantized(abstract_network(cfg), how).items()}
     wanted = {path: shape for path, shape in shapes.items() if (base if of_base(path) else channel)}
-    return resolve((*BASE, *CHANNEL), wanted)
+    return resolve(quantized_rows((*BASE, *CHANNEL), how), wanted)
 
 
 def image_tokenizer_parameters(cfg: ImageTokenizerConfig) -> list[Parameter]:

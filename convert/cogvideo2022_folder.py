@@ -8,17 +8,18 @@ Ours holds `base.safetensors`, a file for each stage's own tensors, and `cogvide
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from flax import traverse_util
 
-from cogvx_jax.convert.checkpoint import Published
+from cogvx_jax.convert.checkpoint import Published, Put
 from cogvx_jax.convert.cogvideo2022 import (
     image_tokenizer_parameters,
     joined_thirds,
@@ -26,25 +27,28 @@ from cogvx_jax.convert.cogvideo2022 import (
     split_thirds,
     without_buffers,
 )
+from cogvx_jax.convert.cogvideo2022_sizes import Beside, beside_json, read_beside
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import METADATA
 from cogvx_jax.convert.infer import Shapes, count_blocks
+from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat_folder import LATEST, STATES, find_states, has_states
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.tensors import Tensors, Unreadable
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.json_files import Json, quoted, read_json_of
-from cogvx_jax.models.abstract import Abstract
+from cogvx_jax.models.abstract import Abstract, quantized
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import (
-    IMAGE_TOKENIZER,
     CogVideo2022Config,
     ImageTokenizerConfig,
     Stage,
     SuperResolutionConfig,
 )
+from cogvx_jax.presets import PUBLISHED_2022, SHIPPED_2022
+from cogvx_jax.quantization import Quantization
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
 FOLDERS: dict[str, str] = {  # stage -> its folder as published
@@ -57,9 +61,11 @@ CONFIG, SIZES, BASE = "model_config.json", "cogvideo2022.json", "base.safetensor
 IMAGES, TEXT, CLUSTERS = ("ice_image.pt", "image_tokenizer.safetensors"), "ice_text.model", "cluster_label2.npy"
 SPARE_WORDS = 10  # rows of the words after the tokenizer's pieces; the first is the start of an image
 SHAPED = tuple(  # fields of a stage that `SIZES` holds
-    "layers heads head_dim vocab start_of_image base_positions extra_positions grid frames window".split()
+    "layers heads head_dim vocab codes start_of_image base_positions extra_positions grid first_position frames window "
+    "text_length".split()
 )
 MOST = 100_000  # of any of them but the words
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,8 @@ class Parts:
       tensors: theirs, with thirds apart; those of the base and of the stage.
       images: of the image tokenizer; None where it is not there.
       shared: the base is stored once.
+      how: kernels are stored as integers; None: as the makers' are.
+      beside: what our folder says of the rest.
     """
 
     place: str | Path
@@ -79,6 +87,25 @@ class Parts:
     images: Tensors | None
     image_sizes: ImageTokenizerConfig
     shared: bool
+    how: Quantization | None = None
+    beside: Beside = Beside()
+
+    def parameters(self, stage: str, **which: bool) -> list[Parameter]:
+        """As `network_parameters`, of a stage as it is stored."""
+        return network_parameters(self.stages[stage], how=self.how, **which)
+
+    def types(self, stage: str) -> Mapping[str, Abstract]:
+        """The same by path, with the types of those that are quantised."""
+        return quantized(abstract_network(self.stages[stage]), self.how)
+
+    def places(self) -> list[tuple[str, str | Path]]:
+        """The files and folders of all parts, by name; those of tokenizers and clusters may be absent."""
+        names = {stage: f"{stage}.safetensors" if self.shared else FOLDERS[stage] for stage in self.stages}
+        if self.shared:
+            names |= {"base": BASE, "configuration": SIZES}
+        images = next((name for name in IMAGES if open_files(self.place).exists(name)), IMAGES[0])
+        names |= {"image_tokenizer": images, "text_tokenizer": TEXT, "clusters": CLUSTERS}
+        return [(part, below(self.place, name)) for part, name in names.items()]
 
     @property
     def text_model(self) -> str | Path:
@@ -95,25 +122,31 @@ def is_cogvideo2022(place: str | Path) -> bool:
     """Whether a local folder is one of both kinds."""
     if "://" in str(place):
         return False
+    place = _place(place)
     try:
         return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
     except OSError:  # whoever reads the place says what is wrong with it
         return False
 
 
-def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER) -> Parts:
+def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) -> Parts:
     """The parts of a folder, which are checked against their sizes.
 
     Args:
-      images: sizes of the image tokenizer.
+      images: sizes of the image tokenizer; None are those that the folder says, or the published ones.
     Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
       sentence, for a stage in another's place.
     """
-    files = open_files(place)
+    place = _place(place)
+    files, beside = open_files(place), Beside()
     if files.exists(SIZES):
-        stages, tensors = _open_own(place)
+        stages, tensors, beside = _open_own(place)
     else:
         there = [stage for stage, name in FOLDERS.items() if has_states(below(place, name))]
+        if str(place) == PUBLISHED_2022 and not files.is_folder():
+            raise FileNotFoundError(
+                f"{place} stands for the published model, whose weights are not fetched; give the folder of them"
+            )
         if not there:
             raise FileNotFoundError(
                 f"{place} holds neither {SIZES} nor {', '.join(FOLDERS.values())} as SAT saves them"
@@ -122,11 +155,19 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
     name = next((name for name in IMAGES if files.exists(name)), None)
     found = None if name is None else without_buffers(read_file(files, name))
+    images, shared = images or beside.images, files.exists(SIZES)
     parts = Parts(
-        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=files.exists(SIZES)
+        place=place,
+        stages=stages,
+        tensors=tensors,
+        images=found,
+        image_sizes=images,
+        shared=shared,
+        how=read_quantization(place) if shared else None,
+        beside=beside,
     )
     for stage in stages:
-        _published(parts, stage, network_parameters(stages[stage]))
+        published(parts, stage)
     if found is not None:
         _published_images(found, images)
     return parts
@@ -140,7 +181,7 @@ def compare_bases(parts: Parts) -> None:
     if parts.shared:
         return
     first, *others = parts.stages
-    keys = [key for p in network_parameters(parts.stages[first], channel=False) for key in p.keys]
+    keys = [key for p in parts.parameters(first, channel=False) for key in p.keys]
     problems = []
     for key in keys:
         digest = _digest(parts.tensors[first], key)
@@ -151,21 +192,23 @@ def compare_bases(parts: Parts) -> None:
         )
 
 
-def read_stages(parts: Parts, dtype: str = "float32") -> dict[str, dict[str, Any]]:
+def read_stages(
+    parts: Parts, dtype: str = "float32", *, put: Put | None = None, own: Container[str] = ()
+) -> dict[str, dict[str, Any]]:
     """The parameters of all stages. The base's arrays are the same objects in all of them.
 
+    Args:
+      put, own: as for `load_params`; the base is put once.
     Raises: as `compare_bases`.
     """
     compare_bases(parts)
-    base: dict[str, np.ndarray] | None = None
+    base: dict[str, Any] | None = None
     found = {}
-    for stage, cfg in parts.stages.items():
+    for stage in parts.stages:
+        source, types = published(parts, stage), parts.types(stage)
         if base is None:
-            base = _read(
-                _published(parts, stage, network_parameters(cfg)), dtype, network_parameters(cfg, channel=False)
-            )
-        own = network_parameters(cfg, base=False)
-        found[stage] = base | _read(_published(parts, stage, network_parameters(cfg)), dtype, own)
+            base = _read(source, types, dtype, parts.parameters(stage, channel=False), put, own)
+        found[stage] = base | _read(source, types, dtype, parts.parameters(stage, base=False), put, own)
     return {stage: traverse_util.unflatten_dict(flat, sep="/") for stage, flat in found.items()}
 
 
@@ -174,7 +217,9 @@ def read_images(parts: Parts, cfg: ImageTokenizerConfig) -> dict[str, Any]:
     if parts.images is None:
         raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
     source = _published_images(parts.images, cfg)
-    return traverse_util.unflatten_dict(_read(source, "float32", image_tokenizer_parameters(cfg)), sep="/")
+    return traverse_util.unflatten_dict(
+        _read(source, abstract_network(cfg), "float32", image_tokenizer_parameters(cfg)), sep="/"
+    )
 
 
 def write_shared(parts: Parts, folder: str | Path) -> None:
@@ -182,21 +227,30 @@ def write_shared(parts: Parts, folder: str | Path) -> None:
     compare_bases(parts)
     with new_folder(folder) as target:
         first = next(iter(parts.stages))
-        base = network_parameters(parts.stages[first], channel=False)
+        base = parts.parameters(first, channel=False)
         write_file(target / BASE, _tensors(parts.tensors[first], base), METADATA)
-        for stage, cfg in parts.stages.items():
-            own = network_parameters(cfg, base=False)
+        for stage in parts.stages:
+            own = parts.parameters(stage, base=False)
             write_file(target / f"{stage}.safetensors", _tensors(parts.tensors[stage], own), METADATA)
-        if parts.images is not None:
-            images = image_tokenizer_parameters(parts.image_sizes)
-            write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
-        _copy_assets(parts, target)
-        sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
-        (target / SIZES).write_text(json.dumps({"stages": sizes}, indent=2) + "\n")
+        if parts.how is not None:
+            (target / MARK).write_text(quantization_mark(parts.how, {}))
+        write_beside(parts, target)
+
+
+def write_beside(parts: Parts, target: Path) -> None:
+    """Writes what our folder holds beside the transformers."""
+    if parts.images is not None:
+        images = image_tokenizer_parameters(parts.image_sizes)
+        write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
+    _copy_assets(parts, target)
+    sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
+    (target / SIZES).write_text(json.dumps({"stages": sizes} | beside_json(parts.beside), indent=2) + "\n")
 
 
 def write_theirs(parts: Parts, folder: str | Path) -> None:
-    """Writes their folder: SAT's of each stage, each number as it is. Raises: FileExistsError."""
+    """Writes their folder: SAT's of each stage, each number as it is. Raises: FileExistsError; ValueError."""
+    if parts.how is not None:
+        raise ValueError(f"{parts.place} is quantised, to {parts.how.name}, which SAT cannot read; give the original")
     with new_folder(folder) as target:
         for stage, cfg in parts.stages.items():
             place = target / FOLDERS[stage]
@@ -209,6 +263,11 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
             images = image_tokenizer_parameters(parts.image_sizes)
             write_torch(target / IMAGES[0], _tensors(parts.images, images), "module")
         _copy_assets(parts, target)
+
+
+def _place(place: str | Path) -> str | Path:
+    """Where a model lies that is given by its name, as those are that come with the package."""
+    return ASSETS / str(place) if str(place) in SHIPPED_2022 else place
 
 
 def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensors]:
@@ -279,21 +338,24 @@ def _config(stage: str, sizes: Json, where: str) -> CogVideo2022Config:
     return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
 
 
-def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors]]:
+def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors], Beside]:
     files = open_files(place)
-    found = read_json_of(files, SIZES).get("stages")
+    said = read_json_of(files, SIZES)
+    found = said.get("stages")
     if not isinstance(found, dict) or not found or not all(isinstance(own, dict) for own in found.values()):
         raise ValueError(f"{place}/{SIZES} names no stages")
     if unknown := set(found) - set(FOLDERS):
         raise ValueError(f"{place}/{SIZES} names the stage {quoted(min(unknown))}; there are {', '.join(FOLDERS)}")
     base = read_file(files, BASE)
     stages = {stage: _config(stage, found[stage], f"{place}/{SIZES}") for stage in FOLDERS if stage in found}
-    return stages, {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+    tensors = {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+    return stages, tensors, read_beside(said, f"{place}/{SIZES}")
 
 
-def _published(parts: Parts, stage: str, parameters: list[Parameter]) -> Published:
+def published(parts: Parts, stage: str) -> Published:
+    """The parameters of a stage, unread. Raises: ConversionError listing what is missing, spare or misshapen."""
     what = f"the {stage} transformer of CogVideo (2022)"
-    return Published(parts.tensors[stage], parameters, abstract_network(parts.stages[stage]), what)
+    return Published(parts.tensors[stage], parts.parameters(stage), parts.types(stage), what)
 
 
 def _published_images(images: Tensors, cfg: ImageTokenizerConfig) -> Published:
@@ -301,10 +363,19 @@ def _published_images(images: Tensors, cfg: ImageTokenizerConfig) -> Published:
     return Published(images, image_tokenizer_parameters(cfg), types, "CogVideo's image tokenizer")
 
 
-def _read(source: Published, dtype: str, parameters: list[Parameter]) -> dict[str, np.ndarray]:
+def _read(
+    source: Published,
+    types: Mapping[str, Abstract],
+    dtype: str,
+    parameters: list[Parameter],
+    put: Put | None = None,
+    own: Container[str] = (),
+) -> dict[str, Any]:
     found = {}
     for p in parameters:
-        found[p.path] = source.read(p.path, np.dtype(dtype), tuple(slice(n) for n in p.shape))
+        kind = np.dtype(types[p.path].dtype or (source.dtype(p.path) if p.path in own else dtype))
+        part = functools.partial(source.read, p.path, kind)
+        found[p.path] = part(tuple(slice(n) for n in p.shape)) if put is None else put(p.path, p.shape, kind, part)
         source.release()
     return found
 

@@ -89,10 +89,7 @@ def quantized_params(
             return add_to_block(added, path, index, part(index).astype(np.float32))
 
         values, scales[path + SCALE] = quantize_on_host(read, shape, storage)
-        for i, scale in enumerate(scales[path + SCALE]):
-            if not np.isfinite(scale).all():
-                place = open_source(source).place
-                raise ValueError(f"{place} holds numbers that are not finite in {component}/{path} of block {i}")
+        check_scales(open_source(source).place, f"{component}/{path}", scales[path + SCALE])
         return values
 
     flat = traverse_util.flatten_dict(load_params(source, spec, component, None, put=put), sep="/")
@@ -116,6 +113,13 @@ def quantize_on_host(
     return values, scale
 
 
+def check_scales(place: Place, path: str, scales: np.ndarray) -> None:
+    """Raises ValueError where a kernel held a number that is not finite: so is then one of its `scales`."""
+    for i, scale in enumerate(scales):
+        if not np.isfinite(scale).all():
+            raise ValueError(f"{place} holds numbers that are not finite in {path} of block {i}")
+
+
 _quantized = jax.jit(quantize_kernel, static_argnums=1)
 
 
@@ -125,12 +129,14 @@ def _write_files(partial: Path, spec: ModelSpec, how: Quantization, read: Callab
         tensors = [
             tensor
             for parameter in component_parameters(spec, component, how)
-            for tensor in _tensors(parameter, leaves[parameter.path])
+            for tensor in leaf_tensors(parameter, leaves[parameter.path])
         ]
         write_weights(partial / component, STEMS[component], tensors)
 
 
-def _tensors(parameter: Parameter, leaf: np.ndarray) -> list[Tensor]:
+def leaf_tensors(parameter: Parameter, leaf: np.ndarray) -> list[Tensor]:
+    """The tensors that a parameter of a quantised model is stored as."""
+
     def make(i: int) -> np.ndarray:
         return np.ascontiguousarray(parameter.change.write(leaf[i] if parameter.stacked else leaf))
 

@@ -1,7 +1,6 @@
 """CogVideo (2022) with a small random system: steps, draws, depth, guides, pixels, folders, and what is refused."""
 
 import dataclasses
-import io
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cogvideo2022_small import IMAGES, PROMPT, STAGES, START, WORDS, random_parameters, text_model_bytes
 from cogvideo2022_weights import number_of, sat_tensors
 
-from cogvx_jax.cli.cogvideo2022 import describe_cogvideo2022
+from cogvx_jax.cli.cogvideo2022 import describe
 from cogvx_jax.cli.convert import convert
 from cogvx_jax.cli.info import info
 from cogvx_jax.convert import ConversionError
@@ -20,11 +20,10 @@ from cogvx_jax.convert import cogvideo2022_folder as folders
 from cogvx_jax.convert.cogvideo2022 import image_tokenizer_parameters
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.torch_writer import write_torch
-from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
+from cogvx_jax.models.cogvideo2022.abstract import network_of
 from cogvx_jax.models.cogvideo2022.cached import cache_of, step
-from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config, ImageTokenizerConfig, SuperResolutionConfig
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
-from cogvx_jax.models.cogvideo2022.transformer import Frames, Text, of_base
+from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
 from cogvx_jax.pipelines.cogvideo2022 import generate
 from cogvx_jax.pipelines.cogvideo2022.clusters import Draw, draw, probabilities, read_clusters, table_of
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings, to_pixels
@@ -32,54 +31,19 @@ from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video,
 from cogvx_jax.pipelines.cogvideo2022.system import System
 from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, batch_of, check_prompts, frames_text
 
-WORDS = ["<pad>", "<n>", "▁", *"0123456789.秒一只猫在弹吉他高清摄影视频狗跑步"]
-START = 20_000 + 1 + len(WORDS)  # after <unk>
-# With fewer than 3 layers, no step sees what `training_mask` changes.
-SIZES = dict(layers=3, heads=2, head_dim=8, vocab=START + 10, start_of_image=START, grid=4)
-STAGES = {
-    "sequential": CogVideo2022Config(**SIZES),
-    "interpolation": CogVideo2022Config(stage="interpolation", window=2, **SIZES),
-    "super_resolution": SuperResolutionConfig(**SIZES),
-}
-DECODERS = ((16, (1, 1, 1, 1, 1)), (8, (1, 1, 1, 1)), (4, (1, 1, 1)))
-IMAGES = ImageTokenizerConfig(
-    codes=20_000, code_width=8, channels=8, groups=4, encoder=(1, 1, 2), encoder_blocks=1, decoders=DECODERS
-)
-PROMPT = "一只猫在弹吉他"
-
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory):
     """A file as `ice_text.model`, of a piece for each letter."""
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2 as messages
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["abc"]), model_writer=model, vocab_size=6, hard_vocab_limit=False, bos_id=-1, eos_id=-1,
-        unk_id=0, minloglevel=2,
-    )  # fmt: skip
-    proto = messages.ModelProto.FromString(model.getvalue())
-    del proto.pieces[1:]
-    for word in WORDS:
-        proto.pieces.add(piece=word, score=-1.0)
     file = tmp_path_factory.mktemp("text") / "ice_text.model"
-    file.write_bytes(proto.SerializeToString())
+    file.write_bytes(text_model_bytes())
     return file
 
 
 @pytest.fixture(scope="module")
 def system(text_model):
     """A system of random numbers whose stages share a base."""
-    rng, base, params = np.random.default_rng(0), {}, {}
-    for stage, cfg in STAGES.items():
-        for path, own in abstract_network(cfg).items():
-            spread = 0.3 if path.endswith(("scale", "bias", "words")) else 1
-            drawn = spread * rng.normal(size=own.shape) / (np.sqrt(own.shape[-2]) if path.endswith("kernel") else 1)
-            array = jnp.asarray(drawn + path.endswith("scale"), "float32")
-            flat = params.setdefault(stage, {})
-            flat[path] = base.setdefault(path, array) if of_base(path) else array
-    nested = {stage: folders.traverse_util.unflatten_dict(flat, sep="/") for stage, flat in params.items()}
+    nested = jax.tree.map(jnp.asarray, random_parameters())
     return System(
         stages=STAGES,
         params=nested,
@@ -271,7 +235,7 @@ def test_a_video_from_folders_and_a_picture(whole, tmp_path):
 def test_verbs_know_the_folder(theirs, tmp_path, capsys):
     convert(str(theirs), str(tmp_path / "ours"))
     capsys.readouterr()
-    facts = describe_cogvideo2022(str(tmp_path / "ours"))
+    facts = describe(str(tmp_path / "ours"))
     assert "stored once" in facts["base"] and facts["text tokenizer"] == "there"
     assert facts["image tokenizer"] == "missing" and facts["frames"] == "5 key frames of 4x4 codes"
     info(str(theirs))

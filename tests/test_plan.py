@@ -441,7 +441,7 @@ def test_what_the_compiler_says_it_would_need_is_read():
 def test_a_mode_is_chosen_for_the_devices_that_are_here(one_chip, monkeypatch):
     _, compiled, weights, _ = one_chip
     said, limit = [], 1.25 + weights["transformer"] + 0.001
-    monkeypatch.setattr(plans._Target, "memory", property(lambda target: limit))
+    monkeypatch.setattr(plans.Target, "memory", property(lambda target: limit))
     on, mode = plans.choose("tiny", memory="auto", dtype="bfloat16", report=said.append)
     assert on is None and mode == find_mode("turns")
     assert said[-1].startswith("--memory turns: it holds text encoder, transformer and VAE on the devices one after")

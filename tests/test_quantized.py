@@ -22,6 +22,8 @@ from cogvx_jax.configs import Compute
 from cogvx_jax.convert import ConversionError, write_orbax, write_quantized
 from cogvx_jax.convert.quantized_layout import PACKED
 from cogvx_jax.models.abstract import abstract_params, quantized
+from cogvx_jax.models.cogvideo2022.abstract import abstract_network
+from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.models.lora import LoRA, merge, stack
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.quantized import (
@@ -127,6 +129,7 @@ def test_integers_need_a_kernel_of_integers():
 def test_what_is_quantised_is_in_the_models():
     spec = PRESETS["5b"]
     known = {**abstract_params(spec.transformer), **abstract_params(spec.text_encoder)}
+    known |= abstract_network(CogVideo2022Config())
     assert COLUMNS.keys() <= known.keys()
     kernels = {p for p in known if p.startswith("blocks/") and p.endswith("/kernel")}
     assert kernels == COLUMNS.keys()  # of the blocks, all

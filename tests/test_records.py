@@ -65,7 +65,7 @@ CASES = [
     dict(region=[((0, np.float64(0.1), 0.5, 1), "a=b"), ("left.png", "a sun"), ("0,0,1,1", "of a file")]),
     dict(tora=("a,b", 1), trajectory=["60,128 200,128", "points.txt", [(60.5, 128), (200, 128)]]),
     dict(tora="x:y", trajectory=[(60, 128), (200, 128)], finish="scale=2,fps=60000/1001,codec=hevc"),
-    dict(finish={"upscaler": "a,b.pth", "audio": "c.wav", "fade": 0.1}),
+    dict(finish={"upscaler": "a,b.pth", "audio": "c.wav", "fade": 0.1}, depth=2),
 ]
 
 

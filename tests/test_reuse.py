@@ -399,5 +399,5 @@ def test_the_computed_branch_is_that_of_true():
     step = jax.jit(lambda computed, x: jax.lax.cond(computed, lambda x: jnp.sin(x @ x), lambda x: x + 1, x))
     text = step.lower(True, jnp.ones((8, 8))).compile().as_text()
     for computed in (0.0, 1.0):
-        walked = [line for times, line in ProgramText(text, computed)._walk(ProgramText(text)._entry) if times]
+        walked = [line for times, line in ProgramText(text, computed).walk(ProgramText(text)._entry) if times]
         assert any("dot" in line or "sin" in line for line in walked) == bool(computed)

@@ -1,13 +1,16 @@
-"""What an error in one of several videos does: it ends the command, or it is noted and the others are made."""
+"""How several videos are made: what an error in one does, which are left out, and what they carry."""
 
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from cogvx_jax.cli.errors import sentence
 from cogvx_jax.cli.prompts_file import Job
+
+if TYPE_CHECKING:
+    from cogvx_jax.pipelines.record import Record
 
 
 class HasJob(Protocol):
@@ -68,3 +71,18 @@ class NotedAttempts(Attempts):
 
     def left_of(self, jobs: Sequence[Job]) -> list[Job]:
         return [job for job in jobs if job.line not in self.failed]
+
+
+class Plan(NamedTuple):
+    """How videos are made one after the other, beside the flags.
+
+    skip_made: leave those that an earlier run made, and note those that this one makes.
+    attempts: what an error in one of them does.
+    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
+    tags: texts of other programs that the videos carry, by name.
+    """
+
+    skip_made: bool = False
+    attempts: Attempts = Attempts()
+    record_as: Callable[["Record"], "Record"] = lambda record: record
+    tags: Mapping[str, str] | None = None

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from cogvx_jax.cli.attempts import NotedAttempts
-from cogvx_jax.cli.generate import Plan, make_videos
+from cogvx_jax.cli.attempts import NotedAttempts, Plan
+from cogvx_jax.cli.generate import make_videos
 from cogvx_jax.cli.options import GenerateFlags, GivenFlags, ModelFlags, RunFlags, VideoFlags, report
 from cogvx_jax.cli.prompts_file import Asked, Job, Targets, parse_line, prompt_lines
 from cogvx_jax.pipelines.option_json import as_json

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cogvx_jax.cli.cogvideo2022 import convert_cogvideo2022
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import DType, GivenFlags, ModelFlags, size_words
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
@@ -35,7 +35,6 @@ def convert(
       dtype: of the transformer and the text encoder; None keeps every array's own.
       parts: what to write, the option once for each part; without it all of them.
     """
-    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.convert.sources import open_source
     from cogvx_jax.convert.tables import COMPONENTS
     from cogvx_jax.convert.targets import write_model
@@ -43,8 +42,8 @@ def convert(
     from cogvx_jax.pipelines.tokenizer import read_tokenizer
 
     began, about = time.monotonic(), given.checked()
-    if is_cogvideo2022(source):
-        return convert_cogvideo2022(source, target, to, about, {"dtype": dtype, "parts": parts})
+    if (family := family_of(source)) is not None:
+        return family.convert(source, target, to, about, {"dtype": dtype, "parts": parts})
     for flag, part in (("tokenizer", "text_encoder"), ("text_encoder", "text_encoder"), ("vae", "vae")):
         if getattr(about, flag) is not None and part not in (parts or COMPONENTS):
             option, name = flag.replace("_", "-"), part.replace("_", " ")

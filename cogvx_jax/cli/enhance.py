@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import GivenFlags, ModelFlags
 from cogvx_jax.given import Given
 from cogvx_jax.prompting.enhance import Endpoint, Enhancer, has_endpoint, token_counter
@@ -22,6 +23,8 @@ def enhance(
     given: ModelFlags = GivenFlags(),  # noqa: B008
 ) -> None:
     """Prints a prompt as a long English description, written by a language model. It is translated, too.
+
+    For CogVideo (2022) it is a short Chinese sentence.
 
     Any endpoint will do that speaks OpenAI's chat completions: OPENAI_BASE_URL and OPENAI_API_KEY name it. The option
     `--enhance` of `generate` is something else, Enhance-A-Video; there `--enhance-prompt` does this.
@@ -42,6 +45,8 @@ def prompt_enhancer(model: str, given: Given, endpoint: Endpoint) -> Enhancer:
 
     Raises: ValueError where no endpoint is named, before any file is opened; as `load` for the model.
     """
+    if (family := family_of(model)) is not None:
+        return family.enhancer(model, given, endpoint)
     endpoint = endpoint.filled()
     from cogvx_jax.convert.sources import open_source
     from cogvx_jax.pipelines.model import resolve

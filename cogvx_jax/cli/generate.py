@@ -5,16 +5,18 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
-from cogvx_jax.cli.attempts import Attempts
+from cogvx_jax.cli.attempts import Attempts, Plan
 from cogvx_jax.cli.enhance import language_note, prompt_enhancer
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.finished import Written, check_finished, with_sound, write_finished
+from cogvx_jax.cli.frames import write_frames
 from cogvx_jax.cli.kept_steps import Keeper, earlier_steps
 from cogvx_jax.cli.options import (
     GenerateFlags,
@@ -69,26 +71,13 @@ def generate(
     make_videos(jobs, run, given.checked(), Plan(skip_made=run.prompts_file is not None))
 
 
-class Plan(NamedTuple):
-    """How videos are made one after the other, beside the flags.
-
-    skip_made: leave those that an earlier run made, and note those that this one makes.
-    attempts: what an error in one of them does.
-    record_as: gives the record to write for the one that a video has, or raises; see `cogvx replay`.
-    tags: texts of other programs that the videos carry, by name.
-    """
-
-    skip_made: bool = False
-    attempts: Attempts = Attempts()
-    record_as: Callable[["Record"], "Record"] = lambda record: record
-    tags: Mapping[str, str] | None = None
-
-
 def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Plan) -> list[Job]:
     """Makes the videos of jobs; gives those that it made.
 
     Raises: ValueError or OSError before the first is begun, and as `plan.attempts` has it.
     """
+    if (family := family_of(run.model)) is not None:
+        return family.make_videos(jobs, run, about, plan)
     weighted, attempts = [parse_lora(text) for text in run.lora], plan.attempts
     memory = run.memory
     check_memory(memory)
@@ -100,7 +89,6 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
         raise ValueError("auto, for a mesh or memory mode, needs a model that its files tell whole; convert it first")
     how = None if run.quantize is None else find_quantization(run.quantize)
     check_preview(run, [job.out for job in jobs])
-    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.data.video import check_writable
     from cogvx_jax.models.lora import first_distilled
     from cogvx_jax.pipelines.duration import warn_of_hours
@@ -111,8 +99,6 @@ def make_videos(jobs: Sequence[Job], run: GenerateFlags, about: Given, plan: Pla
     from cogvx_jax.pipelines.short_schedule import check_asked, check_in_mode, check_short, check_stored, lossy_note
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
 
-    if is_cogvideo2022(run.model):
-        raise ValueError(f"{run.model} is CogVideo (2022), which runs from Python alone: see docs/cogvideo2022.md")
     if run.distributed:
         initialize()
     spec, devices = load_spec(run.model, about), None if run.mesh in (None, "auto") else parse_mesh(run.mesh)
@@ -267,17 +253,11 @@ def _enhanced(work: list[Work], enhancer: "Enhancer", attempts: Attempts) -> lis
 
 def _left(work: list[Work], model: str, adapters: list, how: dict[str, Any], again: bool, about: Given) -> list[Work]:
     """The work that no earlier run has done, its digests filled in; with `again`, all of it."""
-    from cogvx_jax.cli.made import is_made, model_digest, request_digest
-    from cogvx_jax.sharding import first_process, of_first_process
+    from cogvx_jax.cli.made import model_digest, not_made, request_digest
 
     made_with = model_digest(model, adapters, how, about)
     work = [one._replace(digest=request_digest(one.request, one.job.options, made_with)) for one in work]
-    # The first process writes the files, and perhaps only it can see them.
-    made = [not again and first_process() and is_made(one.job.out, one.digest) for one in work]
-    made = [bool(found) for found in of_first_process(made)]
-    if any(made) and first_process():
-        report(f"{sum(made)} of {len(work)} videos are whole already; --again makes them anew")
-    return [one for one, found in zip(work, made, strict=True) if not found]
+    return not_made(work, again=again)
 
 
 def _lossy(memory: str | None) -> dict[str, Any]:
@@ -486,24 +466,3 @@ def write_video(
 
     frames = decode_frames(model, saved.latents, saved.padding, tiling=tiling)
     return write_frames(frames, out, fps or saved.fps, saved.record, tags)
-
-
-def write_frames(
-    frames: Iterable[Any],
-    out: Path,
-    fps: float | Fraction,
-    record: str | None,
-    tags: Mapping[str, str] | None = None,
-) -> tuple[int, int, int]:
-    """Writes the first process's video as its frames come, (F', H, W, 3) uint8; gives their count, height and width."""
-    from cogvx_jax.data.video import VideoWriter
-    from cogvx_jax.sharding import first_process
-
-    count, shape = 0, (0, 0, 0, 3)
-    ours = first_process()
-    with VideoWriter(out, fps=fps, comment=record, tags=tags) if ours else contextlib.nullcontext() as writer:
-        for pixels in frames:
-            if writer is not None:
-                writer.write(pixels)
-            count, shape = count + len(pixels), pixels.shape
-    return count, shape[1], shape[2]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import tyro
 
 from cogvx_jax import presets
-from cogvx_jax.cli.cogvideo2022 import describe_cogvideo2022
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, print_facts
 from cogvx_jax.configs import ModelSpec
 
@@ -28,12 +28,11 @@ def info(
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
-    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
     from cogvx_jax.pipelines.model import load_quantization, load_spec
 
     about = given.checked()
-    if is_cogvideo2022(model):
-        return print_facts(describe_cogvideo2022(model), as_json)
+    if (family := family_of(model)) is not None:
+        return print_facts(family.describe(model), as_json)
     facts = describe(load_spec(model, about, report=True))
     if (quantised := load_quantization(model, None, about)) is not None:
         facts["quantised"] = quantised

@@ -29,6 +29,7 @@ def inspect(
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
+    from cogvx_jax.cli.cogvideo2022_files import KINDS
     from cogvx_jax.cli.own_files import OWN
     from cogvx_jax.convert.file_kinds import Asked
     from cogvx_jax.convert.inspection import inspect as inspect_place
@@ -38,4 +39,4 @@ def inspect(
     place = resolve(file) if ships else file if "://" in file else Path(file)
     models = {name: load_spec(name) for name in SHIPPED}
     asked = Asked(place=place, model=file if ships else None, given=given.checked(), models=models)
-    print_facts(inspect_place(asked, OWN), as_json)
+    print_facts(inspect_place(asked, (*OWN, *KINDS)), as_json)

@@ -9,9 +9,12 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from cogvx_jax.cli.options import report
+from cogvx_jax.cli.prompts_file import Job
 from cogvx_jax.convert.fingerprints import part_fingerprints
 from cogvx_jax.convert.sources import open_source
 from cogvx_jax.given import NOTHING, Given
@@ -19,7 +22,6 @@ from cogvx_jax.json_files import parse_json
 from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import RANDOM, Options
 from cogvx_jax.pipelines.origin import lora_digest
-from cogvx_jax.pipelines.request import Request
 from cogvx_jax.storage import read_file
 
 NAME = "cogvx-made.jsonl"
@@ -42,7 +44,11 @@ def note_made(out: Path, digest: str) -> None:
         file.write(f"{line}\n".encode())  # one write: lines of several processes do not mix
 
 
-def request_digest(request: Request, options: Options, model: str) -> str:
+class Digested(Protocol):
+    def digest(self, *, seed: bool = True) -> str: ...
+
+
+def request_digest(request: Digested, options: Options, model: str) -> str:
     """A hash of all that decides a video; `model` is of `model_digest`. One random seed is as good as another."""
     asked = f"{RANDOM} seed" if options.seed == RANDOM else ""
     version = importlib.metadata.version("cogvx_jax")
@@ -51,12 +57,43 @@ def request_digest(request: Request, options: Options, model: str) -> str:
     return found.hexdigest()
 
 
+class Noted(Protocol):
+    """A video to make, and the hash of its request."""
+
+    @property
+    def job(self) -> Job: ...
+    @property
+    def digest(self) -> str: ...
+
+
+One = TypeVar("One", bound=Noted)
+
+
+def not_made(work: Sequence[One], *, again: bool) -> list[One]:
+    """The work that no earlier run has done, which is reported; with `again`, all of it."""
+    from cogvx_jax.sharding import first_process, of_first_process
+
+    # The first process writes the files, and perhaps only it can see them.
+    made = [not again and first_process() and is_made(one.job.out, one.digest) for one in work]
+    made = [bool(found) for found in of_first_process(made)]
+    if any(made) and first_process():
+        report(f"{sum(made)} of {len(work)} videos are whole already; --again makes them anew")
+    return [one for one, found in zip(work, made, strict=True) if not found]
+
+
 def model_digest(source: str, adapters: list[tuple[Any, float]], how: dict[str, Any], given: Given = NOTHING) -> str:
     """A hash of a model's files by their fingerprints, of its LoRAs' numbers, and of how it computes."""
+    return digest_of(part_fingerprints(open_source(resolve(source), given)), how, adapters, given)
+
+
+def digest_of(
+    files: Mapping[str, str], how: dict[str, Any], adapters: Sequence[tuple[Any, float]] = (), given: Given = NOTHING
+) -> str:
+    """The same of a model whose files' fingerprints are known."""
     found = hashlib.sha256(repr(sorted(how.items())).encode())
     if given:
         found.update(str(given).encode())
-    found.update(repr(part_fingerprints(open_source(resolve(source), given))).encode())
+    found.update(repr(dict(files)).encode())
     for lora, weight in adapters:
         found.update(f"{lora_digest(lora)} {weight}".encode())
     return found.hexdigest()

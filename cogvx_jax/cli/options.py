@@ -68,12 +68,12 @@ def _without(*names: str, **helps: str) -> Callable[[type[T]], type[T]]:
 EXTENDED = "of the whole that comes out, any number above that of VIDEO; None is a clip of the model's own more."
 
 
-@_without("extend", *none_beside("extend"), frames=EXTENDED)
+@_without("extend", "depth", *none_beside("extend"), frames=EXTENDED)
 class ExtendFlags(VideoFlags):
     pass
 
 
-@_without("extend")
+@_without("extend", "depth")
 class LoopFlags(VideoFlags):
     pass
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import (
     ControlNetText,
     DType,
@@ -75,6 +76,21 @@ def plan(
     from cogvx_jax.planning.plan import plan as make
     from cogvx_jax.sharding.topologies import TOPOLOGIES
 
+    if (family := family_of(model)) is not None:
+        others = dict(videos=videos > 1, memory=memory, edit=edit, controlnet=controlnet, tora=tora, regions=regions)
+        for name in TOPOLOGIES if topology == "all" else (topology,):
+            family.plan(
+                model,
+                topology=name,
+                video=sampling,
+                dtype=dtype,
+                quantize=quantize,
+                device_gb=device_gb,
+                every=every,
+                as_json=as_json,
+                unused=others,
+            )
+        return
     for name in TOPOLOGIES if topology == "all" else (topology,):
         made = make(
             model,

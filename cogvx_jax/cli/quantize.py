@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import GivenFlags, LoRAText, ModelFlags, QuantizeText, parse_lora, size_words
 from cogvx_jax.cli.options import report as report_line
 from cogvx_jax.quantization import find_quantization
@@ -43,6 +44,9 @@ def quantize(
         raise ValueError("give a folder to write, or --report")
     if target is None and layout is not None:
         raise ValueError("--layout is of the folder to write, and there is none; give one, or leave it out")
+    if (family := family_of(source)) is not None:
+        said = {"layout": layout, "lora": lora, "report": report, "the flags of a model": bool(given)}
+        return family.quantize(source, target, to, said)
     from cogvx_jax.convert import write_quantized
     from cogvx_jax.convert.sources import open_source
     from cogvx_jax.pipelines.lora import find_lora, stack_loras

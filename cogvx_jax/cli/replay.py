@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cogvx_jax.cli.generate import Plan, make_videos
+from cogvx_jax.cli.attempts import Plan
+from cogvx_jax.cli.families import family_of
+from cogvx_jax.cli.generate import make_videos
 from cogvx_jax.cli.options import GenerateFlags, report
 from cogvx_jax.cli.prompts_file import Job
 from cogvx_jax.given import Given
@@ -120,7 +122,9 @@ def _compare_early(file: Path, old: "Record", model: str | None) -> list[str]:
     from cogvx_jax.pipelines.provenance import device, versions
     from cogvx_jax.pipelines.record import compared
 
-    files = part_fingerprints(open_source(resolve(model or old.model["source"]), _given(file, old)))
+    source, given = model or old.model["source"], _given(file, old)
+    family = family_of(source)
+    files = family.fingerprints(source) if family else part_fingerprints(open_source(resolve(source), given))
     theirs = {key: value for key, value in old.files.items() if key != "calibration"}
     lines = compared("versions", old.versions, versions()) + compared("files", theirs, files)
     return lines + compared("device", old.device, device(old.device.get("count", 1)))

@@ -72,7 +72,7 @@ def _facts(file: Path, record: "Record") -> Iterator[tuple[str, str | list[str]]
 
 
 def _counts(name: str, value: Any) -> bool:
-    return name in ALWAYS or value != DEFAULTS.get(name)
+    return (name in ALWAYS and value is not None) or value != DEFAULTS.get(name)
 
 
 def _input(one: Mapping[str, Any]) -> str:

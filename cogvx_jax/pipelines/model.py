@@ -19,6 +19,7 @@ from cogvx_jax.configs import DTYPES, Compute, ModelSpec
 from cogvx_jax.convert import load_params
 from cogvx_jax.convert import verify as verify_digests
 from cogvx_jax.convert.checkpoint import check_parts
+from cogvx_jax.convert.cogvideo2022_folder import FOLDERS, SIZES
 from cogvx_jax.convert.containers import SUFFIXES
 from cogvx_jax.convert.quantized_layout import MARK, read_quantization
 from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
@@ -50,6 +51,11 @@ MARKS = {  # a file of a folder that is no model's -> what the folder is
     "programs.json": "a folder of `cogvx compile`, for --programs",
     "pytorch_lora_weights.safetensors": "a LoRA, for --lora",
     "adapter_model.safetensors": "a LoRA, for --lora",
+    **dict.fromkeys(
+        (SIZES, *FOLDERS.values()),
+        "CogVideo (2022), for `cogvx generate`, `info`, `convert`, `quantize`, `plan` and `enhance`, and in Python for "
+        "`load_cogvideo2022`; see docs/cogvideo2022.md",
+    ),
     "scheduler_config.json": "a part of a model; give the folder above it",
     "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
 }

@@ -218,6 +218,8 @@ class Options(Sampling):
       fps: frames per second of the file; None is the input video's, or the model's own.
       finish: what `cogvx finish` then does with the video, such as scale=2,fps=32 or size=2160x3840,codec=hevc; a
         mapping in Python and JSON. docs/finishing.md has the keys.
+      depth: of CogVideo (2022) alone, how often frames are put between those that are there, 0 to 8: 5, 9, 17, 33
+        frames. None is as many as `frames` says.
       image_scale: factor of the image's latents; see `latents.image_scale`.
       latents: the noise to start from, (B, T, h, w, C) float32; with `video`, the noise it gets.
     """
@@ -262,6 +264,7 @@ class Options(Sampling):
     tiling: bool = False
     fps: Annotated[float | fractions.Fraction | None, _word("NUMBER", _read_rate)] = None
     finish: Annotated[Any, _word("KEY=VALUE|PATH,..."), NONE] = None
+    depth: Annotated[Any, _word("INT", _read_whole), OWN] = None
     image_scale: Annotated[Any, tyro.conf.SuppressFixed] = None
     latents: Annotated[Any, tyro.conf.SuppressFixed] = None
 
@@ -679,6 +682,7 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "tiling": _yes_or_no,
     "fps": _fps,
     "finish": _finishing,
+    "depth": _whole,
     "image_scale": _number(-MAX_IMAGE_SCALE, MAX_IMAGE_SCALE),
     "latents": _latents,
 }

@@ -103,19 +103,19 @@ class ProgramText:
     def __init__(self, text: str, computed: float | None = None):
         """`computed` as for `compile_cost`."""
         self._computed = computed
-        self._operations: dict[str, list[str]] = {}
+        self.operations: dict[str, list[str]] = {}
         self._entry = name = ""
         for line in text.splitlines():
             if found := re.match(r"(ENTRY )?%?([\w.\-]+) \(", line):
                 name = found[2]
-                self._operations[name] = []
+                self.operations[name] = []
                 self._entry = name if found[1] else self._entry
             elif line.rstrip() == "}":
                 name = ""
             elif name and line.startswith("  "):
-                self._operations[name].append(line)
-            elif name and self._operations[name]:  # the attributes of a kernel may have line ends
-                self._operations[name][-1] += line
+                self.operations[name].append(line)
+            elif name and self.operations[name]:  # the attributes of a kernel may have line ends
+                self.operations[name][-1] += line
 
     def cycles(self) -> int:
         """Of all operations that have an estimate."""
@@ -123,7 +123,7 @@ class ProgramText:
 
     def _cycles(self, name: str) -> float:
         total = 0.0
-        for times, line in self._walk(name):
+        for times, line in self.walk(name):
             for found in re.findall(r'"estimated_cycles":"(\d+)"', line):
                 total += times * int(found) if int(found) < UNKNOWN else 0
         return total
@@ -132,7 +132,7 @@ class ProgramText:
         """Pairs of a query and a key, times heads, that the kernels of a backend of `nn.attention` go through."""
         kernel, total = BACKENDS[backend].kernel, 0.0
         assert kernel is not None, f"{backend} has no kernel"
-        for times, line in self._walk(self._entry):
+        for times, line in self.walk(self._entry):
             if "tpu_custom_call" in line and kernel.name in line:
                 q, k = _shapes(line.partition("operand_layout_constraints=")[2], kernel.kinds)[:2]
                 total += times * math.prod(q[:-2]) * q[kernel.token_axis] * k[kernel.token_axis]
@@ -141,7 +141,7 @@ class ProgramText:
     def collectives(self) -> dict[str, tuple[int, int]]:
         """By kind, how many there are and the bytes of their results; asynchronous ones count once."""
         found: dict[str, tuple[float, float]] = {}
-        for times, line in self._walk(self._entry):
+        for times, line in self.walk(self._entry):
             if operation := re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
                 result, kind, start = operation.groups()
                 parts = _sizes(result)
@@ -150,27 +150,27 @@ class ProgramText:
                 found[kind] = count + times, total + times * size
         return {kind: (round(count), round(size)) for kind, (count, size) in found.items()}
 
-    def _walk(self, name: str, times: float = 1) -> Iterator[tuple[float, str]]:
+    def walk(self, name: str, times: float = 1) -> Iterator[tuple[float, str]]:
         """Operations with how often they run; those inside a fusion belong to it.
 
         Of a conditional's branches the one that takes the most cycles counts, or each by its share of the runs.
         """
-        for line in self._operations[name]:
+        for line in self.operations[name]:
             yield times, line
             if branches := _branches(line):
                 if self._computed is None or len(branches) != 2:
-                    yield from self._walk(max(branches, key=self._cycles), times)
+                    yield from self.walk(max(branches, key=self._cycles), times)
                 else:
                     for branch, share in zip(branches, (1 - self._computed, self._computed), strict=True):
-                        yield from self._walk(branch, times * share)
+                        yield from self.walk(branch, times * share)
             elif loop := re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line):
-                yield from self._walk(loop[2], times * self._count(loop[1]))
+                yield from self.walk(loop[2], times * self._count(loop[1]))
             elif call := re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line):
-                yield from self._walk(call[1], times)
+                yield from self.walk(call[1], times)
 
     def _count(self, condition: str) -> int:
         """How often a loop runs: the constant that its counter, from 0 in steps of 1, is compared with."""
-        constants = [int(n) for line in self._operations[condition] for n in re.findall(r"constant\((\d+)\)", line)]
+        constants = [int(n) for line in self.operations[condition] for n in re.findall(r"constant\((\d+)\)", line)]
         return max(constants, default=1)
 
 
@@ -190,10 +190,10 @@ def _shapes(text: str, kinds: str) -> list[tuple[int, ...]]:
 def _sizes(result: str) -> list[int]:
     """Bytes of each array of a result such as "(bf16[2,3]{1,0}, f32[])"."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", result)
-    return [-(-_bits(kind) * math.prod(int(n) for n in dims.split(",") if n) // 8) for kind, dims in found]
+    return [-(-bits(kind) * math.prod(int(n) for n in dims.split(",") if n) // 8) for kind, dims in found]
 
 
-def _bits(kind: str) -> int:
+def bits(kind: str) -> int:
     """Of a number: "f8e4m3fn" is of 8 bits, "f4e2m1fn" of 4."""
     return BITS.get(re.sub(r"^(f\d+)e\d.*", r"\1", kind), 32)
 

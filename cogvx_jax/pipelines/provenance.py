@@ -70,15 +70,20 @@ def record_text(
       change: what to make of the record first; what it raises is raised.
       how: as for `record_of`.
     """
+    return told_text(functools.partial(record_of, model, request, index, **how), change)
+
+
+def told_text(make: Callable[[], Record], change: Callable[[Record], Record] | None = None) -> str | None:
+    """The text of the record that `make` gives; None where there can be none, which is warned of."""
     try:
-        found = record_of(model, request, index, **how)
+        found = make()
     except (OSError, ValueError) as error:  # a video is worth more than its record
-        warnings.warn(f"the video carries no record, as the model's files cannot be read now: {error}", stacklevel=3)
+        warnings.warn(f"the video carries no record, as the model's files cannot be read now: {error}", stacklevel=4)
         return None
     text = (found if change is None else change(found)).text
     if len(text) <= MAX_BYTES:
         return text
-    warnings.warn(f"a record of {len(text):,} characters is left out; it may have {MAX_BYTES:,}", stacklevel=3)
+    warnings.warn(f"a record of {len(text):,} characters is left out; it may have {MAX_BYTES:,}", stacklevel=4)
     return None
 
 

@@ -200,6 +200,8 @@ def check_request(spec: ModelSpec, prompt: str | list[str], options: Options | N
         raise ValueError("prompt must be a string or a list of at least one string")
     for text in prompts:
         check_text("prompt", text)
+    if asked.depth is not None:
+        raise ValueError(f"depth is of CogVideo (2022); {spec.name} makes as many frames as frames says")
     task = find_task(spec, asked)
     negative = _negatives(asked.negative_prompt, len(prompts))
     read = _read_inputs if asked.extend is None else _going_on

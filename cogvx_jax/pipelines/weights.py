@@ -134,7 +134,7 @@ def load_component(
             made = Kernel(*map(sharding.put_sharded, quantize_on_host(read_wide, shape, storage), both(path)))
         else:
             made = sharding.put_quantized(read_wide, shape, storage, *both(path))
-        _check_scales(f"the {component} of {spec.name}", path, made.scale, mesh)
+        check_scales(f"the {component} of {spec.name}", path, made.scale, mesh)
         scales[path + SCALE] = made.scale
         return made.values
 
@@ -147,7 +147,7 @@ def load_component(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _check_scales(where: str, path: str, scale: jax.Array, mesh: Mesh | None) -> None:
+def check_scales(where: str, path: str, scale: jax.Array, mesh: Mesh | None) -> None:
     """Raises ValueError where a kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
     finite = jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)), out_shardings=sharding.everywhere(mesh))
     good = jax.device_get(finite(scale))

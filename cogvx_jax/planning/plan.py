@@ -218,7 +218,7 @@ def plan(
     beside = _beside(spec, made_of, controlnet, tora, regions)
     modes = _modes(memory, made_of)
     check_videos(videos)
-    target = _target(topology, mesh, device_gb)
+    target = find_target(topology, mesh, device_gb)
     wanted = _Question(
         spec=spec,
         compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, quantize)),
@@ -360,7 +360,7 @@ def choose(
     mode = RESIDENT if memory is None else None if memory == AUTO else find_mode(memory)
     given = mesh if isinstance(mesh, Mesh) else None
     on = sharding.make_mesh(devices=jax.devices()[:1]) if mesh is None else given
-    target = _target(None, on)
+    target = find_target(None, on)
     if len(target.devices) == 1 and mode is not None:
         return given, mode
     if target.memory is None:
@@ -411,7 +411,7 @@ def candidates(heads: int, devices: int, videos: int, *, guided: bool) -> Iterat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Target:
+class Target:
     name: str
     devices: tuple[Any, ...]
     platform: str
@@ -437,7 +437,7 @@ class _Target:
 class _Question:
     spec: ModelSpec
     compute: Compute
-    target: _Target
+    target: Target
     shape: tuple[int, int, int, int, int]
     padding: int
     guided: bool
@@ -480,14 +480,14 @@ class _Question:
         return (*(["skipped"] if skips else []), *(["inversion"] if self.edit else []))
 
 
-def _target(name: str | None, mesh: Mesh | None = None, device_gb: float | None = None) -> _Target:
+def find_target(name: str | None, mesh: Mesh | None = None, device_gb: float | None = None) -> Target:
     """A slice by its name, or the devices that are here; of either, those of a mesh."""
     if device_gb is not None and not 0 < device_gb < math.inf:
         raise ValueError(f"the memory of a device must be a positive number of GB, got {device_gb:g}")
     slice_ = None if name is None else topology(name)
     devices = tuple(jax.devices() if slice_ is None else slice_.devices())
     devices = devices if mesh is None else tuple(mesh.devices.flat)
-    return _Target(
+    return Target(
         name=name or f"{len(devices)} x {devices[0].device_kind}",
         devices=devices,
         platform=platform_of(devices[0]),
@@ -496,7 +496,7 @@ def _target(name: str | None, mesh: Mesh | None = None, device_gb: float | None 
     )
 
 
-def _compute(spec: ModelSpec, dtype: str | None, target: _Target) -> Compute:
+def _compute(spec: ModelSpec, dtype: str | None, target: Target) -> Compute:
     return dataclasses.replace(choose_compute(spec, dtype, platform=target.platform), logit_bound=LIKELY_BOUND)
 
 

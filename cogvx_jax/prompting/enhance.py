@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cogvx_jax.prompting.wording import Message, messages, shorter
+from cogvx_jax.prompting.wording import ENGLISH, Message, Wording
 
 URL, KEY, LLM = "OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"  # variables of the environment
 DEFAULT_LLM = "gpt-4o-mini"  # at OpenAI's own endpoint
@@ -22,7 +22,8 @@ TRIES = 3  # answers that may be empty or too long
 TIMEOUT = 120.0  # seconds
 SIDE = 1024  # pixels of a picture that is sent, at most
 MAX_PROMPT = 4000  # characters of a prompt that is sent
-WORDS_A_TOKEN = 0.7  # of English; T5 has 226 tokens for about 170 words
+# Where an answer may be cut, and what its parts are joined by: sentences and words, then letters of other scripts.
+CUTS = ((r"(?<=[.!?]) ", " "), (" ", " "), (r"(?<=[。！？，；])", ""), (r"(?<=.)(?=.)", ""))
 THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)  # which some servers leave in the answer
 
 
@@ -61,11 +62,12 @@ class Enhancer:
     Args:
       count: how many tokens a text has for the model that makes the video.
       limit: of these tokens; the encoder cuts what is beyond.
+      wording: of the language that the model reads.
     Raises: ValueError where no endpoint is named, or the package openai is missing.
     """
 
-    def __init__(self, endpoint: Endpoint, count: Callable[[str], int], limit: int):
-        self._endpoint, self._count, self._limit = endpoint.filled(), count, limit
+    def __init__(self, endpoint: Endpoint, count: Callable[[str], int], limit: int, wording: Wording = ENGLISH):
+        self._endpoint, self._count, self._limit, self._wording = endpoint.filled(), count, limit, wording
         self._openai = _package()
         self._client = self._openai.OpenAI(
             base_url=self._endpoint.url, api_key=self._endpoint.key, timeout=TIMEOUT, max_retries=2
@@ -92,8 +94,8 @@ class Enhancer:
             raise ValueError("the prompt is empty; say what the video is to show, or give a picture")
         if len(prompt) > MAX_PROMPT:
             raise ValueError(f"a prompt to enhance may have {MAX_PROMPT:,} characters, got {len(prompt):,}")
-        talk = messages(prompt, None if image is None else data_url(image))
-        best, words = "", int(self._limit * WORDS_A_TOKEN)
+        talk = self._wording.messages(prompt, None if image is None else data_url(image))
+        best, words = "", int(self._limit * self._wording.unit)
         for _ in range(TRIES):
             answer = cleaned(self._answer(talk))
             if not answer:
@@ -101,7 +103,7 @@ class Enhancer:
             if self._count(answer) <= self._limit:
                 return answer
             best, words = answer, int(words * 0.8)
-            talk = [*talk, *shorter(answer, words)]
+            talk = [*talk, *self._wording.shorter(answer, words)]
         if not best:
             raise ValueError(f"{self.llm} gave no answer in {TRIES} tries; use another language model")
         return self._cut(best)
@@ -128,13 +130,13 @@ class Enhancer:
         return names[0]
 
     def _cut(self, answer: str) -> str:
-        """As many whole sentences as fit; of one that is too long, words."""
-        for mark in (r"(?<=[.!?]) ", " "):
+        """As many whole sentences as fit; of one that is too long, words or letters."""
+        for mark, between in CUTS:
             parts = re.split(mark, answer)
-            while parts and self._count(" ".join(parts)) > self._limit:
+            while parts and self._count(between.join(parts)) > self._limit:
                 parts.pop()
-            if parts:
-                return " ".join(parts)
+            if any(parts):
+                return between.join(parts)
         return answer[:1]
 
 

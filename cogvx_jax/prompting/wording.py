@@ -1,8 +1,23 @@
 """What a language model is asked for: the instructions, and examples of how a prompt becomes a description."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
+
+
+class Wording(NamedTuple):
+    """What a language model is told, by the kind of prompt that a model reads.
+
+    messages: the conversation that asks for a prompt, of what the user says and the first frame's URL.
+    shorter: what goes on with it after an answer that was too long, with the number of units that would do.
+    unit: tokens of the model that makes the video -> about how many words or letters of the language.
+    """
+
+    messages: Callable[[str, str | None], list[Message]]
+    shorter: Callable[[str, int], list[Message]]
+    unit: float
+
 
 FROM_TEXT = """\
 You write prompts for a text-to-video model. It knows English alone, and draws only what the text says.
@@ -71,3 +86,40 @@ def shorter(answer: str, words: int) -> list[Message]:
     """What goes on with a conversation whose answer was too long."""
     said = f"That is too long. Say the same in at most {words} words."
     return [{"role": "assistant", "content": answer}, {"role": "user", "content": said}]
+
+
+ENGLISH = Wording(messages, shorter, 0.7)  # T5 has 226 tokens for about 170 words
+
+CHINESE_SENTENCE = """\
+You write prompts for a text-to-video model of 2022. It reads Simplified Chinese alone, and one short sentence.
+The user gives an idea, in whatever language. Answer with one sentence in Simplified Chinese that says who or what is
+seen, what it does, and where. Leave out style, light and camera unless the user names them. Keep everything else that
+the user says. At most 25 characters, no quotation marks, no Latin letters. Answer with the sentence alone."""
+CHINESE_EXAMPLES = (  # what a user may say -> the answer
+    ("a lion is drinking water from a glass", "一头狮子正在用玻璃杯喝水"),
+    ("Ein Kind fährt im Park auf einem roten Fahrrad.", "一个孩子在公园里骑红色的自行车"),
+    ("时间流逝，夜空中的星星", "夜空中的星星随时间缓缓移动"),  # time passes, stars in the night sky
+)
+
+
+def chinese_messages(prompt: str, image_url: str | None) -> list[Message]:
+    """As `messages`, for one short sentence in Chinese."""
+    shown = [
+        message
+        for wish, answer in CHINESE_EXAMPLES
+        for message in ({"role": "user", "content": wish}, {"role": "assistant", "content": answer})
+    ]
+    asked: Any = prompt
+    if image_url is not None:
+        picture = {"type": "image_url", "image_url": {"url": image_url}}
+        asked = [{"type": "text", "text": prompt or WITHOUT_WISH}, picture]
+    return [{"role": "system", "content": CHINESE_SENTENCE}, *shown, {"role": "user", "content": asked}]
+
+
+def chinese_shorter(answer: str, letters: int) -> list[Message]:
+    """As `shorter`."""
+    said = f"That is too long. Say the same in at most {letters} Chinese characters."
+    return [{"role": "assistant", "content": answer}, {"role": "user", "content": said}]
+
+
+CHINESE = Wording(chinese_messages, chinese_shorter, 1.0)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cogvx_jax.axes import constrain
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.models.cogvideo2022.transformer import Block, Cache, CogVideo2022, Kept, KeyValue
 
@@ -28,7 +29,7 @@ def cache_of(cfg: CogVideo2022Config, kept: Kept, length: int) -> Cache:
     """
 
     def filled(part: jax.Array, size: int) -> jax.Array:
-        return jnp.pad(part, ((0, 0), (0, 0), (0, size - part.shape[2]), (0, 0), (0, 0)))
+        return _placed(jnp.pad(part, ((0, 0), (0, 0), (0, size - part.shape[2]), (0, 0), (0, 0))))
 
     k, v = (filled(part[:, :, :length], length + cfg.frame_codes) for part in kept.spatial)
     if kept.temporal is None:
@@ -108,4 +109,9 @@ def applied(module: nn.Module, params: Params, *inputs: Any, method: str = "__ca
 def _with(whole: KeyValue, rows: KeyValue, place: jax.Array) -> KeyValue:
     """The arrays with a row at a place, (layers, B, 1, A, K), in place of the one there."""
     k, v = (jax.lax.dynamic_update_slice_in_dim(x, y, place, axis=2) for x, y in zip(whole, rows, strict=True))
-    return k, v
+    return _placed(k), _placed(v)
+
+
+def _placed(cached: jax.Array) -> jax.Array:
+    """Keys or values of all layers where a mesh has sequences and heads."""
+    return constrain(cached, "layers", "batch", None, "heads", None)

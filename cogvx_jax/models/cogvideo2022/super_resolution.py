@@ -19,9 +19,7 @@ from flax import linen as nn
 from cogvx_jax.axes import constrain
 from cogvx_jax.models.cogvideo2022.attention import Seen, attend, hidden_where
 from cogvx_jax.models.cogvideo2022.configs import SuperResolutionConfig
-from cogvx_jax.models.cogvideo2022.transformer import Base, Channel, Text
-from cogvx_jax.nn.norms import LayerNorm
-from cogvx_jax.nn.parameters import parameter
+from cogvx_jax.models.cogvideo2022.transformer import Base, Channel, Text, code_logits, declare
 
 
 class SuperResolution(nn.Module):
@@ -31,20 +29,7 @@ class SuperResolution(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
-        cfg, init = self.cfg, nn.initializers.normal(0.02)
-        self.words = parameter(self, "words", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
-        self.positions = parameter(self, "positions", init, (None, "embed"), (cfg.base_positions, cfg.width))
-        shape = (cfg.extra_positions, cfg.width)
-        self.extra_positions = parameter(self, "extra_positions", init, (None, "embed"), shape)
-        self.blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast,),
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.dtype)
-        self.norm = LayerNorm(cfg.norm_eps)
+        declare(self, Block, in_axes=(nn.broadcast,))
 
     def __call__(self, text: Text, codes: jax.Array) -> jax.Array:
         x, _ = self.blocks(constrain(self.embed(text, codes), "batch", "seq", None), text.real)
@@ -65,8 +50,7 @@ class SuperResolution(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """As `CogVideo2022.logits`."""
-        words = self.words[: self.cfg.codes].astype(jnp.float32)
-        return jnp.einsum("...d,cd->...c", hidden.astype(jnp.float32), words)
+        return code_logits(self, hidden)
 
 
 class Block(nn.Module):

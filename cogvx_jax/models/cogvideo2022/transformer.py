@@ -11,7 +11,7 @@ Source: Hong et al. 2022, arXiv:2205.15868; branch CogVideo of zai-org/CogVideo,
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,22 +84,11 @@ class CogVideo2022(nn.Module):
 
     cfg: CogVideo2022Config
     dtype: str = "float32"
+    remat: bool = False  # whether the backward pass computes each layer anew
 
     def setup(self) -> None:
-        cfg, init = self.cfg, nn.initializers.normal(0.02)
-        self.words = parameter(self, "words", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
-        self.positions = parameter(self, "positions", init, (None, "embed"), (cfg.base_positions, cfg.width))
-        shape = (cfg.extra_positions, cfg.width)
-        self.extra_positions = parameter(self, "extra_positions", init, (None, "embed"), shape)
-        self.blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=cfg.layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.dtype)
-        self.norm = LayerNorm(cfg.norm_eps)
+        block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block
+        declare(self, block, in_axes=(0, nn.broadcast, nn.broadcast))
 
     def __call__(self, text: Text, codes: jax.Array, frames: Frames) -> tuple[jax.Array, Kept]:
         """A pass over a text and frames.
@@ -115,8 +104,14 @@ class CogVideo2022(nn.Module):
 
     def embed_code(self, code: jax.Array, frame: int, place: jax.Array) -> jax.Array:
         """(B,) -> (B, 1, D): the input at a place of a frame, which is the code before."""
-        token = jnp.where(place == 0, self.cfg.start_of_image, code)
-        return (self._words(token) + self.frame_positions()[frame, place][None])[:, None]
+        cfg = self.cfg
+        token = jnp.where(place == 0, cfg.start_of_image, code)
+        # One row is read, and not the table of all frames made for it.
+        if frame == 0:
+            position = self.positions[cfg.first_position + place]
+        else:
+            position = self.extra_positions[(frame - 1) * cfg.frame_codes + place]
+        return (self._words(token) + position.astype(self.dtype)[None])[:, None]
 
     def embed_text(self, text: Text) -> jax.Array:
         """(B, L) -> (B, L, D). Positions count from the first token that is no padding."""
@@ -138,8 +133,7 @@ class CogVideo2022(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """(..., D) -> (..., codes) float32: the words are those of the input."""
-        words = self.words[: self.cfg.codes].astype(jnp.float32)
-        return jnp.einsum("...d,cd->...c", hidden.astype(jnp.float32), words)
+        return code_logits(self, hidden)
 
     def normed(self, x: jax.Array) -> jax.Array:
         """The last norm."""
@@ -318,6 +312,30 @@ class Channel(nn.Module):
         """(B, S, D) of the base with (B, S, A, K) of the channel: (B, S, D)."""
         share = nn.sigmoid(self.gate.astype(jnp.float32)).astype(spatial.dtype)[None, None]
         return share * spatial + (1 - share) * self.out(temporal)
+
+
+def declare(network: Any, block: type[nn.Module], in_axes: tuple[Any, ...]) -> None:
+    """What the transformers of all stages are made of, for their `setup`: words, positions, blocks, the last norm."""
+    cfg, init = network.cfg, nn.initializers.normal(0.02)
+    network.words = parameter(network, "words", init, ("vocab", "embed"), (cfg.vocab, cfg.width))
+    network.positions = parameter(network, "positions", init, (None, "embed"), (cfg.base_positions, cfg.width))
+    shape = (cfg.extra_positions, cfg.width)
+    network.extra_positions = parameter(network, "extra_positions", init, (None, "embed"), shape)
+    network.blocks = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=cfg.layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(cfg, network.dtype)
+    network.norm = LayerNorm(cfg.norm_eps)
+
+
+def code_logits(network: Any, hidden: jax.Array) -> jax.Array:
+    """(..., D) -> (..., codes), summed in float32: the words are read as they are stored, not made wider first."""
+    words = network.words[: network.cfg.codes].astype(hidden.dtype)
+    return jnp.einsum("...d,cd->...c", hidden, words, preferred_element_type=jnp.float32)
 
 
 def split_heads(cfg: CogVideo2022Config, y: jax.Array) -> jax.Array:

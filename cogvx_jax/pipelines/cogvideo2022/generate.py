@@ -9,24 +9,22 @@ Source: branch CogVideo of zai-org/CogVideo, `cogvideo_pipeline.py`.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from cogvx_jax.models.cogvideo2022.cached import applied, cache_of, make_frame
-from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
-from cogvx_jax.models.cogvideo2022.super_resolution import SuperResolution
-from cogvx_jax.models.cogvideo2022.transformer import Cache, CogVideo2022, Frames, Text
-from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, draw
+from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
+from cogvx_jax.pipelines.cogvideo2022.clusters import Draw
+from cogvx_jax.pipelines.cogvideo2022.programs import RATE as RATE
+from cogvx_jax.pipelines.cogvideo2022.programs import decoded, enlarged, first_pass, fold, frame
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, batch_of, check_prompts, first_frame_text, frames_text
+from cogvx_jax.sharding import replicate
 
-RATE = 8  # of the image tokenizer, for small frames and for large ones
 KEY_FRAMES_SECONDS = 4.0
 FPS = 8.0  # of 33 frames
 
@@ -65,40 +63,56 @@ class Settings:
             raise ValueError(f"rows is {self.rows}; it must be 1 at least")
 
 
+Told = Callable[[int], object]  # is called with the number of frames that were just made
+
+
+def untold(frames: int) -> None:
+    """Nobody is told."""
+
+
 def make_codes(
-    system: System, prompts: Sequence[str], settings: Settings, *, seed: int = 0, first: np.ndarray | None = None
+    system: System,
+    prompts: Sequence[str],
+    settings: Settings,
+    *,
+    seed: int = 0,
+    first: np.ndarray | None = None,
+    told: Told = untold,
 ) -> np.ndarray:
     """The codes of all frames, (B, 1 + 4 * 2**depth, n).
 
     Args:
       first: (B, n), those of the first frames; None makes them.
+      told: as all of these functions have it.
     Raises: ValueError for prompts that the model cannot read, and for numbers that are not finite.
     """
     check_prompts(system.tokenizer, prompts)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
-    codes = first_frames(system, prompts, settings, keys) if first is None else np.asarray(first, np.int32)
-    frames = key_frames(system, prompts, codes, settings, _fold(keys, 1))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), jnp.arange(len(prompts)))
+    codes = first_frames(system, prompts, settings, keys, told) if first is None else np.asarray(first, np.int32)
+    frames = key_frames(system, prompts, codes, settings, fold(keys, 1), told)
     seconds = KEY_FRAMES_SECONDS
     for level in range(settings.depth):
         seconds /= 2
-        frames = between(system, prompts, frames, seconds, settings, _fold(keys, 2 + level))
+        frames = between(system, prompts, frames, seconds, settings, fold(keys, 2 + level), told)
     return frames
 
 
-def first_frames(system: System, prompts: Sequence[str], settings: Settings, keys: jax.Array) -> np.ndarray:
+def first_frames(
+    system: System, prompts: Sequence[str], settings: Settings, keys: jax.Array, told: Told = untold
+) -> np.ndarray:
     """(B, n): pictures, by the base alone."""
     texts = [first_frame_text(system.tokenizer, prompt) for prompt in prompts]
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
         nothing = np.zeros((len(texts[rows]), 0, system.stages[SEQUENTIAL].frame_codes), np.int32)
-        run = _Run(system, SEQUENTIAL, texts[rows], None, settings.text_bias, temporal=False)
+        run = _Run(system, SEQUENTIAL, texts[rows], None, settings.text_bias, temporal=False, told=told)
         return run.frames(nothing, [0], settings.first, None, keys)[:, 0]
 
     return _in_parts(some, len(texts), settings.rows, keys)
 
 
 def key_frames(
-    system: System, prompts: Sequence[str], first: np.ndarray, settings: Settings, keys: jax.Array
+    system: System, prompts: Sequence[str], first: np.ndarray, settings: Settings, keys: jax.Array, told: Told = untold
 ) -> np.ndarray:
     """(B, n) -> (B, F, n) with the first frame, F as many as the transformer sees at once."""
     guided = settings.guidance is not None
@@ -108,7 +122,7 @@ def key_frames(
     bias = 0.0 if guided else settings.text_bias
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
-        run = _Run(system, SEQUENTIAL, texts[rows], guide, bias)
+        run = _Run(system, SEQUENTIAL, texts[rows], guide, bias, told=told)
         slots = range(1, system.stages[SEQUENTIAL].frames)
         made = run.frames(first[rows, None], slots, settings.frames, settings.guidance, keys)
         return np.concatenate([first[rows, None], made], axis=1)
@@ -117,7 +131,13 @@ def key_frames(
 
 
 def between(
-    system: System, prompts: Sequence[str], frames: np.ndarray, seconds: float, settings: Settings, keys: jax.Array
+    system: System,
+    prompts: Sequence[str],
+    frames: np.ndarray,
+    seconds: float,
+    settings: Settings,
+    keys: jax.Array,
+    told: Told = untold,
 ) -> np.ndarray:
     """(B, F, n) -> (B, 2 F - 1, n): of three neighbours each, one frame is made before the middle one and one after.
 
@@ -138,10 +158,8 @@ def between(
     own = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(pairs)))(keys).reshape(-1)
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
-        shift = settings.guide_shift
-        run = _Run(
-            system, INTERPOLATION, texts[rows], guide, bias, training_mask=settings.training_mask, guide_shift=shift
-        )
+        quirks = dict(training_mask=settings.training_mask, guide_shift=settings.guide_shift)
+        run = _Run(system, INTERPOLATION, texts[rows], guide, bias, told=told, **quirks)
         return run.frames(given[rows], [3, 4], settings.frames, settings.guidance_between, keys)
 
     made = _in_parts(some, len(texts), _rows(settings.rows, guided), own)
@@ -151,18 +169,24 @@ def between(
 
 
 def enlarge(
-    system: System, prompts: Sequence[str], frames: np.ndarray, settings: Settings, *, seed: int = 0
+    system: System, prompts: Sequence[str], frames: np.ndarray, settings: Settings, *, seed: int = 0, first: int = 0
 ) -> np.ndarray:
-    """(B, F, n) codes -> (B, F, 9 n), by a pass over each frame."""
+    """(B, F, n) codes -> (B, F, 9 n), by a pass over each frame.
+
+    Args:
+      first: number of the first of these frames among all of a request, on which its noise depends.
+    """
     network, length = system.super_resolution, system.stages[SUPER_RESOLUTION].text_length
     texts = [system.tokenizer.encode(prompt) for prompt in prompts for _ in range(frames.shape[1])]
     text, flat = batch_of(system.tokenizer, texts, length), frames.reshape(-1, frames.shape[-1])
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(flat)))
-    params, clusters = system.params[SUPER_RESOLUTION], system.clusters
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), first + jnp.arange(len(flat)))
+    params, clusters, mesh = system.params[SUPER_RESOLUTION], system.clusters, system.mesh
 
     def some(rows: slice, keys: jax.Array) -> np.ndarray:
-        own = Text(text.ids[rows], text.real[rows])
-        codes, finite = _enlarged(params, own, flat[rows], clusters, keys, network=network, how=settings.large)
+        own = _everywhere(Text(text.ids[rows], text.real[rows]), mesh)
+        codes, finite = enlarged(
+            params, own, replicate(flat[rows], mesh), clusters, keys, network=network, how=settings.large, mesh=mesh
+        )
         _check(finite, "super-resolution", system.dtype)
         return np.asarray(codes)
 
@@ -179,7 +203,7 @@ def to_pixels(system: System, frames: np.ndarray, *, stretch: bool = False) -> n
     side = math.isqrt(frames.shape[-1])
     made = []
     for codes in frames.reshape(-1, 1, side, side):
-        pixels = np.asarray(_decoded(system.image_params, codes, network=system.images))[0]
+        pixels = np.asarray(decoded(system.image_params, replicate(codes, system.mesh), network=system.images))[0]
         if stretch:
             pixels = (pixels - pixels.min()) / max(float(pixels.max() - pixels.min()), 1e-5)
         made.append(np.uint8(np.clip(pixels * 255 + 0.5, 0, 255)))
@@ -200,8 +224,10 @@ class _Run:
         temporal: bool = True,
         training_mask: bool = False,
         guide_shift: bool = False,
+        told: Told = untold,
     ):
         self.network, self.params, self.clusters = system.network(stage), system.params[stage], system.clusters
+        self.mesh, self.told = system.mesh, told
         self.text = batch_of(system.tokenizer, [*texts, *([] if guide is None else [guide] * len(texts))])
         self.shifts = [len(text) - len(guide) for text in texts] if guide is not None and guide_shift else None
         self.guided, self.dtype, self.stage = guide is not None, system.dtype, stage
@@ -214,15 +240,17 @@ class _Run:
         both = np.concatenate([given, self._guide_frames(given)]) if self.guided else given
         order = self.network.cfg.order[: given.shape[1]]
         frames = self.how._replace(order=order, given=len(order))
-        cache = _first_pass(self.params, self.text, both, network=self.network, frames=frames)
+        text, mesh = _everywhere(self.text, self.mesh), self.mesh
+        cache = first_pass(self.params, text, replicate(both, mesh), network=self.network, frames=frames, mesh=mesh)
         made = []
         for slot in slots:
-            codes, cache, finite = _frame(
-                self.params, cache, self.text.real, self.clusters, _fold(keys, slot),
-                network=self.network, slot=slot, how=how, guidance=guidance, text_bias=self.how.text_bias,
+            codes, cache, finite = frame(
+                self.params, cache, text.real, self.clusters, fold(keys, slot),
+                network=self.network, slot=slot, how=how, guidance=guidance, text_bias=self.how.text_bias, mesh=mesh,
             )  # fmt: skip
             _check(finite, f"the {self.stage} stage", self.dtype)
             made.append(np.asarray(codes))
+            self.told(len(codes))
         return np.stack(made, axis=1)
 
     def _guide_frames(self, given: np.ndarray) -> np.ndarray:
@@ -234,90 +262,20 @@ class _Run:
         return np.stack(moved).reshape(given.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "frames"))
-def _first_pass(params: Any, text: Text, codes: jax.Array, *, network: CogVideo2022, frames: Frames) -> Cache:
-    _, kept = applied(network, params, text, codes, frames)
-    return cache_of(network.cfg, kept, text.ids.shape[1])
-
-
-@functools.partial(
-    jax.jit, static_argnames=("network", "slot", "how", "guidance", "text_bias"), donate_argnames=("cache",)
-)
-def _frame(
-    params: Any,
-    cache: Cache,
-    real: jax.Array,
-    clusters: Clusters,
-    keys: jax.Array,
-    *,
-    network: CogVideo2022,
-    slot: int,
-    how: Draw,
-    guidance: float | None,
-    text_bias: float,
-) -> tuple[jax.Array, Cache, jax.Array]:
-    """The codes of a frame, (B, n), the cache, and whether all logits were finite.
-
-    With guidance, guides are the second half of the batch.
-    """
-
-    def choose(logits: jax.Array, place: jax.Array) -> jax.Array:
-        if guidance is None:
-            return _drawn(logits, clusters, _fold(keys, place), how)
-        asked, guide = jnp.split(logits, 2)
-        codes = _drawn(guide + guidance * (asked - guide), clusters, _fold(keys, place), how)
-        return jnp.concatenate([codes, codes])
-
-    codes, cache = make_frame(network, params, cache, real, choose, slot=slot, text_bias=text_bias)
-    return codes[: len(keys)], cache, (codes >= 0).all()
-
-
-@functools.partial(jax.jit, static_argnames=("network", "how"))
-def _enlarged(
-    params: Any,
-    text: Text,
-    codes: jax.Array,
-    clusters: Clusters,
-    keys: jax.Array,
-    *,
-    network: SuperResolution,
-    how: Draw,
-) -> tuple[jax.Array, jax.Array]:
-    grid = network.cfg.large_grid
-    hidden = applied(network, params, text, codes)[:, -(grid**2) :]  # (B, N, D)
-    rows = jnp.moveaxis(hidden.reshape(len(codes), grid, grid, -1), 1, 0)
-
-    def row(number_and_row: tuple[jax.Array, jax.Array]) -> jax.Array:  # logits of all would take 288 MB a frame
-        number, row = number_and_row
-        logits = applied(network, params, row, method="logits")  # (B, grid, codes)
-        own = jax.vmap(lambda place: _fold(keys, number * grid + place))(jnp.arange(grid)).T  # (B, grid)
-        return _drawn(logits.reshape(-1, logits.shape[-1]), clusters, own.reshape(-1), how).reshape(len(codes), grid)
-
-    found = jax.lax.map(row, (jnp.arange(grid), rows))
-    found = jnp.moveaxis(found, 0, 1).reshape(len(codes), -1)
-    return found, (found >= 0).all()
-
-
-@functools.partial(jax.jit, static_argnames=("network",))
-def _decoded(params: Any, codes: jax.Array, *, network: ImageTokenizer) -> jax.Array:
-    pixels: jax.Array = applied(network, params, codes, RATE, method="decode")
-    return pixels
-
-
-def _drawn(logits: jax.Array, clusters: Clusters, keys: jax.Array, how: Draw) -> jax.Array:
-    """As `draw`, -1 for rows whose logits are not all finite."""
-    return jnp.where(jnp.isfinite(logits).all(axis=-1), draw(logits, clusters, keys, how), -1)
-
-
-def _fold(keys: jax.Array, number: Any) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
 def _check(finite: jax.Array, what: str, dtype: str) -> None:
     if not bool(finite):
         why = "its weights are damaged" if dtype == "float32" else f"{dtype} may be too narrow; compute in float32"
         why = "float16 overflows there; compute in bfloat16 or float32" if dtype == "float16" else why
         raise ValueError(f"{what} of CogVideo gave numbers that are not finite: {why}")
+
+
+def _key(system: System, seed: int) -> jax.Array:
+    """The key of a seed, on all devices of the system."""
+    return jax.random.wrap_key_data(replicate(jax.random.key_data(jax.random.key(seed)), system.mesh))
+
+
+def _everywhere(text: Text, mesh: Mesh | None) -> Text:
+    return Text(*(replicate(part, mesh) for part in text))
 
 
 def _rows(rows: int, guided: bool) -> int:

@@ -2,53 +2,92 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 
 from cogvx_jax.configs import DTYPES
-from cogvx_jax.convert.cogvideo2022_folder import open_parts, read_images, read_stages
+from cogvx_jax.convert.cogvideo2022_folder import IMAGES, Parts, open_parts, read_images
+from cogvx_jax.convert.cogvideo2022_quantized import check_quantization
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import Video
-from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenizerConfig
-from cogvx_jax.pipelines.cogvideo2022.clusters import read_clusters
+from cogvx_jax.models.cogvideo2022.cached import applied
+from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
+from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clusters
 from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
+from cogvx_jax.pipelines.cogvideo2022.weights import load_stages
+from cogvx_jax.quantization import find_quantization
+from cogvx_jax.sharding import replicate
 
 
 def load_cogvideo2022(
-    place: str | Path, *, dtype: str = "float32", images: ImageTokenizerConfig = IMAGE_TOKENIZER
+    place: str | Path,
+    *,
+    dtype: str | None = None,
+    images: ImageTokenizerConfig | None = None,
+    mesh: Mesh | None = None,
+    quantize: str | None = None,
 ) -> System:
-    """A system of a folder as its makers left it, or as `cogvx convert` writes it.
+    """A system of a folder as its makers left it, or as `cogvx convert` or `cogvx quantize` writes it.
 
-    Small files are looked at before the weights are read. The base is read, and lies on the device, once.
+    Small files are looked at before the weights are read. The base is read, and lies on the devices, once.
 
     Args:
-      dtype: of the transformers; the image tokenizer computes in float32.
-      images: sizes of the image tokenizer.
+      dtype: of the transformers; None is float32 on CPUs, else bfloat16. The image tokenizer computes in float32.
+      images: sizes of the image tokenizer; None are those that the folder says, or the published ones.
+      mesh: devices to spread over: "tensor" splits heads and MLPs, "data" sequences, "fsdp" weights as they are stored.
+      quantize: keep kernels as integers, "int8" or "int4"; lossy. None is as they are stored.
     Raises: FileNotFoundError; ConversionError; ValueError, one sentence, for files that do not go together.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    parts = open_parts(place, images)
-    if SEQUENTIAL not in parts.stages:
-        raise ValueError(f"{place} has no {SEQUENTIAL} stage, which every video begins with")
-    tokenizer = TextTokenizer.read(parts.text_model)
-    clusters = read_clusters(parts.clusters, parts.stages[SEQUENTIAL].codes)
-    image_params = jax.tree.map(jnp.asarray, read_images(parts, images))
+    return load_parts(open_parts(place, images), dtype=dtype, mesh=mesh, quantize=quantize)
+
+
+def load_parts(
+    parts: Parts, *, dtype: str | None = None, mesh: Mesh | None = None, quantize: str | None = None
+) -> System:
+    """As `load_cogvideo2022`, of a folder whose headers are read."""
+    dtype = choose_dtype(dtype)
+    how = None if quantize is None else find_quantization(quantize)
+    check_quantization(parts, how)
+    tokenizer, clusters = read_small(parts)
+    image_params = jax.tree.map(lambda x: replicate(x, mesh), read_images(parts, parts.image_sizes))
     return System(
         stages=parts.stages,
-        params=_on_device(read_stages(parts, dtype)),
+        params=load_stages(parts, dtype, mesh, how),
         tokenizer=tokenizer,
-        clusters=clusters,
-        image_tokenizer=images,
+        clusters=Clusters(*(replicate(x, mesh) for x in clusters)),
+        image_tokenizer=parts.image_sizes,
         image_params=image_params,
+        settings=parts.beside.settings,
         dtype=dtype,
+        mesh=mesh,
     )
+
+
+def choose_dtype(dtype: str | None) -> str:
+    """What the transformers compute in: the one that is asked for, or that of the platform. Raises: ValueError."""
+    if dtype is None:
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
+def read_small(parts: Parts) -> tuple[TextTokenizer, Clusters]:
+    """What can be read before any weights. Raises: FileNotFoundError; ValueError."""
+    if SEQUENTIAL not in parts.stages:
+        raise ValueError(f"{parts.place} has no {SEQUENTIAL} stage, which every video begins with")
+    if parts.images is None:
+        raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
+    settings_of(parts.beside.settings, str(parts.place))
+    codes = parts.stages[SEQUENTIAL].codes
+    tokenizer = TextTokenizer.read(parts.text_model, offset=codes, language=parts.beside.language)
+    return tokenizer, read_clusters(parts.clusters, codes)
 
 
 def make_video(
@@ -69,13 +108,27 @@ def make_video(
       stretch: see `to_pixels`.
     Raises: as `make_codes`; ValueError for a picture that cannot be read.
     """
-    how = settings or Settings()
+    how = settings or settings_of(system.settings, "this CogVideo (2022)")
     first = None if image is None else np.repeat(picture_codes(system, image), len(prompts), axis=0)
     codes = make_codes(system, prompts, how, seed=seed, first=first)
     if SUPER_RESOLUTION in system.stages if large is None else large:
         codes = enlarge(system, prompts, codes, how, seed=seed)
     # Five frames take 4 seconds, and so do all that are put between them.
     return Video(to_pixels(system, codes, stretch=stretch), fps=2**how.depth)
+
+
+def settings_of(said: Mapping[str, Any], where: str) -> Settings:
+    """The settings of a folder's table, the reference's where it says nothing. Raises: ValueError for another table."""
+    hints = get_type_hints(Settings)
+    made: dict[str, Any] = {}
+    try:
+        for name, value in said.items():
+            if not isinstance(value, dict if hints[name] is Draw else float | int | None):
+                raise ValueError(f"{name} cannot be {value!r}")
+            made[name] = Draw(**value) if isinstance(value, dict) else value
+        return Settings(**made)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{where} has settings that no video has: {error}") from None
 
 
 def picture_codes(system: System, image: Any) -> np.ndarray:
@@ -87,15 +140,5 @@ def picture_codes(system: System, image: Any) -> np.ndarray:
     left, top = (width - side) // 2, (height - side) // 2
     resized = picture.resize((width, height), PIL.Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
     pixels = np.asarray(resized, np.float32)[None] / 255
-    codes = system.images.apply({"params": system.image_params}, pixels, RATE, method="encode")
+    codes = applied(system.images, system.image_params, replicate(pixels, system.mesh), RATE, method="encode")
     return np.asarray(codes).reshape(1, -1)
-
-
-def _on_device(stages: Mapping[str, Any]) -> dict[str, Any]:
-    """Arrays that are the same objects become the same arrays of jax."""
-    made: dict[int, jax.Array] = {}
-
-    def one(array: np.ndarray) -> jax.Array:
-        return made.setdefault(id(array), jnp.asarray(array)) if id(array) not in made else made[id(array)]
-
-    return {stage: jax.tree.map(one, params) for stage, params in stages.items()}

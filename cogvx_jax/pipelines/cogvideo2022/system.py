@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from cogvx_jax.models.cogvideo2022.abstract import network_of
 from cogvx_jax.models.cogvideo2022.configs import (
     CogVideo2022Config,
@@ -26,7 +28,9 @@ class System:
     Attributes:
       stages: configurations by stage; those but "sequential" may be absent.
       params: parameters by stage. The arrays of the base are the same objects in all of them.
+      settings: defaults of a video, fields of `Settings`; none are the reference's.
       dtype: to compute in.
+      mesh: what the parameters lie on, and computation is spread over; None is one device.
     """
 
     stages: Mapping[str, CogVideo2022Config]
@@ -35,7 +39,9 @@ class System:
     clusters: Clusters
     image_tokenizer: ImageTokenizerConfig
     image_params: Mapping[str, Any]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
+    mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         for stage, cfg in self.stages.items():
