@@ -26,6 +26,7 @@ from cogvx_jax.convert.cogvideo2022 import (
     split_thirds,
     without_buffers,
 )
+from cogvx_jax.convert.cogvideo2022_sizes import Beside, beside_json, read_beside
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import METADATA
@@ -39,12 +40,12 @@ from cogvx_jax.json_files import Json, quoted, read_json_of
 from cogvx_jax.models.abstract import Abstract
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import (
-    IMAGE_TOKENIZER,
     CogVideo2022Config,
     ImageTokenizerConfig,
     Stage,
     SuperResolutionConfig,
 )
+from cogvx_jax.presets import SHIPPED_2022
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
 FOLDERS: dict[str, str] = {  # stage -> its folder as published
@@ -57,9 +58,11 @@ CONFIG, SIZES, BASE = "model_config.json", "cogvideo2022.json", "base.safetensor
 IMAGES, TEXT, CLUSTERS = ("ice_image.pt", "image_tokenizer.safetensors"), "ice_text.model", "cluster_label2.npy"
 SPARE_WORDS = 10  # rows of the words after the tokenizer's pieces; the first is the start of an image
 SHAPED = tuple(  # fields of a stage that `SIZES` holds
-    "layers heads head_dim vocab start_of_image base_positions extra_positions grid frames window".split()
+    "layers heads head_dim vocab codes start_of_image base_positions extra_positions grid first_position frames window "
+    "text_length".split()
 )
 MOST = 100_000  # of any of them but the words
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Parts:
       tensors: theirs, with thirds apart; those of the base and of the stage.
       images: of the image tokenizer; None where it is not there.
       shared: the base is stored once.
+      beside: what our folder says of the rest.
     """
 
     place: str | Path
@@ -79,6 +83,7 @@ class Parts:
     images: Tensors | None
     image_sizes: ImageTokenizerConfig
     shared: bool
+    beside: Beside = Beside()
 
     @property
     def text_model(self) -> str | Path:
@@ -95,23 +100,25 @@ def is_cogvideo2022(place: str | Path) -> bool:
     """Whether a local folder is one of both kinds."""
     if "://" in str(place):
         return False
+    place = _place(place)
     try:
         return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
     except OSError:  # whoever reads the place says what is wrong with it
         return False
 
 
-def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER) -> Parts:
+def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) -> Parts:
     """The parts of a folder, which are checked against their sizes.
 
     Args:
-      images: sizes of the image tokenizer.
+      images: sizes of the image tokenizer; None are those that the folder says, or the published ones.
     Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
       sentence, for a stage in another's place.
     """
-    files = open_files(place)
+    place = _place(place)
+    files, beside = open_files(place), Beside()
     if files.exists(SIZES):
-        stages, tensors = _open_own(place)
+        stages, tensors, beside = _open_own(place)
     else:
         there = [stage for stage, name in FOLDERS.items() if has_states(below(place, name))]
         if not there:
@@ -122,8 +129,9 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig = IMAGE_TOKENIZER
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
     name = next((name for name in IMAGES if files.exists(name)), None)
     found = None if name is None else without_buffers(read_file(files, name))
+    images, shared = images or beside.images, files.exists(SIZES)
     parts = Parts(
-        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=files.exists(SIZES)
+        place=place, stages=stages, tensors=tensors, images=found, image_sizes=images, shared=shared, beside=beside
     )
     for stage in stages:
         _published(parts, stage, network_parameters(stages[stage]))
@@ -192,7 +200,7 @@ def write_shared(parts: Parts, folder: str | Path) -> None:
             write_file(target / IMAGES[1], _tensors(parts.images, images), METADATA)
         _copy_assets(parts, target)
         sizes = {stage: {name: getattr(cfg, name) for name in SHAPED} for stage, cfg in parts.stages.items()}
-        (target / SIZES).write_text(json.dumps({"stages": sizes}, indent=2) + "\n")
+        (target / SIZES).write_text(json.dumps({"stages": sizes} | beside_json(parts.beside), indent=2) + "\n")
 
 
 def write_theirs(parts: Parts, folder: str | Path) -> None:
@@ -209,6 +217,11 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
             images = image_tokenizer_parameters(parts.image_sizes)
             write_torch(target / IMAGES[0], _tensors(parts.images, images), "module")
         _copy_assets(parts, target)
+
+
+def _place(place: str | Path) -> str | Path:
+    """Where a model lies that is given by its name, as those are that come with the package."""
+    return ASSETS / str(place) if str(place) in SHIPPED_2022 else place
 
 
 def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensors]:
@@ -279,16 +292,18 @@ def _config(stage: str, sizes: Json, where: str) -> CogVideo2022Config:
     return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
 
 
-def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors]]:
+def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors], Beside]:
     files = open_files(place)
-    found = read_json_of(files, SIZES).get("stages")
+    said = read_json_of(files, SIZES)
+    found = said.get("stages")
     if not isinstance(found, dict) or not found or not all(isinstance(own, dict) for own in found.values()):
         raise ValueError(f"{place}/{SIZES} names no stages")
     if unknown := set(found) - set(FOLDERS):
         raise ValueError(f"{place}/{SIZES} names the stage {quoted(min(unknown))}; there are {', '.join(FOLDERS)}")
     base = read_file(files, BASE)
     stages = {stage: _config(stage, found[stage], f"{place}/{SIZES}") for stage in FOLDERS if stage in found}
-    return stages, {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+    tensors = {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+    return stages, tensors, read_beside(said, f"{place}/{SIZES}")
 
 
 def _published(parts: Parts, stage: str, parameters: list[Parameter]) -> Published:

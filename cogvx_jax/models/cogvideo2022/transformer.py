@@ -84,6 +84,7 @@ class CogVideo2022(nn.Module):
 
     cfg: CogVideo2022Config
     dtype: str = "float32"
+    remat: bool = False  # whether the backward pass computes each layer anew
 
     def setup(self) -> None:
         cfg, init = self.cfg, nn.initializers.normal(0.02)
@@ -92,7 +93,7 @@ class CogVideo2022(nn.Module):
         shape = (cfg.extra_positions, cfg.width)
         self.extra_positions = parameter(self, "extra_positions", init, (None, "embed"), shape)
         self.blocks = nn.scan(
-            Block,
+            nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,15 @@ from cogvx_jax.configs import DTYPES
 from cogvx_jax.convert.cogvideo2022_folder import open_parts, read_images, read_stages
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import Video
-from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenizerConfig
-from cogvx_jax.pipelines.cogvideo2022.clusters import read_clusters
+from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
+from cogvx_jax.pipelines.cogvideo2022.clusters import Draw, read_clusters
 from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 
 
 def load_cogvideo2022(
-    place: str | Path, *, dtype: str = "float32", images: ImageTokenizerConfig = IMAGE_TOKENIZER
+    place: str | Path, *, dtype: str = "float32", images: ImageTokenizerConfig | None = None
 ) -> System:
     """A system of a folder as its makers left it, or as `cogvx convert` writes it.
 
@@ -29,7 +29,7 @@ def load_cogvideo2022(
 
     Args:
       dtype: of the transformers; the image tokenizer computes in float32.
-      images: sizes of the image tokenizer.
+      images: sizes of the image tokenizer; None are those that the folder says, or the published ones.
     Raises: FileNotFoundError; ConversionError; ValueError, one sentence, for files that do not go together.
     """
     if dtype not in DTYPES:
@@ -37,16 +37,19 @@ def load_cogvideo2022(
     parts = open_parts(place, images)
     if SEQUENTIAL not in parts.stages:
         raise ValueError(f"{place} has no {SEQUENTIAL} stage, which every video begins with")
-    tokenizer = TextTokenizer.read(parts.text_model)
-    clusters = read_clusters(parts.clusters, parts.stages[SEQUENTIAL].codes)
-    image_params = jax.tree.map(jnp.asarray, read_images(parts, images))
+    codes = parts.stages[SEQUENTIAL].codes
+    tokenizer = TextTokenizer.read(parts.text_model, offset=codes, language=parts.beside.language)
+    clusters = read_clusters(parts.clusters, codes)
+    image_params = jax.tree.map(jnp.asarray, read_images(parts, parts.image_sizes))
+    settings_of(parts.beside.settings, str(place))
     return System(
         stages=parts.stages,
         params=_on_device(read_stages(parts, dtype)),
         tokenizer=tokenizer,
         clusters=clusters,
-        image_tokenizer=images,
+        image_tokenizer=parts.image_sizes,
         image_params=image_params,
+        settings=parts.beside.settings,
         dtype=dtype,
     )
 
@@ -69,13 +72,27 @@ def make_video(
       stretch: see `to_pixels`.
     Raises: as `make_codes`; ValueError for a picture that cannot be read.
     """
-    how = settings or Settings()
+    how = settings or settings_of(system.settings, "this CogVideo (2022)")
     first = None if image is None else np.repeat(picture_codes(system, image), len(prompts), axis=0)
     codes = make_codes(system, prompts, how, seed=seed, first=first)
     if SUPER_RESOLUTION in system.stages if large is None else large:
         codes = enlarge(system, prompts, codes, how, seed=seed)
     # Five frames take 4 seconds, and so do all that are put between them.
     return Video(to_pixels(system, codes, stretch=stretch), fps=2**how.depth)
+
+
+def settings_of(said: Mapping[str, Any], where: str) -> Settings:
+    """The settings of a folder's table, the reference's where it says nothing. Raises: ValueError for another table."""
+    hints = get_type_hints(Settings)
+    made: dict[str, Any] = {}
+    try:
+        for name, value in said.items():
+            if not isinstance(value, dict if hints[name] is Draw else float | int | None):
+                raise ValueError(f"{name} cannot be {value!r}")
+            made[name] = Draw(**value) if hints[name] is Draw else value
+        return Settings(**made)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{where} has settings that no video has: {error}") from None
 
 
 def picture_codes(system: System, image: Any) -> np.ndarray:

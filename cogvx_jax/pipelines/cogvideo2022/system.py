@@ -26,6 +26,7 @@ class System:
     Attributes:
       stages: configurations by stage; those but "sequential" may be absent.
       params: parameters by stage. The arrays of the base are the same objects in all of them.
+      settings: defaults of a video, fields of `Settings`; none are the reference's.
       dtype: to compute in.
     """
 
@@ -35,6 +36,7 @@ class System:
     clusters: Clusters
     image_tokenizer: ImageTokenizerConfig
     image_params: Mapping[str, Any]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from cogvx_jax import git_lfs
+from cogvx_jax.convert.cogvideo2022_sizes import CHINESE
 from cogvx_jax.json_files import POINTER, quoted
 from cogvx_jax.models.cogvideo2022.configs import ADDED, LINE_BREAK, PAD, START_OF_IMAGE, TEXT_OFFSET
 from cogvx_jax.models.cogvideo2022.transformer import Text
@@ -25,13 +26,19 @@ FIRST_SUFFIX, GUIDE = " 高清摄影", "视频"  # "high-definition photograph";
 class TextTokenizer:
     """`encode` and `decode`; `ids` of single pieces."""
 
-    def __init__(self, processor: Any, where: str):
-        self._processor, self.where = processor, where
+    def __init__(self, processor: Any, where: str, offset: int = TEXT_OFFSET, language: str = CHINESE):
+        self._processor, self.where, self.offset, self.language = processor, where, offset, language
         self.pad, self.line_break, self.start_of_image = map(self._id, (PAD, LINE_BREAK, START_OF_IMAGE))
 
     @classmethod
-    def read(cls, place: str | Path) -> Self:
-        """The tokenizer of a file as `ice_text.model`. Raises: FileNotFoundError; ValueError for another file."""
+    def read(cls, place: str | Path, *, offset: int = TEXT_OFFSET, language: str = CHINESE) -> Self:
+        """The tokenizer of a file as `ice_text.model`.
+
+        Args:
+          offset: ids below are codes of pictures.
+          language: of the prompts that the model reads.
+        Raises: FileNotFoundError; ValueError for another file.
+        """
         folder, name = parent_and_name(place)
         data = open_files(folder).bytes(name, MAX_BYTES)
         try:
@@ -40,26 +47,26 @@ class TextTokenizer:
             check_sentencepiece(data)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-        return cls(_processor(data, str(place)), str(place))
+        return cls(_processor(data, str(place)), str(place), offset, language)
 
     @property
     def size(self) -> int:
         """Ids, those of pictures among them."""
-        return TEXT_OFFSET + int(self._processor.get_piece_size())
+        return self.offset + int(self._processor.get_piece_size())
 
     def encode(self, text: str) -> list[int]:
         """A line break is the piece `<n>` or, as in the reference, white space: see `icetk`'s `ignore_linebreak`."""
-        return [TEXT_OFFSET + piece for piece in self._processor.encode(text)]
+        return [self.offset + piece for piece in self._processor.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are no codes of pictures."""
-        return str(self._processor.decode([int(i) - TEXT_OFFSET for i in ids if i >= TEXT_OFFSET]))
+        return str(self._processor.decode([int(i) - self.offset for i in ids if i >= self.offset]))
 
     def _id(self, piece: str) -> int:
         found = int(self._processor.piece_to_id(piece))
         if self._processor.id_to_piece(found) != piece:
             raise ValueError(f"{self.where} has no piece {piece}: it is not CogVideo's tokenizer, ice_text.model")
-        return TEXT_OFFSET + found
+        return self.offset + found
 
 
 def first_frame_text(tokenizer: TextTokenizer, prompt: str) -> list[int]:
@@ -80,7 +87,7 @@ def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
     """Warns of prompts without Chinese letters. Raises: ValueError for an empty prompt, or one that is too long."""
     for prompt in prompts:
         if not prompt.strip():
-            raise ValueError("a prompt is empty; CogVideo (2022) reads a sentence in Chinese")
+            raise ValueError(f"a prompt is empty; this CogVideo (2022) reads a sentence in {tokenizer.language}")
         texts = first_frame_text(tokenizer, prompt), frames_text(tokenizer, f"{prompt} {GUIDE}", 4.0)
         length = max(map(len, texts))
         if length > MAX_TEXT:
@@ -89,7 +96,7 @@ def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
                 f"the prompt {quoted(prompt[:40])} takes {length} tokens, {around} of them for what is put around it; "
                 f"CogVideo (2022) reads {MAX_TEXT}: shorten it"
             )
-        if not any("\u4e00" <= letter <= "\u9fff" for letter in prompt):
+        if tokenizer.language == CHINESE and not any("\u4e00" <= letter <= "\u9fff" for letter in prompt):
             warnings.warn(
                 f"the prompt {quoted(prompt[:40])} has no Chinese in it, which is what CogVideo (2022) was trained on; "
                 "translate it first",
