@@ -25,6 +25,7 @@ from cogvx_jax.convert.cogvideo2022_sizes import Beside
 from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
 from cogvx_jax.models.cogvideo2022.transformer import of_base
+from cogvx_jax.pipelines.cogvideo2022.generate import RATE
 from cogvx_jax.pipelines.cogvideo2022.text import FIRST_SUFFIX, GUIDE, TextTokenizer
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.tokenizer import word_model
@@ -40,15 +41,15 @@ from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.progress import Span
 from cogvx_jax.train.transformer.settings import StageSettings
 
-RATE = 8
+SIZE, EDGE = 32, 1.5  # pixels of a picture's side, and of a soft edge
 IMAGES = ImageTokenizerConfig(
-    codes=512,
+    codes=1024,
     code_width=16,
-    channels=16,
-    encoder=(1, 1, 2, 4),
+    channels=8,
+    encoder=(1, 2, 4, 8),
     encoder_blocks=1,
-    decoders=((RATE, (1, 1, 2, 4)),),
-    groups=8,
+    decoders=((RATE, (1, 2, 4, 8)),),
+    groups=4,
 )
 
 
@@ -59,18 +60,18 @@ class PictureStage:
     steps: int
     tx: optax.GradientTransformation
     objective: PictureObjective = PictureObjective()
-    pictures: int = 16  # a batch
+    pictures: int = 8  # a batch
 
 
 # First an autoencoder, whose features the codes begin as. Codes that no picture uses move between the others.
 PICTURE_STAGES = (
-    PictureStage(500, optim.muon(3e-3, 900), PictureObjective(quantised=False)),
-    PictureStage(500, optim.muon(2e-3, 1000)),
-    PictureStage(500, optim.muon(2e-3, 1000)),
-    PictureStage(1800, optim.muon(2e-3, 1800)),
+    PictureStage(500, optim.adamw(2e-3, warmup=50), PictureObjective(quantised=False)),
+    PictureStage(250, optim.adamw(2e-3, warmup=50)),
+    PictureStage(250, optim.adamw(2e-3, warmup=50)),
+    PictureStage(1200, optim.adamw(2e-3, 1200, warmup=50)),
 )
 PACE = Pace(save_every=100)
-KEY_CLIPS, BETWEEN_CLIPS = 9072, 3024  # six and two of every training scene
+CLIPS, FRAMES = 6048, 9  # four of every training scene
 PIECES = ("<n>", f"▁{FIRST_SUFFIX.strip()}", f"▁{GUIDE}", *(f"▁{4.0 / 2**depth}秒" for depth in range(5)))
 SIZES: dict[str, Any] = dict(
     layers=4,
@@ -79,9 +80,9 @@ SIZES: dict[str, Any] = dict(
     codes=IMAGES.codes,
     vocab=IMAGES.codes + 96,
     start_of_image=IMAGES.codes + 85,
-    grid=shapes.SIZE // RATE,
+    grid=SIZE // RATE,
     first_position=80,
-    base_positions=80 + 64,
+    base_positions=80 + (SIZE // RATE) ** 2,
     text_length=16,
 )
 SEQUENTIAL, INTERPOLATION = new_stage("sequential", SIZES), new_stage("interpolation", SIZES)
@@ -104,7 +105,7 @@ INTERPOLATION_STAGE = (
     CodesRunConfig(channel="interpolation", optimizer="muon", seed=2),
 )
 SETTINGS: Mapping[str, Any] = {
-    "depth": 2,
+    "depth": 1,
     "first": {"clusters": 8, "temperature": 1.0, "inner": 1.0},
     "frames": {"clusters": 8, "temperature": 0.7, "inner": 1.0},
     "guidance": 2.0,
@@ -121,17 +122,16 @@ def main(folder: Path = Path("runs/tiny2022")) -> None:
     """
     images = train_pictures(folder)
     tokenizer = write_small_files(folder / "small")
-    key_frames = drawn_codes(folder / "key_frames.npz", images, KEY_CLIPS, 5)
-    between = drawn_codes(folder / "between.npz", images, BETWEEN_CLIPS, shapes.FRAMES)
+    clips = drawn_codes(folder / "codes.npz", images)
     sequential = from_nothing(SEQUENTIAL, 0)
     for number, (stage, config) in enumerate(SEQUENTIAL_STAGES):
-        params = train_stage(folder / f"sequential_{number}", sequential, tokenizer, key_frames, stage, config)
+        params = train_stage(folder / f"sequential_{number}", sequential, tokenizer, clips, stage, config)
         sequential = sequential._replace(params=params)
     base = {path: x for path, x in flatten_dict(sequential.params, sep="/").items() if of_base(path)}
     new = unflatten_dict(new_channel(INTERPOLATION, base, 1), sep="/")
     stage, config = INTERPOLATION_STAGE
     begins = Beginning(INTERPOLATION, new, True)
-    interpolation = train_stage(folder / "interpolation", begins, tokenizer, between, stage, config)
+    interpolation = train_stage(folder / "interpolation", begins, tokenizer, clips, stage, config)
     write_model(folder, images, sequential.params, interpolation)
 
 
@@ -170,20 +170,20 @@ def write_small_files(folder: Path) -> TextTokenizer:
 # Codes.
 
 
-def drawn_codes(file: Path, images: Any, count: int, frames: int) -> InMemory:
-    """Codes of drawn clips, clip i showing training scene i mod their number: (count, frames, n)."""
+def drawn_codes(file: Path, images: Any) -> InMemory:
+    """Codes of drawn clips, clip i showing training scene i mod their number: (CLIPS, FRAMES, n)."""
     scenes, _ = shapes.split()
     if not file.exists():
         network, found = ImageTokenizer(IMAGES), []
-        for i in range(count):
-            clip = shapes.draw(scenes[i % len(scenes)], np.random.default_rng((3, i)), frames=frames)
+        for i in range(CLIPS):
+            clip = drawn(scenes[i % len(scenes)], np.random.default_rng((3, i)), FRAMES)
             found.append(encode_frames(network, images, clip).astype(np.int16))
         with open(file.with_suffix(".part"), "wb") as part:
             np.savez(part, codes=np.stack(found))
         file.with_suffix(".part").rename(file)
     with np.load(file) as stored:
         codes = stored["codes"]
-    captions = [shapes.caption(scenes[i % len(scenes)], np.random.default_rng((4, i))) for i in range(count)]
+    captions = [shapes.caption(scenes[i % len(scenes)], np.random.default_rng((4, i))) for i in range(CLIPS)]
     return InMemory(codes.astype(np.int32), captions, where=file.name)
 
 
@@ -220,8 +220,13 @@ def train_picture_stage(folder: Path, params: Any, stage: PictureStage, number: 
 
 def draw_pictures(rng: np.random.Generator, scenes: list[shapes.Scene], count: int) -> np.ndarray:
     """Frames from anywhere in drawn clips, (B, H, W, 3) uint8."""
-    chosen = (shapes.draw(scenes[rng.integers(len(scenes))], rng, frames=5) for _ in range(count))
+    chosen = (drawn(scenes[rng.integers(len(scenes))], rng, 5) for _ in range(count))
     return np.stack([clip[rng.integers(len(clip))] for clip in chosen])
+
+
+def drawn(scene: shapes.Scene, rng: np.random.Generator, frames: int) -> np.ndarray:
+    """A clip of the model's size, (F, H, W, 3) uint8."""
+    return shapes.draw(scene, rng, size=SIZE, frames=frames, edge=EDGE)
 
 
 def more_used(params: Any, number: int) -> np.ndarray:
@@ -229,7 +234,7 @@ def more_used(params: Any, number: int) -> np.ndarray:
     network, rng = ImageTokenizer(IMAGES), np.random.default_rng((2, number))
     scenes, _ = shapes.split()
     features = jax.jit(lambda params, x: network.apply({"params": params}, x / 255, RATE, method="features"))
-    found = [np.asarray(features(params, np.float32(draw_pictures(rng, scenes, 16)))) for _ in range(24)]
+    found = [np.asarray(features(params, np.float32(draw_pictures(rng, scenes, 8)))) for _ in range(96)]
     flat = np.concatenate(found).reshape(-1, IMAGES.code_width)
     return revived(np.asarray(params["codebook"]), flat, rng)
 

@@ -234,7 +234,7 @@ def test_videos_to_a_trained_model(folder, videos, tmp_path, monkeypatch, capsys
 @pytest.mark.full
 def test_training_all_of_it_leaves_other_stages_out(folder, videos, tmp_path, monkeypatch):
     out, made = tmp_path / "run", tmp_path / "made"
-    verb = ["train", "--model", folder, "--out", out, "--batch-size", 2, "--train", "full", "--steps", 1]
+    verb = ["train", "--model", folder, "--out", out, "--batch-size", 2, "--train", "full", "--steps", 1, "--warmup", 0]
     run(*verb, "--data", videos, "--frames", 5, monkeypatch=monkeypatch)
     run("export", out, "--out", made, monkeypatch=monkeypatch)
     assert list(folders.open_parts(made).stages) == ["sequential"]

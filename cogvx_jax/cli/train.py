@@ -214,7 +214,7 @@ def run_training(options: TrainOptions) -> None:
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
-    from cogvx_jax.train.run_folder import ends
+    from cogvx_jax.train.run_folder import ends, reached
     from cogvx_jax.train.transformer import run
     from cogvx_jax.train.transformer.controlnet import complete_controlnet, in_training
     from cogvx_jax.train.transformer.distillation import complete
@@ -241,13 +241,6 @@ def run_training(options: TrainOptions) -> None:
     run.train(loaded, stages, options.trained, folder, source=source, videos=videos, release=True, **about)
     if first_process():
         print(f"{options.out}: {reached(before, ends(stages)[-1])}; {options.use()}")
-
-
-def reached(before: int, steps: int) -> str:
-    """What became of a run that was to be trained to `steps` updates and had some before."""
-    if before < steps:
-        return f"trained to update {steps}"
-    return f"is at update {before} already, {steps} were asked for, and nothing was trained"
 
 
 def _command(options: TrainOptions) -> dict[str, Any]:

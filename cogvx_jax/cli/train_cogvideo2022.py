@@ -3,23 +3,20 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cogvx_jax.configs import LoRAConfig
 from cogvx_jax.storage import StoragePath, storage_path
 from cogvx_jax.train.cogvideo2022.settings import CHANNEL, CodesRunConfig
 from cogvx_jax.train.transformer.settings import Objective
 
-if TYPE_CHECKING:
-    from cogvx_jax.cli.train import TrainOptions
-
-# Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
+# Imports that take seconds, of jax and flax, come inside: the arguments are checked first. `options` are the
+# `TrainOptions` of `cli.train`.
 FRAMES = 33  # of a clip, where no other number is asked for: a video of the default depth
 
 
-def train_cogvideo2022(options: "TrainOptions") -> None:
+def train_cogvideo2022(options: Any) -> None:
     """Trains a temporal channel of such a model, its base as it is; --train full and --parts train other parameters."""
-    from cogvx_jax.cli.train import reached
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
     from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
     from cogvx_jax.sharding import parse_mesh
@@ -29,7 +26,7 @@ def train_cogvideo2022(options: "TrainOptions") -> None:
     from cogvx_jax.train.cogvideo2022.beginning import begin, stage_of
     from cogvx_jax.train.cogvideo2022.run import TRAINS, train_codes
     from cogvx_jax.train.placement import check_batch
-    from cogvx_jax.train.run_folder import check_folder, check_free
+    from cogvx_jax.train.run_folder import check_folder, check_free, reached
 
     check_options(options)
     folder, config = storage_path(options.out), config_of(options)
@@ -67,7 +64,7 @@ def train_cogvideo2022(options: "TrainOptions") -> None:
     print(f"{options.out}: {said}; `cogvx export {options.out} --out FOLDER` makes a model of it")
 
 
-def check_options(options: "TrainOptions") -> None:
+def check_options(options: Any) -> None:
     """Raises: ValueError for options of `cogvx train` that such a model does not have."""
     unknown = {
         "--controlnet": options.controlnet.start is not None,
@@ -87,7 +84,7 @@ def check_options(options: "TrainOptions") -> None:
         raise ValueError(f"{options.model} is a CogVideo (2022), trained without {', '.join(told)}; leave it out")
 
 
-def config_of(options: "TrainOptions") -> CodesRunConfig:
+def config_of(options: Any) -> CodesRunConfig:
     """The settings of the run. Training all of a model, first frames are learnt, too, which its base makes."""
     run, everything = options.run, options.train == "full"
     objective = dataclasses.replace(
@@ -106,7 +103,7 @@ def config_of(options: "TrainOptions") -> CodesRunConfig:
     )
 
 
-def _clips(options: "TrainOptions", parts: Any, grid: int, folder: StoragePath) -> Any:
+def _clips(options: Any, parts: Any, grid: int, folder: StoragePath) -> Any:
     """Codes of the clips, made first where videos are given; they are made in the run's folder "cache"."""
     import jax
     import jax.numpy as jnp

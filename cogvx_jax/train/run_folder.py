@@ -79,6 +79,13 @@ def ends(stages: Sequence[HasSteps]) -> list[int]:
     return [sum(stage.steps for stage in stages[: i + 1]) for i in range(len(stages))]
 
 
+def reached(before: int, steps: int) -> str:
+    """What became of a run that was to be trained to `steps` updates and had some before."""
+    if before < steps:
+        return f"trained to update {steps}"
+    return f"is at update {before} already, {steps} were asked for, and nothing was trained"
+
+
 def check_folder(folder: StoragePath, kind: Kind) -> None:
     """Raises ValueError where `folder` holds something, but neither such a run nor the clips for one."""
     if is_run(folder):

@@ -30,7 +30,7 @@ from cogvx_jax.train.clips.store import Store
 FILE = "codes.json"
 MAX_BYTES = 2**30
 FORMAT = 1  # part of every key: raise it when what is stored changes
-TOGETHER = 8  # frames that go through the tokenizer at once
+TOGETHER = 9  # frames that go through the tokenizer at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
