@@ -11,12 +11,14 @@ import numpy as np
 import PIL.Image
 import tyro
 
-from cogvx_jax.pipelines.cogvideo2022.generate import make_codes, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.generate import Settings, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, settings_of
 from cogvx_jax.pipelines.cogvideo2022.system import System
 from cogvx_jax.scripts.eval_tiny import PARTS, Verdicts
 from cogvx_jax.tiny import shapes
 from cogvx_jax.tiny.judge import score
+
+THREE = "colour, shape and motion"
 
 
 def main(
@@ -49,7 +51,7 @@ def main(
     draws = {"temperature": temperature, "clusters": clusters}
     frames = dataclasses.replace(how.frames, **{k: v for k, v in draws.items() if v is not None})
     found = judge_videos(system, prompts, batch, dataclasses.replace(how, frames=frames), seed)
-    figures = found.figures() | {"colour, shape and motion": found.right["three"] / len(found.rows)}
+    figures = found.figures() | {THREE: found.right[THREE] / len(found.rows)}
     print(json.dumps(figures, indent=2))
     print("\n".join(found.wrong))
     if sheet is not None:
@@ -58,7 +60,7 @@ def main(
         out.write_text(json.dumps(figures | {"prompts": len(found.rows), "wrong": found.wrong}, indent=2) + "\n")
 
 
-def judge_videos(system: System, prompts: int, batch: int, how, seed: int) -> Verdicts:
+def judge_videos(system: System, prompts: int, batch: int, how: Settings, seed: int) -> Verdicts:
     """Makes and judges videos of held-out prompts; of one seed, the same prompts and draws every time."""
     _, held_out = shapes.split()
     rng, found = np.random.default_rng(seed), Verdicts()
@@ -72,13 +74,13 @@ def judge_videos(system: System, prompts: int, batch: int, how, seed: int) -> Ve
             wrong = [part for part in PARTS if not marks[part]]
             found.right.update(part for part in PARTS if marks[part])
             found.right["all"] += not wrong
-            found.right["three"] += not set(wrong) - {"background"}
+            found.right[THREE] += not set(wrong) - {"background"}
             if wrong:
                 found.wrong.append(f"{caption}: wrong {', '.join(wrong)}")
             strip = np.concatenate(list(frames[:: max((len(frames) - 1) // 8, 1)]), axis=1)
             mark = np.full((strip.shape[0], 6, 3), (220, 0, 0) if wrong else (0, 160, 0), np.uint8)
             found.rows.append(np.concatenate([mark, strip], axis=1))
-        print(f"{len(found.rows)} videos, {found.right['three'] / len(found.rows):.1%} right in three", flush=True)
+        print(f"{len(found.rows)} videos, {found.right[THREE] / len(found.rows):.1%} right in {THREE}", flush=True)
     return found
 
 

@@ -300,9 +300,11 @@ def test_sizes_there_and_back_and_what_is_none():
             settings_of(wrong, "x")
 
 
-def test_a_folder_of_other_sizes_is_read_as_it_says(folder):
+def test_a_folder_of_other_sizes_is_read_as_it_says(folder, tmp_path):
     parts = folders.open_parts(folder)
     assert parts.stages == {"sequential": SEQUENTIAL, "interpolation": INTERPOLATION}
     assert parts.image_sizes == IMAGES and parts.beside.language == "English"
     assert set(CHANNEL) == {"extra_positions", "blocks/channel/*"}
     assert load_cogvideo2022(folder).settings == SETTINGS
+    with pytest.raises(ValueError, match="codes is 40, not 20000"):
+        folders.write_theirs(parts, tmp_path / "theirs")
