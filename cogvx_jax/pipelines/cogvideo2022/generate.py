@@ -26,7 +26,6 @@ from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, draw
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, batch_of, check_prompts, first_frame_text, frames_text
 
-RATE = 8  # of the image tokenizer, for small frames and for large ones
 KEY_FRAMES_SECONDS = 4.0
 FPS = 8.0  # of 33 frames
 
@@ -300,7 +299,7 @@ def _enlarged(
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def _decoded(params: Any, codes: jax.Array, *, network: ImageTokenizer) -> jax.Array:
-    pixels: jax.Array = applied(network, params, codes, RATE, method="decode")
+    pixels: jax.Array = applied(network, params, codes, network.cfg.rate, method="decode")
     return pixels
 
 

@@ -22,7 +22,7 @@ from cogvx_jax.data.clips import Source, TooShort, read_clip
 from cogvx_jax.data.tars import read_chunks
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
-from cogvx_jax.pipelines.cogvideo2022.generate import KEY_FRAMES_SECONDS, RATE
+from cogvx_jax.pipelines.cogvideo2022.generate import KEY_FRAMES_SECONDS
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.storage import StoragePath, is_bucket, read_file, write_whole
 from cogvx_jax.train.clips.store import Store
@@ -107,7 +107,7 @@ def make_cache(
 
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
-    store, tokenizer, side = Store(folder / "arrays"), params_digest(params), RATE * grid
+    store, tokenizer, side = Store(folder / "arrays"), params_digest(params), images.cfg.rate * grid
     about = {"frames": frames, "fps": (frames - 1) / KEY_FRAMES_SECONDS, "height": side, "width": side}
     names, clips, new = store.names(), [], 0
     try:
@@ -144,7 +144,7 @@ def encode_frames(images: ImageTokenizer, params: Mapping[str, Any], pixels: np.
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encoded(images: ImageTokenizer, params: Mapping[str, Any], pixels: jax.Array) -> jax.Array:
-    codes: Any = images.apply({"params": params}, pixels.astype(jnp.float32) / 255, RATE, method="encode")
+    codes: Any = images.apply({"params": params}, pixels.astype(jnp.float32) / 255, images.cfg.rate, method="encode")
     return codes
 
 

@@ -32,11 +32,9 @@ class PictureObjective:
             raise ValueError("the weights of the image tokenizer's loss must be at least 0")
 
 
-def picture_loss(
-    objective: PictureObjective, network: ImageTokenizer, params: Any, pixels: jax.Array, rate: int
-) -> jax.Array:
-    """The loss of pictures (B, H, W, 3) in [0, 1] and their reconstruction."""
-    variables = {"params": params}
+def picture_loss(objective: PictureObjective, network: ImageTokenizer, params: Any, pixels: jax.Array) -> jax.Array:
+    """The loss of pictures (B, H, W, 3) in [0, 1] and their reconstruction, at the rate of frames."""
+    variables, rate = {"params": params}, network.cfg.rate
     features = network.apply(variables, pixels, rate, method="features")
     states, distance = features, jnp.zeros(())
     if objective.quantised:
