@@ -1,4 +1,4 @@
-"""Scores `tiny2022`: held-out prompts, judged on colour, shape, motion and background.
+"""Scores what `train_tiny2022` made: held-out prompts, judged on colour, shape, motion and background.
 
 python -m cogvx_jax.scripts.eval_tiny2022
 """
@@ -22,7 +22,7 @@ THREE = "colour, shape and motion"
 
 
 def main(
-    model: str = "tiny2022",
+    model: str = "runs/tiny2022/model",
     prompts: int = 200,
     batch: int = 20,
     depth: int | None = None,

@@ -43,7 +43,8 @@ def picture_loss(objective: PictureObjective, network: ImageTokenizer, params: A
         distance = objective.codes * jnp.mean(jnp.square(found - held))
         distance += objective.commitment * jnp.mean(jnp.square(features - moved))
         states = features + (moved - held)  # the decoder's gradient goes to the encoder as if nothing lay between
-    error = network.apply(variables, states, rate, method="pixels") - pixels
+    made: Any = network.apply(variables, states, rate, method="pixels")
+    error = made - pixels
     return objective.l1 * jnp.mean(jnp.abs(error)) + objective.squared * jnp.mean(jnp.square(error)) + distance
 
 
