@@ -53,6 +53,5 @@ PRESETS = {
 }
 
 SHIPPED = ("tiny",)  # folders of these names lie in `assets`; they are Apache-2.0
-SHIPPED_2022 = ("tiny2022",)  # the same of CogVideo (2022), whose parts are others
 HUB = {preset: f"zai-org/{spec.name}" for preset, spec in PRESETS.items()}
 LICENCES = {preset: "Apache-2.0" if preset == "2b" else "CogVideoX LICENSE" for preset in PRESETS}

@@ -45,7 +45,6 @@ from cogvx_jax.models.cogvideo2022.configs import (
     Stage,
     SuperResolutionConfig,
 )
-from cogvx_jax.presets import SHIPPED_2022
 from cogvx_jax.storage import below, new_folder, open_files, parent_and_name
 
 FOLDERS: dict[str, str] = {  # stage -> its folder as published
@@ -62,7 +61,6 @@ SHAPED = tuple(  # fields of a stage that `SIZES` holds
     "text_length".split()
 )
 MOST = 100_000  # of any of them but the words
-ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +98,6 @@ def is_cogvideo2022(place: str | Path) -> bool:
     """Whether a local folder is one of both kinds."""
     if "://" in str(place):
         return False
-    place = _place(place)
     try:
         return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
     except OSError:  # whoever reads the place says what is wrong with it
@@ -115,7 +112,6 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
     Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
       sentence, for a stage in another's place.
     """
-    place = _place(place)
     files, beside = open_files(place), Beside()
     if files.exists(SIZES):
         stages, tensors, beside = _open_own(place)
@@ -217,11 +213,6 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
             images = image_tokenizer_parameters(parts.image_sizes)
             write_torch(target / IMAGES[0], _tensors(parts.images, images), "module")
         _copy_assets(parts, target)
-
-
-def _place(place: str | Path) -> str | Path:
-    """Where a model lies that is given by its name, as those are that come with the package."""
-    return ASSETS / str(place) if str(place) in SHIPPED_2022 else place
 
 
 def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensors]:
