@@ -409,7 +409,14 @@ def _copy_assets(parts: Parts, target: Path) -> None:
 
 
 def _model_config(cfg: CogVideo2022Config) -> Json:
-    """What SAT reads of a stage."""
+    """What SAT reads of a stage. Raises: ValueError for sizes that it does not say."""
+    published = type(cfg)(stage=cfg.stage)
+    for name in ("codes", "first_position"):
+        if getattr(cfg, name) != getattr(published, name):
+            raise ValueError(
+                f"SAT's files do not say that {name} is {getattr(cfg, name)}, not {getattr(published, name)}; only a "
+                "model of published vocabulary is written for it"
+            )
     large = isinstance(cfg, SuperResolutionConfig)
     ends = [cfg.text_length, cfg.text_length + cfg.frame_codes]
     last = (

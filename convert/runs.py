@@ -25,6 +25,7 @@ USE = {
     "controlnet": "give it as a ControlNet",
     "parts": "`cogvx export` makes a model of it",
 }
+Kind = Literal["transformer", "vae", "cogvideo2022"]  # of networks that runs train
 KEYS = {"source", "name", "width", "layers", "lora"}  # of run.json, what reading a run needs
 
 
@@ -111,9 +112,15 @@ def read_run_controlnet(folder: StoragePath, *, best: bool = False) -> tuple[Con
     return cfg, read_exported(folder, traverse_util.unflatten_dict(shapes, sep="/"), best)
 
 
-def run_kind(folder: StoragePath) -> Literal["transformer", "vae"]:
+def run_kind(folder: StoragePath) -> Kind:
     """What the run in `folder` trains. Raises: as `read_run`."""
-    return "vae" if read_run(folder, ()).get("trains") == "vae" else "transformer"
+    return trained_kind(read_run(folder, ()))
+
+
+def trained_kind(said: Mapping[str, Any]) -> Kind:
+    """What a run trains, by what run.json says."""
+    found = said.get("trains")
+    return found if found in ("vae", "cogvideo2022") else "transformer"
 
 
 def run_verb(said: Mapping[str, Any]) -> str:
@@ -129,6 +136,11 @@ def is_vae_run(folder: StoragePath) -> bool:
         return run_kind(folder) == "vae"
     except (OSError, ValueError):
         return False
+
+
+def is_cogvideo2022_run(folder: StoragePath) -> bool:
+    """Whether `folder` holds a run that trains a CogVideo (2022)."""
+    return is_run(folder) and run_kind(folder) == "cogvideo2022"
 
 
 def read_run_lora(folder: StoragePath, spec: ModelSpec, *, best: bool = False) -> LoRA:

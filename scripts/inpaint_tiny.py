@@ -39,11 +39,10 @@ from cogvx_jax.scripts.finetune_tiny import draw_clips
 from cogvx_jax.scripts.train_tiny import SHORT
 from cogvx_jax.storage import new_folder
 from cogvx_jax.tiny import shapes
-from cogvx_jax.train import optim
+from cogvx_jax.train import optim, parts
 from cogvx_jax.train.clips.cache import ClipCache
 from cogvx_jax.train.loop import Input, Update, run_updates
 from cogvx_jax.train.progress import Span
-from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer.objective import known_channels, make_draw, make_errors
 from cogvx_jax.train.transformer.settings import Objective
 

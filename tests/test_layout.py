@@ -55,7 +55,8 @@ MAY_IMPORT = {
     "train.clips": BELOW_TRAIN | {"train"},
     "train.transformer": BELOW_TRAIN | {"train", "train.clips"},
     "train.vae": BELOW_TRAIN | {"train", "train.clips"},
-    "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
+    "train.cogvideo2022": BELOW_TRAIN | {"train", "train.clips", "train.transformer"},
+    "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae", "train.cogvideo2022"},
 }
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN | {"finishing"}

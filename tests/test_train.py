@@ -24,7 +24,7 @@ from cogvx_jax.convert.runs import read_exported
 from cogvx_jax.models import lora
 from cogvx_jax.models.flops import training_flops
 from cogvx_jax.models.transformer import Transformer
-from cogvx_jax.train import loop, mfu, optim, progress
+from cogvx_jax.train import loop, mfu, optim, parts, progress
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.curve import Curve
@@ -32,7 +32,6 @@ from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.placement import Placement
 from cogvx_jax.train.prefetch import read_ahead
 from cogvx_jax.train.progress import Span, Watch
-from cogvx_jax.train.transformer import parts
 
 
 def loss(params, batch, key):

@@ -27,7 +27,7 @@ from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.planning.lower_update import lower_update
 from cogvx_jax.sharding import replicate
 from cogvx_jax.tiny.tokenizer import build_tokenizer
-from cogvx_jax.train import optim, run_folder
+from cogvx_jax.train import optim, parts, run_folder
 from cogvx_jax.train import step as update
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, read
@@ -35,7 +35,6 @@ from cogvx_jax.train.clips.cache import Shape
 from cogvx_jax.train.clips.held_out import hold_out
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.placement import Placement
-from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer import run as runs
 from cogvx_jax.train.transformer.stages import Stage
 from cogvx_jax.train.transformer.trained import read_model

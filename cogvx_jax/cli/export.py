@@ -26,7 +26,8 @@ def export(
       scaling_factor: of latents, for a run of `train-vae` that changed them: its log calls it "latent_scale". None
         keeps the model's.
     """
-    from cogvx_jax.convert.runs import is_vae_run
+    from cogvx_jax.cli.train_cogvideo2022 import export_cogvideo2022
+    from cogvx_jax.convert.runs import is_cogvideo2022_run, is_vae_run
     from cogvx_jax.storage import storage_path
     from cogvx_jax.temporaries import check_local
 
@@ -34,6 +35,11 @@ def export(
     folder = storage_path(run)
     if is_vae_run(folder):
         export_vae(folder, out, best, scaling_factor)
+        return
+    if is_cogvideo2022_run(folder):
+        if not _is_new_folder(out):
+            raise ValueError(f"{run} trained a CogVideo (2022); give a new folder for it, not {out}")
+        export_cogvideo2022(folder, out, best)
         return
     if scaling_factor is not None:
         raise ValueError(f"{run} left the VAE as it is; --scaling-factor is for a run of `cogvx train-vae`")

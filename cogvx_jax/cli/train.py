@@ -9,8 +9,10 @@ from cogvx_jax.cli.encode import clip_shape, encode_clips, find_clips
 from cogvx_jax.cli.options import DType, FolderText, MeshText, Size
 from cogvx_jax.cli.prompts_file import read_jobs
 from cogvx_jax.cli.settings import NAMES, verb
+from cogvx_jax.cli.train_cogvideo2022 import train_cogvideo2022
 from cogvx_jax.configs import LoRAConfig, Remat
 from cogvx_jax.storage import StoragePath, is_bucket, storage_path
+from cogvx_jax.train.cogvideo2022.settings import ChannelTraining
 from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer.settings import ControlNetTraining, RunConfig, StageSettings
@@ -40,6 +42,7 @@ class TrainOptions:
     parts: tuple[str, ...] = ()
     lora: LoRAConfig = LoRAConfig()  # What a LoRA adapts
     controlnet: ControlNetTraining = ControlNetTraining()  # A ControlNet, in place of a LoRA
+    cogvideo2022: ChannelTraining = ChannelTraining()  # Of CogVideo (2022)
     stage: StageSettings = StageSettings()  # The length and the pace of learning
     run: RunConfig = RunConfig()  # What is trained, and how
     size: Size = None  # as for `encode`
@@ -157,6 +160,8 @@ def recorded_options(config: str, verb: str) -> tuple[RunConfig, dict[str, Any]]
     """
     from cogvx_jax.convert.runs import KEYS, read_record
 
+    if read_record(storage_path(config), ()).get("trains") == "cogvideo2022":
+        raise ValueError(f"{config} is of a CogVideo (2022), which --config does not repeat; give the options again")
     said = read_record(storage_path(config), {*KEYS, "stages"})
     try:
         stages = tuple(_recorded_stage(stage) for stage in said["stages"])
@@ -198,11 +203,18 @@ def train(options: TrainOptions) -> None:
 
 def run_training(options: TrainOptions) -> None:
     """What `train` and `distill` do."""
+    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
+
+    if is_cogvideo2022(options.model):
+        train_cogvideo2022(options)
+        return
+    if options.cogvideo2022 != ChannelTraining():
+        raise ValueError(f"{options.model} is no CogVideo (2022), whose channels are trained; leave out --channel")
     from cogvx_jax.pipelines.model import absolute_source, check_trainable, load_quantization, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
-    from cogvx_jax.train.run_folder import ends
+    from cogvx_jax.train.run_folder import ends, reached
     from cogvx_jax.train.transformer import run
     from cogvx_jax.train.transformer.controlnet import complete_controlnet, in_training
     from cogvx_jax.train.transformer.distillation import complete
@@ -229,13 +241,6 @@ def run_training(options: TrainOptions) -> None:
     run.train(loaded, stages, options.trained, folder, source=source, videos=videos, release=True, **about)
     if first_process():
         print(f"{options.out}: {reached(before, ends(stages)[-1])}; {options.use()}")
-
-
-def reached(before: int, steps: int) -> str:
-    """What became of a run that was to be trained to `steps` updates and had some before."""
-    if before < steps:
-        return f"trained to update {steps}"
-    return f"is at update {before} already, {steps} were asked for, and nothing was trained"
 
 
 def _command(options: TrainOptions) -> dict[str, Any]:

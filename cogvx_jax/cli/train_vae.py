@@ -6,7 +6,6 @@ from typing import Any
 
 from cogvx_jax.cli.options import DType, FolderText, MeshText, Size, parse_size, report
 from cogvx_jax.cli.settings import NAMES, verb
-from cogvx_jax.cli.train import reached
 from cogvx_jax.storage import storage_path
 from cogvx_jax.train.fields import part_of, read_fields
 from cogvx_jax.train.pace import Pace
@@ -112,7 +111,7 @@ def train_vae(options: TrainVAEOptions) -> None:
     from cogvx_jax.train.checkpoint import newest_update
     from cogvx_jax.train.curve import check_tensorboard
     from cogvx_jax.train.placement import check_batch
-    from cogvx_jax.train.run_folder import check_folder, check_free, ends
+    from cogvx_jax.train.run_folder import check_folder, check_free, ends, reached
     from cogvx_jax.train.vae import run
 
     folder = storage_path(options.out)

@@ -1,5 +1,6 @@
 """The tokenizer of the `tiny` model: a SentencePiece file with one piece per word of the grammar."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cogvx_jax.tiny import shapes
@@ -12,12 +13,24 @@ def build_tokenizer(folder: Path, length: int) -> None:
 
     Case is folded; other words fall apart into letters. Ids: padding 0, end 1, unknown 2.
     """
+    from transformers import T5Tokenizer
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(word_model())
+    tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=0, model_max_length=length)
+    tokenizer.save_pretrained(folder)
+
+
+def word_model(more: Sequence[str] = ()) -> bytes:
+    """A SentencePiece file with a piece for each word of the grammar, each letter, and each of `more`.
+
+    Case is folded; other words fall apart into letters. Ids: padding 0, end 1, unknown 2.
+    """
     import io
     import string
 
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2 as messages
-    from transformers import T5Tokenizer
 
     captions = [str(scene) for scene in shapes.scenes()]
     words = sorted({word for text in captions for word in text.split()})
@@ -39,10 +52,9 @@ def build_tokenizer(folder: Path, length: int) -> None:
     proto = messages.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]  # made at import
     del proto.pieces[3:]
     letters = ["▁", *string.ascii_lowercase, *string.digits, *".,;:!?'\"-()"]
-    for piece, score in [(f"▁{w}", WORD) for w in words] + [(c, LETTER) for c in letters]:
+    for piece, score in (
+        [(f"▁{w}", WORD) for w in words] + [(c, LETTER) for c in letters] + [(piece, WORD) for piece in more]
+    ):
         if piece not in {p.piece for p in proto.pieces}:
             proto.pieces.add(piece=piece, score=score)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(proto.SerializeToString())
-    tokenizer = T5Tokenizer.from_pretrained(folder, extra_ids=0, model_max_length=length)
-    tokenizer.save_pretrained(folder)
+    return bytes(proto.SerializeToString())

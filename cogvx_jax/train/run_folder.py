@@ -13,14 +13,17 @@ import contextlib
 import fnmatch
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from cogvx_jax.convert.runs import is_run, read_run, run_kind
+from cogvx_jax.convert.runs import Kind, is_run, read_run, run_kind, trained_kind
 from cogvx_jax.sharding import first_process, wait_for_all
 from cogvx_jax.storage import StoragePath, is_bucket, is_empty, write_whole
 
-Kind = Literal["transformer", "vae"]
-COMMANDS: dict[Kind, str] = {"transformer": "cogvx train", "vae": "cogvx train-vae"}
+COMMANDS: dict[Kind, str] = {
+    "transformer": "cogvx train",
+    "vae": "cogvx train-vae",
+    "cogvideo2022": "cogvx train --model COGVIDEO",
+}
 # Which may differ when a run goes on.
 MOVES = ("source", "controlnet.start", "command.*", "stages.*.folder", "stages.*.data.*.folder")
 LOCK = ".lock"
@@ -41,7 +44,7 @@ def check_same(
     Args:
       modern: gives what run.json holds, which an older version may have written, as it is written now.
     """
-    check_folder(folder, run_kind_of(facts))
+    check_folder(folder, trained_kind(facts))
     if not is_run(folder):
         return
     try:
@@ -76,8 +79,11 @@ def ends(stages: Sequence[HasSteps]) -> list[int]:
     return [sum(stage.steps for stage in stages[: i + 1]) for i in range(len(stages))]
 
 
-def run_kind_of(facts: Mapping[str, Any]) -> Kind:
-    return "vae" if facts.get("trains") == "vae" else "transformer"
+def reached(before: int, steps: int) -> str:
+    """What became of a run that was to be trained to `steps` updates and had some before."""
+    if before < steps:
+        return f"trained to update {steps}"
+    return f"is at update {before} already, {steps} were asked for, and nothing was trained"
 
 
 def check_folder(folder: StoragePath, kind: Kind) -> None:
@@ -88,9 +94,9 @@ def check_folder(folder: StoragePath, kind: Kind) -> None:
             raise ValueError(
                 f"{folder} holds a run of `{COMMANDS[found]}`, not of `{COMMANDS[kind]}`; give another folder"
             )
-    elif folder.exists() and not (kind == "transformer" and (folder / "cache").is_dir()):
+    elif folder.exists() and not (kind != "vae" and (folder / "cache").is_dir()):
         if not folder.is_dir() or not is_empty(folder) and {path.name for path in folder.iterdir()} != {LOCK}:
-            run = "run" if kind == "transformer" else f"run of `{COMMANDS[kind]}`"
+            run = "run" if kind != "vae" else f"run of `{COMMANDS[kind]}`"
             raise ValueError(f"{folder} is not empty and holds no {run}; give another folder")
 
 

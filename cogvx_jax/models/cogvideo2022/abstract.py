@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
@@ -35,6 +36,14 @@ def abstract_network(cfg: CogVideo2022Config | ImageTokenizerConfig) -> Mapping[
         return _by_path(network, text, jax.ShapeDtypeStruct((1, cfg.frame_codes), "int32"))
     codes = jax.ShapeDtypeStruct((1, 1, cfg.frame_codes), "int32")
     return _by_path(_OneFrame(network), text, codes, below="network/")
+
+
+def init_network(cfg: CogVideo2022Config, key: jax.Array) -> dict[str, jax.Array]:
+    """Random parameters by path, of a stage that makes codes one after the other."""
+    text = Text(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+    codes = jnp.zeros((1, 1, cfg.frame_codes), jnp.int32)
+    made = jax.jit(lambda key: nn.unbox(_OneFrame(CogVideo2022(cfg)).init(key, text, codes))["params"])(key)
+    return {p.removeprefix("network/"): x for p, x in traverse_util.flatten_dict(made, sep="/").items()}
 
 
 class _OneFrame(nn.Module):

@@ -108,5 +108,10 @@ class ImageTokenizerConfig:
     def rates(self) -> tuple[int, ...]:
         return tuple(rate for rate, _ in self.decoders)
 
+    @property
+    def rate(self) -> int:
+        """That of frames, small and large: 8 or, where there is none, the finest."""
+        return 8 if 8 in self.rates else min(self.rates)
+
 
 IMAGE_TOKENIZER = ImageTokenizerConfig()  # the published one

@@ -68,8 +68,12 @@ class ImageTokenizer(nn.Module):
 
     def decode(self, codes: jax.Array, rate: int = 8) -> jax.Array:
         """(B, h, w) -> (B, H, W, 3) float32, about [0, 1] and not clipped."""
+        return self.pixels(self.codebook[codes], rate)
+
+    def pixels(self, states: jax.Array, rate: int = 8) -> jax.Array:
+        """(B, h, w, C), those of codes or close to them -> (B, H, W, 3), as `decode`."""
         check_rate(self.cfg, rate)
-        pixels = self.decoder[str(rate)](self.codebook[codes][:, None])[:, 0]
+        pixels = self.decoder[str(rate)](states[:, None])[:, 0]
         return pixels.astype(jnp.float32) * _over(DEVIATION) + _over(MEAN)
 
 

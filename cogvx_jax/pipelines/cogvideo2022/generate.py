@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
 from cogvx_jax.pipelines.cogvideo2022.clusters import Draw
-from cogvx_jax.pipelines.cogvideo2022.programs import RATE as RATE
 from cogvx_jax.pipelines.cogvideo2022.programs import decoded, enlarged, first_pass, fold, frame
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, batch_of, check_prompts, first_frame_text, frames_text

@@ -17,7 +17,7 @@ from cogvx_jax.data.video import Video
 from cogvx_jax.models.cogvideo2022.cached import applied
 from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clusters
-from cogvx_jax.pipelines.cogvideo2022.generate import RATE, Settings, enlarge, make_codes, to_pixels
+from cogvx_jax.pipelines.cogvideo2022.generate import Settings, enlarge, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 from cogvx_jax.pipelines.cogvideo2022.weights import load_stages
@@ -133,12 +133,13 @@ def settings_of(said: Mapping[str, Any], where: str) -> Settings:
 
 def picture_codes(system: System, image: Any) -> np.ndarray:
     """The codes of a picture's middle square, at the size of a small frame: (1, n)."""
-    side = system.stages[SEQUENTIAL].grid * RATE
+    side = system.stages[SEQUENTIAL].grid * system.image_tokenizer.rate
     picture = PIL.Image.fromarray(read_image(image))
     scale = side / min(picture.size)
     width, height = (max(round(n * scale), side) for n in picture.size)
     left, top = (width - side) // 2, (height - side) // 2
     resized = picture.resize((width, height), PIL.Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
     pixels = np.asarray(resized, np.float32)[None] / 255
-    codes = applied(system.images, system.image_params, replicate(pixels, system.mesh), RATE, method="encode")
+    rate = system.image_tokenizer.rate
+    codes = applied(system.images, system.image_params, replicate(pixels, system.mesh), rate, method="encode")
     return np.asarray(codes).reshape(1, -1)

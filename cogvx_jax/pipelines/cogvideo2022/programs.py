@@ -17,8 +17,6 @@ from cogvx_jax.models.cogvideo2022.transformer import Cache, CogVideo2022, Frame
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, draw
 from cogvx_jax.sharding import activate
 
-RATE = 8  # of the image tokenizer, for small frames and for large ones
-
 
 @functools.partial(jax.jit, static_argnames=("network", "frames", "mesh"))
 def first_pass(
@@ -96,7 +94,7 @@ def enlarged(
 @functools.partial(jax.jit, static_argnames=("network",))
 def decoded(params: Any, codes: jax.Array, *, network: ImageTokenizer) -> jax.Array:
     """(B, h, w) codes -> (B, H, W, 3) float32, about [0, 1]."""
-    pixels: jax.Array = applied(network, params, codes, RATE, method="decode")
+    pixels: jax.Array = applied(network, params, codes, network.cfg.rate, method="decode")
     return pixels
 
 

@@ -18,7 +18,6 @@ from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings
 from cogvx_jax.pipelines.cogvideo2022.load import settings_of
-from cogvx_jax.pipelines.cogvideo2022.programs import RATE
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer, check_prompts
 from cogvx_jax.pipelines.input_sources import InputSource, input_sources
@@ -70,10 +69,10 @@ def check_video(parts: Parts, tokenizer: TextTokenizer, prompts: tuple[str, ...]
     guidance = (own.guidance or 1.0) if options.guidance_scale is None else options.guidance_scale
     depth = _depth(parts.stages, options, own.depth)
     settings = dataclasses.replace(own, depth=depth, guidance=guidance if guidance > 1 else None)
-    large = _large(parts.stages, options)
+    large = _large(parts, options)
     seed = random_seed() if options.seed == RANDOM else int(options.seed)
     fps = frame_rate(options.fps or 2**depth)
-    side = _side(parts.stages, large)
+    side = _side(parts, large)
     asked = dataclasses.replace(
         options,
         size=(side, side),
@@ -128,18 +127,19 @@ def _frames(cfg: CogVideo2022Config, depth: int) -> int:
     return (cfg.frames - 1) * 2**depth + 1
 
 
-def _side(stages: Mapping[str, CogVideo2022Config], large: bool) -> int:
+def _side(parts: Parts, large: bool) -> int:
     """Height and width of a frame in pixels."""
-    scale = getattr(stages[SUPER_RESOLUTION], "scale", 1) if large else 1
-    return math.prod((stages[SEQUENTIAL].grid, RATE, scale))
+    scale = getattr(parts.stages[SUPER_RESOLUTION], "scale", 1) if large else 1
+    return math.prod((parts.stages[SEQUENTIAL].grid, parts.image_sizes.rate, scale))
 
 
-def _large(stages: Mapping[str, CogVideo2022Config], options: Options) -> bool:
+def _large(parts: Parts, options: Options) -> bool:
     """Whether frames go through super-resolution, by `size`; where there is one, if that is not given."""
-    sides = {_side(stages, large): large for large in (False, *([True] if SUPER_RESOLUTION in stages else []))}
+    kinds = (False, *([True] if SUPER_RESOLUTION in parts.stages else []))
+    sides = {_side(parts, large): large for large in kinds}
     height, width = options.size
     if height is None and width is None:
-        return SUPER_RESOLUTION in stages
+        return SUPER_RESOLUTION in parts.stages
     height, width = height or width, width or height
     if height != width or height not in sides:
         makes = " and ".join(f"{side}x{side}" for side in sides)

@@ -27,7 +27,7 @@ from cogvx_jax.pipelines.model import Model, check_trainable
 from cogvx_jax.pipelines.request import Request
 from cogvx_jax.sharding import replicate
 from cogvx_jax.storage import StoragePath
-from cogvx_jax.train import optim, run_folder
+from cogvx_jax.train import optim, parts, run_folder
 from cogvx_jax.train.checkpoint import newest_update
 from cogvx_jax.train.clips.batches import ENCODED, Feed, Share, clip_tokens, feed, packed_feed
 from cogvx_jax.train.clips.cache import open_cache
@@ -38,7 +38,6 @@ from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.placement import Placement, check_batch
 from cogvx_jax.train.progress import Span, Watch, say
 from cogvx_jax.train.step import State
-from cogvx_jax.train.transformer import parts
 from cogvx_jax.train.transformer.controlled_objective import make_controlled_loss
 from cogvx_jax.train.transformer.controlnet import (
     Beginning,

@@ -11,7 +11,7 @@ from cogvx_jax.models import lora as loras
 from cogvx_jax.pipelines.model import Model, with_logit_bound
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.storage import StoragePath
-from cogvx_jax.train.transformer import parts
+from cogvx_jax.train import parts
 
 
 def read_model(folder: StoragePath, model: Model, *, best: bool = False) -> Model:
