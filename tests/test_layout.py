@@ -56,10 +56,11 @@ MAY_IMPORT = {
     "train.vae": BELOW_TRAIN | {"train", "train.clips"},
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae"},
 }
+MAY_IMPORT["prepare"] = BELOW_TRAIN | {"train", "prompting"}
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN | {"finishing"}
 MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"finishing", "serving", "prompting"}
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "prepare", "serving", "serving.page", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.

@@ -14,7 +14,8 @@ from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.enhance import language_note
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting import languages, wording
-from cogvx_jax.prompting.enhance import Endpoint, Enhancer, cleaned, data_url, token_counter
+from cogvx_jax.prompting.chat import Endpoint, cleaned
+from cogvx_jax.prompting.enhance import Enhancer, data_url, token_counter
 from cogvx_jax.prompting.languages import other_language
 
 ANSWER = "A red panda walks."

@@ -9,7 +9,10 @@ import numpy as np
 
 from cogvx_jax.data.decode import HDR, open_container, stream_video
 
-TRANSFER, PRIMARIES = {1: "bt709", 13: "srgb", **{n: name.lower() for n, name in HDR.items()}}, {1: "bt709", 9: "bt2020"}
+TRANSFER, PRIMARIES = (
+    {1: "bt709", 13: "srgb", **{n: name.lower() for n, name in HDR.items()}},
+    {1: "bt709", 9: "bt2020"},
+)
 LOOKED_AT = 8  # frames, of which one that is interlaced tells
 UNEVEN = 0.01  # share of steps between frames that are not the usual one, from which on the rate varies
 APART = 0.25  # of the usual step, by which another differs

@@ -91,29 +91,31 @@ def _rate(path: str) -> float:
         return float(stream.fps or 25)
 
 
-def write_clip(path: str, out: str, first: int, stop: int, crop: list[int], crf: int) -> Iterator[Answer]:
-    """Writes the slots from `first` to `stop`, cut to top, left, height and width, as an .mp4."""
-    top, left, height, width = crop
-    with contextlib.ExitStack() as stack:
-        begin = first / _rate(path)
-        stream = stack.enter_context(stream_video(path, strict=True, start=begin if begin > FAR else 0.0))
-        writer = stack.enter_context(VideoWriter(out, stream.fps or 25, crf=crf))
-        count = 0
-        for frame in stream.at(range(first, stop)):
-            writer.write(frame[None, top : top + height, left : left + width])
-            count += 1
-            if count % 16 == 0:
-                yield {"written": count}, None
-        if not count:
-            raise ValueError(f"{path!r} has no frames from {first} on")
-    yield {"written": count}, None
+def write_clips(path: str, clips: list[dict[str, Any]], crf: int) -> Iterator[Answer]:
+    """Writes an .mp4 of each: `out`, its slots from `first` to `stop`, and `crop`, top, left, height and width."""
+    fps = _rate(path)
+    for clip in clips:
+        begin, (top, left, height, width) = clip["first"] / fps, clip["crop"]
+        try:
+            with stream_video(path, strict=True, start=begin if begin > FAR else 0.0) as stream:
+                with VideoWriter(clip["out"], stream.fps or 25, crf=crf) as writer:
+                    count = 0
+                    for frame in stream.at(range(clip["first"], clip["stop"])):
+                        writer.write(frame[None, top : top + height, left : left + width])
+                        count += 1
+                        if count % 16 == 0:
+                            yield {"frames": count}, None
+        except ValueError as error:
+            yield {"failed": str(error)}, None
+            continue
+        yield {"written": count}, None
 
 
 JOBS: Mapping[str, Callable[..., Iterator[Answer]]] = {
     "facts": read_facts,
     "small": read_small,
     "looks": read_looks,
-    "write": write_clip,
+    "write": write_clips,
 }
 
 

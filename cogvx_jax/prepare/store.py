@@ -15,7 +15,7 @@ FILE, FORMAT = "prepare.sqlite", 1
 EVERY = 2.0  # seconds after which what is new is written
 TABLES = """
 create table if not exists done (step text, key text, value text, primary key (step, key)) without rowid;
-create table if not exists files (path blob primary key, size integer, changed integer, digest text) without rowid;
+create table if not exists files (path blob primary key, size integer, changed integer, digest text);
 """
 
 
