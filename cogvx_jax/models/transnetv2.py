@@ -129,9 +129,7 @@ def _in_time(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     frames = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (dilation, dilation), (0, 0), (0, 0), (0, 0)))
     taps = [padded[:, n * dilation : n * dilation + frames] for n in range(3)]
-    return jnp.dot(
-        jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[-1]), precision=lax.Precision.HIGHEST
-    )
+    return jnp.dot(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[-1]), precision=lax.Precision.HIGHEST)
 
 
 def _halved(x: jax.Array) -> jax.Array:

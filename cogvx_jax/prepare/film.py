@@ -10,6 +10,7 @@ from typing import Any
 
 from cogvx_jax.prepare.films import TooSlow
 from cogvx_jax.prepare.label_answers import asked_labels
+from cogvx_jax.prepare.label_head import head_digest
 from cogvx_jax.prepare.look import Look, looks
 from cogvx_jax.prepare.probe import probe
 from cogvx_jax.prepare.rows import Row, finite, key_of
@@ -37,6 +38,8 @@ class Work:
         """Of what a step makes of a row: the same step, settings and inputs make the same."""
         step = STEPS[name]
         part = None if step.part is None else dataclasses.asdict(getattr(self.settings, step.part))
+        if name == "labels" and self.settings.labels.head is not None:
+            part = {"head": head_digest(self.settings.labels.head)}
         bounds = [row.get(field) for field in BOUNDS]
         return key_of(name, step.version, part, bounds, {field: row.get(field) for field in step.reads})
 

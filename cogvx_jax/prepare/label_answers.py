@@ -5,7 +5,7 @@ import re
 from cogvx_jax.json_files import parse_json
 from cogvx_jax.prepare import questions
 from cogvx_jax.prepare.captioners import captioner
-from cogvx_jax.prepare.labels import LABELS
+from cogvx_jax.prepare.label_names import LABELS
 from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings

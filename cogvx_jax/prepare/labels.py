@@ -8,29 +8,10 @@ Rules read the scores. Each is a product or a maximum of ramps, from 0 where a s
 
 from collections.abc import Callable, Mapping
 
+from cogvx_jax.prepare.label_head import read_head
+from cogvx_jax.prepare.label_names import LABELS
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
-
-LABELS = ("editing", "static", "low_quality", "lecture", "text", "screenshot")
-# What the rules and the head read of a row.
-SCORES = (
-    "cut_scores",
-    "border_area",
-    "logo_area",
-    "sharpness",
-    "exposure",
-    "clipped",
-    "contrast",
-    "blockiness",
-    "freeze_share",
-    "shake",
-    "motion_mean",
-    "motion_top5",
-    "motion_static_share",
-    "camera_shift",
-    "text_area",
-    "text_share_frames",
-)
 
 
 def by_rules(clip: Row) -> dict[str, float | None]:
@@ -94,8 +75,6 @@ RULES: Mapping[str, Callable[[Row], float | None]] = {
 def labels(clip: Row, settings: Settings) -> Row:
     """Returns: a field of each label, a probability or None, and `label_source`."""
     if settings.labels.source == "head":
-        from cogvx_jax.prepare.label_head import read_head
-
         found = read_head(settings.labels.head or "")(clip)
     else:
         found = by_rules(clip)

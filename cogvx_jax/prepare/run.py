@@ -5,18 +5,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.json_files import printable, read_json
+from cogvx_jax.json_files import printable
 from cogvx_jax.prepare.duplicates import duplicates
 from cogvx_jax.prepare.film import Work, prepare_film
-from cogvx_jax.prepare.rows import Row, read_rows, write_rows
+from cogvx_jax.prepare.rows import Row, write_rows
+from cogvx_jax.prepare.sets import ABOUT, CLIPS, FILMS, FORMAT
 from cogvx_jax.prepare.settings import Settings
 from cogvx_jax.prepare.sources import Film, find_films
 from cogvx_jax.prepare.steps import chosen
 from cogvx_jax.prepare.store import open_store
 from cogvx_jax.storage import check_folder_writable, write_whole
 
-FILMS, CLIPS, ABOUT = "films.jsonl", "clips.jsonl", "set.json"
-FORMAT = 1
 Prepared = Iterable[tuple[Row, list[Row]]]
 
 
@@ -83,13 +82,3 @@ def _compared(clips: list[Row], settings: Settings) -> list[Row]:
     found = duplicates([clips[n] for n in order], settings)
     back = sorted(range(len(order)), key=order.__getitem__)
     return [found[n] for n in back]
-
-
-def read_set(folder: Path) -> list[Row]:
-    """The clips of a set. Raises: FileNotFoundError; ValueError for a folder of another version or kind."""
-    if not (folder / ABOUT).is_file():
-        raise FileNotFoundError(f"{folder} holds no set of `cogvx prepare`, or it was not finished: run that again")
-    version = read_json(folder / ABOUT).get("format")
-    if version != FORMAT:
-        raise ValueError(f"{folder} is a set of version {version}, and this program knows {FORMAT}: prepare it again")
-    return read_rows(folder / CLIPS)

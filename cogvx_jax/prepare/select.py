@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from cogvx_jax.data.expressions import Expression, parse_expression
 from cogvx_jax.prepare.formats import write_list
 from cogvx_jax.prepare.rows import Row
-from cogvx_jax.prepare.run import read_set
+from cogvx_jax.prepare.sets import read_set
 from cogvx_jax.prepare.steps import KNOWN
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from cogvx_jax.prepare import aesthetic, borders, captions, check, duplicates, labels, motion, quality, text
+from cogvx_jax.prepare.label_names import LABELS, SCORES
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
 
@@ -54,7 +55,7 @@ STEPS: Mapping[str, Step] = {
     ),
     "text": Step("look", 1, ("text_area", "text_share_frames", "text_boxes"), text.text, CROP, needs=("rapidocr",)),
     "aesthetic": Step("look", 1, ("aesthetic", "aesthetic_scorer"), aesthetic.aesthetic, CROP, "aesthetic"),
-    "labels": Step("row", 1, (*labels.LABELS, "label_source"), labels.labels, labels.SCORES, "labels"),
+    "labels": Step("row", 1, (*LABELS, "label_source"), labels.labels, SCORES, "labels"),
     "captions": Step("asked", 1, captions.FIELDS, captions.captions, CROP, "captions"),
     "check": Step("row", 1, check.FIELDS, check.check, ("caption", "prompt"), "captions"),
     "write": Step("write", 1, ("video", "video_height", "video_width", "video_frames"), None, CROP, "write"),
