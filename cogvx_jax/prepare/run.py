@@ -12,7 +12,7 @@ from cogvx_jax.prepare.rows import Row, write_rows
 from cogvx_jax.prepare.sets import ABOUT, CLIPS, FILMS, FORMAT
 from cogvx_jax.prepare.settings import Settings
 from cogvx_jax.prepare.sources import Film, find_films
-from cogvx_jax.prepare.steps import chosen
+from cogvx_jax.prepare.steps import GIVEN, STEPS, chosen
 from cogvx_jax.prepare.store import open_store
 from cogvx_jax.storage import check_folder_writable, write_whole
 
@@ -45,8 +45,8 @@ def prepare(place: Path, folder: Path, settings: Settings, report: Callable[[str
     counts = {"films": len(rows), "unreadable": sum(bool(row["errors"]) for row in rows), "clips": len(clips)}
     counts["failed"] = sum(bool(clip["errors"]) for clip in clips)
     counts["copies"] = sum(clip.get("dup_of") is not None for clip in clips)
-    write_rows(folder / FILMS, rows)
-    write_rows(folder / CLIPS, clips)
+    write_rows(folder / FILMS, map(_ordered, rows))
+    write_rows(folder / CLIPS, map(_ordered, clips))
     about = {"format": FORMAT, "steps": list(steps), "counts": counts}
     write_whole(folder / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     return counts
@@ -68,6 +68,12 @@ def _gathered(films: list[Film], done: Prepared, report: Callable[[str], None]) 
             said = f"has the same bytes as {row['same_as']}"
         report(printable(f"{n}/{len(films)} {row['source']}: {said}"))
     return rows, clips
+
+
+def _ordered(row: Row) -> Row:
+    """With the fields in the order of the steps, whichever was done first."""
+    fields = [*GIVEN, *(field for step in STEPS.values() for field in step.fields)]
+    return {name: row[name] for name in fields if name in row} | row
 
 
 def _compared(clips: list[Row], settings: Settings) -> list[Row]:
