@@ -247,7 +247,7 @@ def _command(options: TrainOptions) -> dict[str, Any]:
 
 def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) -> list[Any]:
     """The caches of all stages, opened before the weights are read: that finds what is missing from them."""
-    from cogvx_jax.train.clips.cache import is_cache, open_cache
+    from cogvx_jax.train.clips.cache import chosen, is_cache, open_cache
     from cogvx_jax.train.placement import check_batch
     from cogvx_jax.train.transformer.controlnet import check_controls
 
@@ -258,6 +258,7 @@ def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) 
             if not is_cache(clips):
                 raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
             caches.append(open_cache(clips))
+            chosen(caches[-1], stage.where)
     if options.trained.controlnet is not None:
         check_controls(caches)
     return caches

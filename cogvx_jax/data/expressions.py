@@ -50,8 +50,8 @@ class Expression(NamedTuple):
         return found is True
 
 
-def parse_expression(text: str, known: Collection[str]) -> Expression:
-    """An expression over the fields `known`.
+def parse_expression(text: str, known: Collection[str] | None) -> Expression:
+    """An expression over the fields `known`; None takes any name.
 
     Raises: ValueError, one sentence, for what is none, and for a name that is not known, with the nearest that is.
     """
@@ -63,7 +63,7 @@ def parse_expression(text: str, known: Collection[str]) -> Expression:
             sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - WORDS.keys(), key=str)
         )
         for name in names:
-            if name not in known:
+            if known is not None and name not in known:
                 raise ValueError(f"there is no field {quoted(name)}{_nearest(name, known)}")
         return Expression(text, names, _value(tree))
     except (SyntaxError, RecursionError, MemoryError) as error:
