@@ -86,7 +86,7 @@ class Layer(nn.Module):
         for n, kernel in enumerate(time):
             own = slice(n * self.filters, (n + 1) * self.filters)
             part = y[..., n * inner : (n + 1) * inner]
-            found.append(_in_time(part, kernel * scale[own], DILATIONS[n]) + bias[own])
+            found.append(_in_time(part, kernel * scale[None, None, own], DILATIONS[n]) + _as(bias[own], x.ndim))
         return nn.relu(jnp.concatenate(found, -1))
 
     def _norm(self) -> tuple[jax.Array, jax.Array]:
@@ -107,7 +107,12 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = parameter(self, "kernel", kernel_init, (None, None), (x.shape[-1], self.features))
         bias = parameter(self, "bias", nn.initializers.zeros_init(), (None,), (self.features,))
-        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + bias
+        return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST) + _as(bias, x.ndim)
+
+
+def _as(bias: jax.Array, rank: int) -> jax.Array:
+    """A number for each channel, with as many axes."""
+    return lax.broadcast_to_rank(bias, rank)
 
 
 def _in_space(x: jax.Array, kernel: jax.Array) -> jax.Array:

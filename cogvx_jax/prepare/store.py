@@ -1,17 +1,20 @@
 """What is done already, by the key of what it was made of: a database that a kill at any moment leaves whole."""
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cogvx_jax.data.comments import file_sha256
 
-FILE, FORMAT = "prepare.sqlite", 1
+FILE, LOCK, FORMAT = "prepare.sqlite", ".prepare.lock", 1
+BUSY = 30.0  # seconds that a reader waits while its owner writes
 EVERY = 2.0  # seconds after which what is new is written
 TABLES = """
 create table if not exists done (step text, key text, value text, primary key (step, key)) without rowid;
@@ -49,8 +52,18 @@ class Store:
         if known is not None and known[:2] == of:
             return known[2]
         digest = file_sha256(path)
-        self._database.execute("insert or replace into files values (?, ?, ?, ?)", (name, *of, digest))
+        self._note(name, *of, digest)
         return digest
+
+    def take(self, new: Iterable[Sequence[Any]], files: Iterable[Sequence[Any]]) -> None:
+        """Takes over what a `Reading` holds."""
+        for step, key, value in new:
+            self.put(step, key, value)
+        for name, *of in files:
+            self._note(bytes.fromhex(name), *of)
+
+    def _note(self, name: bytes, size: int, changed: int, digest: str) -> None:
+        self._database.execute("insert or replace into files values (?, ?, ?, ?)", (name, size, changed, digest))
 
 
 @contextlib.contextmanager
@@ -62,9 +75,10 @@ def open_store(folder: Path) -> Iterator[Store]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     try:
-        database = sqlite3.connect(path, timeout=0.2, isolation_level="immediate")
-        with contextlib.closing(database):
-            database.execute("pragma locking_mode = exclusive")
+        with (
+            _alone(folder),
+            contextlib.closing(sqlite3.connect(path, timeout=BUSY, isolation_level="immediate")) as database,
+        ):
             database.execute("pragma synchronous = normal")
             (version,) = database.execute("pragma user_version").fetchone()
             if version not in (0, FORMAT):
@@ -76,8 +90,45 @@ def open_store(folder: Path) -> Iterator[Store]:
             finally:
                 store.save()
     except sqlite3.OperationalError as error:
-        if "locked" in str(error):
-            raise OSError(f"another process prepares {folder}; wait for it, or give another --out") from None
         raise OSError(f"{path} cannot be written: {error}") from None
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and all steps are done again") from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises OSError where another process has the folder; the lock ends with its process."""
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"another process prepares {folder}; wait for it, or give another --out") from None
+        yield
+
+
+class Reading(Store):
+    """The store as a process beside its owner sees it: what is new stays here, and the owner takes it over.
+
+    Attributes:
+      new: step, key and value of what was put.
+      files: path, size, time and digest of files that were read.
+    """
+
+    def __init__(self, folder: Path):
+        uri = f"file:{urllib.parse.quote(str((folder / FILE).absolute()))}?mode=ro"
+        super().__init__(sqlite3.connect(uri, uri=True, timeout=BUSY))
+        self.new: list[tuple[str, str, Any]] = []
+        self.files: list[list[Any]] = []
+
+    def get(self, step: str, key: str) -> Any | None:
+        own = next((value for name, known, value in reversed(self.new) if (name, known) == (step, key)), None)
+        return super().get(step, key) if own is None else own
+
+    def put(self, step: str, key: str, value: Any) -> None:
+        self.new.append((step, key, value))
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _note(self, name: bytes, size: int, changed: int, digest: str) -> None:
+        self.files.append([name.hex(), size, changed, digest])
