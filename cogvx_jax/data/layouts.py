@@ -109,7 +109,7 @@ def _lists(folder: Path) -> list[Source]:
         raise ValueError(f"{folder} has {counts}; their lines belong together")
     kinds, found = [name.removesuffix("s.txt") for name in list(names)[2:]], list[Source]()
     for prompt, video, *others in zip(*columns, strict=True):
-        beside = {kind: find(folder, other) for kind, other in zip(kinds, others, strict=True)}
+        beside: dict[str, Any] = {kind: find(folder, other) for kind, other in zip(kinds, others, strict=True)}
         found.append(Source(find(folder, video), prompt, **beside))
     return found
 

@@ -151,7 +151,7 @@ def _send(out: BinaryIO, header: dict[str, Any], pixels: np.ndarray | None = Non
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read1(1):  # type: ignore[attr-defined]
+    while sys.stdin.buffer.read1(1):  # type: ignore[union-attr]
         pass
     os._exit(1)
 

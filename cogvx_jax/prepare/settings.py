@@ -155,4 +155,5 @@ def _check(said: dict[str, Any]) -> None:
         if dataclasses.is_dataclass(known[name].default):
             if not isinstance(part, dict):
                 raise ValueError(f"{name} must be a table, got {quoted(part)}")
-            check_known(part, [field.name for field in dataclasses.fields(known[name].default)])
+            own: Any = known[name].default
+            check_known(part, [field.name for field in dataclasses.fields(own)])

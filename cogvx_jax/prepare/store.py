@@ -77,7 +77,7 @@ def open_store(folder: Path) -> Iterator[Store]:
     try:
         with (
             _alone(folder),
-            contextlib.closing(sqlite3.connect(path, timeout=BUSY, isolation_level="immediate")) as database,
+            contextlib.closing(sqlite3.connect(path, timeout=BUSY, isolation_level="IMMEDIATE")) as database,
         ):
             database.execute("pragma synchronous = normal")
             (version,) = database.execute("pragma user_version").fetchone()

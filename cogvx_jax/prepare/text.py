@@ -74,7 +74,7 @@ def _detector() -> Any:
         from rapidocr import RapidOCR
     except ImportError:
         raise ValueError("this step needs the package rapidocr: pip install 'cogvx_jax[prepare]'") from None
-    reader = RapidOCR(params={"Global.log_level": "critical", "Det.limit_side_len": SIDE, "Det.limit_type": "max"})
+    reader: Any = RapidOCR(params={"Global.log_level": "critical", "Det.limit_side_len": SIDE, "Det.limit_type": "max"})
 
     def detect(picture: np.ndarray) -> list[tuple[np.ndarray, float]]:
         found = reader(picture, use_det=True, use_cls=False, use_rec=False)

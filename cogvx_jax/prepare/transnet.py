@@ -88,4 +88,5 @@ def _read(place: str) -> Any:
 @jax.jit
 def _apply(params: Any, frames: jax.Array) -> jax.Array:
     """(B, F, 27, 48, 3) uint8 -> logits (B, F)."""
-    return TransNetV2().apply({"params": params}, frames).single
+    shots: Any = TransNetV2().apply({"params": params}, frames)
+    return shots.single
