@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import sqlite3
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from cogvx_jax.prepare.formats import write_list
 from cogvx_jax.prepare.label_answers import read_answer
 from cogvx_jax.prepare.label_names import LABELS
 from cogvx_jax.prepare.labels import by_rules
+from cogvx_jax.prepare.report import DEFAULT
 from cogvx_jax.prepare.rows import finite, key_of, read_rows, write_rows
+from cogvx_jax.prepare.select import parse_where
 from cogvx_jax.prepare.settings import Duplicates, Settings, Shots, read_settings
 from cogvx_jax.prepare.shots import Seen, parts
 from cogvx_jax.prepare.sources import find_films
@@ -288,3 +292,17 @@ def test_fields_are_of_one_step_each():
     fields = [field for step in STEPS.values() for field in step.fields]
     assert len(fields) == len(set(fields))
     assert all(field in {"prompt", *fields} for step in STEPS.values() for field in step.reads)
+
+
+def test_the_page_names_the_fields_and_the_defaults(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "prepare.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, flags=re.M))
+    assert list(rows) == list(STEPS)
+    for name, step in STEPS.items():
+        assert set(re.findall(r"`(\w+)`", rows[name])) == set(step.fields)
+    defaults, where = re.findall(r"```toml\n(.*?)```", page, flags=re.S)
+    (tmp_path / "prepare.toml").write_text(defaults)
+    assert read_settings(tmp_path / "prepare.toml") == Settings()
+    for text in re.findall(r'where(?: =)? "([^"]+)"', page):
+        assert parse_where(text).names
+    assert f"`{DEFAULT.split(' and ')[0]}`" in page

@@ -29,8 +29,8 @@ class TrainOptions:
     config: FolderText | None = None
     data: FolderText | None = None  # as for `encode`, or a folder that `encode` has filled, which may lie in a bucket
     # instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of `encode` or a
-    # table of several and their weights, and any of steps, batch_size, accumulate, learning_rate, schedule, warmup and
-    # pack; what it does not say is as below
+    # table of several and their weights, and any of steps, batch_size, accumulate, learning_rate, schedule, warmup,
+    # pack and where; what it does not say is as below
     stages: Path | None = None
     # the run's folder, or the URL of one in a bucket. Videos are encoded to its folder "cache", if `data` lists any
     out: FolderText
