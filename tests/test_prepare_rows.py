@@ -23,7 +23,7 @@ from cogvx_jax.prepare.labels import by_rules
 from cogvx_jax.prepare.report import DEFAULT
 from cogvx_jax.prepare.rows import finite, key_of, read_rows, write_rows
 from cogvx_jax.prepare.select import parse_where
-from cogvx_jax.prepare.settings import Duplicates, Settings, Shots, read_settings
+from cogvx_jax.prepare.settings import Captions, Duplicates, Settings, Shots, read_settings
 from cogvx_jax.prepare.shots import Seen, parts
 from cogvx_jax.prepare.sources import find_films
 from cogvx_jax.prepare.steps import STEPS, chosen
@@ -306,3 +306,14 @@ def test_the_page_names_the_fields_and_the_defaults(tmp_path):
     for text in re.findall(r'where(?: =)? "([^"]+)"', page):
         assert parse_where(text).names
     assert f"`{DEFAULT.split(' and ')[0]}`" in page
+
+
+def test_captions_need_somebody_to_ask():
+    with pytest.raises(ValueError, match="give --captions URL"):
+        chosen(Settings(steps=("captions",)))
+    asked = Captions(url="http://one/v1", model="m")
+    assert asked.decides == Captions(url="http://two/v1", model="m", timeout=9.0, at_once=1).decides
+    assert asked.decides != Captions(url="http://one/v1", model="n").decides
+    for wrong in ({"url": "u", "local": "l"}, {"tries": 0}, {"timeout": 0.0}):
+        with pytest.raises(ValueError):
+            Captions(**wrong)

@@ -37,11 +37,18 @@ class Work:
     def key(self, name: str, row: Row) -> str:
         """Of what a step makes of a row: the same step, settings and inputs make the same."""
         step = STEPS[name]
-        part = None if step.part is None else dataclasses.asdict(getattr(self.settings, step.part))
-        if name == "labels" and self.settings.labels.head is not None:
-            part = {"head": head_digest(self.settings.labels.head)}
+        part = self._part(name, step.part)
         bounds = [row.get(field) for field in BOUNDS]
         return key_of(name, step.version, part, bounds, {field: row.get(field) for field in step.reads})
+
+    def _part(self, name: str, part: str | None) -> dict[str, Any] | None:
+        """The settings that decide about a step's result."""
+        labels, captions = self.settings.labels, self.settings.captions
+        if part == "captions":
+            return captions.decides
+        if name == "labels" and labels.source != "rules":
+            return {"vlm": captions.decides} if labels.head is None else {"head": head_digest(labels.head)}
+        return None if part is None else dataclasses.asdict(getattr(self.settings, part))
 
     def kind(self, name: str) -> Kind:
         """That of the table; labels of a vision model are asked for."""

@@ -73,6 +73,12 @@ class Captions:
     tokens: int = 226  # that a caption may have; 1.5 models read 224
     tokenizer: str = "tiny"  # model whose tokens are counted
 
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides about an answer; how long and how often one waits for it does not."""
+        where = self.url if self.model is None and self.local is None else None
+        return {"model": self.local or self.model or where, "way": self.way, "tokens": [self.tokens, self.tokenizer]}
+
     def __post_init__(self):
         if self.url is not None and self.local is not None:
             raise ValueError("captions come from an endpoint or from a local model, not from both")

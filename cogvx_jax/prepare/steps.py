@@ -69,6 +69,10 @@ def chosen(settings: Settings) -> tuple[str, ...]:
         if name not in STEPS:
             raise ValueError(f"there is no step {name!r}; the steps are {', '.join(STEPS)}")
     names = tuple(name for name in STEPS if not settings.steps or name in settings.steps)
+    if settings.captions.url is None and settings.captions.local is None:
+        if "captions" in settings.steps:
+            raise ValueError("the step captions needs somebody to ask: give --captions URL, or local in its settings")
+        names = tuple(name for name in names if name != "captions")
     missing = [(name, package) for name in names for package in STEPS[name].needs if not _is_there(package)]
     if missing:
         name, package = missing[0]
