@@ -69,7 +69,7 @@ def test_films_become_clips(made):
 def test_a_slide_show_of_sharp_stills_is_static(made):
     folder, *_ = made
     found = [row for row in read_rows(folder / "clips.jsonl") if row["source"].endswith("slides.mp4")]
-    assert len(found) == 2 and all(row["static"] == 1 and row["freeze_share"] > 0.7 for row in found)
+    assert len(found) == 2 and all(row["static"] == 1 and row["freeze_share"] > 0.9 for row in found)
 
 
 def test_what_is_done_is_not_done_again(made, films, settings, monkeypatch):

@@ -5,11 +5,11 @@ import numpy as np
 from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
-from cogvx_jax.prepare.shots import LUMA
 
 DARK = 24.0  # the most luma of a line of a letterbox, but for a few pixels
 SPECKS = 98  # percent of a line's pixels that are dark
 WIDEST = 0.4  # share of a side that a letterbox may take on one side
+FRAMES = 12  # of a clip that tell a letterbox
 GRID = 16  # cells that the longer side is divided into
 EDGES, STILL = 10.0, 2.0  # levels: the contrast inside a cell, and how far its pixels move in time
 
@@ -17,10 +17,11 @@ EDGES, STILL = 10.0, 2.0  # levels: the contrast inside a cell, and how far its 
 def borders(clip: Row, look: Look, settings: Settings) -> Row:
     """Returns: `crop`, top, left, bottom and right of the picture in shares of the frame; `border_area`, the share
     outside it; `logo_area`, the share of cells with contrast whose pixels never change while others do."""
-    gray = look.small @ LUMA  # (F, H, W)
+    gray = look.gray
     if not len(gray):
         return {}
-    crop = _letterbox(np.percentile(gray, SPECKS, axis=2).max(0), np.percentile(gray, SPECKS, axis=1).max(0))
+    few = gray[:: -(-len(gray) // FRAMES)]
+    crop = _letterbox(*(np.percentile(few, SPECKS, axis=axis).max(0) for axis in (2, 1)))
     top, left, bottom, right = crop
     return {
         "crop": list(crop),

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from cogvx_jax.prepare.films import ask
 from cogvx_jax.prepare.rows import Row
+from cogvx_jax.prepare.shots import LUMA
 
 SMALL_SIDE, SMALL_RATE = 320, 8.0  # pixels of the longer side, frames a second
 LARGE_SIDE = 960
@@ -30,6 +32,11 @@ class Look:
     large: np.ndarray
     times: tuple[float, ...]
     native: bool
+
+    @functools.cached_property
+    def gray(self) -> np.ndarray:
+        """Luma of the small frames, (F, H, W) float32, 0 to 255."""
+        return self.small.astype(np.float32) @ LUMA
 
     def cropped(self, crop: Sequence[float] | None) -> "Look":
         """Without what is outside top, left, bottom and right, shares of the frame."""

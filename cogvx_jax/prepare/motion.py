@@ -8,7 +8,6 @@ from cogvx_jax.prepare.look import SMALL_SIDE, Look
 from cogvx_jax.prepare.quality import vision
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
-from cogvx_jax.prepare.shots import LUMA
 
 APART = 0.5  # seconds between the frames of a pair
 STILL = 0.5  # pixels of a frame 320 wide; a pair whose mean flow is less stands still
@@ -27,7 +26,7 @@ def motion(clip: Row, look: Look, settings: Settings) -> Row:
       most of the picture follows none; `camera_shift`, its pixels a pair.
     """
     cv2, step = vision(), max(round(APART * look.rate), 1)
-    gray = [np.ascontiguousarray((frame @ LUMA).astype(np.uint8)) for frame in look.small[::step]]
+    gray = [frame.astype(np.uint8) for frame in look.gray[::step]]
     if len(gray) < 2 or min(gray[0].shape) < 16:
         return {}
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
