@@ -10,8 +10,8 @@ from cogvx_jax.prepare.settings import Settings
 from cogvx_jax.prepare.shots import LUMA
 
 SIDE = 640  # pixels of the longer side at which sharpness is measured, so that sizes compare
-# Levels, the mean difference of frames that are taken for the same. A codec refines a still by up to 0.6 a frame; of real
-# clips that move, no two frames differed by less than 0.84.
+# Levels, the mean difference of frames that are taken for the same. A codec refines a still by up to 0.6 a frame; of
+# real clips that move, no two frames differed by less than 0.84.
 FROZEN = 0.65
 CLIPPED = 4, 251  # luma of pixels that are black or white
 BLOCK = 8  # pixels of a codec's block
