@@ -188,6 +188,7 @@ def test_captions_are_cached_and_a_captioner_that_is_down_is_asked_again(films, 
         assert len(stub.requests) == count
 
 
+@pytest.mark.full
 def test_labels_of_a_vision_model(films, tmp_path, monkeypatch):
     pytest.importorskip("openai", reason="of the extra `enhance`")
     monkeypatch.setenv("OPENAI_API_KEY", "x")
