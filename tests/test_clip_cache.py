@@ -1,5 +1,6 @@
 """A cache of encoded clips: damage, wrong shapes and numbers that are not finite are named; `cogvx verify`."""
 
+import dataclasses
 import sys
 import warnings
 
@@ -9,7 +10,16 @@ import safetensors.numpy
 
 from cogvx_jax.cli import main as cli
 from cogvx_jax.train.clips import store as stores
-from cogvx_jax.train.clips.cache import ClipCache, Shape, clip_name, open_cache, store_of, text_name, write_cache
+from cogvx_jax.train.clips.cache import (
+    ClipCache,
+    Shape,
+    chosen,
+    clip_name,
+    open_cache,
+    store_of,
+    text_name,
+    write_cache,
+)
 
 TEXT = np.ones((3, 8), np.float32)
 
@@ -84,3 +94,19 @@ def test_damage_is_found_by_verify(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         verify(cache.folder, monkeypatch)
     assert stopped.value.code == 2 and "the entry clip/a is damaged" in capsys.readouterr().err
+
+
+def test_stages_choose_clips_by_scores(tmp_path):
+    cache = make(tmp_path / "cache", a=clip(), b=clip(), c=clip())
+    with pytest.raises(ValueError, match="holds no scores"):
+        chosen(cache, "motion_mean > 1")
+    scores = ({"motion_mean": 2.0}, {"motion_mean": None}, {"motion_mean": 3.0})
+    write_cache(dataclasses.replace(cache, scores=scores))
+    cache = open_cache(cache.folder)
+    assert chosen(cache, "motion_mean > 1") == [0, 2] and chosen(cache, None) == [0, 1, 2]
+    for where, said in (
+        ("motoin_mean > 1", "the nearest is motion_mean"),
+        ("motion_mean > 9", "true of none of the 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            chosen(cache, where)

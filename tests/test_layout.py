@@ -58,10 +58,11 @@ MAY_IMPORT = {
     "train.cogvideo2022": BELOW_TRAIN | {"train", "train.clips", "train.transformer"},
     "planning": BELOW_TRAIN | {"train", "train.clips", "train.transformer", "train.vae", "train.cogvideo2022"},
 }
+MAY_IMPORT["prepare"] = BELOW_TRAIN | {"train", "prompting"}
 MAY_IMPORT[""] = MAY_IMPORT["planning"] | {"planning", "prompting", "finishing"}  # cogvx_jax/__init__.py
 MAY_IMPORT["serving"] = BELOW_TRAIN | {"finishing"}
 MAY_IMPORT["serving.page"] = BELOW_TRAIN | {"finishing", "serving", "prompting"}
-MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "serving", "serving.page", "workflows", "evaluation"}
+MAY_IMPORT["cli"] = MAY_IMPORT[""] | {"", "evaluation", "prepare", "serving", "serving.page", "workflows"}
 MAY_IMPORT["scripts"] = MAY_IMPORT["cli"] | {"cli"}
 REFERENCE_ONLY = {"torch", "diffusers"}
 # What the extra `parity` installs and `test` does not, as Python imports it.
@@ -72,7 +73,7 @@ SERVE_ONLY |= set("sqlalchemy uvicorn zai".split())
 # And of `evaluate`.
 EVALUATE_ONLY = set("cv2 imageio_ffmpeg".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu", "_cogvideo2022")}
-MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch"}
+MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch", "cogvx_jax.scripts.benchmark_prepare"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch
 

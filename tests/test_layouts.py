@@ -396,3 +396,13 @@ def test_turned_and_tall_videos_are_cropped_upright(tmp_path, capfd):
     np.testing.assert_allclose(tall, np.rot90(wide), atol=3)
     assert wide[:, 10:22].min() > 190 and wide[:, :6].max() < 10
     assert capfd.readouterr().err == ""
+
+
+def test_scores_of_lists_come_along(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    row = {"video": "a.mp4", "prompt": "a", "motion_mean": 2.5, "camera": "pan", "text_area": None, "boxes": [1]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    wanted = {"motion_mean": 2.5, "camera": "pan", "text_area": None}
+    assert read_sources(tmp_path / "a.jsonl")[0].scores == wanted
+    (tmp_path / "a.csv").write_text("video,prompt,motion_mean,camera,text_area\na.mp4,a,2.5,pan,\n")
+    assert read_sources(tmp_path / "a.csv")[0].scores == wanted

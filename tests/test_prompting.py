@@ -14,7 +14,8 @@ from cogvx_jax.cli import main as cli
 from cogvx_jax.cli.enhance import language_note
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.prompting import languages, wording
-from cogvx_jax.prompting.enhance import Endpoint, Enhancer, cleaned, data_url, token_counter
+from cogvx_jax.prompting.chat import MOST_BYTES, Endpoint, cleaned
+from cogvx_jax.prompting.enhance import Enhancer, data_url, token_counter
 from cogvx_jax.prompting.languages import other_language
 
 ANSWER = "A red panda walks."
@@ -165,8 +166,14 @@ def test_what_goes_wrong_is_one_sentence(enhancer, monkeypatch):
     for prompt, said in ((" ", "the prompt is empty"), ("x" * 4001, "may have 4,000 characters, got 4,001")):
         with pytest.raises(ValueError, match=said):
             enhancer(stub)(prompt)
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0)
+    with chat_server(lambda asked: "x" * (MOST_BYTES + 1)) as stub:  # no more of it is held
+        with pytest.raises(OSError, match="did not answer"):
+            enhancer(stub)("a")
+    with chat_server(lambda asked: {"no": "text"}) as stub:
+        with pytest.raises(ValueError, match="gave no answer"):
+            enhancer(stub)("a")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     with pytest.raises(OSError, match="at http://127.0.0.1:9/v1 did not answer: Connection error"):
         Enhancer(Endpoint(llm="x"), words, 8)("a")
 

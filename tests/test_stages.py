@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train import run_folder
 from cogvx_jax.train.checkpoint import Checkpoints
 from cogvx_jax.train.clips.batches import Share, choose, feed, packed_feed, spread, turn
-from cogvx_jax.train.clips.cache import Shape, open_cache
+from cogvx_jax.train.clips.cache import Shape, open_cache, write_cache
 from cogvx_jax.train.clips.pack import best_packing, plan_rows
 from cogvx_jax.train.pace import Pace
 from cogvx_jax.train.transformer import run as runs
@@ -294,3 +295,15 @@ def test_adapters_are_trained_on_packed_rows_and_on_plain_ones_after_them(made, 
     assert not np.array_equal(after["attention"]["q"]["kernel"], before["attention"]["q"]["kernel"])
     np.testing.assert_array_equal(after["mlp"]["up"]["kernel"], before["mlp"]["up"]["kernel"])
     assert len(log(tmp_path / "run", "validation_loss")) == 2 and read_run(tmp_path / "run")["stages"][0]["pack"] == 6
+
+
+def test_a_stage_takes_the_clips_that_it_chooses(caches, tmp_path):
+    shutil.copytree(caches / "videos", tmp_path / "videos")
+    cache = open_cache(tmp_path / "videos")
+    write_cache(dataclasses.replace(cache, scores=tuple({"motion_mean": float(n)} for n in range(5))))
+    (tmp_path / "stages.toml").write_text('[[stage]]\ndata = "videos"\nsteps = 1\nwhere = "motion_mean > 2"\n')
+    [chosen] = read_stages(tmp_path / "stages.toml", StageSettings())
+    [share] = runs._shares(chosen, 0, False)
+    assert share.clips == (3, 4) and share.held_out == ()
+    with pytest.raises(ValueError, match="is no expression"):
+        StageSettings(where="motion_mean >")

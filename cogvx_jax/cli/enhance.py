@@ -8,7 +8,8 @@ import tyro
 from cogvx_jax.cli.families import family_of
 from cogvx_jax.cli.options import GivenFlags, ModelFlags
 from cogvx_jax.given import Given
-from cogvx_jax.prompting.enhance import Endpoint, Enhancer, has_endpoint, token_counter
+from cogvx_jax.prompting.chat import Endpoint, has_endpoint
+from cogvx_jax.prompting.enhance import Enhancer, token_counter
 from cogvx_jax.prompting.languages import other_language
 
 

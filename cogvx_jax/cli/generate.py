@@ -33,7 +33,7 @@ from cogvx_jax.cli.prompts_file import Job, read_jobs
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines.memory_modes import AUTO, BY_NAME, find_mode
 from cogvx_jax.pipelines.options import RANDOM, Sampling
-from cogvx_jax.prompting.enhance import Endpoint
+from cogvx_jax.prompting.chat import Endpoint
 from cogvx_jax.quantization import find_quantization
 
 if TYPE_CHECKING:

@@ -31,6 +31,8 @@ from cogvx_jax.cli.inspect import inspect
 from cogvx_jax.cli.loop import loop
 from cogvx_jax.cli.lora import lora
 from cogvx_jax.cli.plan import plan
+from cogvx_jax.cli.prepare import ACTIONS as PREPARE
+from cogvx_jax.cli.prepare import prepare
 from cogvx_jax.cli.push import push
 from cogvx_jax.cli.quantize import quantize
 from cogvx_jax.cli.replay import replay
@@ -71,6 +73,7 @@ VERBS = {
     "push": Verb(push, "what the hub has not confirmed was not published"),
     "quantize": Verb(quantize, "no model was written"),
     "verify": Verb(verify, "not everything was compared"),
+    "prepare": Verb(prepare, "what is done is kept; the same command goes on from there"),
     "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
     "train": Verb(train, GOES_ON),
     "train-vae": Verb(train_vae, GOES_ON),
@@ -87,6 +90,10 @@ VERBS = {
 OLD_FLAGS = dict.fromkeys(("generate", "decode", "info", "inspect", "convert"), {"--lora-alpha": "--sat-lora-alpha"})
 
 
+# Actions of verbs, whose first one needs no name: `cogvx prepare films/` is `cogvx prepare films films/`.
+ACTIONS = {"prepare": list(PREPARE)}
+
+
 def main() -> None:
     """Runs the command line; see `ends` for its exit statuses."""
     _prepare()
@@ -101,7 +108,7 @@ def main() -> None:
             {name: verb.run for name, verb in VERBS.items()},
             prog="cogvx",
             description="CogVideoX in JAX and Flax.",
-            args=_renamed(sys.argv[1:]),
+            args=_with_action(_renamed(sys.argv[1:])),
         )
 
 
@@ -115,6 +122,17 @@ def _renamed(arguments: list[str]) -> list[str]:
             warnings.warn(f"{flag} is called {new} now; it is not of --lora, but of the model itself", stacklevel=1)
         renamed.append(argument if new is None else f"{new}{equals}{value}")
     return renamed
+
+
+def _with_action(arguments: list[str]) -> list[str]:
+    """The arguments with the verb's first action, where they name none and do not ask for help."""
+    names = ACTIONS.get(arguments[0] if arguments else "", [])
+    first = arguments[1] if len(arguments) > 1 else ""
+    if not names or first in ("", "-h", "--help", *names[1:]):
+        return arguments
+    # The folder "films" may be meant, as in `cogvx prepare films --out set`.
+    named = first == names[0] and len(arguments) > 2 and not arguments[2].startswith("-")
+    return arguments if named else [arguments[0], names[0], *arguments[1:]]
 
 
 def _prepare() -> None:

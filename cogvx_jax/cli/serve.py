@@ -18,7 +18,7 @@ from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_maker, check_mem
 from cogvx_jax.cli.work import WorkFlags, check_lease, check_together, serving_packages
 from cogvx_jax.cli.worker_processes import Workers
 from cogvx_jax.given import Given
-from cogvx_jax.prompting.enhance import Endpoint, has_endpoint
+from cogvx_jax.prompting.chat import Endpoint, has_endpoint
 
 if TYPE_CHECKING:
     from cogvx_jax.configs import ModelSpec

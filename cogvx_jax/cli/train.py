@@ -31,8 +31,8 @@ class TrainOptions:
     config: FolderText | None = None
     data: FolderText | None = None  # as for `encode`, or a folder that `encode` has filled, which may lie in a bucket
     # instead of `data`, a TOML file with a [[stage]] for each of several stages: its data, one folder of `encode` or a
-    # table of several and their weights, and any of steps, batch_size, accumulate, learning_rate, schedule, warmup and
-    # pack; what it does not say is as below
+    # table of several and their weights, and any of steps, batch_size, accumulate, learning_rate, schedule, warmup,
+    # pack and where; what it does not say is as below
     stages: Path | None = None
     # the run's folder, or the URL of one in a bucket. Videos are encoded to its folder "cache", if `data` lists any
     out: FolderText
@@ -252,7 +252,7 @@ def _command(options: TrainOptions) -> dict[str, Any]:
 
 def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) -> list[Any]:
     """The caches of all stages, opened before the weights are read: that finds what is missing from them."""
-    from cogvx_jax.train.clips.cache import is_cache, open_cache
+    from cogvx_jax.train.clips.cache import chosen, is_cache, open_cache
     from cogvx_jax.train.placement import check_batch
     from cogvx_jax.train.transformer.controlnet import check_controls
 
@@ -263,6 +263,7 @@ def _check_data(options: TrainOptions, stages: tuple[Stage, ...], devices: Any) 
             if not is_cache(clips):
                 raise ValueError(f"{clips} is not encoded; do that with `cogvx encode --data ... --out {clips}`")
             caches.append(open_cache(clips))
+            chosen(caches[-1], stage.where)
     if options.trained.controlnet is not None:
         check_controls(caches)
     return caches

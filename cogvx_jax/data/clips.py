@@ -2,7 +2,8 @@
 
 import dataclasses
 import fractions
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -25,6 +26,8 @@ class Source:
     prompt: str
     image: File | None = None  # what an image-to-video model is given; None is the clip's first frame
     control: File | None = None  # a video of the same frames, such as their edges, that a ControlNet is given
+    # numbers and short texts that the list has beside these, such as scores, by which a stage of training may choose
+    scores: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
 class TooShort(ValueError):

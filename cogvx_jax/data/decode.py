@@ -25,6 +25,7 @@ from cogvx_jax.data.tars import Member
 
 # By default the conversion to RGB leaves colours blocky and about one level too dark.
 SCALING = "flags=bicubic+accurate_rnd+full_chroma_int"
+SHRINKING = "flags=area"  # of frames that are only looked at: each pixel is the mean of those that it stands for
 MAX_PIXELS = 2**26  # of a frame: twice 8K, 200 MB of RGB
 # A header's rate beyond this is no rate: the stamps lie on no common one, and it is the unit that they are written in.
 MAX_GRID = 240
@@ -54,36 +55,46 @@ class Stream:
     width: int
     fps: fractions.Fraction | None
     duration: float | None
-    frames: Iterator["_Frame"] = dataclasses.field(repr=False)
+    frames: Iterator["Frame"] = dataclasses.field(repr=False)
     passed: int = 0
     interlaced: bool = False
 
-    def at(self, slots: Iterable[int]) -> Iterator[np.ndarray]:
+    def at(self, slots: Iterable[int], longest: int | None = None) -> Iterator[np.ndarray]:
         """The frames (H, W, 3) uint8 RGB that are shown in these slots, which must not go back.
 
         Ends before the first slot after the end. No frame is decoded after the last slot, and only those that are
         shown become RGB.
+
+        Args:
+          longest: pixels of the longer side, to which larger frames are scaled down; None keeps their size.
         """
-        shown, after, pixels = self._next(), None, None
+        last, pixels = None, None
+        for frame in self.shown(slots):
+            pixels = frame.rgb(longest) if frame is not last or pixels is None else pixels
+            last = frame
+            yield pixels
+
+    def shown(self, slots: Iterable[int]) -> Iterator["Frame"]:
+        """As `at`, frames that are not RGB yet; one that is shown in several slots is the same object."""
+        shown, after = self._next(), None
         for slot in slots:
             while shown and shown.slot < slot:
                 after = after or self._next()
                 if after is None or after.slot > slot:
                     break
-                shown, after, pixels = after, None, None
+                shown, after = after, None
             if shown is None or (after is None and slot > shown.last):
                 return
-            pixels = shown.rgb() if pixels is None else pixels
-            yield pixels
+            yield shown
 
-    def _next(self) -> "_Frame | None":
+    def _next(self) -> "Frame | None":
         frame = next(self.frames, None)
         self.passed = frame.last + 1 if frame else self.passed
         return frame
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frame:
+class Frame:
     """A decoded frame, shown from `slot` on and, if no other comes, until `last`."""
 
     slot: int
@@ -91,8 +102,9 @@ class _Frame:
     decoded: Any
     converter: "_Converter"
 
-    def rgb(self) -> np.ndarray:
-        return self.converter(self.decoded)
+    def rgb(self, longest: int | None = None) -> np.ndarray:
+        """(H, W, 3) uint8; see `Stream.at`."""
+        return self.converter(self.decoded, longest)
 
 
 @contextlib.contextmanager
@@ -136,7 +148,7 @@ def _named(source) -> Iterator[None]:
         raise ValueError(f"{str(source)!r} cannot be read as a video; give an mp4, webm or gif file") from error
 
 
-def _checked(frames: Iterator[_Frame], source) -> Iterator[_Frame]:
+def _checked(frames: Iterator[Frame], source) -> Iterator[Frame]:
     with _named(source):
         yield from frames
 
@@ -156,13 +168,20 @@ def _fps(stream) -> fractions.Fraction | None:
     return (grid if grid and grid <= MAX_GRID else None) or average or None
 
 
+@contextlib.contextmanager
+def open_container(source: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
+    """The container of a file and, of its streams, the video that players show. Raises: as `stream_video`."""
+    url = f"file:{Path(existing(source)).absolute()}"  # type: ignore[arg-type]
+    with _named(source), av.open(url, container_options=OPTIONS, metadata_errors="ignore") as container:
+        yield container, _best(container)
+
+
 def pictures_last(source: str | os.PathLike) -> float | None:
     """Seconds that the pictures of a file surely last, as it says; None where they may end before its sound.
 
     Raises: as `stream_video`.
     """
-    with _named(source), av.open(f"file:{Path(source).absolute()}", container_options=OPTIONS) as container:
-        stream = _best(container)
+    with open_container(source) as (container, stream):
         own = stream.duration or len(container.streams) == 1
         return _duration(container, stream) if own else None
 
@@ -209,14 +228,14 @@ def _packets(container, stream) -> Iterator[Any]:
 
 def _slotted(
     frames: Iterator[Any], fps: fractions.Fraction, origin: int | None, converter: "_Converter"
-) -> Generator[_Frame, None, None]:
+) -> Generator[Frame, None, None]:
     """The frames with their slots, counted from `origin` or, if it is None, from the first frame's time stamp."""
     slot = -1
     for frame in frames:
         stamp, unit = frame.pts, frame.time_base
         if stamp is None or not unit:  # without time stamps it is one frame a slot
             slot += 1
-            yield _Frame(slot, slot, frame, converter)
+            yield Frame(slot, slot, frame, converter)
             continue
         origin = stamp if origin is None else origin
         own = round((stamp - origin) * unit * fps)
@@ -224,14 +243,15 @@ def _slotted(
             continue
         slot = own
         end = round((stamp - origin + (frame.duration or 0)) * unit * fps)
-        yield _Frame(slot, max(slot, end - 1), frame, converter)
+        yield Frame(slot, max(slot, end - 1), frame, converter)
 
 
 class _Converter:
     """Decoded frames to RGB of one size: upright, with square pixels. Raises: ValueError for HDR and huge frames."""
 
     def __init__(self, source, stream, first):
-        self._source, self._turn, self._graph, self._kind = source, _turn(first), None, None
+        self._source, self._turn = source, _turn(first)
+        self._graphs: dict[int | None, tuple[Any, Any]] = {}  # of each size, and for which frames it is
         ratio = float(stream.sample_aspect_ratio or 1)
         width, height = (first.width, first.height) if first else (stream.width or 0, stream.height or 0)
         width = max(round(width * ratio), 1)
@@ -242,14 +262,16 @@ class _Converter:
         if first:
             self._check(first)
 
-    def __call__(self, frame) -> np.ndarray:
+    def __call__(self, frame, longest: int | None = None) -> np.ndarray:
         """(H, W, 3) uint8."""
         kind = (frame.width, frame.height, frame.format.name)
-        if kind != self._kind:  # a video may change on the way
+        known, graph = self._graphs.get(longest, (None, None))
+        if kind != known:  # a video may change on the way
             self._check(frame)
-            self._graph, self._kind = self._filters(frame), kind
-        self._graph.push(frame)
-        return self._graph.pull().to_ndarray()
+            graph = self._filters(frame, longest)
+            self._graphs[longest] = kind, graph
+        graph.push(frame)
+        return graph.pull().to_ndarray()
 
     def _check(self, frame) -> None:
         kind = HDR.get(frame.color_trc) or (frame.color_primaries == BT2020 and "BT.2020")
@@ -259,12 +281,14 @@ class _Converter:
                 f"convert it first: {TO_SDR}"
             )
 
-    def _filters(self, frame) -> Any:
+    def _filters(self, frame, longest: int | None) -> Any:
         graph: Any = av.filter.Graph()
         last = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or UNIT
         )
-        scale = ("scale", f"{self.width}:{self.height}:{SCALING}")
+        smaller = longest is not None and longest < (most := max(self.height, self.width))
+        width, height = (max(round(x * longest / most), 1) if smaller else x for x in (self.width, self.height))
+        scale = ("scale", f"{width}:{height}:{SHRINKING if smaller else SCALING}")
         for name, arguments in (*self._turn, scale, ("format", "rgb24"), ("buffersink", None)):
             following = graph.add(name, arguments)
             last.link_to(following)

@@ -7,9 +7,10 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cogvx_jax.data.clips import PICTURES, VIDEOS, Source
-from cogvx_jax.data.manifests import OPTIONAL, find, read_csv, read_json, read_jsonl
+from cogvx_jax.data.manifests import COLUMNS, OPTIONAL, find, read_csv, read_json, read_jsonl, scores
 from cogvx_jax.data.tars import File, read_samples
 from cogvx_jax.data.text_lines import parse_json, read_lines, read_text, refuse
 
@@ -108,7 +109,7 @@ def _lists(folder: Path) -> list[Source]:
         raise ValueError(f"{folder} has {counts}; their lines belong together")
     kinds, found = [name.removesuffix("s.txt") for name in list(names)[2:]], list[Source]()
     for prompt, video, *others in zip(*columns, strict=True):
-        beside = {kind: find(folder, other) for kind, other in zip(kinds, others, strict=True)}
+        beside: dict[str, Any] = {kind: find(folder, other) for kind, other in zip(kinds, others, strict=True)}
         found.append(Source(find(folder, video), prompt, **beside))
     return found
 
@@ -183,7 +184,7 @@ def _sources(where: Path, samples: Mapping[str, Mapping[str, File]]) -> list[Sou
         picture = next((file for suffix, file in found.items() if suffix in PICTURES), None)
         shown, image = (video, picture) if video is not None else (picture, None)
         assert shown is not None
-        sources.append(Source(shown, prompts[name], image, controls[name]))
+        sources.append(Source(shown, prompts[name], image, controls[name], _sample_scores(samples[name])))
     return sources
 
 
@@ -205,6 +206,13 @@ def _sample_caption(files: Mapping[str, File]) -> str:
     facts = parse_json(read_text(files["json"]), files["json"])
     said = facts.get("caption") or facts.get("prompt") if isinstance(facts, dict) else None
     return said.strip() if isinstance(said, str) else ""
+
+
+def _sample_scores(files: Mapping[str, File]) -> dict[str, Any]:
+    """What a NAME.json has beside the caption."""
+    facts = parse_json(read_text(files["json"]), files["json"]) if "json" in files else {}
+    own = (*COLUMNS["prompt"], *COLUMNS["video"])
+    return scores({k: v for k, v in facts.items() if k not in own}) if isinstance(facts, dict) else {}
 
 
 def _caption(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import math
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ COLUMNS = {
     "image": ("image",),
     "control": ("control", "control_video", "control_file_path"),
 }
+MOST_TEXT = 100  # characters of a text that may choose clips
 OPTIONAL = ("image", "control")  # columns that a table may have
 
 
@@ -95,9 +97,36 @@ def _rows(path: Path, rows: Mapping[str, Mapping[str, Any]], kind: str) -> list[
         named = {what: (row.get(columns[what]) or "").strip() for what in OPTIONAL}
         return {what: find(path.parent, name) for what, name in named.items() if name}
 
+    own = set(columns.values())
     return [
-        Source(find_video(path.parent, row[video].strip()), row[prompt].strip(), **beside(row)) for row in rows.values()
+        Source(
+            find_video(path.parent, row[video].strip()),
+            row[prompt].strip(),
+            **beside(row),
+            scores=scores({name: value for name, value in row.items() if name not in own}),
+        )
+        for row in rows.values()
     ]
+
+
+def scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row may choose clips: numbers, true, false, null and short texts; a text that is a number is one."""
+    return {name: _number(value) for name, value in row.items() if name.isidentifier() and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, int | float) or isinstance(value, str) and len(value) <= MOST_TEXT
+
+
+def _number(value: Any) -> Any:
+    """Of a field of CSV; nothing in it is null."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = float(value)
+    except ValueError:
+        return value or None
+    return found if math.isfinite(found) else None
 
 
 def find(folder: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from cogvx_jax.data.expressions import parse_expression
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import StoragePath, read_file, write_whole
 from cogvx_jax.train.clips.store import Store
@@ -56,6 +57,7 @@ class ClipCache:
     empty: str  # key of the states of ""
     pixels: bool = False  # whether entries hold the clips themselves, too
     controls: tuple[str, ...] = ()  # keys of the clips' control videos, of each one; or there are none
+    scores: tuple[Mapping[str, Any], ...] = ()  # what the list said beside, of each clip; or nothing
 
     @property
     def digest(self) -> str:
@@ -178,6 +180,23 @@ def _needed(clips: Iterable[tuple[str, str]], controls: Iterable[str]) -> set[st
     return found | {control_name(key) for key in controls}
 
 
+def chosen(cache: ClipCache, where: str | None) -> list[int]:
+    """The numbers of the clips of which an expression over their scores is true; None chooses all.
+
+    Raises: ValueError for one that cannot be, or that chooses none.
+    """
+    if where is None:
+        return list(range(len(cache.clips)))
+    known = {name for scores in cache.scores for name in scores}
+    if not known:
+        raise ValueError(f"{cache.folder} holds no scores to choose by; encode a list that has them, as clips.jsonl")
+    expression = parse_expression(where, known)
+    found = [number for number, scores in enumerate(cache.scores) if expression.chooses(scores)]
+    if not found:
+        raise ValueError(f"{where!r} is true of none of the {len(cache.clips)} clips in {cache.folder}")
+    return found
+
+
 def is_cache(folder: StoragePath) -> bool:
     return (folder / FILE).is_file()
 
@@ -188,8 +207,12 @@ def open_cache(folder: StoragePath) -> ClipCache:
         facts = parse_json(read_file(folder / FILE, MAX_BYTES))
         clips = tuple((str(clip), str(text)) for clip, text in facts.pop("clips"))
         controls = tuple(str(key) for key in facts.pop("controls", ()))
+        scores = tuple(facts.pop("scores", ()))
         shape = _shape(facts.pop("shape"))
-        cache = ClipCache(folder=folder, clips=clips, controls=controls, shape=shape, **facts)
+        about: dict[str, Any] = {"controls": controls, "scores": scores, "shape": shape}
+        cache = ClipCache(folder=folder, clips=clips, **about, **facts)
+        if scores and (len(scores) != len(clips) or not all(isinstance(each, dict) for each in scores)):
+            raise ValueError(f"it has {len(clips)} clips and {len(scores)} objects of scores")
         if controls and len(controls) != len(clips):
             raise ValueError(f"it has {len(clips)} clips and {len(controls)} control videos")
         if type(cache.pixels) is not bool:
@@ -229,8 +252,9 @@ def write_cache(cache: ClipCache) -> None:
     """Writes cache.json; the entries are in the store already."""
     facts = dataclasses.asdict(cache)
     del facts["folder"]
-    if not cache.controls:  # versions that know none read it, too
-        del facts["controls"]
+    for name in ("controls", "scores"):
+        if not facts[name]:  # versions that know none read it, too
+            del facts[name]
     write_whole(cache.folder / FILE, json.dumps(facts, indent=1).encode())
 
 

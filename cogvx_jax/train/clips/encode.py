@@ -84,6 +84,8 @@ def encode(
     store.commit()
     controls = tuple(control for *_, control in clips if control)
     about: dict[str, Any] = {"model": model.spec.name, "shape": shape, "pixels": pixels, "empty": empty, **encoders}
+    scores = tuple(dict(sources[number].scores) for number, *_ in clips)
+    about["scores"] = scores if any(scores) else ()
     cache = ClipCache(folder=folder, clips=keys, controls=controls, **about)
     if process == 0:
         report(

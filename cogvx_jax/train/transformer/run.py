@@ -30,7 +30,7 @@ from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, parts, run_folder
 from cogvx_jax.train.checkpoint import newest_update
 from cogvx_jax.train.clips.batches import ENCODED, Feed, Share, clip_tokens, feed, packed_feed
-from cogvx_jax.train.clips.cache import open_cache
+from cogvx_jax.train.clips.cache import chosen, open_cache
 from cogvx_jax.train.clips.encode import check_model
 from cogvx_jax.train.clips.held_out import hold_out
 from cogvx_jax.train.loop import Input, Start, Update, run_updates
@@ -291,10 +291,13 @@ def _shares(stage: Stage, validation: float, controls: bool) -> list[Share]:
         cache = open_cache(folder)
         if controls:
             check_controls([cache])
-        chosen = hold_out((video for video, _ in cache.clips), validation)
-        held_out = {number for number, (video, _) in enumerate(cache.clips) if video in chosen}
-        clips = (number for number in range(len(cache.clips)) if number not in held_out)
-        shares.append(Share(cache, weight, tuple(clips), tuple(sorted(held_out)), controls))
+        apart = hold_out((video for video, _ in cache.clips), validation)
+        numbers = chosen(cache, stage.where)
+        clips = tuple(number for number in numbers if cache.clips[number][0] not in apart)
+        if not clips:
+            raise ValueError(f"of the clips that {stage.where!r} chooses in {folder}, all are kept for validation")
+        held_out = tuple(number for number in numbers if cache.clips[number][0] in apart)
+        shares.append(Share(cache, weight, clips, held_out, controls))
     return shares
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 from cogvx_jax.configs import Distilled, Kind, LoRAConfig, ModelSpec
+from cogvx_jax.data.expressions import parse_expression
 from cogvx_jax.diffusion.samplers import LCM_STEPS
 from cogvx_jax.diffusion.schedule import exact_steps
 
@@ -206,6 +207,8 @@ class StageSettings:
     schedule: Literal["constant", "cosine"] = "constant"  # from then on, or a cosine to 1% at the last of `steps`
     warmup: int = 50  # updates from 0 to the learning rate
     pack: int | None = None  # video tokens a row of clips of any size; None has one clip a row
+    # of the clips only those whose scores make it true, such as "motion_mean > 1 and text_area < 0.02"
+    where: str | None = None
 
     def __post_init__(self):
         if self.steps < 1:
@@ -220,6 +223,8 @@ class StageSettings:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
         if self.pack is not None and self.pack < 1:
             raise ValueError(f"packed rows need a token, got {self.pack}")
+        if self.where is not None:
+            parse_expression(self.where, None)
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"the schedule must be constant or cosine, got {self.schedule!r}")
         if self.schedule == "cosine" and self.steps <= self.warmup:

@@ -11,6 +11,7 @@ A file of them, where paths are relative to it, unless they are URLs of buckets:
     data = {"cache/videos" = 3, "cache/images" = 1}  # of every 4 clips, 3 are videos
     steps = 500
     learning_rate = 1e-4
+    where = "motion_mean > 4"  # of the clips those whose scores make it true; see `clips.cache.chosen`
     pack = 20000  # rows of so many video tokens, which hold clips of any size and length; see `clips.pack`
 
 Without `pack` each batch is of one folder of its data.
