@@ -55,7 +55,7 @@ class Finishing:
         """The same with sound that is made. Raises: ValueError where a file's is asked for, or for no such maker."""
         if self.file.audio is not None:
             raise ValueError(f"finish names {self.file.audio} as audio, and sound_from makes another; give one of them")
-        made = {"sound_from": maker, "sound_prompt": prompt, "sound_seed": seed}
+        made: dict[str, Any] = {"sound_from": maker, "sound_prompt": prompt, "sound_seed": seed}
         return dataclasses.replace(self, file=dataclasses.replace(self.file, **made))
 
     def geometry(self, height: int, width: int, *, even: bool = True) -> Geometry:

@@ -28,6 +28,8 @@ def made_track(source: Any, job: Job, delivery: Delivery, comment: str | None) -
       delivery: names the maker.
       comment: the video's text; a record's prompt is what the maker is told.
     """
+    maker = delivery.sound_from
+    assert maker is not None
     prompt = _prompt(comment) if delivery.sound_prompt is None else delivery.sound_prompt
 
     def seconds(count: int, fps: Fraction) -> float:
@@ -39,7 +41,7 @@ def made_track(source: Any, job: Job, delivery: Delivery, comment: str | None) -
         def make() -> tuple[Track, dict[str, Any]]:
             """Raises: as `make_sound`."""
             made = make_sound(
-                delivery.sound_from,
+                maker,
                 source,
                 folder / "sound.w64",
                 prompt=prompt,

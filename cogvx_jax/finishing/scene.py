@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class SmallCopy:
         self.path, self.fps = path, fps
         self.count, self.height, self.width = 0, 0, 0
 
-    def passing(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def passing(self, chunks: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """The same chunks of frames, (F', H, W, 3) uint8, each copied as it passes."""
         with VideoWriter(self.path, self.fps) as writer:
             for frames in chunks:

@@ -65,7 +65,8 @@ class RIFE(nn.Module):
         for i, scale in enumerate(self.scales):
             step = FlowStep(self.width, self.dtype, name=f"block{i}")
             # What is of full size takes 33 MB a channel at 4K: the swapped pair is made of what is small already.
-            change, gain = step(*(_smaller(x, scale) for x in (*warped, mask)), _smaller(flow, scale) / scale)
+            small = [_smaller(x, scale) for x in (*warped, mask, flow)]
+            change, gain = step(small[0], small[1], small[2], small[3] / scale)
             flow = constrain(flow + _larger(change, first, scale) * scale, *PIXELS)
             mask = constrain(mask + _larger(gain, first, scale), *PIXELS)
             warped = warp(first, flow[..., :2]), warp(second, flow[..., 2:])
@@ -84,9 +85,9 @@ class FlowStep(nn.Module):
         self, first: jax.Array, second: jax.Array, mask: jax.Array, flow: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Of both pictures as they are warped so far (B, h, w, 3), the mask (B, h, w, 1) and the flow (B, h, w, 4)."""
-        pair = jnp.concatenate([first, second, mask, flow], axis=-1)
+        seen = jnp.concatenate([first, second, mask, flow], axis=-1)
         swapped = jnp.concatenate([second, first, -mask, _swapped(flow)], axis=-1)
-        y = jnp.concatenate([pair, swapped])
+        y = jnp.concatenate([seen, swapped])
         for i, features in enumerate((self.width // 2, self.width)):
             y = PReLU(name=f"down{i}_act")(Conv2D(features, 2, dtype=self.dtype, name=f"down{i}")(y))
         for pair in range(PAIRS):
