@@ -6,6 +6,7 @@ python -m cogvx_jax.scripts.eval_tiny2022
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -44,11 +45,11 @@ def main(
       out: write the figures as JSON here.
     """
     system = load_cogvideo2022(model)
-    changes = {"depth": depth, "guidance": guidance}
+    changes: dict[str, Any] = {"depth": depth, "guidance": guidance}
     how = dataclasses.replace(
         settings_of(system.settings, model), rows=2 * batch, **{k: v for k, v in changes.items() if v is not None}
     )
-    draws = {"temperature": temperature, "clusters": clusters}
+    draws: dict[str, Any] = {"temperature": temperature, "clusters": clusters}
     frames = dataclasses.replace(how.frames, **{k: v for k, v in draws.items() if v is not None})
     found = judge_videos(system, prompts, batch, dataclasses.replace(how, frames=frames), seed)
     figures = found.figures() | {THREE: found.right[THREE] / len(found.rows)}

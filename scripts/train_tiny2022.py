@@ -8,7 +8,6 @@ Every part goes on from its newest checkpoint, and a finished one is skipped: th
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,7 @@ INTERPOLATION_STAGE = (
     StageSettings(steps=250, batch_size=24, learning_rate=3e-3, warmup=30, schedule="cosine"),
     CodesRunConfig(channel="interpolation", optimizer="muon", seed=2),
 )
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: dict[str, Any] = {
     "depth": 1,
     "first": {"clusters": 8, "temperature": 1.0, "inner": 1.0},
     "frames": {"clusters": 8, "temperature": 0.7, "inner": 1.0},

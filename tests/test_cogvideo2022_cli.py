@@ -89,7 +89,7 @@ def test_other_models_have_no_depth(run, tmp_path):
 
 
 def test_other_verbs_say_what_the_folder_is(folder, run):
-    said = run("train", "--model", folder, "--data", "nowhere", "--out", "run", fails=True)
+    said = run("train-vae", "--model", folder, "--data", "nowhere", "--out", "run", fails=True)
     assert "it is CogVideo (2022), for `cogvx generate`" in said
 
 

@@ -263,6 +263,12 @@ def test_options_of_other_models_are_refused(arguments, said, folder, videos, tm
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_it_is_not_distilled(folder, videos, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("distill", folder, "--data", videos, "--out", tmp_path / "run", monkeypatch=monkeypatch)
+    assert stopped.value.code == 2 and "no sampling steps to spare" in capsys.readouterr().err
+
+
 def test_channels_are_of_this_model_alone(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run("train", "--data", tmp_path, "--out", tmp_path / "r", "--channel", "interpolation", monkeypatch=monkeypatch)

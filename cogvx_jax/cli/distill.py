@@ -37,7 +37,7 @@ class DistillOptions(TrainOptions):
         return f"`cogvx generate --lora {self.out}` takes {self.distill.result(load_spec(self.model))}"
 
 
-NAMES[DistillOptions] = {"train": None, "parts": None, "controlnet": None}
+NAMES[DistillOptions] = {"train": None, "parts": None, "controlnet": None, "cogvideo2022": None}
 
 
 def recorded(config: str) -> DistillOptions:
@@ -54,4 +54,10 @@ def distill(options: DistillOptions) -> None:
     A run that was stopped goes on as those of `cogvx train`. `generate --lora RUN` takes the steps, the sampler and the
     guidance scale that it is for.
     """
+    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
+
+    if is_cogvideo2022(options.model):
+        raise ValueError(
+            f"{options.model} is a CogVideo (2022), which has no sampling steps to spare; `cogvx train` it"
+        )
     run_training(options)

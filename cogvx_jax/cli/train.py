@@ -196,13 +196,9 @@ def _recorded_stage(said: Mapping[str, Any]) -> Stage:
 def train(options: TrainOptions) -> None:
     """Trains a LoRA of a model's transformer, all of it, or parts, or a ControlNet; a run that was stopped goes on.
 
-    It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0.
+    It goes on from its newest checkpoint, on any mesh. SIGTERM saves one and ends with status 0. Of a CogVideo (2022) a
+    temporal channel is trained.
     """
-    run_training(options)
-
-
-def run_training(options: TrainOptions) -> None:
-    """What `train` and `distill` do."""
     from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
 
     if is_cogvideo2022(options.model):
@@ -210,6 +206,11 @@ def run_training(options: TrainOptions) -> None:
         return
     if options.cogvideo2022 != ChannelTraining():
         raise ValueError(f"{options.model} is no CogVideo (2022), whose channels are trained; leave out --channel")
+    run_training(options)
+
+
+def run_training(options: TrainOptions) -> None:
+    """What `train` and `distill` do."""
     from cogvx_jax.pipelines.model import absolute_source, check_trainable, load_quantization, load_spec
     from cogvx_jax.sharding import first_process, initialize, parse_mesh
     from cogvx_jax.train.checkpoint import newest_update

@@ -14,6 +14,7 @@ from cogvx_jax.convert.cogvideo2022_folder import IMAGES, Parts, open_parts, rea
 from cogvx_jax.convert.cogvideo2022_quantized import check_quantization
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import Video
+from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.cached import applied
 from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clusters
@@ -123,9 +124,12 @@ def settings_of(said: Mapping[str, Any], where: str) -> Settings:
     made: dict[str, Any] = {}
     try:
         for name, value in said.items():
-            if not isinstance(value, dict if hints[name] is Draw else float | int | None):
-                raise ValueError(f"{name} cannot be {value!r}")
-            made[name] = Draw(**value) if isinstance(value, dict) else value
+            if hints[name] is Draw and isinstance(value, dict):
+                made[name] = Draw(**value)
+            elif hints[name] is not Draw and isinstance(value, float | int | None):
+                made[name] = value
+            else:
+                raise ValueError(f"{name} cannot be {quoted(value)}")
         return Settings(**made)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{where} has settings that no video has: {error}") from None

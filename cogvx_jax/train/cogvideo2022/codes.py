@@ -108,7 +108,7 @@ def make_cache(
     Raises: ValueError if none can be used; OSError where the folder cannot be written.
     """
     store, tokenizer, side = Store(folder / "arrays"), params_digest(params), images.cfg.rate * grid
-    about = {"frames": frames, "fps": (frames - 1) / KEY_FRAMES_SECONDS, "height": side, "width": side}
+    about: dict[str, Any] = {"frames": frames, "fps": (frames - 1) / KEY_FRAMES_SECONDS, "height": side, "width": side}
     names, clips, new = store.names(), [], 0
     try:
         for source in sources:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from cogvx_jax.convert.runs import Kind
 from cogvx_jax.models.cogvideo2022.transformer import CogVideo2022
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 from cogvx_jax.sharding import activate, everywhere, params_digest
@@ -34,7 +35,7 @@ from cogvx_jax.train.placement import Placement, check_batch
 from cogvx_jax.train.progress import Span, Watch
 from cogvx_jax.train.transformer.settings import StageSettings
 
-TRAINS = "cogvideo2022"
+TRAINS: Kind = "cogvideo2022"
 LEARNING_RATE = 2e-4  # the makers'
 
 
