@@ -23,6 +23,7 @@ TRAIN |= {"warmup": 50, "trained_dtype": "float32", "timesteps": "explicit", "te
 TRAIN |= {"masks": ("all", "first", "first-last", "block", "block-in-time"), "text_alone": 0.9}
 TRAIN |= {"image_noise": True, "image_dropout": 0.05, "noise_offset": 0.0, "frames": None, "remat": None}
 TRAIN |= {"where": None, "prompts": None, "video_every": 1000, "controlnet": None, "controlnet_layers": None}
+TRAIN |= {"channel": "sequential", "new_channel": False}  # of CogVideo (2022)
 VAE = {"lpips": None, "lpips_weight": 1.0, "lpips_frames": None, "l1": 1.0, "squared": 0.0, "kl": 1e-6}
 VAE |= {"discriminator_start": None, "discriminator_width": 64, "discriminator_layers": 3, "adversarial": 0.5}
 VAE |= {"adaptive": True, "decoder_only": False, "whole_clips": False, "frames": 17, "fps": (8.0, 16.0)}
