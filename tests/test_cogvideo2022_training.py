@@ -22,6 +22,7 @@ from cogvx_jax.models.cogvideo2022.transformer import Text, of_base
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, settings_of
 from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, TextTokenizer
+from cogvx_jax.quantization import find_quantization
 from cogvx_jax.scripts import eval_tiny2022
 from cogvx_jax.scripts import train_tiny2022 as recipe
 from cogvx_jax.sharding import make_mesh
@@ -136,6 +137,12 @@ def test_losses_are_the_recorded_ones(name, record):
 
 
 # Where a run begins.
+
+
+def test_integers_are_not_trained(folder):
+    parts = dataclasses.replace(folders.open_parts(folder), how=find_quantization("int8"))
+    with pytest.raises(ValueError, match="is quantised, and is not trained; give the folder that it was made of"):
+        begin(parts, "sequential")
 
 
 def test_a_new_channel_begins_as_the_makers_does(folder):

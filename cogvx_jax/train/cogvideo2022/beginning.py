@@ -34,8 +34,10 @@ def begin(parts: Parts, channel: Trained, *, new: bool = False, seed: int = 0, m
 
     Args:
       new: begin with a new channel where there is one, too.
-    Raises: as `read_stages`.
+    Raises: ValueError for a folder whose kernels are integers; as `read_stages`.
     """
+    if parts.how is not None:
+        raise ValueError(f"{parts.place} is quantised, and is not trained; give the folder that it was made of")
     cfg, there = stage_of(parts, channel), channel in parts.stages
     source = channel if there else next(iter(parts.stages))
     read = read_stages(dataclasses.replace(parts, stages={source: parts.stages[source]}))[source]
