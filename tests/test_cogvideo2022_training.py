@@ -176,6 +176,7 @@ def curve(where):
     return [json.loads(line) for line in (where / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_the_channel_learns_beside_a_base_that_stays(folder, clips, tokenizer, tmp_path):
     before, after = run_codes(folder, clips, tokenizer, tmp_path / "run", steps=3)
     _, longer = run_codes(folder, clips, tokenizer, tmp_path / "run")  # goes on

@@ -89,6 +89,7 @@ def test_devices_share_the_tiles_of_a_picture(random_params):
         cx.finish(clip(), source_fps=8, mesh="all")
 
 
+@pytest.mark.full
 def test_devices_share_pairs_and_pictures(random_params, monkeypatch):
     network, rng = RIFE(6), np.random.default_rng(0)
     pictures = [jnp.asarray(rng.random((60, 90, 3), np.float32)) for _ in range(4)]

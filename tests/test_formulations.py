@@ -230,6 +230,7 @@ def test_every_choice_is_tested_here():
     assert choices == {
         "causal_conv": {"conv3d", "conv2d", "by_size", "by_frame"},
         "upsample_conv": {"repeat", "phase", "dilated"},
+        "transposed_conv": {"dilated", "phase"},
         "spatial_norm": {"full", "latent"},
         "rope": {"pairs", "product"},
         "pixels": {"copy", "product"},

@@ -54,6 +54,7 @@ def test_vae_encodes_17_frames():
     assert_close(moments, golden["encode/moments"], 2e-5)
 
 
+@pytest.mark.full
 def test_vae_decodes_5_latents():
     golden, (cfg, params) = arrays("2b"), part("2b", "vae")
     vae = VAE(cfg)

@@ -364,6 +364,7 @@ def test_clips_are_carried_by_what_a_model_can_take():
     assert carried_frames(fun, 2) == 2
 
 
+@pytest.mark.full
 def test_segments_follow_each_other(small):
     """The whole begins with the clip, has the frames that are asked for, and each segment has noise of its own."""
     _, model = small("5b")

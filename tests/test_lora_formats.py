@@ -270,6 +270,7 @@ def test_other_kinds_are_refused_by_name(tmp_path, key, words):
     assert words in refusal(save(tmp_path / "x.safetensors", pair(*names) | {key: normal(0, D)}))
 
 
+@pytest.mark.full
 def test_what_does_not_fit_is_named(tmp_path):
     def said(tensors, spec=TWO):
         return refusal(save(tmp_path / "x.safetensors", tensors), spec)

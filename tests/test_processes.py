@@ -90,6 +90,7 @@ def test_two_processes_make_the_same_latents(small, tmp_path):
     assert np.abs(first - alone).max() <= 1e-5 * np.abs(alone).max()
 
 
+@pytest.mark.full
 def test_each_process_reads_its_own_rows():
     running = start(ROWS)
     said = finish(running)

@@ -177,6 +177,7 @@ def test_all_fields_of_a_line_are_read(lines):
         "noises": "noises.npy:degradation=0.2",
         "flow": "flow.npy:cell=16",
         "finish": "fps=16",
+        "depth": 2,
     }
     assert line.keys() == {"prompt", "out", *OPTIONS}
     plain, own = lines("a red circle\u2028\x0cgrows ", line, options=Options(seed=3, tiling=True))
