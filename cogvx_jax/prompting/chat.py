@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import os
 import re
 import threading
@@ -64,7 +65,7 @@ class Chat:
             api_key=self._endpoint.key,
             timeout=timeout,
             max_retries=retries,
-            http_client=_bounded_client(),
+            http_client=_bounded_client(self._openai),
         )
         self._llm = self._endpoint.llm
         self._plain = False  # whether the endpoint takes no settings beside the messages
@@ -136,11 +137,11 @@ def cleaned(answer: str) -> str:
     return " ".join(text.split()).strip("\"“”' ")
 
 
-def _bounded_client() -> Any:
+def _bounded_client(openai: Any) -> Any:
     """The client of HTTP, which reads no more than `MOST_BYTES` of an answer."""
-    import httpx
+    http = _http_of(openai)
 
-    class Bounded(httpx.SyncByteStream):
+    class Bounded(http.SyncByteStream):  # type: ignore[name-defined]
         def __init__(self, stream: Any):
             self._stream = stream
 
@@ -149,19 +150,25 @@ def _bounded_client() -> Any:
             for chunk in self._stream:
                 count += len(chunk)
                 if count > MOST_BYTES:
-                    raise httpx.ReadError(f"the answer has more than {MOST_BYTES} bytes")
+                    raise http.ReadError(f"the answer has more than {MOST_BYTES} bytes")
                 yield chunk
 
         def close(self) -> None:
             self._stream.close()
 
-    class Transport(httpx.HTTPTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
+    class Transport(http.HTTPTransport):  # type: ignore[name-defined]
+        def handle_request(self, request: Any) -> Any:
             response = super().handle_request(request)
             response.stream = Bounded(response.stream)
             return response
 
-    return httpx.Client(transport=Transport(), follow_redirects=False)
+    return http.Client(transport=Transport(), follow_redirects=False)
+
+
+def _http_of(openai: Any) -> Any:
+    """The package under openai's own client, whose errors it knows: httpx or, from 3 on, httpx2."""
+    modules = (base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__)
+    return importlib.import_module(next(name for name in modules if name.startswith("httpx")))
 
 
 def _package() -> Any:
