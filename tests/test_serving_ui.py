@@ -22,9 +22,10 @@ from cogvx_jax.pipelines.record import Record
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.serving.asking import NUMBER, OPTIONS, read_asked
 from cogvx_jax.serving.bodies import Fields, Upload
-from cogvx_jax.serving.keys import ANYONE
+from cogvx_jax.serving.keys import ANYONE, Keys
 from cogvx_jax.serving.page import settings
-from cogvx_jax.serving.page.fields import OF_FINISH, fields_of, files_of
+from cogvx_jax.serving.page.actions import Desk
+from cogvx_jax.serving.page.fields import OF_FINISH, WITH_AUDIO, fields_of, files_of
 from cogvx_jax.serving.page.prompts import FORMULAS, MOVEMENTS, examples, with_movement
 from cogvx_jax.serving.page.settings import Form, asked_of, of_job, of_record
 from cogvx_jax.serving.page.words import LANGUAGES, WORDS, duration, language_of, say
@@ -89,7 +90,21 @@ def test_a_movement_of_the_camera_is_a_sentence_of_the_prompt():
 def test_all_options_of_the_api_are_fields():
     control = dataclasses.replace(SPEC, transformer=dataclasses.replace(SPEC.transformer, control=True))
     everything = {field.name for spec in (*PRESETS.values(), control) for field in fields_of(spec)}
-    assert everything == (OPTIONS.keys() - DIFFUSERS_NAMES.keys() - {"seed"}) | {"size", *OF_FINISH.values()}
+    own = {"size", WITH_AUDIO, *OF_FINISH.values()}
+    assert everything == (OPTIONS.keys() - DIFFUSERS_NAMES.keys() - {"seed"}) | own
+
+
+def test_sound_is_asked_for_where_the_server_has_a_maker(service):
+    form = Form(prompt=CIRCLE, values={WITH_AUDIO: True})
+    assert WITH_AUDIO in Desk(service, Keys(None)).missing
+    with pytest.raises(Refused, match="with_audio cannot be had: this server has no maker of sound"):
+        asked(form, service)
+    service.rules = dataclasses.replace(service.rules, sounds=True)
+    assert WITH_AUDIO not in Desk(service, Keys(None)).missing
+    assert asked(form, service).sound and not asked(Form(prompt=CIRCLE), service).sound
+    job = service.submit(asked(form, service), ANYONE)
+    assert job.asked["sound"] is True
+    assert service.same(job).sound and settings.of_job(job, FIELDS, service).values[WITH_AUDIO] is True
 
 
 def test_what_is_done_afterwards_goes_to_the_form_and_back(service):
