@@ -76,8 +76,8 @@ class Stepping:
 
     def _shown(self, step: Step) -> bytes | None:
         """A small animation of the video."""
-        frames = shown_frames(self._preview, self._seldom, step, self._progress.same)
-        return None if frames is None else animation(frames[0])
+        shown = animations(self._preview, self._seldom, step, 1, self._progress.same)
+        return None if shown is None else shown[0]
 
     def _earlier(self, model: Model, request: Request) -> SavedSteps | None:
         """The steps that another worker saved; None where they are not of this request, or none are there."""
@@ -108,10 +108,9 @@ class SteppingTogether:
         return np.asarray(together.sample(functools.partial(self._step, together)))
 
     def _step(self, together: Together, step: Step) -> None:
-        frames = shown_frames(self._preview, self._seldom, step)
         due = step.number < step.count and time.monotonic() - self._saved > self._save_every
         count = len(self._told)  # of the videos, the rest of which fill the program up
-        shown = [None] * count if frames is None else [animation(own) for own in frames[:count]]
+        shown = animations(self._preview, self._seldom, step, count) or [None] * count
         ends = [self._tell(number, step, preview) for number, preview in enumerate(shown)]
         for number, why in enumerate(ends):
             if why == Stopped.ENDING or (due and why is None):
@@ -132,18 +131,18 @@ class SteppingTogether:
         return None
 
 
-def shown_frames(
-    preview: Show | None, seldom: Seldom, step: Step, agreed: Callable[[bool], bool] = bool
-) -> np.ndarray | None:
-    """Small frames of what the model takes for the clean videos, as seldom as their cost makes it.
+def animations(
+    preview: Show | None, seldom: Seldom, step: Step, count: int, agreed: Callable[[bool], bool] = bool
+) -> list[bytes] | None:
+    """Of the first `count` videos what the model takes for the clean ones, as seldom as their cost makes it.
 
     Args:
       agreed: makes what one process decides hold in all that make the videos.
     """
     if preview is None or not agreed(seldom.due() or step.number == step.count):
         return None
-    with seldom.doing():
-        return preview(step)
+    with seldom.doing():  # to encode them costs about as much as to make them
+        return [animation(frames) for frames in preview(step)[:count]]
 
 
 def save_quietly(step: Step, file: Path, progress: Progress) -> None:
