@@ -16,7 +16,7 @@ from cogvx_jax.cli import main as cli
 from cogvx_jax.convert import ConversionError
 from cogvx_jax.convert import cogvideo2022_folder as folders
 from cogvx_jax.convert.cogvideo2022_quantized import write_quantized_parts
-from cogvx_jax.data.video import read_video
+from cogvx_jax.data.video import Video, read_video
 from cogvx_jax.nn.quantized import Kernel, dequantize
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video
@@ -234,8 +234,13 @@ def test_the_commands_of_its_page_run(folder, run, tmp_path, monkeypatch):
     (tmp_path / "ice_text.model").write_bytes((folder / "ice_text.model").read_bytes())
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
     PIL.Image.new("RGB", (40, 40), "blue").save("first.png")
-    assert {words[0] for words in COMMANDS} >= {"generate", "convert", "quantize", "info", "inspect", "show", "replay"}
+    Video(np.random.default_rng(0).integers(0, 255, (1, 33, 32, 32, 3), np.uint8), 8).save("clip.mp4")
+    Path("clips.jsonl").write_text(json.dumps({"video": "clip.mp4", "prompt": PROMPT}))
+    verbs = {"generate", "convert", "quantize", "info", "inspect", "show", "replay", "train", "export"}
+    assert {words[0] for words in COMMANDS} >= verbs
     for words in COMMANDS:
+        if words[0] == "train":
+            words = ["1" if word == "20000" else word for word in words] + ["--batch-size", "1", "--warmup", "0"]
         if words[0] == "generate":
             words = [*words, "--no-progress", "--size", "32x32", "--depth", "0"]
             for name in ("image_tokenizer.safetensors", "cogvideo2022.json"):
