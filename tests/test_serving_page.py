@@ -123,6 +123,8 @@ def test_server_and_worker_are_killed_and_go_on(tmp_path):
         (dict(port=70000), "--port must be from 0 to 65535"),
         (dict(keys=Path("none.toml")), "none.toml"),
         (dict(lease=0.0), "--lease must be from 1"),
+        (dict(nice=-1), "--nice must be from 0 to 19, got -1"),
+        (dict(sound_from="bell"), "sound_from must be tones, module:function"),
         (dict(queue="mysql://x/y"), "a queue is sqlite"),
         (dict(model="none"), "none"),
         (dict(loras=Path("none")), "no folder none"),

@@ -15,7 +15,7 @@ import tyro
 
 from cogvx_jax.cli.enhance import prompt_enhancer
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, check_maker, check_memory, parse_lora, report
-from cogvx_jax.cli.work import WorkFlags, check_lease, check_together, serving_packages
+from cogvx_jax.cli.work import MOST_NICE, WorkFlags, check_lease, check_together, serving_packages
 from cogvx_jax.cli.worker_processes import Workers
 from cogvx_jax.given import Given
 from cogvx_jax.prompting.chat import Endpoint, has_endpoint
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BOUNDS: dict[str, tuple[float, float]] = {  # of flags, both ends included
     "port": (0, 65535),
     "workers": (0, 64),
+    "nice": (0, MOST_NICE),
     "max_jobs": (1, 10**7),
     "max_upload_mb": (0.01, 10**4),
     "url_minutes": (1, 10**5),

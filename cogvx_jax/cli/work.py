@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NO_FLAG: Any = (tyro.conf.Fixed, tyro.conf.Suppress)
 TELL = "COGVX_TELL"  # of the environment: a file descriptor on which a worker tells its server how far it is
 READY = "ready"  # what it says there when it has a model; before, its number where it is one of several processes
+MOST_NICE = 19
 LEAST_HEARTBEAT = 10  # seconds; a lease may be shorter
 EXTRA = "needs packages that are not installed: `pip install 'cogvx_jax[serve]'` brings them"
 
@@ -80,6 +81,7 @@ class WorkFlags(RunFlags, StoreFlags):
       save_every: seconds of sampling after which its state is saved, for another worker to go on from.
       warm: compile for videos of HEIGHTxWIDTHxFRAMES before the first job, such as 480x720x49; own is the model's size.
       previews: show what is sampled while it is; takes a fiftieth of the time at most.
+      nice: by how much other processes of this machine go first, 0 to 19: a server answers while programs compile.
       until_idle: end when no job waits.
       distributed: this is one of several processes, one a host, that run the same command and make each video together,
         as for `generate`. The first one talks to the queue.
@@ -97,6 +99,7 @@ class WorkFlags(RunFlags, StoreFlags):
     save_every: float = 60.0
     warm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     previews: bool = True
+    nice: int = 5
     until_idle: bool = False
     distributed: bool = False
 
@@ -112,6 +115,8 @@ def work(
     """
     about = given.checked()
     _check(run)
+    if hasattr(os, "nice"):  # before any thread begins
+        os.nice(run.nice)
     with serving_packages("work"):
         from cogvx_jax.serving.bucket import open_store
         from cogvx_jax.serving.queue import Queue
@@ -159,8 +164,15 @@ def _check(run: WorkFlags) -> None:
     """Raises: ValueError for flags that cannot be, before anything is begun."""
     check_memory(run.memory)
     check_maker(run.sound_from)
+    check_nice(run.nice)
     check_lease(run.lease, run.save_every)
     check_together(run)
+
+
+def check_nice(nice: int) -> None:
+    """Raises: ValueError for what is no such number."""
+    if not 0 <= nice <= MOST_NICE:
+        raise ValueError(f"--nice must be from 0 to {MOST_NICE}, got {nice}")
 
 
 def check_together(run: WorkFlags) -> None:
