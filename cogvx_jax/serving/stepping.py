@@ -110,7 +110,8 @@ class SteppingTogether:
     def _step(self, together: Together, step: Step) -> None:
         due = step.number < step.count and time.monotonic() - self._saved > self._save_every
         count = len(self._told)  # of the videos, the rest of which fill the program up
-        shown = animations(self._preview, self._seldom, step, count) or [None] * count
+        made = animations(self._preview, self._seldom, step, count)
+        shown: Sequence[bytes | None] = [None] * count if made is None else made
         ends = [self._tell(number, step, preview) for number, preview in enumerate(shown)]
         for number, why in enumerate(ends):
             if why == Stopped.ENDING or (due and why is None):
