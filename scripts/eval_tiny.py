@@ -6,7 +6,7 @@ python -m cogvx_jax.scripts.eval_tiny
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,27 +78,38 @@ class Verdicts:
     def figures(self) -> dict[str, float]:
         return {part: self.right[part] / len(self.rows) for part in (*PARTS, "all")}
 
+    def add(self, scene: shapes.Scene, caption: str, frames: np.ndarray, every: int = 2) -> list[str]:
+        """Judges a video; its picture has one frame of `every`. Returns: the parts that are wrong."""
+        marks = score(frames, scene)
+        wrong = [part for part in PARTS if not marks[part]]
+        self.right.update(part for part in PARTS if marks[part])
+        self.right["all"] += not wrong
+        if wrong:
+            self.wrong.append(f"{caption}: wrong {', '.join(wrong)}")
+        strip = np.concatenate(list(frames[::every]), axis=1)
+        mark = np.full((strip.shape[0], 6, 3), (220, 0, 0) if wrong else (0, 160, 0), np.uint8)
+        self.rows.append(np.concatenate([mark, strip], axis=1))
+        return wrong
 
-def judge_videos(model: cx.Model, prompts: int, batch: int, seed: int, options: Mapping[str, Any]) -> Verdicts:
-    """Makes and judges videos of held-out prompts; of one seed, the same prompts from the same noise every time."""
+
+def held_out_batches(prompts: int, batch: int, seed: int) -> Iterator[tuple[int, list[shapes.Scene], list[str]]]:
+    """Held-out combinations, drawn without repetition: the number of a batch's first, its scenes, their captions."""
     _, held_out = shapes.split()
-    rng, found = np.random.default_rng(seed), Verdicts()
+    rng = np.random.default_rng(seed)
     chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]
     for start in range(0, len(chosen), batch):
         scenes = chosen[start : start + batch]
-        captions = [shapes.caption(scene, rng) for scene in scenes]
+        yield start, scenes, [shapes.caption(scene, rng) for scene in scenes]
+
+
+def judge_videos(model: cx.Model, prompts: int, batch: int, seed: int, options: Mapping[str, Any]) -> Verdicts:
+    """Makes and judges videos of held-out prompts; of one seed, the same prompts from the same noise every time."""
+    found = Verdicts()
+    for start, scenes, captions in held_out_batches(prompts, batch, seed):
         video = cx.generate(model, captions, seed=seed + start, progress=False, **options)
         for scene, caption, frames in zip(scenes, captions, video.frames, strict=True):
-            marks = score(frames, scene)
-            found.right.update(part for part in PARTS if marks[part])
-            found.right["all"] += all(marks.values())
-            if not all(marks.values()):
-                found.wrong.append(f"{caption}: wrong {', '.join(p for p in PARTS if not marks[p])}")
-            strip = np.concatenate(list(frames[::2]), axis=1)
-            mark = np.full((strip.shape[0], 6, 3), (0, 160, 0) if all(marks.values()) else (220, 0, 0), np.uint8)
-            found.rows.append(np.concatenate([mark, strip], axis=1))
-        done = min(start + batch, len(chosen))
-        print(f"{done} videos, {found.right['all'] / len(found.rows):.1%} right in all four", flush=True)
+            found.add(scene, caption, frames)
+        print(f"{len(found.rows)} videos, {found.right['all'] / len(found.rows):.1%} right in all four", flush=True)
     return found
 
 

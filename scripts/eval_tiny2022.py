@@ -15,9 +15,7 @@ import tyro
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, settings_of
 from cogvx_jax.pipelines.cogvideo2022.system import System
-from cogvx_jax.scripts.eval_tiny import PARTS, Verdicts
-from cogvx_jax.tiny import shapes
-from cogvx_jax.tiny.judge import score
+from cogvx_jax.scripts.eval_tiny import Verdicts, held_out_batches
 
 THREE = "colour, shape and motion"
 
@@ -63,24 +61,12 @@ def main(
 
 def judge_videos(system: System, prompts: int, batch: int, how: Settings, seed: int) -> Verdicts:
     """Makes and judges videos of held-out prompts; of one seed, the same prompts and draws every time."""
-    _, held_out = shapes.split()
-    rng, found = np.random.default_rng(seed), Verdicts()
-    chosen = [held_out[i] for i in rng.permutation(len(held_out))[:prompts]]
-    for start in range(0, len(chosen), batch):
-        scenes = chosen[start : start + batch]
-        captions = [shapes.caption(scene, rng) for scene in scenes]
+    found = Verdicts()
+    for start, scenes, captions in held_out_batches(prompts, batch, seed):
         videos = to_pixels(system, make_codes(system, captions, how, seed=seed + start))
         for scene, caption, frames in zip(scenes, captions, videos, strict=True):
-            marks = score(frames, scene)
-            wrong = [part for part in PARTS if not marks[part]]
-            found.right.update(part for part in PARTS if marks[part])
-            found.right["all"] += not wrong
+            wrong = found.add(scene, caption, frames, every=max((len(frames) - 1) // 8, 1))
             found.right[THREE] += not set(wrong) - {"background"}
-            if wrong:
-                found.wrong.append(f"{caption}: wrong {', '.join(wrong)}")
-            strip = np.concatenate(list(frames[:: max((len(frames) - 1) // 8, 1)]), axis=1)
-            mark = np.full((strip.shape[0], 6, 3), (220, 0, 0) if wrong else (0, 160, 0), np.uint8)
-            found.rows.append(np.concatenate([mark, strip], axis=1))
         print(f"{len(found.rows)} videos, {found.right[THREE] / len(found.rows):.1%} right in {THREE}", flush=True)
     return found
 
