@@ -15,8 +15,8 @@ from cogvx_jax.prepare.settings import Settings
 
 
 def by_rules(clip: Row) -> dict[str, float | None]:
-    """The six of a clip's scores; None where a score that a rule needs is missing. Lecture has no rule: None."""
-    return {name: RULES[name](clip) if name in RULES else None for name in LABELS}
+    """The six of a clip's scores; None where a score that a rule needs is missing."""
+    return {name: RULES[name](clip) for name in LABELS}
 
 
 def ramp(value: float | None, harmless: float, bad: float) -> float | None:
@@ -48,6 +48,19 @@ def _low_quality(clip: Row) -> float | None:
     return None if worst[0] is None else _most(*worst)
 
 
+def _lecture(clip: Row) -> float | None:
+    """Somebody who talks: before a camera that stands, a small part of the picture moves, always the same one.
+
+    Someone who crosses the picture moves in ever other places, and in a slide show nothing moves but all at once.
+    """
+    area, place = clip.get("motion_area"), clip.get("motion_place")
+    stands = ramp(clip.get("camera_shift"), 1.5, 0.5)
+    if area is None or stands is None:
+        return None
+    least = (stands, ramp(area, 0.002, 0.01), ramp(area, 0.5, 0.25), ramp(place or 0.0, 0.4, 0.65))
+    return min(x for x in least if x is not None)
+
+
 def _text(clip: Row) -> float | None:
     return ramp(clip.get("text_area"), 0.02, 0.1)
 
@@ -67,6 +80,7 @@ RULES: Mapping[str, Callable[[Row], float | None]] = {
     "editing": _editing,
     "static": _static,
     "low_quality": _low_quality,
+    "lecture": _lecture,
     "text": _text,
     "screenshot": _screenshot,
 }
