@@ -14,7 +14,7 @@ from cogvx_jax.convert import read_lpips
 from cogvx_jax.data.video import Video, read_video
 from cogvx_jax.evaluation import flowing, measures, vmaf
 from cogvx_jax.evaluation.boards import BOARDS, Entry
-from cogvx_jax.evaluation.encoders import Encoders, frame_features
+from cogvx_jax.evaluation.encoders import Encoders
 from cogvx_jax.evaluation.frames import open_frames
 from cogvx_jax.evaluation.run import judged_videos, read_static, run
 from cogvx_jax.evaluation.samples import all_samples
@@ -22,6 +22,7 @@ from cogvx_jax.evaluation.scores import read_scores
 from cogvx_jax.evaluation.setup import Setup
 from cogvx_jax.finishing.packaged import Packaged, packaged_file
 from cogvx_jax.metrics import consistency, temporal_flickering
+from cogvx_jax.metrics.feature_functions import frame_features
 from cogvx_jax.metrics.motion import dis_flow
 
 cv2 = pytest.importorskip("cv2", reason="the extra evaluate is not installed")

@@ -12,7 +12,7 @@ from cogvx_jax.cli.main import main
 from cogvx_jax.evaluation.boards import BOARDS
 from cogvx_jax.evaluation.measures import MEASURES
 from cogvx_jax.evaluation.run import FILTERED, SETS
-from cogvx_jax.evaluation.scores import Score, write_scores
+from cogvx_jax.evaluation.scores import Score, read_scores, write_scores
 from cogvx_jax.evaluation.totals import PUBLISHED
 from cogvx_jax.finishing.packaged import INTERPOLATORS, packaged_file
 
@@ -74,7 +74,7 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     Path("features.py").write_text(FEATURES)
     monkeypatch.setattr("cogvx_jax.evaluation.boards.packaged_file", lambda wanted: Path("info.json").absolute())
     clip_folder()
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 11
     said = {}
     for command in COMMANDS:
         words = shlex.split(command)[1:]
@@ -98,3 +98,5 @@ def test_the_page(tmp_path, monkeypatch, capsys):
     assert {"clip_score_given", "frechet_distance", "background_consistency_given"} <= json.loads(
         Path("clip.json").read_text()
     ).keys()
+    by_function, by_folder = (read_scores(Path(name))["clip_score_given"] for name in ("clip.json", "clip_score.json"))
+    assert by_folder.value > 0 and abs(by_function.value - by_folder.value) < 1e-4

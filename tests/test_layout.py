@@ -75,6 +75,7 @@ EVALUATE_ONLY = set("cv2 imageio_ffmpeg".split())
 MAY_COMPARE = {f"cogvx_jax.scripts.benchmark{kind}" for kind in ("", "_generate", "_training", "_gpu", "_cogvideo2022")}
 MAY_COMPARE |= {"cogvx_jax.scripts.finish_torch", "cogvx_jax.scripts.benchmark_prepare"}
 MAY_COMPARE |= {"cogvx_jax.scripts.check_device"}  # asks torch whether there is a CUDA device
+MAY_COMPARE |= {"cogvx_jax.metrics.clip_folder"}  # a user's CLIP, which transformers runs by torch alone
 MAY_COMPARE |= {"cogvx_jax.comfyui_cogvx.media"}  # runs in ComfyUI, whose pictures are of torch
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sqlite3
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -15,15 +16,18 @@ from cogvx_jax.data.expressions import parse_expression
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.prepare import label_head
 from cogvx_jax.prepare.captions import NoUse, useful
+from cogvx_jax.prepare.check import check
 from cogvx_jax.prepare.duplicates import duplicates
+from cogvx_jax.prepare.embedding import embedding
 from cogvx_jax.prepare.formats import write_list
 from cogvx_jax.prepare.label_answers import read_answer
 from cogvx_jax.prepare.label_names import LABELS
 from cogvx_jax.prepare.labels import by_rules
+from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.report import DEFAULT
 from cogvx_jax.prepare.rows import finite, key_of, read_rows, write_rows
 from cogvx_jax.prepare.select import parse_where
-from cogvx_jax.prepare.settings import Captions, Duplicates, Settings, Shots, read_settings
+from cogvx_jax.prepare.settings import Captions, Duplicates, Embedding, Settings, Shots, read_settings
 from cogvx_jax.prepare.shots import Seen, parts
 from cogvx_jax.prepare.sources import find_films
 from cogvx_jax.prepare.steps import STEPS, chosen
@@ -263,6 +267,77 @@ def test_a_head_learns_a_label_and_tells_its_accuracy(tmp_path):
     (folder / "set.json").write_text('{"format": 9}')
     with pytest.raises(ValueError, match="version 9"):
         list(label_head.fit(folder, table, tmp_path / "other.json"))
+
+
+def test_a_head_of_embeddings(tmp_path):
+    """A direction of 80 tells the label; no score does. There are fewer clips than numbers of each."""
+    draw, folder = np.random.default_rng(3), tmp_path / "set"
+    folder.mkdir()
+    rows, talks = [], np.arange(70) % 2
+    for n, one in enumerate(talks):
+        vector = draw.normal(0, 1, 80)
+        vector[:4] += 3.0 * one
+        rows.append({"clip_id": f"c{n}", "motion_mean": 1.0, "embedding": vector.tolist(), "embedding_of": "m:f 1"})
+    write_rows(folder / "clips.jsonl", rows)
+    (folder / "set.json").write_text('{"format": 1}')
+    table, out = tmp_path / "labels.csv", tmp_path / "head.json"
+    table.write_text("\n".join(["clip_id,lecture", *(f"c{n},{one}" for n, one in enumerate(talks))]))
+    accuracies = {}
+    for on in ("scores", "embedding", "both"):
+        said = list(label_head.fit(folder, table, out, on))
+        accuracies[on] = float(next(line.split() for line in said if line.startswith("lecture"))[2])
+    assert accuracies["scores"] < 0.7 and min(accuracies["embedding"], accuracies["both"]) > 0.9
+    head = label_head.read_head(str(out))
+    right = [(head(row)["lecture"] > 0.5) == bool(one) for row, one in zip(rows, talks, strict=True)]
+    assert np.mean(right) > 0.97
+    unknown = head({"motion_mean": 1.0})["lecture"]
+    assert head(rows[1] | {"embedding_of": "other 1"})["lecture"] == unknown  # what it never saw counts as missing
+    write_rows(folder / "clips.jsonl", [*rows[1:], rows[0] | {"embedding_of": "other 1"}])
+    with pytest.raises(ValueError, match="are of m:f 1 and of other 1"):
+        list(label_head.fit(folder, table, out, "embedding"))
+    write_rows(folder / "clips.jsonl", [row | {"embedding": None} for row in rows])
+    with pytest.raises(ValueError, match="has an embedding"):
+        list(label_head.fit(folder, table, out, "embedding"))
+
+
+def test_the_fit_of_few_clips_is_that_of_many():
+    """In the space of the clips, and in that of the numbers."""
+    draw = np.random.default_rng(0)
+    x = np.concatenate([draw.normal(size=(40, 60)), np.ones((40, 1))], axis=1)
+    y = (x[:, 0] + draw.normal(size=40) > 0).astype(float)
+    few = label_head._logistic(x, y)
+    p = 1 / (1 + np.exp(-(x @ few)))
+    slope = x.T @ (p - y) + np.r_[np.full(60, label_head.RIDGE), 1e-3] * few
+    assert np.abs(slope).max() < 1e-6  # where the slope is 0 there is one minimum
+
+
+def pixels(frames):
+    return frames.reshape(len(frames), -1, 3).mean(1)
+
+
+def words(texts):
+    return np.array([[255.0 * ("red" in text), 0, 255.0 * ("blue" in text)] for text in texts])
+
+
+def test_embeddings_and_how_like_its_caption_a_clip_is(monkeypatch):
+    module = type(os)("own_features")
+    module.pixels, module.words = pixels, words
+    module.broken, module.same = lambda frames: 1 / 0, lambda frames: frames
+    monkeypatch.setitem(sys.modules, "own_features", module)
+    settings = Settings(embedding=Embedding(function="own_features:pixels", texts="own_features:words"))
+    red = np.zeros((3, 8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    look = Look(red, 8.0, red, (0.0, 1.0, 2.0), True)
+    row = embedding({}, look, settings)
+    assert row == {"embedding": [1.0, 0.0, 0.0], "embedding_of": "own_features:pixels 1"}
+    scores = [check(row | {"caption": text}, settings)["clip_score"] for text in ("a red ball", "a blue ball")]
+    assert scores == [100, 0] and check(row | {"caption": "a ball"}, Settings())["clip_score"] is None
+    assert embedding({}, look, Settings()) == {} == embedding({}, Look(red, 8.0, red[:0], (), True), settings)
+    for name, said in (("own_features:broken", "ZeroDivisionError"), ("own_features:same", "must give features")):
+        with pytest.raises(ValueError, match=said):
+            embedding({}, look, Settings(embedding=Embedding(function=name)))
+    with pytest.raises(ValueError, match="there is no function own_features:none"):
+        chosen(Settings(steps=("embedding",), embedding=Embedding(function="own_features:none")))
 
 
 def test_answers_that_are_no_description_are_not_taken():

@@ -37,8 +37,8 @@ def films(
     Args:
       src: a film, a folder of them, or a .json or .jsonl list, ours, VideoX-Fun's or data-juicer's.
       out: the folder of the set: films.jsonl, clips.jsonl and clips/.
-      steps: some of probe, shots, borders, duplicates, quality, motion, text, aesthetic, labels, captions, check and
-        write, such as probe,shots,motion,write. None is all.
+      steps: some of probe, shots, borders, duplicates, quality, motion, text, aesthetic, embedding, labels, captions,
+        check and write, such as probe,shots,motion,write. None is all.
       config: a .toml file with a table for each step that is set; docs/prepare.md lists what can be.
       detector: of scene cuts: ffmpeg's scdet, PySceneDetect's content or adaptive, TransNetV2.
       labels: where the six labels come from: rules, one answer of the captions' model, or a head of `fit-labels`.
@@ -107,9 +107,14 @@ def select(
 
 
 def fit_labels(
-    folder: Set, csv: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CSV")], /, *, out: Path
+    folder: Set,
+    csv: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CSV")],
+    /,
+    *,
+    out: Path,
+    on: Literal["scores", "embedding", "both"] = "scores",
 ) -> None:
-    """Trains a head for the labels on a set's scores and a hand-labelled table, and prints its held-out accuracy.
+    """Trains a head for the labels on a set's clips and a hand-labelled table, and prints its held-out accuracy.
 
     The table has a line for each clip: clip_id, and 0 or 1 for any of editing, static, low_quality, lecture, text and
     screenshot. The accuracy of the set's own labels is printed beside it.
@@ -118,10 +123,11 @@ def fit_labels(
       folder: of the set.
       csv: the table.
       out: a .json file, for --label-head.
+      on: what it reads of a clip: its scores, the vector of the step embedding, or both.
     """
     from cogvx_jax.prepare.label_head import fit
 
-    for line in fit(folder, csv, out):
+    for line in fit(folder, csv, out, on):
         print(line)
 
 

@@ -12,13 +12,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from cogvx_jax.evaluation import encoders, vmaf
+from cogvx_jax.evaluation import vmaf
 from cogvx_jax.evaluation.flowing import dynamic, rife_middle, smoothness, static
 from cogvx_jax.evaluation.frames import has_opencv, open_frames
 from cogvx_jax.evaluation.likeness import check_alike, lpips_of, psnr_of, ssim_of
 from cogvx_jax.evaluation.setup import Judged, Setup
 from cogvx_jax.finishing.packaged import INTERPOLATORS, packaged_file
 from cogvx_jax.metrics import clip_score, consistency, temporal_flickering
+from cogvx_jax.metrics.feature_functions import frame_features, text_features
 from cogvx_jax.metrics.motion import NEEDED as OPENCV
 
 Kind = Literal["board", "proxy", "features", "reference"]
@@ -84,6 +85,7 @@ def _function(*flags: str) -> Callable[[Setup], str | None]:
     def needs(setup: Setup) -> str | None:
         lacking = [flag for flag in flags if getattr(setup.encoders, flag) is None]
         given = " and ".join(f"--{flag.replace('_', '-')} MODULE:FUNCTION" for flag in lacking)
+        given += " or the folder of a CLIP" if lacking else ""
         return given or _opencv(setup)
 
     return needs
@@ -109,7 +111,7 @@ def _smoothness(video: Judged, setup: Setup) -> Found:
 
 def _consistency(flag: str) -> Callable[[Judged, Setup], Found]:
     def score(video: Judged, setup: Setup) -> Found:
-        features = encoders.frame_features(getattr(setup.encoders, flag), open_frames(video.path).frames)
+        features = frame_features(getattr(setup.encoders, flag), open_frames(video.path).frames)
         return Found(consistency(features), len(features) - 1)
 
     return score
@@ -117,7 +119,7 @@ def _consistency(flag: str) -> Callable[[Judged, Setup], Found]:
 
 def _clip_score(video: Judged, setup: Setup) -> Found:
     assert setup.encoders.clip_features and setup.encoders.text_features
-    frames = encoders.frame_features(setup.encoders.clip_features, open_frames(video.path).frames)
+    frames = frame_features(setup.encoders.clip_features, open_frames(video.path).frames)
     return Found(clip_score(frames, _text(setup.encoders.text_features, video.prompt)))
 
 
@@ -142,7 +144,7 @@ def _vmaf_score(video: Judged, setup: Setup) -> Found:
 
 @functools.lru_cache(maxsize=4096)
 def _text(name: str, prompt: str) -> np.ndarray:
-    return encoders.text_features(name, [prompt])[0]
+    return text_features(name, [prompt])[0]
 
 
 MEASURES = (

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from cogvx_jax.evaluation import encoders
 from cogvx_jax.evaluation.folders import composed, find_videos, prompt_of
 from cogvx_jax.evaluation.frames import open_frames
 from cogvx_jax.evaluation.kept import Kept
@@ -18,6 +17,7 @@ from cogvx_jax.evaluation.scores import MAX_BYTES, Score, VideoScore
 from cogvx_jax.evaluation.setup import Judged, Setup
 from cogvx_jax.json_files import read_json
 from cogvx_jax.metrics import frechet_distance, squared_mmd
+from cogvx_jax.metrics.feature_functions import video_features
 
 SETS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "frechet_distance": frechet_distance,
@@ -194,7 +194,7 @@ def _compare_sets(
         for name, path in files.items():
             try:
                 frames = np.stack(list(itertools.islice(open_frames(path).frames, setup.encoders.video_frames)))
-                rows.append(encoders.video_features(function, frames))
+                rows.append(video_features(function, frames))
             except (ValueError, OSError) as error:
                 outcome.failed.setdefault(names[0], {})[str(path)] = str(error)
             on_video(names[0], name)

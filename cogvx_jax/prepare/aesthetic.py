@@ -1,11 +1,8 @@
 """Step `aesthetic`: how good clips look, by a function of the user's. Without one the score is null."""
 
-import functools
-import importlib
 import math
-from collections.abc import Callable
-from typing import Any
 
+from cogvx_jax.metrics.feature_functions import find_function
 from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
@@ -27,16 +24,3 @@ def aesthetic(clip: Row, look: Look, settings: Settings) -> Row:
     if not math.isfinite(found):
         raise ValueError(f"the scorer {chosen.function} gave {found}, no finite number")
     return {"aesthetic": found, "aesthetic_scorer": f"{chosen.function} {chosen.version}"}
-
-
-@functools.cache
-def find_function(name: str) -> Callable[..., Any]:
-    """What `module:function` names. Raises: ValueError."""
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function, None) if function else None
-    except ImportError as error:
-        raise ValueError(f"the scorer {name!r} cannot be imported: {error}") from None
-    if not callable(found):
-        raise ValueError(f"the scorer {name!r} is no module:function")
-    return found

@@ -4,11 +4,12 @@ import functools
 from collections import Counter
 from collections.abc import Callable
 
+from cogvx_jax.prepare.embedding import text_likeness
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
 from cogvx_jax.prompting.languages import other_language
 
-FIELDS = ("caption_language", "caption_words", "caption_tokens", "caption_cut", "caption_repeats")
+FIELDS = ("caption_language", "caption_words", "caption_tokens", "caption_cut", "caption_repeats", "clip_score")
 GRAM = 4  # words that come again
 
 
@@ -17,7 +18,8 @@ def check(clip: Row, settings: Settings) -> Row:
 
     Returns: `caption_language`, English or what it looks like; `caption_words`; `caption_tokens`, of T5, the one that
       ends it included; `caption_cut`, how many of these no model reads; `caption_repeats`, the share of its runs of
-      four words that were there before. All None without a text.
+      four words that were there before; `clip_score`, 0 to 100, how like the clip's embedding it is, None
+      where the step embedding has nothing for texts. All None without a text.
     """
     text = clip.get("caption") or clip.get("prompt")
     if not text:
@@ -31,6 +33,7 @@ def check(clip: Row, settings: Settings) -> Row:
         "caption_tokens": tokens,
         "caption_cut": max(tokens - settings.captions.tokens, 0),
         "caption_repeats": (grams.total() - len(grams)) / grams.total() if grams else 0.0,
+        "clip_score": text_likeness(clip.get("embedding"), text, settings.embedding),
     }
 
 

@@ -44,6 +44,10 @@ class Work:
     def _part(self, name: str, part: str | None) -> dict[str, Any] | None:
         """The settings that decide about a step's result."""
         labels, captions = self.settings.labels, self.settings.captions
+        if name == "check":
+            return captions.decides | {"texts": [self.settings.embedding.texts, self.settings.embedding.version]}
+        if part == "embedding":
+            return {"name": self.settings.embedding.name}
         if part == "captions":
             return captions.decides
         if name == "labels" and labels.source != "rules":

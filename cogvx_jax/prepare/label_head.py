@@ -1,7 +1,6 @@
-"""A head for the six labels: logistic regression over a clip's scores, fitted to a table labelled by hand.
+"""A head for the six labels: logistic regression over clips' scores or embeddings, fitted to a table labelled by hand.
 
-A score that is missing is its mean, and another number says that it was missing. Accuracy is told of clips that the
-fit did not see, in five turns.
+Accuracy is told of clips that the fit did not see, in five turns.
 """
 
 import csv
@@ -16,31 +15,34 @@ import numpy as np
 
 from cogvx_jax.data.text_lines import read_text
 from cogvx_jax.json_files import quoted, read_json
-from cogvx_jax.prepare.label_names import LABELS, SCORES
+from cogvx_jax.prepare.label_features import On, measured, read_features
+from cogvx_jax.prepare.label_names import LABELS
 from cogvx_jax.prepare.rows import Row, key_of
 from cogvx_jax.prepare.sets import read_set
 from cogvx_jax.storage import write_whole
 
-FORMAT = 1
-FEATURES = tuple(name for name in SCORES if name != "cut_scores")
+FORMAT = 2
 FOLDS, LEAST = 5, 10  # turns; labelled clips, at least
-RIDGE, ROUNDS = 1.0, 25  # strength of the penalty; steps of Newton's method
+RIDGE, ROUNDS = 1.0, 25  # strength of the penalty; steps of Newton's method, at most
+STEADY = 1e-9  # the largest change of a weight after which no more steps are taken
 PAPER = {"editing": 0.91, "static": 0.92, "low_quality": 0.89, "lecture": 0.99, "text": 0.96, "screenshot": 0.98}
 
 Head = Callable[[Row], dict[str, float | None]]
 
 
-def fit(folder: Path, table: Path, out: Path) -> Iterator[str]:
+def fit(folder: Path, table: Path, out: Path, on: On = "scores") -> Iterator[str]:
     """Fits a head to a table of a set's clips and writes it.
 
+    Args:
+      on: what it reads of a clip.
     Returns: lines for people: the accuracy of each label.
     Raises: as `read_set`; ValueError for a table that does not fit.
     """
     rows = {row["clip_id"]: row for row in read_set(folder)}
     marked = read_marks(table, rows)
-    features = np.array([_features(rows[clip]) for clip in marked])
-    mean, spread = _moments(features)
-    x, weights = _standard(features, mean, spread), {}
+    clips_of = [rows[clip] for clip in marked]
+    features, weights = measured(clips_of, on), {}
+    x = features(clips_of)
     yield f"{'label':12} {'clips':>6} {'head':>6} {'set':>6} {'paper':>6}"
     for label in LABELS:
         own = [n for n, marks in enumerate(marked.values()) if label in marks]
@@ -56,8 +58,8 @@ def fit(folder: Path, table: Path, out: Path) -> Iterator[str]:
         yield f"{label:12} {len(own):6} {held_out:6.2f} {said} {PAPER[label]:6.2f}"
     if not weights:
         raise ValueError(f"{table} has no label of {LEAST} clips of which some are 1 and some 0; nothing was written")
-    about = {"format": FORMAT, "features": FEATURES, "mean": mean.tolist(), "spread": spread.tolist()}
-    write_whole(out, (json.dumps(about | {"weights": weights}, indent=1) + "\n").encode())
+    about = {"format": FORMAT} | features.about() | {"weights": weights}
+    write_whole(out, (json.dumps(about) + "\n").encode())
     yield f"{out}: a head for {', '.join(weights)}"
 
 
@@ -95,19 +97,17 @@ def read_head(place: str) -> Head:
     """The head of a file. Raises: FileNotFoundError; ValueError for a file that is none."""
     said = read_json(Path(place))
     try:
-        if said["format"] != FORMAT or tuple(said["features"]) != FEATURES:
+        if said["format"] != FORMAT:
             raise ValueError("it is of another version")
-        mean, spread = (np.asarray(said[name], np.float64) for name in ("mean", "spread"))
+        features = read_features(said)
         weights = {str(label): np.asarray(w, np.float64) for label, w in said["weights"].items()}
-        if any(w.shape != (2 * len(FEATURES) + 1,) or label not in LABELS for label, w in weights.items()):
+        if any(w.shape != (features.width,) or label not in LABELS for label, w in weights.items()):
             raise ValueError("its weights are of another size")
-        if mean.shape != (len(FEATURES),) or spread.shape != mean.shape or not (spread > 0).all():
-            raise ValueError("its moments are of another size")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{place} is no head of `cogvx prepare fit-labels`: {error}") from None
 
     def head(clip: Row) -> dict[str, float | None]:
-        x = _standard(np.array([_features(clip)]), mean, spread)[0]
+        x = features([clip])[0]
         return {label: float(_probability(x @ weights[label])) if label in weights else None for label in LABELS}
 
     return head
@@ -132,36 +132,24 @@ def held_out_accuracy(x: np.ndarray, y: np.ndarray, clips: Sequence[str]) -> flo
     return right / len(y)
 
 
-def _features(row: Row) -> list[float]:
-    return [np.nan if (value := row.get(name)) is None else float(value) for name in FEATURES]
-
-
-def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    known = np.isfinite(features)
-    count = np.maximum(known.sum(0), 1)
-    mean = np.where(known, features, 0).sum(0) / count
-    spread = np.sqrt((np.where(known, features - mean, 0) ** 2).sum(0) / count)
-    return mean, np.where(spread > 0, spread, 1.0)
-
-
-def _standard(features: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """(N, features) -> (N, 2 features + 1): standardised, whether each is missing, and 1."""
-    missing = ~np.isfinite(features)
-    x = np.where(missing, 0.0, (features - mean) / spread)
-    return np.concatenate([np.clip(x, -8, 8), missing, np.ones((len(x), 1))], axis=1)
-
-
 def _probability(logit: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(logit, -50, 50)))
 
 
 def _logistic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Weights with a ridge on all but the last, which is the constant."""
+    if x.shape[1] > len(x) + 1:  # a ridge knows no directions, so they lie where the clips do
+        _, _, turn = np.linalg.svd(x[:, :-1], full_matrices=False)
+        inside = _logistic(np.concatenate([x[:, :-1] @ turn.T, x[:, -1:]], axis=1), y)
+        return np.concatenate([inside[:-1] @ turn, inside[-1:]])
     penalty, weights = np.full(x.shape[1], RIDGE), np.zeros(x.shape[1])
     penalty[-1] = 1e-3
     for _ in range(ROUNDS):
         p = _probability(x @ weights)
         slope = x.T @ (p - y) + penalty * weights
         curve = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
-        weights = weights - np.linalg.solve(curve, slope)
+        change = np.linalg.solve(curve, slope)
+        weights = weights - change
+        if np.abs(change).max() < STEADY:
+            break
     return weights

@@ -48,9 +48,12 @@ def select(folder: Path, where: str | None, out: Path, prompt: str | None = None
 
 
 def as_sample(row: Row, prompt: str | None) -> dict[str, Any]:
-    """A row as a line of training: `video`, and the caption, or the film's own text, as `prompt`."""
+    """A row as a line of training: `video`, and the caption, or the film's own text, as `prompt`, and the scores.
+
+    Errors and embeddings are of the set; no training reads them.
+    """
     return {"video": row["video"], "prompt": row.get("caption") or row.get("prompt") or prompt} | {
-        name: value for name, value in row.items() if name not in ("video", "prompt", "errors")
+        name: value for name, value in row.items() if name not in ("video", "prompt", "errors", "embedding")
     }
 
 

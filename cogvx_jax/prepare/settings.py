@@ -95,6 +95,24 @@ class Aesthetic:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """What makes vectors of clips, for heads of labels and CLIPScore; None leaves them null."""
+
+    function: str | None = None  # module:function of frames, or the folder of a CLIP as transformers saves it
+    texts: str | None = None  # the same of captions; None is that CLIP
+    version: str = "1"  # of them: another one computes anew
+
+    def __post_init__(self):
+        if self.texts is None and self.function is not None and Path(self.function).is_dir():
+            object.__setattr__(self, "texts", self.function)
+
+    @property
+    def name(self) -> str:
+        """Of the embeddings, in rows and in heads."""
+        return f"{self.function} {self.version}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Write:
     """How clips are written. Raises: ValueError."""
 
@@ -117,6 +135,7 @@ class Settings:
     labels: Labels = Labels()
     captions: Captions = Captions()
     aesthetic: Aesthetic = Aesthetic()
+    embedding: Embedding = Embedding()
     write: Write = Write()
 
     def __post_init__(self):

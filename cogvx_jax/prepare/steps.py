@@ -4,7 +4,19 @@ import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from cogvx_jax.prepare import aesthetic, borders, captions, check, duplicates, labels, motion, quality, text
+from cogvx_jax.metrics.feature_functions import find_function, of_frames, of_texts
+from cogvx_jax.prepare import (
+    aesthetic,
+    borders,
+    captions,
+    check,
+    duplicates,
+    embedding,
+    labels,
+    motion,
+    quality,
+    text,
+)
 from cogvx_jax.prepare.label_names import LABELS, SCORES
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
@@ -55,16 +67,17 @@ STEPS: Mapping[str, Step] = {
     ),
     "text": Step("look", 1, ("text_area", "text_share_frames", "text_boxes"), text.text, CROP, needs=("rapidocr",)),
     "aesthetic": Step("look", 1, ("aesthetic", "aesthetic_scorer"), aesthetic.aesthetic, CROP, "aesthetic"),
-    "labels": Step("row", 2, (*LABELS, "label_source"), labels.labels, SCORES, "labels"),
+    "embedding": Step("look", 1, embedding.FIELDS, embedding.embedding, CROP, "embedding"),
+    "labels": Step("row", 2, (*LABELS, "label_source"), labels.labels, (*SCORES, *embedding.FIELDS), "labels"),
     "captions": Step("asked", 1, captions.FIELDS, captions.captions, CROP, "captions"),
-    "check": Step("row", 1, check.FIELDS, check.check, ("caption", "prompt"), "captions"),
+    "check": Step("row", 2, check.FIELDS, check.check, ("caption", "prompt", "embedding"), "captions"),
     "write": Step("write", 1, ("video", "video_height", "video_width", "video_frames"), None, CROP, "write"),
 }
 KNOWN = frozenset(GIVEN).union(*(step.fields for step in STEPS.values()))  # fields of a row
 
 
 def chosen(settings: Settings) -> tuple[str, ...]:
-    """The steps to do, in their order. Raises: ValueError for one that is not known or lacks a package."""
+    """The steps to do, in their order. Raises: ValueError for one that is unknown, or lacks a package or a function."""
     for name in settings.steps:
         if name not in STEPS:
             raise ValueError(f"there is no step {name!r}; the steps are {', '.join(STEPS)}")
@@ -79,6 +92,11 @@ def chosen(settings: Settings) -> tuple[str, ...]:
         raise ValueError(
             f"the step {name} needs the package {package}: pip install 'cogvx_jax[prepare]', or give --steps without it"
         )
+    for name, function in (("embedding", of_frames), ("aesthetic", find_function)):
+        if name in names and (given := getattr(settings, name).function) is not None:
+            function(given)
+    if "check" in names and settings.embedding.texts is not None:
+        of_texts(settings.embedding.texts)
     return names
 
 
