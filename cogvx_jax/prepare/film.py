@@ -13,6 +13,7 @@ from cogvx_jax.prepare.label_answers import asked_labels
 from cogvx_jax.prepare.label_head import head_digest
 from cogvx_jax.prepare.look import Look, looks
 from cogvx_jax.prepare.probe import probe
+from cogvx_jax.prepare.quality import machine_file
 from cogvx_jax.prepare.rows import Row, finite, key_of
 from cogvx_jax.prepare.settings import Settings
 from cogvx_jax.prepare.shots import shots
@@ -46,6 +47,8 @@ class Work:
         labels, captions = self.settings.labels, self.settings.captions
         if name == "check":
             return captions.decides | {"texts": [self.settings.embedding.texts, self.settings.embedding.version]}
+        if name == "quality":
+            return {"brisque": machine_file() is not None}
         if part == "embedding":
             return {"name": self.settings.embedding.name}
         if part == "captions":

@@ -11,6 +11,7 @@ SCORES = (
     "clipped",
     "contrast",
     "blockiness",
+    "brisque",
     "freeze_share",
     "shake",
     "motion_mean",

@@ -1,9 +1,13 @@
 """Step `quality`: how sharp, well exposed and whole the pictures are, and how steadily the camera was held."""
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cogvx_jax.finishing.packaged import Packaged, packaged_file
+from cogvx_jax.metrics.brisque import brisque, read_machine
 from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
@@ -14,7 +18,12 @@ SIDE = 640  # pixels of the longer side at which sharpness is measured, so that 
 # real clips that move, no two frames differed by less than 0.84.
 FROZEN = 0.65
 CLIPPED = 4, 251  # luma of pixels that are black or white
+MACHINE = Packaged((("brisque", "svm.txt"),))  # of BRISQUE
+JUDGED = 3  # frames that it sees
 BLOCK = 8  # pixels of a codec's block
+
+
+FIELDS = ("sharpness", "exposure", "clipped", "contrast", "blockiness", "brisque", "freeze_share", "shake")
 
 
 def quality(clip: Row, look: Look, settings: Settings) -> Row:
@@ -22,7 +31,8 @@ def quality(clip: Row, look: Look, settings: Settings) -> Row:
     `sharpness`, the variance of the Laplacian of luma at 640 pixels, its median over frames; `exposure`, the mean
       luma in 0..1; `clipped`, the share of black and white pixels; `contrast`, the deviation of luma in 0..1;
     `blockiness`, how much steeper luma is at the edges of 8x8 blocks, 1 where there are none; None of a film that is
-      wider than 960 pixels, as frames are scaled down;
+      wider than 960 pixels, as frames are scaled down; `brisque`, of three frames of at most 960 pixels, the median,
+      about 0 of an undamaged picture and 100 of a bad one, None where the package brisque is not installed;
     `freeze_share`, of steps of 1/8 second in which nothing changes; `shake`, pixels of a frame 320 wide by which the
       camera's path is jerky, the mean of its second differences.
     """
@@ -42,6 +52,7 @@ def quality(clip: Row, look: Look, settings: Settings) -> Row:
         if look.native and min(luma.shape) > 4 * BLOCK:
             found["blockiness"].append(_blockiness(luma))
     row: Row = {name: float(np.median(values)) if values else None for name, values in found.items()}
+    row["brisque"] = _damage(look.large)
     return row | _over_time(cv2, look.gray)
 
 
@@ -52,6 +63,20 @@ def vision() -> Any:
     except ImportError:
         raise ValueError("this step needs OpenCV: pip install 'cogvx_jax[prepare]'") from None
     return cv2
+
+
+@functools.cache
+def machine_file() -> Path | None:
+    """Of the package brisque, which is not imported; None where it is not installed."""
+    return packaged_file(MACHINE)
+
+
+def _damage(frames: np.ndarray) -> float | None:
+    if (file := machine_file()) is None or not len(frames):
+        return None
+    chosen = sorted({(len(frames) - 1) * i // (JUDGED - 1) for i in range(JUDGED)})
+    scores = [score for n in chosen if (score := brisque(frames[n], read_machine(file))) is not None]
+    return float(np.median(scores)) if scores else None
 
 
 def _blockiness(luma: np.ndarray) -> float:

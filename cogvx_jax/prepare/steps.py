@@ -51,8 +51,8 @@ STEPS: Mapping[str, Step] = {
     "duplicates": Step("look", 1, ("phash", "dup_of"), duplicates.hashes, CROP, needs=("imagehash",)),
     "quality": Step(
         "look",
-        1,
-        ("sharpness", "exposure", "clipped", "contrast", "blockiness", "freeze_share", "shake"),
+        2,
+        quality.FIELDS,
         quality.quality,
         CROP,
         needs=("cv2",),
