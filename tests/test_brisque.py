@@ -55,7 +55,15 @@ def test_a_machine_of_one_kernel(tmp_path):
     centre[[0, 1, 35]] = -1, 0.5, 1
     assert abs(found(LOW + (centre + 1) * (HIGH - LOW) / 2) - 10) < 1e-9
     for n, (old, new) in enumerate(
-        (("rbf", "linear"), ("36:1", "37:1"), ("SV", "XX"), ("7 ", "nan "), ("1:-1", "-1"), (text, ""), ("rho -3\n", ""))
+        (
+            ("rbf", "linear"),
+            ("36:1", "37:1"),
+            ("SV", "XX"),
+            ("7 ", "nan "),
+            ("1:-1", "-1"),
+            (text, ""),
+            ("rho -3\n", ""),
+        )
     ):
         other = tmp_path / f"{n}.txt"
         other.write_text(text.replace(old, new))

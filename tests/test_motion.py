@@ -5,9 +5,10 @@ import pytest
 from drawn_films import picture
 
 from cogvx_jax.prepare.labels import by_rules
-from cogvx_jax.prepare.look import LUMA, Look
+from cogvx_jax.prepare.look import Look
 from cogvx_jax.prepare.motion import motion
 from cogvx_jax.prepare.settings import Settings
+from cogvx_jax.prepare.shots import LUMA
 
 pytest.importorskip("cv2", reason="of the extra `prepare`")
 from cogvx_jax.metrics.tracking import corner_moves, moving_speed  # noqa: E402  (needs OpenCV when it is called)
@@ -29,7 +30,7 @@ def square(left, back, inside, size=90):
 
 
 def seen(frames):
-    return Look(np.stack(frames), RATE, np.stack(frames[:1]), (0.0,), True)
+    return Look((np.stack(frames) @ LUMA).astype(np.uint8), RATE, np.stack(frames[:1]), (0.0,), True)
 
 
 def found(frames):

@@ -131,7 +131,7 @@ def test_drawn_slides_are_text_and_static(tmp_path):
     rows = read_rows(tmp_path / "set" / "clips.jsonl")
     talk = [row for row in rows if row["source"].endswith("slides.mp4")]
     assert talk and all(row["text"] == 1 and row["static"] == 1 and row["text_share_frames"] == 1 for row in talk)
-    assert all(0.1 < row["text_area"] < 0.4 for row in talk)
+    assert all(0.1 < row["text_area"] < 0.4 and row["text_language"] == "English" for row in talk)
     bunny = next(row for row in rows if row["source"].endswith("bunny.mp4"))
     assert bunny["text_area"] < 0.02 and bunny["text"] == 0
 

@@ -28,7 +28,7 @@ from cogvx_jax.prepare.report import DEFAULT
 from cogvx_jax.prepare.rows import finite, key_of, read_rows, write_rows
 from cogvx_jax.prepare.select import parse_where
 from cogvx_jax.prepare.settings import Captions, Duplicates, Embedding, Settings, Shots, read_settings
-from cogvx_jax.prepare.shots import Seen, parts
+from cogvx_jax.prepare.shots import LUMA, Seen, parts
 from cogvx_jax.prepare.sources import find_films
 from cogvx_jax.prepare.steps import STEPS, chosen
 from cogvx_jax.prepare.store import FILE, open_store
@@ -144,7 +144,7 @@ def test_flashes_are_no_cuts_and_black_frames_no_shots():
     film = [one] * 10 + [white] * 2 + [one] * 10 + [two] * 10 + [black] * 5
     seen, scores = Seen(Shots()), SceneScores()
     for frame in film:
-        seen.add(frame, scores(frame))
+        seen.add((frame @ LUMA * 219 / 255 + 16).astype(np.uint8), scores(frame))
     assert [(first, stop) for first, stop, _ in seen.shots()] == [(0, 22), (22, 32)]
 
 

@@ -104,7 +104,15 @@ class Frame:
 
     def rgb(self, longest: int | None = None) -> np.ndarray:
         """(H, W, 3) uint8; see `Stream.at`."""
-        return self.converter(self.decoded, longest)
+        return self.converter(self.decoded, longest, "rgb24").to_ndarray()
+
+    def luma(self, longest: int | None = None) -> np.ndarray:
+        """(H, W) uint8, 0 to 255, of the size of `rgb`."""
+        return self.converter(self.decoded, longest, "gray").to_ndarray()
+
+    def planes(self, longest: int | None = None) -> Any:
+        """As FFmpeg's filters take it: of that size, yuv420p, luma from 16 to 235. It takes half the time of RGB."""
+        return self.converter(self.decoded, longest, "yuv420p")
 
 
 @contextlib.contextmanager
@@ -251,7 +259,7 @@ class _Converter:
 
     def __init__(self, source, stream, first):
         self._source, self._turn = source, _turn(first)
-        self._graphs: dict[int | None, tuple[Any, Any]] = {}  # of each size, and for which frames it is
+        self._graphs: dict[tuple[int | None, str], tuple[Any, Any]] = {}  # of each result, and for which frames it is
         ratio = float(stream.sample_aspect_ratio or 1)
         width, height = (first.width, first.height) if first else (stream.width or 0, stream.height or 0)
         width = max(round(width * ratio), 1)
@@ -262,16 +270,16 @@ class _Converter:
         if first:
             self._check(first)
 
-    def __call__(self, frame, longest: int | None = None) -> np.ndarray:
-        """(H, W, 3) uint8."""
+    def __call__(self, frame, longest: int | None, form: str) -> Any:
+        """The frame in one of FFmpeg's pixel formats."""
         kind = (frame.width, frame.height, frame.format.name)
-        known, graph = self._graphs.get(longest, (None, None))
+        known, graph = self._graphs.get((longest, form), (None, None))
         if kind != known:  # a video may change on the way
             self._check(frame)
-            graph = self._filters(frame, longest)
-            self._graphs[longest] = kind, graph
+            graph = self._filters(frame, longest, form)
+            self._graphs[longest, form] = kind, graph
         graph.push(frame)
-        return graph.pull().to_ndarray()
+        return graph.pull()
 
     def _check(self, frame) -> None:
         kind = HDR.get(frame.color_trc) or (frame.color_primaries == BT2020 and "BT.2020")
@@ -281,7 +289,7 @@ class _Converter:
                 f"convert it first: {TO_SDR}"
             )
 
-    def _filters(self, frame, longest: int | None) -> Any:
+    def _filters(self, frame, longest: int | None, form: str) -> Any:
         graph: Any = av.filter.Graph()
         last = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base or UNIT
@@ -289,7 +297,9 @@ class _Converter:
         smaller = longest is not None and longest < (most := max(self.height, self.width))
         width, height = (max(round(x * longest / most), 1) if smaller else x for x in (self.width, self.height))
         scale = ("scale", f"{width}:{height}:{SHRINKING if smaller else SCALING}")
-        for name, arguments in (*self._turn, scale, ("format", "rgb24"), ("buffersink", None)):
+        if form == "yuv420p":
+            scale = ("scale", f"{scale[1]}:out_range=limited")
+        for name, arguments in (*self._turn, scale, ("format", form), ("buffersink", None)):
             following = graph.add(name, arguments)
             last.link_to(following)
             last = following

@@ -22,15 +22,15 @@ class Change(NamedTuple):
 
 
 class SceneScores:
-    """Called with each frame (H, W, 3) uint8 of a video in turn."""
+    """Called with each frame of a video in turn: (H, W, 3) uint8, or planes as `decode.Frame` has them."""
 
     def __init__(self) -> None:
         self._graph: Any = None
         self._count = 0
 
-    def __call__(self, frame: np.ndarray) -> Change:
-        graph = self._graph = self._graph or _graph(*frame.shape[:2])
-        pushed = av.VideoFrame.from_ndarray(frame, "rgb24")
+    def __call__(self, frame: Any) -> Change:
+        pushed = av.VideoFrame.from_ndarray(frame, "rgb24") if isinstance(frame, np.ndarray) else frame
+        graph = self._graph = self._graph or _graph(pushed)
         pushed.pts, pushed.time_base = self._count, UNIT
         self._count += 1
         graph.push(pushed)
@@ -38,9 +38,9 @@ class SceneScores:
         return Change(float(found.get("lavfi.scd.mafd", 0)), float(found.get("lavfi.scd.score", 0)))
 
 
-def _graph(height: int, width: int) -> Any:
+def _graph(frame: Any) -> Any:
     graph: Any = av.filter.Graph()
-    last = graph.add_buffer(width=width, height=height, format="rgb24", time_base=UNIT)
+    last = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=UNIT)
     for name, arguments in (("format", "yuv420p"), ("scdet", "threshold=10"), ("buffersink", None)):
         following = graph.add(name, arguments)
         last.link_to(following)

@@ -8,7 +8,7 @@ Shapes: H W pixels, N corners.
 
 import numpy as np
 
-MOST = 400  # corners that are followed
+MOST = 200  # corners that are followed
 FAINTEST, NEAREST = 0.02, 5.0  # share of the best corner's strength; pixels between two corners
 # Pixels of the neighbourhood that is followed. In a larger one what lies behind counts as well: with 13 pixels a plain
 # square over texture came out 15% slow, with 7 5% to 9%.

@@ -15,10 +15,13 @@ SCDET, CONTENT, ADAPTIVE, MANY = 10.0, 27.0, 3.0, 0.5  # thresholds of their mak
 
 
 class CutFinder(Protocol):
-    """Shown frames; asked for cuts at the end."""
+    """Shown frames; asked for cuts at the end. `colours` tells whether it looks at them, or goes by changes alone."""
 
-    def see(self, frame: np.ndarray, change: Change) -> None:
-        """The next frame (H, W, 3) uint8, and what `scdet` says of it."""
+    @property
+    def colours(self) -> bool: ...
+
+    def see(self, frame: Any, change: Change) -> None:
+        """The next frame (H, W, 3) uint8, None without colours, and what `scdet` says of it."""
 
     def cuts(self) -> dict[int, float]:
         """First frames of shots but the first, in order, each with its score."""
@@ -27,11 +30,13 @@ class CutFinder(Protocol):
 class Scdet:
     """FFmpeg's detector."""
 
+    colours = False
+
     def __init__(self, settings: Shots):
         self._threshold, self._count = settings.threshold or SCDET, 0
         self._found: dict[int, float] = {}
 
-    def see(self, frame: np.ndarray, change: Change) -> None:
+    def see(self, frame: None, change: Change) -> None:
         if self._count and change.score >= self._threshold:
             self._found[self._count] = change.score
         self._count += 1
@@ -42,6 +47,8 @@ class Scdet:
 
 class PySceneDetect:
     """A detector of the package scenedetect, on frames that are small already. Scores are those of `scdet`."""
+
+    colours = True
 
     def __init__(self, settings: Shots):
         try:
@@ -78,6 +85,8 @@ class PySceneDetect:
 
 class TransNet:
     """The network TransNetV2, in windows of 100 frames of which it says the middle 50."""
+
+    colours = True
 
     def __init__(self, settings: Shots):
         from cogvx_jax.prepare.transnet import Windows

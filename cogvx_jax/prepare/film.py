@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cogvx_jax.prepare.films import TooSlow
+from cogvx_jax.prepare.films import TooSlow, one_film
 from cogvx_jax.prepare.label_answers import asked_labels
 from cogvx_jax.prepare.label_head import head_digest
 from cogvx_jax.prepare.look import Look, looks
@@ -97,6 +97,11 @@ def add(name: str, row: Row, made: Row) -> None:
 
 def prepare_film(film: Film, work: Work) -> tuple[Row, list[Row]]:
     """The row of a film and those of its clips, in order."""
+    with one_film():
+        return _prepared(film, work)
+
+
+def _prepared(film: Film, work: Work) -> tuple[Row, list[Row]]:
     row: Row = {"source": str(film.path.absolute()), "prompt": film.prompt, "errors": {}}
     try:
         row |= {"digest": work.store.digest(film.path), "bytes": film.path.stat().st_size}

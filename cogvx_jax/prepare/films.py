@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,23 +42,62 @@ def ask(job: str, path: Path, limit: float, **about: Any) -> Iterator[Iterator[A
       limit: seconds that may be waited for answers, all together.
     Raises: TooSlow; FileNotFoundError; ValueError for what cannot be read, also where the decoder crashes.
     """
+    child, whole = _free_reader() or _new_reader(), False
+
+    def each() -> Iterator[Answer]:
+        nonlocal whole
+        yield from _answers(child, path, limit)
+        whole = True
+
+    assert child.stdin is not None
+    try:
+        request = {"job": job, "path": os.fspath(path.absolute())} | about
+        with contextlib.suppress(BrokenPipeError):
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+        yield each()
+    finally:
+        if whole and getattr(_OWN, "free", ...) is None:
+            _OWN.free = child
+        else:
+            _end(child)
+
+
+_OWN = threading.local()  # `free`, the process of this thread's film that waits for a job; not there outside `one_film`
+
+
+@contextlib.contextmanager
+def one_film() -> Iterator[None]:
+    """Inside, jobs that go well have one process. All are to be of one film: what it does to a decoder ends with it."""
+    _OWN.free = None
+    try:
+        yield
+    finally:
+        if (child := _free_reader()) is not None:
+            _end(child)
+        del _OWN.free
+
+
+def _free_reader() -> subprocess.Popen | None:
+    child = getattr(_OWN, "free", None)
+    if child is not None:
+        _OWN.free = None
+    return child
+
+
+def _new_reader() -> subprocess.Popen:
     command = [sys.executable, "-m", "cogvx_jax.prepare.reader"]
     places = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    with subprocess.Popen(
+    return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ | places
-    ) as child:
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            request = {"job": job, "path": os.fspath(path.absolute())} | about
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(request).encode() + b"\n")
-                child.stdin.flush()
-            yield _answers(child, path, limit)
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
+    )
+
+
+def _end(child: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(BrokenPipeError), child:  # which closes its pipes and waits
+        pass
 
 
 def _answers(child: subprocess.Popen, path: Path, limit: float) -> Iterator[Answer]:

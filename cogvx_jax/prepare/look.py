@@ -11,7 +11,6 @@ import numpy as np
 
 from cogvx_jax.prepare.films import ask
 from cogvx_jax.prepare.rows import Row
-from cogvx_jax.prepare.shots import LUMA
 
 SMALL_SIDE, SMALL_RATE = 320, 8.0  # pixels of the longer side, frames a second
 LARGE_SIDE = 960
@@ -22,7 +21,7 @@ LARGE_EVERY, LARGE_LEAST, LARGE_MOST = 2.0, 3, 24  # seconds; frames of a clip
 class Look:
     """Frames of a clip, without its borders once these are known.
 
-    small: (F, H, W, 3) uint8, at `rate` a second.
+    small: luma (F, H, W) uint8, 0 to 255, at `rate` a second.
     large: (F, H, W, 3) uint8, of the moments `times`, seconds from the clip's beginning.
     native: whether the large ones have the film's own size.
     """
@@ -35,8 +34,8 @@ class Look:
 
     @functools.cached_property
     def gray(self) -> np.ndarray:
-        """Luma of the small frames, (F, H, W) float32, 0 to 255."""
-        return self.small.astype(np.float32) @ LUMA
+        """The small frames as (F, H, W) float32."""
+        return self.small.astype(np.float32)
 
     def cropped(self, crop: Sequence[float] | None) -> "Look":
         """Without what is outside top, left, bottom and right, shares of the frame."""
@@ -46,7 +45,7 @@ class Look:
 
 
 def cut(frames: np.ndarray, crop: Sequence[float]) -> np.ndarray:
-    """Frames (F, H, W, 3) without what is outside top, left, bottom and right, shares of the frame."""
+    """Frames (F, H, W, ...) without what is outside top, left, bottom and right, shares of the frame."""
     height, width = frames.shape[1:3]
     top, left, bottom, right = (
         round(share * side) for share, side in zip(crop, (height, width, height, width), strict=True)
@@ -68,7 +67,7 @@ def slots_of(clip: Row) -> tuple[list[int], list[int], float]:
 def looks(film: Row, clips: Sequence[Row], limit: float) -> Iterator[Iterator[Look]]:
     """The look of each of a film's clips, in their order. Raises, on the way: as `films.ask`."""
     laid = [slots_of(clip) for clip in clips]
-    asked = [[[SMALL_SIDE, small], [LARGE_SIDE, large]] for small, large, _ in laid]
+    asked = [[[SMALL_SIDE, False, small], [LARGE_SIDE, True, large]] for small, large, _ in laid]
     native = max(film["width"], film["height"]) <= LARGE_SIDE
     with ask("looks", Path(film["source"]), limit, clips=asked) as answers:
 

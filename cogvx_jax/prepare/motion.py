@@ -42,7 +42,7 @@ def motion(clip: Row, look: Look, settings: Settings) -> Row:
       most of the picture follows none; `camera_shift`, its pixels a pair.
     """
     cv2, step = vision(), max(round(APART * look.rate), 1)
-    gray = [frame.astype(np.uint8) for frame in look.gray[::step]]
+    gray = [np.ascontiguousarray(frame) for frame in look.small[::step]]
     if len(gray) < 2 or min(gray[0].shape) < 16:
         return {}
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)

@@ -17,6 +17,7 @@ SIDE = 256  # pixels of the longer side of frames that detectors see
 FLASH = 5  # frames that a flash may last
 ALIKE = 12.0  # levels by which the frames around a flash may differ
 BLACK, FLAT = 20.0, 5.0  # mean and deviation of the luma of a frame that shows nothing
+BLACKEST, LEVELS = 16, 219  # luma of a video: what is black, and from there to white
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -31,10 +32,13 @@ def shots(film: Row, settings: Settings) -> list[Row]:
     Raises: as `films.ask`; ValueError for a detector whose package or weights are missing.
     """
     seen = Seen(settings.shots)
-    with ask("small", Path(film["source"]), settings.limit_of(film["duration"]), side=SIDE) as answers:
-        for header, frame in answers:
-            assert frame is not None
-            seen.add(frame, Change(*header["change"]))
+    about = {"side": SIDE, "colours": seen.colours}
+    with ask("small", Path(film["source"]), settings.limit_of(film["duration"]), **about) as answers:
+        for header, thumbnails in answers:
+            assert thumbnails is not None
+            frames = next(answers)[1] if seen.colours else None
+            for n, change in enumerate(header["changes"]):
+                seen.add(thumbnails[n], Change(*change), None if frames is None else frames[n])
     fps, found = film["fps"] or 25.0, []
     for number, (first, stop, scores) in enumerate(seen.shots()):
         for begin, end in parts(first, stop, scores, fps, settings.shots):
@@ -54,18 +58,23 @@ def shots(film: Row, settings: Settings) -> list[Row]:
 
 
 class Seen:
-    """A film as it is looked at: its cuts, and which of its frames are black."""
+    """A film as it is looked at: its cuts, and which of its frames are black.
+
+    Attributes:
+      colours: whether its detector sees frames; otherwise it goes by their changes alone.
+    """
 
     def __init__(self, settings: ShotSettings):
         self._finder, self.count = DETECTORS[settings.detector](settings), 0
+        self.colours = self._finder.colours
         self._black = bytearray()
         self._recent: dict[int, np.ndarray] = {}  # thumbnails, to tell flashes
         self._flashes: set[int] = set()  # frames that look like some before, with others in between
         self._changes: list[int] = []  # of the last frames, those that differ much from the one before
 
-    def add(self, frame: np.ndarray, change: Change) -> None:
-        """The next frame (H, W, 3) uint8."""
-        thumbnail = frame[:: max(frame.shape[0] // 18, 1), :: max(frame.shape[1] // 32, 1)].astype(np.float32) @ LUMA
+    def add(self, luma: np.ndarray, change: Change, frame: np.ndarray | None = None) -> None:
+        """The next frame: a thumbnail of its luma (h, w) uint8, 16 to 235, and with colours (H, W, 3) uint8."""
+        thumbnail = (luma.astype(np.float32) - BLACKEST) * (255 / LEVELS)
         self._black.append(bool(thumbnail.mean() < BLACK and thumbnail.std() < FLAT))
         self._finder.see(frame, change)
         self._changes = [n for n in self._changes if n > self.count - FLASH]

@@ -46,8 +46,8 @@ CROP = ("crop",)
 
 STEPS: Mapping[str, Step] = {
     "probe": Step("film", 1, PROBED),
-    "shots": Step("film", 1, CUT, part="shots"),
-    "borders": Step("look", 1, ("crop", "border_area", "logo_area"), borders.borders),
+    "shots": Step("film", 2, CUT, part="shots"),
+    "borders": Step("look", 2, ("crop", "border_area", "logo_area"), borders.borders),
     "duplicates": Step("look", 1, ("phash", "dup_of"), duplicates.hashes, CROP, needs=("imagehash",)),
     "quality": Step(
         "look",
@@ -65,7 +65,7 @@ STEPS: Mapping[str, Step] = {
         CROP,
         needs=("cv2",),
     ),
-    "text": Step("look", 1, ("text_area", "text_share_frames", "text_boxes"), text.text, CROP, needs=("rapidocr",)),
+    "text": Step("look", 2, text.FIELDS, text.text, CROP, needs=("rapidocr",)),
     "aesthetic": Step("look", 1, ("aesthetic", "aesthetic_scorer"), aesthetic.aesthetic, CROP, "aesthetic"),
     "embedding": Step("look", 1, embedding.FIELDS, embedding.embedding, CROP, "embedding"),
     "labels": Step("row", 2, (*LABELS, "label_source"), labels.labels, (*SCORES, *embedding.FIELDS), "labels"),
