@@ -3,7 +3,9 @@
 import base64
 import functools
 import io
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,28 +49,54 @@ class Asked:
 
 
 class Local:
-    """A folder that transformers opens as image-text-to-text. Raises: ValueError where it cannot."""
+    """A folder that transformers opens as image-text-to-text, by torch. One question is answered at a time.
+
+    Raises: FileNotFoundError; ValueError where it cannot be opened. Weights are safetensors alone, and no code of the
+      folder is run.
+    """
 
     def __init__(self, settings: Captions):
+        check_folder(settings.local or "")
         try:
             import transformers
 
-            self._pipe: Any = transformers.pipeline("image-text-to-text", model=settings.local)  # type: ignore[call-overload]
+            self._pipe: Any = transformers.pipeline(  # type: ignore[call-overload]
+                "image-text-to-text",
+                model=settings.local,
+                model_kwargs={"use_safetensors": True},
+                trust_remote_code=False,
+            )
         except Exception as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(f"{settings.local} does not open as a model of image-text-to-text: {said}") from None
-        self.name = str(settings.local)
+        self.name, self._alone = str(settings.local), threading.Lock()
 
     def __call__(self, text: str, frames: Sequence[np.ndarray], most: int) -> str:
         parts = [{"type": "image", "image": PIL.Image.fromarray(frame)} for frame in frames]
         talk = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-        found = self._pipe(text=talk, max_new_tokens=most, return_full_text=False, do_sample=False)
+        greedy = {"do_sample": False, "max_new_tokens": most}
+        with self._alone:
+            found = self._pipe(text=talk, return_full_text=False, generate_kwargs=greedy)
         return str(found[0]["generated_text"])
 
 
-@functools.lru_cache(maxsize=1)
+def check_folder(place: str) -> None:
+    """Raises: FileNotFoundError where no folder is there, which transformers would look for elsewhere."""
+    if not Path(place).is_dir():
+        raise FileNotFoundError(f"there is no folder {place}; give that of a model of image-text-to-text")
+
+
 def captioner(settings: Captions) -> Captioner | None:
     """Who is set; None where nobody is. Raises: as the classes do."""
+    with _OPENING:  # threads that ask at the same time must not each read the model
+        return _captioner(settings)
+
+
+_OPENING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=1)
+def _captioner(settings: Captions) -> Captioner | None:
     if settings.local is not None:
         return Local(settings)
     return None if settings.url is None else Asked(settings)

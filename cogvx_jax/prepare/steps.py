@@ -17,6 +17,7 @@ from cogvx_jax.prepare import (
     quality,
     text,
 )
+from cogvx_jax.prepare.captioners import check_folder
 from cogvx_jax.prepare.label_names import LABELS, SCORES
 from cogvx_jax.prepare.rows import Row
 from cogvx_jax.prepare.settings import Settings
@@ -86,6 +87,8 @@ def chosen(settings: Settings) -> tuple[str, ...]:
         if "captions" in settings.steps:
             raise ValueError("the step captions needs somebody to ask: give --captions URL, or local in its settings")
         names = tuple(name for name in names if name != "captions")
+    if "captions" in names and settings.captions.local is not None:
+        check_folder(settings.captions.local)
     missing = [(name, package) for name in names for package in STEPS[name].needs if not _is_there(package)]
     if missing:
         name, package = missing[0]

@@ -110,7 +110,7 @@ class Reading(Store):
     """The store as a process beside its owner sees it: what is new stays here, and the owner takes it over.
 
     Attributes:
-      new: step, key and value of what was put.
+      new: step, key and value of what was put, in order.
       files: path, size, time and digest of files that were read.
     """
 
@@ -119,13 +119,15 @@ class Reading(Store):
         super().__init__(sqlite3.connect(uri, uri=True, timeout=BUSY))
         self.new: list[tuple[str, str, Any]] = []
         self.files: list[list[Any]] = []
+        self._own: dict[tuple[str, str], Any] = {}
 
     def get(self, step: str, key: str) -> Any | None:
-        own = next((value for name, known, value in reversed(self.new) if (name, known) == (step, key)), None)
+        own = self._own.get((step, key))
         return super().get(step, key) if own is None else own
 
     def put(self, step: str, key: str, value: Any) -> None:
         self.new.append((step, key, value))
+        self._own[step, key] = value
 
     def close(self) -> None:
         self._database.close()
