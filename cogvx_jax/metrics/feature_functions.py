@@ -29,7 +29,7 @@ def find_function(name: str) -> Callable[[Any], Any]:
     """The function of MODULE:FUNCTION. Raises: ValueError, one sentence, where there is none."""
     module, colon, function = name.partition(":")
     if not (module and colon and function):
-        raise ValueError(f"a function is named as MODULE:FUNCTION, got {name!r}")
+        raise ValueError(f"a function is named as MODULE:FUNCTION, got {name!r}, which is no folder of a CLIP either")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
