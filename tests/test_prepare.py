@@ -204,3 +204,17 @@ def test_labels_of_a_vision_model(films, tmp_path, monkeypatch):
 def test_a_film_that_takes_too_long_is_an_error_of_its_row(films):
     with pytest.raises(TimeoutError, match="took more than 0.01 s"):
         reading.facts(films / "slides.mp4", 0.01)
+
+
+def test_jobs_of_a_film_have_one_process_until_one_fails(films, monkeypatch):
+    started, new = [], reading._new_reader
+    monkeypatch.setattr(reading, "_new_reader", lambda: started.append(new()) or started[-1])
+    with reading.one_film():
+        first = reading.facts(films / "slides.mp4", 60)
+        assert reading.facts(films / "slides.mp4", 60) == first and len(started) == 1
+        with pytest.raises(ValueError, match="cannot be read as a video"):
+            reading.facts(films / "zero.mp4", 60)
+        assert reading.facts(films / "slides.mp4", 60) == first and len(started) == 2
+    assert all(child.poll() is not None for child in started)
+    reading.facts(films / "slides.mp4", 60)
+    assert len(started) == 3 and started[2].poll() is not None

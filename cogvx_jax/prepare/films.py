@@ -57,31 +57,36 @@ def ask(job: str, path: Path, limit: float, **about: Any) -> Iterator[Iterator[A
             child.stdin.flush()
         yield each()
     finally:
-        if whole and getattr(_OWN, "free", ...) is None:
+        if whole and _OWN.inside and _OWN.free is None:
             _OWN.free = child
         else:
             _end(child)
 
 
-_OWN = threading.local()  # `free`, the process of this thread's film that waits for a job; not there outside `one_film`
+class _Own(threading.local):
+    """Of a thread: whether it is inside `one_film`, and the process that waits there for its next job."""
+
+    inside = False
+    free: subprocess.Popen | None = None
+
+
+_OWN = _Own()
 
 
 @contextlib.contextmanager
 def one_film() -> Iterator[None]:
     """Inside, jobs that go well have one process. All are to be of one film: what it does to a decoder ends with it."""
-    _OWN.free = None
+    _OWN.inside = True
     try:
         yield
     finally:
+        _OWN.inside = False
         if (child := _free_reader()) is not None:
             _end(child)
-        del _OWN.free
 
 
 def _free_reader() -> subprocess.Popen | None:
-    child = getattr(_OWN, "free", None)
-    if child is not None:
-        _OWN.free = None
+    child, _OWN.free = _OWN.free, None
     return child
 
 
