@@ -34,7 +34,7 @@ def text(clip: Row, look: Look, settings: Settings) -> Row:
     if not len(look.large):
         return {}
     chosen = {(len(look.large) - 1) * i // (FRAMES - 1) for i in range(FRAMES)}
-    areas, most, before, shown = [], 0, None, -1
+    areas, most, before, shown = list[float](), 0, None, -1
     for n in sorted(chosen):
         picture = PIL.Image.fromarray(look.large[n])
         picture.thumbnail((SIDE, SIDE))
