@@ -74,10 +74,11 @@ class Taps(NamedTuple):
     def sum(self, x: jax.Array, axis: int) -> jax.Array:
         """The weighted sums of numbers along an axis of `x`, which is uint16 or float."""
         shape = [-1 if at == axis else 1 for at in range(x.ndim)]
-        return sum(
+        terms = (
             as_unit(jnp.take(x, self.places[:, tap], axis)) * self.weights[:, tap].reshape(shape)
             for tap in range(self.places.shape[1])
         )
+        return functools.reduce(jnp.add, terms)
 
 
 def _keys(x: np.ndarray) -> np.ndarray:

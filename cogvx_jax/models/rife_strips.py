@@ -108,8 +108,8 @@ def _small(known: _Known, rows: Any, width: int, scale: int, size: Any) -> tuple
     Each is the mean of the two middle pixels each way, for an even scale.
     """
     middle = np.arange(scale // 2 - 1, scale // 2 + 1) if scale > 1 else np.zeros(1, int)
-    places = [(numbers[:, None] * scale + middle[None]).reshape(-1) for numbers in (rows, np.arange(width))]
-    flow, mask, warped = known.at(*places, size)
+    looked, across = ((x[:, None] * scale + middle[None]).reshape(-1) for x in (rows, np.arange(width)))
+    flow, mask, warped = known.at(looked, across, size)
     n = len(middle)
     small = (x.reshape(len(rows), n, width, n, -1).mean((1, 3))[None] for x in (*warped, mask, flow / scale))
     return tuple(small)
