@@ -45,9 +45,7 @@ def _resized_in_strips(picture: jax.Array, size: Sides, crop: Sides, final: Side
 
     def strip(start: jax.Array) -> jax.Array:
         own = Taps(*(jax.lax.dynamic_slice_in_dim(jnp.asarray(x), start, count) for x in rows))
-        # Else the compiler would make each of these numbers once for every column that looks at it.
-        across = jax.lax.optimization_barrier(own.sum(picture, 0))
-        return as_levels(columns.sum(across, 1))
+        return as_levels(columns.sum(own.sum(picture, 0), 1))
 
     return over_rows(strip, final[0], ROWS)
 
