@@ -1,11 +1,13 @@
 """Refining: windows of a picture, segments of a clip, what the least strength gives, seams, and the command."""
 
+import functools
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_cli import fails, run
+from test_mesh import MESHES, mesh_of, name
 
 import cogvx_jax as cx
 from cogvx_jax.data.video import read_video, to_model_pixels
@@ -163,3 +165,20 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "c.mp4 carries no record that tells its prompt" in said
     whole = cx.refine(cx.load("tiny"), "c.mp4", "a star", scale=1, steps=2, strength=0.5, frames=9, progress=False)
     assert whole.frames.shape == (1, 9, 32, 48, 3)
+
+
+@functools.cache
+def redrawn(folder, mesh):
+    """Nine frames in four windows, guided."""
+    options = Refining(refine="5b", strength=0.5, steps=4, frames=FRAMES, guidance_scale=3.0)
+    model = cx.load(folder, mesh=mesh)
+    return np.concatenate(list(refined_frames(model, [rings((48, 80))], options, "a red circle", progress=False)))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("sizes", MESHES, ids=name)
+def test_every_mesh_redraws_the_same(small, sizes):
+    folder, model = small("5b")
+    assert (model.spec.defaults.height, model.spec.defaults.width) < (48, 80)
+    alone, spread = redrawn(folder, None), redrawn(folder, mesh_of(sizes))
+    assert alone.std() > 10 and np.abs(np.int16(spread) - alone).max() <= 1

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cogvx_jax.nn.pixels import as_unit
+
 RED, BLUE = 0.2126, 0.0722  # of luma
 GREEN = 1 - RED - BLUE
 Planes = tuple[jax.Array, jax.Array, jax.Array]
@@ -31,7 +33,7 @@ THRESHOLDS = bayer(3).astype(np.float32)
 
 @functools.cache
 def planes_program(bits: int, shrink: tuple[int, int]) -> Callable[[jax.Array], Planes]:
-    """A compiled function of a picture (H, W, 3) in [0, 1] -> luma (H, W), and chroma blue and red.
+    """A compiled function of a picture (H, W, 3), uint16 or float in [0, 1] -> luma (H, W), and chroma blue and red.
 
     Args:
       bits: 8 gives uint8, more give uint16.
@@ -40,7 +42,7 @@ def planes_program(bits: int, shrink: tuple[int, int]) -> Callable[[jax.Array], 
     """
 
     def run(picture: jax.Array) -> Planes:
-        red, green, blue = (picture[..., i].astype(jnp.float32) for i in range(3))
+        red, green, blue = (as_unit(picture[..., i]) for i in range(3))
         luma = RED * red + GREEN * green + BLUE * blue
         chroma = (blue - luma) / (2 - 2 * BLUE), (red - luma) / (2 - 2 * RED)
         unit = 2 ** (bits - 8)
@@ -52,13 +54,13 @@ def planes_program(bits: int, shrink: tuple[int, int]) -> Callable[[jax.Array], 
 
 
 def to_bytes(picture: jax.Array) -> jax.Array:
-    """(H, W, 3) in [0, 1] -> uint8, dithered; what was a byte stays that byte."""
+    """(H, W, 3), uint16 or float in [0, 1] -> uint8, dithered; what was a byte stays that byte."""
     return _rounded_bytes(picture)
 
 
 @jax.jit
 def _rounded_bytes(picture: jax.Array) -> jax.Array:
-    scaled = jnp.clip(picture, 0, 1) * 255
+    scaled = jnp.clip(as_unit(picture), 0, 1) * 255
     # Bytes come back a rounding error away from themselves, which a threshold near 0 or 1 would make a step.
     whole = jnp.round(scaled)
     dithered = jnp.floor(scaled + _pattern(picture.shape[:2])[..., None])

@@ -8,9 +8,13 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cogvx_jax.models.rife import RIFE, Middle
+from cogvx_jax.models.rife_strips import middle_in_strips
+from cogvx_jax.nn.backend import formulations
+from cogvx_jax.nn.pixels import as_levels, as_unit
 from cogvx_jax.sharding import RULES, activate
 from cogvx_jax.sharding.rules import mesh_axes
 
@@ -72,20 +76,27 @@ def between_all(
 
 
 def middle_program(network: RIFE, height: int, width: int) -> Callable[[Any, Any, Any], jax.Array]:
-    """A compiled function of parameters and two pictures (H, W, 3) in [0, 1] -> the one in the middle, of any size.
+    """A compiled function of parameters and two pictures (H, W, 3) -> the one in the middle, of any size.
 
-    The pictures are padded with their own borders, where the reference has zeros: what moves in from outside is not
-    dark then.
+    Pictures are uint16 or float in [0, 1], and the result is what the first one is. They are padded with their own
+    borders, where the reference has zeros: what moves in from outside is not dark then.
     """
     network, padded = _sized(network, height, width)
+    in_strips = max(height, width) > LARGE and formulations().large_pictures == "strips"
 
     @jax.jit
     def run(params: Any, first: jax.Array, second: jax.Array) -> jax.Array:
-        found = network.apply({"params": params}, *(jnp.pad(x[None], padded, "edge") for x in (first, second)))
+        if in_strips:
+            return _like(first, middle_in_strips(network, params, first, second))
+        found = network.apply({"params": params}, *(jnp.pad(as_unit(x)[None], padded, "edge") for x in (first, second)))
         assert isinstance(found, Middle)
-        return found.picture[0, :height, :width]
+        return _like(first, found.picture[0, :height, :width])
 
     return run
+
+
+def _like(given: jax.Array, made: jax.Array) -> jax.Array:
+    return as_levels(made) if given.dtype == np.uint16 else made
 
 
 def middles_program(
@@ -106,9 +117,9 @@ def middles_program(
     @functools.partial(jax.jit, out_shardings=whole)
     def run(params: Any, first: jax.Array, second: jax.Array) -> jax.Array:
         with activate(layout):
-            found = network.apply({"params": params}, *(jnp.pad(x, padded, "edge") for x in (first, second)))
+            found = network.apply({"params": params}, *(jnp.pad(as_unit(x), padded, "edge") for x in (first, second)))
         assert isinstance(found, Middle)
-        return found.picture[:, :height, :width]
+        return _like(first, found.picture[:, :height, :width])
 
     def middles(params: Any, wanted: Sequence[tuple[jax.Array, jax.Array]]) -> list[jax.Array]:
         made: list[jax.Array] = []

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from cogvx_jax.finishing.ahead import ahead
 from cogvx_jax.finishing.colour import to_bytes
 from cogvx_jax.finishing.cuts import is_cut
+from cogvx_jax.finishing.fit import fit
 from cogvx_jax.finishing.interpolate import between, between_all, middle_program, middles_program, pairs_at_once
 from cogvx_jax.finishing.networks import Loaded, load_interpolator, load_upscaler
 from cogvx_jax.finishing.options import Finish, Geometry
@@ -23,6 +24,7 @@ from cogvx_jax.finishing.packaged import INTERPOLATORS, UPSCALERS, find_weights
 from cogvx_jax.finishing.rates import frame_count, last_count, levels, parts
 from cogvx_jax.finishing.source import Opened, open_source
 from cogvx_jax.finishing.upscale import upscale_program
+from cogvx_jax.nn.pixels import LEVELS, as_levels
 from cogvx_jax.sharding import parse_mesh
 
 Way = tuple[jax.Array, jax.Array, Sequence[Fraction]]  # from a picture to the next, and the moments that are shown
@@ -102,7 +104,9 @@ def open_job(
 
 
 def finished_pictures(job: Job, begin: int = 0) -> Generator[jax.Array, None, None]:
-    """The pictures of a finished video, (H, W, 3) float32 in [0, 1], on the device, in order.
+    """The pictures of a finished video, (H, W, 3) uint16 as of `nn.pixels`, on the device, in order.
+
+    Some wait for those between them: as floats, those of 4K would take 100 MB each.
 
     Args:
       begin: number of the source's frame with which they begin.
@@ -110,7 +114,7 @@ def finished_pictures(job: Job, begin: int = 0) -> Generator[jax.Array, None, No
     enlarge, fill = _enlarge(job), _fill(job)
     first = job.options.interpolate_first
     with ahead(job.source.frames_from(begin)) as frames:
-        made = _timed(job, frames, _as_float if first else enlarge, fill, begin)
+        made = _timed(job, frames, _waiting if first else enlarge, fill, begin)
         yield from map(enlarge, made) if first else made
 
 
@@ -157,47 +161,28 @@ def _fill(job: Job) -> Callable[[Iterator[Way]], Iterator[jax.Array]]:
     return together
 
 
-def _same(first: jax.Array, second: jax.Array) -> jax.Array:
-    return first
-
-
 def _enlarge(job: Job) -> Callable[[Any], jax.Array]:
-    """Of a frame, uint8 or float in [0, 1], the picture in its last size."""
+    """Of a frame, uint8 or uint16, the picture in its last size, uint16."""
     geometry = job.geometry
-    fit = functools.partial(_fit, geometry)
     if job.upscaler is None:
-        return lambda frame: fit(_as_float(frame))
-    program = upscale_program(job.upscaler.network, *geometry.source, tile=job.options.tile, mesh=job.mesh)
+        return lambda frame: fit(geometry, _waiting(frame))
+    how: dict[str, Any] = {"tile": job.options.tile, "mesh": job.mesh, "store": as_levels}
+    program = upscale_program(job.upscaler.network, *geometry.source, **how)
     params = job.upscaler.params
-    made = job.upscaler.network.factor
-    return lambda frame: fit(program(params, _as_float(frame)), made)
+    return lambda frame: fit(geometry, program(params, _as_float(frame)))
 
 
 @jax.jit
-def _bytes_as_float(frame: jax.Array) -> jax.Array:
-    return frame.astype(jnp.float32) / 255
+def _as_float(frame: jax.Array) -> jax.Array:
+    return frame.astype(jnp.float32) / jnp.iinfo(frame.dtype).max
 
 
-def _as_float(frame: np.ndarray | jax.Array) -> jax.Array:
-    return _bytes_as_float(jnp.asarray(frame)) if frame.dtype == np.uint8 else jnp.asarray(frame)
-
-
-def _fit(geometry: Geometry, picture: jax.Array, made: int = 1) -> jax.Array:
-    """A picture that is `made` times the source's size, in the last one."""
-    if picture.shape[:2] == geometry.final:
-        return picture
-    return _resized(picture, geometry.resized, geometry.crop, geometry.final)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _resized(picture: jax.Array, size: tuple[int, int], crop: tuple[int, int], final: tuple[int, int]) -> jax.Array:
-    """Resized by a cubic filter that is widened where the picture becomes smaller, then cropped."""
-    if picture.shape[:2] != size:
-        picture = jax.image.resize(picture, (*size, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
-    (top, left), (height, width) = crop, final
-    return jnp.clip(picture[top : top + height, left : left + width], 0, 1)
+@jax.jit
+def _waiting(frame: jax.Array) -> jax.Array:
+    """uint16 of uint8 or uint16."""
+    return frame if frame.dtype == jnp.uint16 else frame.astype(jnp.uint16) * (LEVELS // 255)
 
 
 def as_bytes(picture: jax.Array) -> np.ndarray:
-    """(H, W, 3) in [0, 1] -> uint8, dithered."""
+    """(H, W, 3) uint16 or float in [0, 1] -> uint8, dithered."""
     return np.asarray(to_bytes(picture))

@@ -18,12 +18,18 @@ STEP = 8  # pixels, in which TPUs hold pictures
 
 
 def upscale_program(
-    network: Upscaler, height: int, width: int, tile: int | None = None, mesh: Mesh | None = None
+    network: Upscaler,
+    height: int,
+    width: int,
+    tile: int | None = None,
+    mesh: Mesh | None = None,
+    store: Callable[[jax.Array], jax.Array] = lambda made: jnp.clip(made, 0, 1),
 ) -> Callable[[Any, Any], jax.Array]:
     """A function of parameters and a picture (H, W, 3) in [0, 1] -> (s H, s W, 3), in [0, 1] too, compiled once.
 
     Args:
       tile: pixels of a tile's side before it is enlarged, halo not counted; None is the network's own.
+      store: what becomes of a tile, such as `as_levels`.
       mesh: its devices compute a tile each at a time, whatever their axes; the picture comes together on the first.
     """
     tile = network.tile if tile is None else tile
@@ -46,12 +52,12 @@ def upscale_program(
                 seen = jax.lax.with_sharding_constraint(seen, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
             made = network.apply({"params": params}, seen)
             assert isinstance(made, jax.Array)
-            for kept, place in zip(jax.vmap(keep)(made, chosen), chosen, strict=True):
+            for kept, place in zip(store(jax.vmap(keep)(made, chosen)), chosen, strict=True):
                 out = jax.lax.dynamic_update_slice(out, kept, (*(s * place[0]), 0))
             return out, None
 
-        out, _ = jax.lax.scan(some, jnp.zeros((s * height, s * width, 3)), jnp.asarray(places, jnp.int32))
-        return jnp.clip(out, 0, 1)
+        room = jnp.zeros((s * height, s * width, 3), jax.eval_shape(store, picture).dtype)
+        return jax.lax.scan(some, room, jnp.asarray(places, jnp.int32))[0]
 
     if mesh is None:
         return jax.jit(run)

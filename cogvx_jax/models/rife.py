@@ -8,6 +8,9 @@ Shapes: B pairs, H W pixels, C channels; 2B stands for pairs and the same pairs 
 Source: Huang et al. 2022, arXiv:2011.06294; `train_log/IFNet_HDv3.py` of version 3.
 """
 
+import functools
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +24,8 @@ from cogvx_jax.nn.resize import resize_linear
 SCALES = (4, 2, 1)  # of the steps, in full-size pixels to one; all doubled for pictures of 4K
 PIXELS = ("batch", "height", "width", None)
 PAIRS = 4  # of residual convolutions in a step
+QUARTER = 4  # of a step's pixels, each way, for one of its residual convolutions
+HEADS = {"flow": 4, "mask": 1}  # channels
 
 
 class Middle(NamedTuple):
@@ -80,29 +85,66 @@ class FlowStep(nn.Module):
     width: int
     dtype: str
 
-    @nn.compact
+    def setup(self):
+        layers = {}
+        for i, features in enumerate((self.width // 2, self.width)):
+            layers[f"down{i}"] = Conv2D(features, 2, dtype=self.dtype)
+        for pair, i in itertools.product(range(PAIRS), range(2)):
+            layers[f"pair{pair}_{i}"] = Conv2D(self.width, dtype=self.dtype)
+        activated = [*layers, *HEADS]
+        for head, features in HEADS.items():
+            layers[f"{head}0"] = TransposedConv2D(self.width // 2, dtype=self.dtype)
+            layers[f"{head}1"] = TransposedConv2D(features, dtype=self.dtype)
+        for name, layer in (layers | {f"{name}_act": PReLU() for name in activated}).items():
+            setattr(self, name, layer)
+
     def __call__(
         self, first: jax.Array, second: jax.Array, mask: jax.Array, flow: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Of both pictures as they are warped so far (B, h, w, 3), the mask (B, h, w, 1) and the flow (B, h, w, 4)."""
-        seen = jnp.concatenate([first, second, mask, flow], axis=-1)
-        swapped = jnp.concatenate([second, first, -mask, _swapped(flow)], axis=-1)
-        y = jnp.concatenate([seen, swapped])
-        for i, features in enumerate((self.width // 2, self.width)):
-            y = PReLU(name=f"down{i}_act")(Conv2D(features, 2, dtype=self.dtype, name=f"down{i}")(y))
+        return joined(*self.heads(self.residual(self.down(seen_both_ways(first, second, mask, flow)))))
+
+    def down(self, seen: jax.Array, inside: jax.Array | None = None) -> jax.Array:
+        """(2B, h, w, 11) -> (2B, h / 4, w / 4, C).
+
+        Args:
+          inside: (1, h / 2, 1, 1), which of a strip's rows are of the picture; of others the next one sees zeros.
+        """
+        y = _within(self.down0_act(self.down0(seen)), inside)
+        return self.down1_act(self.down1(y))
+
+    def residual(self, y: jax.Array) -> jax.Array:
+        """(2B, h / 4, w / 4, C) -> the same shape."""
         for pair in range(PAIRS):
             inner = y
-            for i in range(2):
-                name = f"pair{pair}_{i}"
-                inner = PReLU(name=f"{name}_act")(Conv2D(self.width, dtype=self.dtype, name=name)(inner))
+            for name in (f"pair{pair}_{i}" for i in range(2)):
+                inner = getattr(self, f"{name}_act")(getattr(self, name)(inner))
             y = y + inner
+        return y
+
+    def heads(self, y: jax.Array, inside: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """(2B, h / 4, w / 4, C) -> flow (2B, h, w, 4) and mask (2B, h, w, 1), float32; `inside` as for `down`."""
         found = []
-        for head, features in (("flow", 4), ("mask", 1)):
-            z = PReLU(name=f"{head}_act")(TransposedConv2D(self.width // 2, dtype=self.dtype, name=f"{head}0")(y))
-            z = TransposedConv2D(features, dtype=self.dtype, name=f"{head}1")(z)
-            found += jnp.split(z.astype(jnp.float32), 2)
-        forward, backward, gained, lost = found
-        return (forward + _swapped(backward)) / 2, (gained - lost) / 2
+        for head in HEADS:
+            z = _within(getattr(self, f"{head}_act")(getattr(self, f"{head}0")(y)), inside)
+            found.append(getattr(self, f"{head}1")(z).astype(jnp.float32))
+        return found[0], found[1]
+
+
+def seen_both_ways(first: jax.Array, second: jax.Array, mask: jax.Array, flow: jax.Array) -> jax.Array:
+    """What a step sees of pairs, then of the same pairs swapped: (2B, h, w, 11)."""
+    seen = jnp.concatenate([first, second, mask, flow], axis=-1)
+    return jnp.concatenate([seen, jnp.concatenate([second, first, -mask, _swapped(flow)], axis=-1)])
+
+
+def joined(flow: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of what was found of pairs and of the same pairs swapped: (2B, h, w, C) -> (B, h, w, C) each."""
+    (forward, backward), (gained, lost) = jnp.split(flow, 2), jnp.split(mask, 2)
+    return (forward + _swapped(backward)) / 2, (gained - lost) / 2
+
+
+def _within(x: jax.Array, inside: jax.Array | None) -> jax.Array:
+    return x if inside is None else jnp.where(inside, x, 0)
 
 
 def warp(picture: jax.Array, flow: jax.Array) -> jax.Array:
@@ -115,14 +157,24 @@ def warp(picture: jax.Array, flow: jax.Array) -> jax.Array:
     """
     _, height, width, _ = picture.shape
     rows, columns = jnp.arange(height)[None, :, None], jnp.arange(width)[None, None]
-    y = jnp.clip(rows + flow[..., 1], 0, height - 1)
-    x = jnp.clip(columns + flow[..., 0], 0, width - 1)
-    top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
-    bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
-    down, across = (y - top)[..., None], (x - left)[..., None]
     look = jax.vmap(lambda one, row, column: one[row, column])
-    above = look(picture, top, left) * (1 - across) + look(picture, top, right) * across
-    below = look(picture, bottom, left) * (1 - across) + look(picture, bottom, right) * across
+    return look_up(functools.partial(look, picture), rows + flow[..., 1], columns + flow[..., 0], (height, width))
+
+
+def look_up(
+    look: Callable[[jax.Array, jax.Array], jax.Array], y: jax.Array, x: jax.Array, size: tuple[int, int]
+) -> jax.Array:
+    """Pixels (..., C) at places between pixels, (...) rows and columns, of a picture of so many rows and columns.
+
+    Args:
+      look: of integers (...), rows and columns inside of the picture, the pixels.
+    """
+    y, x = jnp.clip(y, 0, size[0] - 1), jnp.clip(x, 0, size[1] - 1)
+    top, left = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
+    bottom, right = jnp.minimum(top + 1, size[0] - 1), jnp.minimum(left + 1, size[1] - 1)
+    down, across = (y - top)[..., None], (x - left)[..., None]
+    above = look(top, left) * (1 - across) + look(top, right) * across
+    below = look(bottom, left) * (1 - across) + look(bottom, right) * across
     return above * (1 - down) + below * down
 
 

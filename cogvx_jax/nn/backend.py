@@ -26,6 +26,7 @@ class Formulations:
     spatial_norm: Literal["full", "latent"] = "full"
     rope: Literal["pairs", "product"] = "pairs"
     pixels: Literal["copy", "product"] = "copy"  # how `nn.conv2d` makes rows of pixels longer
+    large_pictures: Literal["whole", "strips"] = "whole"  # how `finishing` resizes and interpolates those of 4K
     remat: Remat = "block"  # of training, unless told: long clips fit with it
     token_multiple: int = 1  # of the tokens a device holds where a sequence is split
 
@@ -38,6 +39,7 @@ BY_PLATFORM = {
         upsample_conv="phase",
         transposed_conv="phase",
         spatial_norm="latent",
+        large_pictures="strips",
         remat="products",
     ),
     "tpu": Formulations(

@@ -1,8 +1,9 @@
 """Linear resizing without anti-aliasing: what torch's `interpolate` does without aligned corners."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -18,11 +19,21 @@ def resize_linear(x: Array, sizes: dict[int, int]) -> Array:
     Returns: of the type of `x`, which must be a float.
     """
     for axis, size in sizes.items():
-        count = x.shape[axis]
-        place = np.maximum((np.arange(size) + 0.5) * (count / size) - 0.5, 0)
-        low = np.minimum(place.astype(np.int64), count - 1)
-        high = np.minimum(low + 1, count - 1)
-        weight = (place - low).astype(x.dtype)
-        weight = weight.reshape(tuple(-1 if at == axis % x.ndim else 1 for at in range(x.ndim)))
-        x = x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+        x = sample_linear(x, axis, (np.arange(size) + 0.5) * (x.shape[axis] / size) - 0.5)
     return x
+
+
+def sample_linear(x: Array, axis: int, place: Any) -> Array:
+    """Numbers of an array at places along an axis: between samples by their distance, beyond the ends those there.
+
+    Args:
+      place: (n,), counted in samples.
+    """
+    xp: Any = jnp if isinstance(place, jax.Array) else np
+    count = x.shape[axis]
+    place = xp.maximum(place, 0)
+    low = xp.minimum(place.astype(np.int32), count - 1)
+    high = xp.minimum(low + 1, count - 1)
+    weight = (place - low).astype(x.dtype)
+    weight = weight.reshape(tuple(-1 if at == axis % x.ndim else 1 for at in range(x.ndim)))
+    return x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
