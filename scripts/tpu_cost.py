@@ -178,7 +178,8 @@ def lower(
     from cogvx_jax.pipelines.shortcuts import Wanted
     from cogvx_jax.planning import lower as programs
     from cogvx_jax.planning.lower_update import lower_update
-    from cogvx_jax.planning.plan import LIKELY_BOUND, candidates
+    from cogvx_jax.planning.plan import LIKELY_BOUND
+    from cogvx_jax.planning.targets import candidates
     from cogvx_jax.presets import PRESETS
     from cogvx_jax.sharding.topologies import topology as find
     from cogvx_jax.train import optim

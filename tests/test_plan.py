@@ -23,7 +23,9 @@ from cogvx_jax.pipelines.program_cost import Cost, ProgramText, kernel_cycles, r
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.weights import weight_bytes
 from cogvx_jax.planning import plan as plans
-from cogvx_jax.planning.plan import candidates, plan
+from cogvx_jax.planning import targets, trying
+from cogvx_jax.planning.plan import plan
+from cogvx_jax.planning.targets import candidates
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.sharding.topologies import TOPOLOGIES, topology
 
@@ -208,8 +210,8 @@ def scripted(monkeypatch, tmp_path):
             seconds=0,
         )
 
-    monkeypatch.setattr(plans, "_lowered", lowered)
-    monkeypatch.setattr(plans, "_cost", cost)
+    monkeypatch.setattr(trying, "_lowered", lowered)
+    monkeypatch.setattr(trying, "_cost", cost)
     monkeypatch.setattr("cogvx_jax.sharding.topologies._tpus", lambda kind, shape: jax.devices()[:4])
     return compiled, takes
 
@@ -433,15 +435,15 @@ def test_a_decode_that_is_too_large_goes_in_the_fewest_strips_that_fit(one_chip)
 
 def test_what_the_compiler_says_it_would_need_is_read():
     said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.40G of 15.75G hbm. Exceeded by 2.65G."
-    assert plans._beside_at_least(MemoryError(said), 0.8) == pytest.approx(17.6)
-    assert plans._beside_at_least(MemoryError("Used 512.0M of 1G"), 0.0) == 0.5
-    assert plans._beside_at_least(MemoryError("no room"), 0.8) is None
+    assert trying._beside_at_least(MemoryError(said), 0.8) == pytest.approx(17.6)
+    assert trying._beside_at_least(MemoryError("Used 512.0M of 1G"), 0.0) == 0.5
+    assert trying._beside_at_least(MemoryError("no room"), 0.8) is None
 
 
 def test_a_mode_is_chosen_for_the_devices_that_are_here(one_chip, monkeypatch):
     _, compiled, weights, _ = one_chip
     said, limit = [], 1.25 + weights["transformer"] + 0.001
-    monkeypatch.setattr(plans.Target, "memory", property(lambda target: limit))
+    monkeypatch.setattr(targets.Target, "memory", property(lambda target: limit))
     on, mode = plans.choose("tiny", memory="auto", dtype="bfloat16", report=said.append)
     assert on is None and mode == find_mode("turns")
     assert said[-1].startswith("--memory turns: it holds text encoder, transformer and VAE on the devices one after")

@@ -33,6 +33,7 @@ from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.short_schedule import check_stored
 from cogvx_jax.pipelines.stored_programs import takes
 from cogvx_jax.planning import plan as plans
+from cogvx_jax.planning import trying
 from cogvx_jax.planning.lower import Beside, lower_step
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -385,8 +386,8 @@ def test_a_plan_counts_fusers_and_regions(files, small, monkeypatch, tmp_path):
     """The compiler is scripted: all programs take 1 GiB."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cost = Cost(arguments=0, temporaries=2**30, outputs=0, cycles=0, kernel_cycles=0, collectives={}, seconds=0)
-    monkeypatch.setattr(plans, "_lowered", lambda *about: [None])
-    monkeypatch.setattr(plans, "_cost", lambda *about: cost)
+    monkeypatch.setattr(trying, "_lowered", lambda *about: [None])
+    monkeypatch.setattr(trying, "_cost", lambda *about: cost)
     folder, model = small("5b")
     spec, about = model.spec, dict(mesh=cx.make_mesh(devices=jax.devices()[:1]), num_inference_steps=10)
     plain, moved, parts = (plans.plan(str(folder), **about, **one) for one in ({}, dict(tora=files), dict(regions=2)))

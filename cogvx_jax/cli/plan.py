@@ -18,7 +18,7 @@ from cogvx_jax.pipelines.memory_modes import RESIDENT, find_mode, strips_note
 from cogvx_jax.pipelines.options import parse_weighted
 
 if TYPE_CHECKING:
-    from cogvx_jax.planning.plan import Plan, Trial
+    from cogvx_jax.planning.trials import Plan, Trial
 
 # What jax and flax need seconds to import comes inside, after the arguments are known to be sound.
 

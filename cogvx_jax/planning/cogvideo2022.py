@@ -32,10 +32,9 @@ from cogvx_jax.pipelines.program_bytes import moved_bytes
 from cogvx_jax.pipelines.program_cost import compile_fitting, read_cost
 from cogvx_jax.pipelines.weights import device_bytes
 from cogvx_jax.planning.lower import compiling_for
-from cogvx_jax.planning.plan import Target, find_target
+from cogvx_jax.planning.targets import GIB, Target, find_target
 from cogvx_jax.quantization import Quantization
 
-GIB = 2**30
 CLUSTERS = (500, 133)  # of the published table, and codes of the largest
 PUBLISHED: Mapping[str, CogVideo2022Config] = {
     SEQUENTIAL: CogVideo2022Config(),
