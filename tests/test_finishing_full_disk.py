@@ -1,6 +1,6 @@
 """Finishing onto a disk without room, of the command and of `generate`: a sentence, and nothing that is not whole.
 
-A limit on the size of any file stands for the disk. `tests/test_serving_finishing.py` has the server's.
+A limit on the size of any file stands for the disk.
 """
 
 import contextlib

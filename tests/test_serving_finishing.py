@@ -1,6 +1,5 @@
 """Videos that a server enlarges and interpolates: the vendors' fields, what is refused, and the worker's files."""
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
 from serving import submit
 from test_finishing import weights  # noqa: F401
-from test_finishing_full_disk import room
 
 import cogvx_jax as cx
 from cogvx_jax.data.sound import has_sound
@@ -212,30 +210,3 @@ def test_the_worker_finishes(found_weights, small, tmp_path, monkeypatch):
     assert plain.shape == (request.frames, request.height, request.width, 3)
     assert done.shown["size"] == f"{request.width}x{request.height}"
     assert any("finishing failed: no room" in note for note in done.shown["notes"])
-
-
-@pytest.mark.full
-def test_the_worker_waits_for_room(found_weights, small, tmp_path):
-    """The job goes back to the queue, and is made once there is room."""
-    model, queue, store = small("2b")[1], Queue(f"sqlite:///{tmp_path}/queue.sqlite"), Store(tmp_path)
-    maker = Maker(model, Adapters(None))
-    sizes, full = [], []
-
-    def make(job, folder, out, progress):
-        if not full:  # the programs are compiled before, as they are kept on the disk, too
-            maker(job, folder, out, progress)
-            sizes.append(out.stat().st_size)
-            full.append(True)
-            return
-        with room(sizes[0] // 2) if len(full) == 1 else contextlib.nullcontext():
-            full.append(True)
-            maker(job, folder, out, progress)
-
-    worker = Worker(queue, store, make, model="tiny")
-    submit(queue, store, "a red circle", asked=ASKED)
-    worker.run(until_idle=True)
-    job = submit(queue, store, "a red circle", asked=ASKED)
-    worker.run(until_idle=True)
-    waiting = queue.get(job.id)
-    assert (waiting.status, waiting.stage) == ("queued", "waiting: the disk is full")
-    assert not list(store.folder_of(job.id).glob("*.mp4"))
