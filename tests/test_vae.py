@@ -22,7 +22,7 @@ WHOLE = VAEConfig(**{**CFG.__dict__, "encode_frames": None, "decode_frames": Non
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.float32(np.random.default_rng(seed).normal(size=shape)))
 
 
 @pytest.fixture(scope="module")
