@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from cogvx_jax.configs import ModelSpec
@@ -71,7 +71,7 @@ def _lora(file: LoRAFile, spec: ModelSpec) -> LoRA:
             a[place][..., : module.rank], theirs = file.read(module.name)
             # Modules may differ in their scale; ours has one, so what differs goes into b.
             b[place][..., : module.rank, :] = theirs * np.float32(scales[module.name] / first)
-        adapters[path] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+        adapters[path] = {"a": jax.device_put(a), "b": jax.device_put(b)}
     rank = max(1, file.rank)
     return LoRA(
         adapters=adapters,
@@ -93,6 +93,6 @@ def _differences(file: LoRAFile, own: Mapping[str, tuple[Parameter, int]]) -> tu
     found = []
     for path, parts in grouped.items():
         blocks, values = zip(*sorted(parts, key=lambda part: part[0]), strict=True)
-        array = jnp.asarray(np.stack(values) if stacked[path] else values[0])
+        array = jax.device_put(np.stack(values) if stacked[path] else values[0])
         found.append(Difference(path=path, values=array, blocks=blocks if stacked[path] else None))
     return tuple(found)

@@ -138,8 +138,9 @@ def of_lora(lora: LoRA, spec: ModelSpec) -> list[Update]:
             raise ValueError(f"these are not adapters of {spec.name}: {path} is {shape}")
         rank = ab["a"].shape[-1]
         alpha = lora.alpha if rank == lora.rank else lora.scale * rank
+        host = {side: np.asarray(ab[side], np.float32) for side in ("a", "b")}  # a device would slice it block by block
         for i, key in enumerate(parameter.keys):
-            a, b = (ab[side][i] if parameter.stacked else ab[side] for side in ("a", "b"))
+            a, b = (host[side][i] if parameter.stacked else host[side] for side in ("a", "b"))
             arrays: Arrays = {"a": _theirs(parameter, a, "a"), "b": _theirs(parameter, b, "b")}
             module = key.removesuffix(".weight")
             updates[module] = Update(module=module, alpha=alpha, arrays=arrays)

@@ -113,7 +113,8 @@ def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
 def put_sharded(x: Any, where: NamedSharding | None) -> jax.Array:
     """An array, equal on every host, on devices, each with its part of it; None is the default device."""
     if where is None:
-        return jnp.asarray(x)
+        # `jnp.asarray` would compile a program for each shape that it is given by numpy.
+        return x if isinstance(x, jax.Array) else jax.device_put(np.asarray(x))
     if isinstance(x, jax.Array) and where.is_fully_addressable:
         return jax.device_put(x, where)  # from device to device
     x = np.asarray(x)

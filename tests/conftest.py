@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import atexit
+import fcntl
 import gc
 import os
 import shutil
@@ -147,50 +148,71 @@ def small(tmp_path_factory):
     """kind -> a loaded random model that makes 32x48 videos of 9 (1.5: 17) frames in 4 steps."""
     made, parts = {}, {}
 
-    def init(model, name, args):
-        """The kinds share VAE and text encoder."""
-        key = name, getattr(model.spec, name)
-        if key not in parts:
-            found = jax.jit(getattr(model, name).init)(jax.random.key(0), *args)
-            parts[key] = nn.unbox(found)["params"]
-        return parts[key]
-
     def make(kind):
         if kind not in made:
-            frames = 17 if kind.startswith("1.5") else 9
-            spec = ModelSpec(
-                name=f"small-{kind}",
-                transformer=TransformerConfig(
-                    layers=1,
-                    heads=3,
-                    head_dim=16,
-                    out_channels=4,
-                    text_dim=16,
-                    text_length=24,
-                    time_dim=16,
-                    sample_height=4,
-                    sample_width=6,
-                    sample_frames=frames,
-                    **({"in_channels": 4} | KINDS[kind]),
-                ),
-                vae=VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7),
-                text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
-                schedule=ScheduleConfig(snr_shift=1.0),
-                defaults=GenerationDefaults(height=32, width=48, num_frames=frames, num_inference_steps=4),
-                trained_dtype="bfloat16",
-            )
             folder = tmp_path_factory.mktemp("models") / kind
-            cfg = spec.transformer
-            shape = (1, cfg.sample_latent_frames + (-cfg.sample_latent_frames) % (cfg.patch_t or 1), 4, 6)
-            model = cx.Model(spec=spec, params={}, tokenizer=None)
-            inputs = {
-                "transformer": (jnp.zeros((*shape, cfg.in_channels)), jnp.zeros((1, 24, 16)), jnp.zeros(1)),
-                "vae": (jnp.zeros((1, 1, 16, 16, 3)),),
-                "text_encoder": (jnp.zeros((1, 24), jnp.int32),),
-            }
-            export(folder, spec, {name: init(model, name, args) for name, args in inputs.items()})
-            build_tokenizer(folder / "tokenizer", 24)
+            copy_of_the_run(tmp_path_factory, folder, lambda new: write_random(new, kind, parts))
             made[kind] = folder, cx.load(folder)
         return made[kind]
 
     return make
+
+
+def copy_of_the_run(tmp_path_factory, folder, write):
+    """Has one process of the run write a folder, by `write(folder)`; each has its own copy, which tests may change."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # of all processes
+    whole = run / "shared" / folder.name
+    whole.parent.mkdir(exist_ok=True)
+    with open(f"{whole}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            begun = whole.with_name(f"{whole.name}.begun")
+            shutil.rmtree(begun, ignore_errors=True)  # of a process that was ended
+            write(begun)
+            begun.rename(whole)
+    shutil.copytree(whole, folder)
+
+
+def write_random(folder, kind, parts):
+    """Writes the small model of a kind. `parts` keeps what the kinds share, VAE and text encoder."""
+    frames = 17 if kind.startswith("1.5") else 9
+    spec = ModelSpec(
+        name=f"small-{kind}",
+        transformer=TransformerConfig(
+            layers=1,
+            heads=3,
+            head_dim=16,
+            out_channels=4,
+            text_dim=16,
+            text_length=24,
+            time_dim=16,
+            sample_height=4,
+            sample_width=6,
+            sample_frames=frames,
+            **({"in_channels": 4} | KINDS[kind]),
+        ),
+        vae=VAEConfig(channels=(4, 4, 8, 8), layers=1, groups=2, latent_channels=4, scaling_factor=0.7),
+        text_encoder=T5Config(layers=1, width=16, heads=2, head_dim=8, mlp=32, vocab=128),
+        schedule=ScheduleConfig(snr_shift=1.0),
+        defaults=GenerationDefaults(height=32, width=48, num_frames=frames, num_inference_steps=4),
+        trained_dtype="bfloat16",
+    )
+    cfg = spec.transformer
+    shape = (1, cfg.sample_latent_frames + (-cfg.sample_latent_frames) % (cfg.patch_t or 1), 4, 6)
+    model = cx.Model(spec=spec, params={}, tokenizer=None)
+    inputs = {
+        "transformer": (jnp.zeros((*shape, cfg.in_channels)), jnp.zeros((1, 24, 16)), jnp.zeros(1)),
+        "vae": (jnp.zeros((1, 1, 16, 16, 3)),),
+        "text_encoder": (jnp.zeros((1, 24), jnp.int32),),
+    }
+
+    def init(name, args):
+        key = name, getattr(spec, name)
+        if key not in parts:
+            parts[key] = nn.unbox(jax.jit(getattr(model, name).init)(jax.random.key(0), *args))["params"]
+        return parts[key]
+
+    export(folder, spec, {name: init(name, args) for name, args in inputs.items()})
+    build_tokenizer(folder / "tokenizer", 24)

@@ -140,13 +140,29 @@ def test_info_needs_no_working_backend():
     assert done.returncode == 0 and b"text to video" in done.stdout, done.stderr
 
 
-def test_help_shows_defaults():
-    shown = subprocess.run(
-        [sys.executable, "-m", "cogvx_jax.cli", "generate", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+def test_help_shows_defaults(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("generate", "--help", monkeypatch=monkeypatch)
+    assert not stopped.value.code
+    shown = capsys.readouterr().out
     for part in ("--prompts-file", "--strength", "(default: 0.8)", "--size HxW", "(default: out.mp4)", "INT|random"):
         assert part in " ".join(shown.replace("│", " ").split())
     assert all(f"--{name.replace('_', '-')}" in shown for name in OPTIONS)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["nonsense"]])
+def test_without_a_verb_all_are_told(words, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(*words, monkeypatch=monkeypatch)
+    shown = "".join(capsys.readouterr())
+    assert all(name in shown for name in cli.VERBS)
+
+
+def test_only_the_verb_that_is_asked_is_imported():
+    """Else every command would wait for what all of them import, jax among it."""
+    code = "import sys; from cogvx_jax.cli.main import VERBS; VERBS['verify'].run; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.fixture

@@ -86,11 +86,23 @@ def shown(monkeypatch):
             self.cfg = cfg
 
         def apply(self, variables, x, text, t):
-            calls.append((float(variables["params"]), *map(np.asarray, (x, text, t))))
+            calls.append((variables["params"], x, text, t))
             return fake(variables["params"], x[..., : self.cfg.out_channels], text, t)
 
     monkeypatch.setattr(distillation, "Transformer", Fake)
     return calls
+
+
+def evaluate(shown, loss, batch):
+    """The loss, as one program; `shown` holds the numbers of that program afterwards."""
+
+    def run(batch):
+        shown.clear()
+        return loss(0.25, batch, KEY), tuple(shown)
+
+    value, found = jax.jit(run)(batch)
+    shown[:] = jax.tree.map(np.asarray, found)
+    return value
 
 
 def fake(factor, x, text, t):
@@ -113,7 +125,7 @@ def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, steps, em
     distill = Distillation(method=method, teacher_steps=steps, teacher_guidance=3.0, loss="squared")
     batch = batch_of(T2V, 2 * steps) | {"base": 0.5}
     options = dataclasses.replace(PLAIN, empty=empty)
-    value = loss_of(T2V, distill, options)(0.25, batch, KEY)
+    value = evaluate(shown, loss_of(T2V, distill, options), batch)
     student, teacher, target = shown
     assert [call[0] for call in shown] == [0.75, 0.5, 0.75]
     _, x, text, t = student
@@ -131,14 +143,14 @@ def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, steps, em
     error = moved(x, fake(0.75, x, text, t), made.jump[place])
     error = error - moved(after, fake(0.75, after, text, target[3]), made.rest[place])
     np.testing.assert_allclose(value, np.mean(error**2), rtol=1e-4)
-    smooth = loss_of(T2V, dataclasses.replace(distill, loss="huber"), options)(0.25, batch, KEY)
+    smooth = evaluate(shown, loss_of(T2V, dataclasses.replace(distill, loss="huber"), options), batch)
     np.testing.assert_allclose(smooth, np.mean(np.sqrt(error**2 + 1e-6) - 1e-3), rtol=1e-4)
 
 
 def test_guidance_is_learnt_at_all_timesteps(shown):
     distill = Distillation(method="guidance", teacher_guidance=5.0, loss="squared")
     batch = batch_of(T2V, 40) | {"base": 0.5}
-    value = loss_of(T2V, distill)(0.25, batch, KEY)
+    value = evaluate(shown, loss_of(T2V, distill), batch)
     (_, x, text, t), _ = shown
     assert np.all(t // 25 == np.arange(40))
     u, c = (fake(0.5, x, words, t) for words in (np.broadcast_to(batch["empty"], text.shape), text))
@@ -149,7 +161,7 @@ def test_a_walk_goes_to_the_end_of_each_phase(shown, monkeypatch):
     """In the teacher's own steps, from the student's own timesteps."""
     distill = Distillation(method="progressive", teacher_steps=20, teacher_guidance=3.0, loss="squared")
     batch, loss = batch_of(T2V, 40) | {"base": 0.5}, loss_of(T2V, distill)
-    rows = jax.tree.map(np.asarray, loss.draw(batch, KEY))
+    rows = jax.tree.map(np.asarray, jax.jit(loss.draw)(batch, KEY))
     x, text, t, place = rows["x"], rows["text"], rows["t"], rows["place"]
     np.testing.assert_array_equal(t, np.repeat([999, 749, 499, 249], 10))
     nothing = np.broadcast_to(batch["empty"], text.shape)
@@ -167,8 +179,8 @@ def test_nothing_but_the_students_own_jump_has_a_gradient(shown, monkeypatch):
     distill = Distillation(teacher_steps=20, teacher_guidance=3.0, loss="squared")
     batch, loss = batch_of(T2V, 40) | {"base": 0.5}, loss_of(T2V, distill)
     monkeypatch.setattr(distillation.Transformer, "apply", lambda self, p, *of: fake(p["params"], *of))
-    rows = loss.draw(batch, KEY)
-    found = jax.grad(loss.mean)(0.25, rows, batch)
+    rows = jax.jit(loss.draw)(batch, KEY)
+    found = jax.jit(jax.grad(loss.mean))(0.25, rows, batch)
     x, text, t, place = (np.asarray(rows[name]) for name in ("x", "text", "t", "place"))
     made = formulas.grid(T2V.schedule, 20, 4)
     u, c = (fake(0.5, x, words, t) for words in (np.broadcast_to(batch["empty"], text.shape), text))
@@ -186,7 +198,8 @@ def test_the_image_stays_where_it_is(shown, monkeypatch):
 
     monkeypatch.setattr(distillation.make_draw.__globals__["vaes"], "encode", encode)
     batch = batch_of(I2V, 4) | {"vae": {}, "base": 0.5}
-    assert np.isfinite(loss_of(I2V, Distillation(teacher_steps=8, teacher_guidance=2.0))(0.25, batch, KEY))
+    loss = loss_of(I2V, Distillation(teacher_steps=8, teacher_guidance=2.0))
+    assert np.isfinite(evaluate(shown, loss, batch))
     for _, x, _, _ in shown:
         np.testing.assert_allclose(x[:, 0, ..., 4:], 0.7, atol=1e-5)
         assert not x[:, 1:, ..., 4:].any()

@@ -34,7 +34,7 @@ SCALE = 0.25
 
 
 def draw(seed, *shape, dtype="float32"):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(dtype))
 
 
 def inputs(queries, keys, *, batch=1, heads=1, width=16, dtype="float32"):
@@ -60,6 +60,11 @@ def spoil(x, start, value):
     return x.at[:, :, start:].set(value)
 
 
+def kernel(q, k, v, segments=None, **how):
+    """`flash_attention` in interpret mode, as one program with what stands around it."""
+    return jax.jit(functools.partial(flash_attention, **how, interpret=True))(q, k, v, segments=segments)
+
+
 # --- the kernel ---
 
 
@@ -75,14 +80,14 @@ def spoil(x, start, value):
 )
 def test_ragged_lengths(queries, keys, blocks, bound):
     q, k, v = inputs(queries, keys)
-    y = flash_attention(q, k, v, scale=SCALE, max_logit=bound, blocks=blocks, interpret=True)
+    y = kernel(q, k, v, scale=SCALE, max_logit=bound, blocks=blocks)
     np.testing.assert_allclose(y, definition(q, k, v, SCALE), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, atol", [("bfloat16", 1e-2), ("float16", 1e-3)])
 def test_half_precision(dtype, atol):
     q, k, v = inputs(130, 200, dtype=dtype, heads=2)
-    y = flash_attention(q, k, v, scale=SCALE, max_logit=60.0, blocks=SMALL, interpret=True)
+    y = kernel(q, k, v, scale=SCALE, max_logit=60.0, blocks=SMALL)
     assert y.dtype == dtype
     np.testing.assert_allclose(np.float32(y), definition(q, k, v, SCALE), rtol=0, atol=atol)
 
@@ -92,7 +97,7 @@ def test_scaled_queries_are_not_rounded(width):
     """Logits up to 80 from bfloat16: to round the scaled queries once more would move some by 0.1."""
     q, k, v = inputs(256, 256, width=width, dtype="bfloat16")
     q, k = q * 4, k * 4
-    y = flash_attention(q, k, v, scale=width**-0.5, blocks=SMALL, interpret=True)
+    y = kernel(q, k, v, scale=width**-0.5, blocks=SMALL)
     np.testing.assert_allclose(np.float32(y), definition(q, k, v, width**-0.5), rtol=0, atol=2.7e-2)
 
 
@@ -104,7 +109,7 @@ def test_extreme_logits(scale, bound):
         assert not needs_maximum(bound, 300)
         q = jnp.sign(q) / 4 * jnp.where(jnp.arange(64) % 2, 1, -1)[None, None, :, None]
         k = jnp.broadcast_to(jnp.sign(q[:, :, 1:2]), k.shape) * bound / 4  # logits up to 70, down to -70
-    y = flash_attention(q, k, v, scale=scale, max_logit=bound, blocks=SMALL, interpret=True)
+    y = kernel(q, k, v, scale=scale, max_logit=bound, blocks=SMALL)
     expected = definition(q, k, v, scale)
     np.testing.assert_allclose(y, expected, rtol=0, atol=5e-3 if bound is None else 1e-4)
 
@@ -113,9 +118,9 @@ def test_extreme_logits(scale, bound):
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
 def test_keys_from_kv_length_on_do_not_exist(garbage, bound):
     q, k, v = inputs(100, 400)
-    y = flash_attention(
+    y = kernel(
         q, spoil(k, 150, garbage), spoil(v, 150, -garbage),
-        scale=SCALE, max_logit=bound, kv_length=150, blocks=SMALL, interpret=True,
+        scale=SCALE, max_logit=bound, kv_length=150, blocks=SMALL,
     )  # fmt: skip
     np.testing.assert_allclose(y, definition(q, k[:, :, :150], v[:, :, :150], SCALE), rtol=0, atol=1e-5)
 
@@ -127,7 +132,7 @@ def test_segments(bound):
     ids = [np.sort(rng.integers(0, 3, (2, n))) for n in (150, 300)]
     ids[0][0, :5] = 7  # these queries have no key
     segments = tuple(jnp.asarray(x, jnp.int32) for x in ids)
-    y = flash_attention(q, k, v, scale=SCALE, max_logit=bound, segments=segments, blocks=SMALL, interpret=True)
+    y = kernel(q, k, v, scale=SCALE, max_logit=bound, segments=segments, blocks=SMALL)
     np.testing.assert_allclose(y, definition(q, k, v, SCALE, ids), rtol=0, atol=1e-5)
     assert not y[0, :, :5].any()
 
@@ -148,10 +153,12 @@ def test_gradients_are_those_of_the_definition(monkeypatch, segmented):
         with using(Formulations(attention="plain")):
             return attention(q, k, v, scale=SCALE, segments=segments, kv_length=200)
 
-    weights = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
-    (y, pull), (expected, pull_expected) = (jax.vjp(f, q, k, v) for f in (ours, plain))
-    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)
-    for a, b in zip(pull(weights), pull_expected(weights), strict=True):
+    def with_gradients(function, *inputs):
+        y, pull = jax.vjp(function, *inputs)
+        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    found, expected = (jax.jit(functools.partial(with_gradients, f))(q, k, v) for f in (ours, plain))
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
@@ -231,8 +238,8 @@ def test_formulations_agree(choice, interpreted):
     def run(segments, kv_length):
         simulated = pltpu.force_tpu_interpret_mode() if choice == "jax_flash" else contextlib.nullcontext()
         with using(Formulations(attention=choice)), simulated:
-            spoilt = spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan)
-            return attention(q, *spoilt, scale=0.125, max_logit=BOUND, segments=segments, kv_length=kv_length)
+            asked = functools.partial(attention, scale=0.125, max_logit=BOUND, kv_length=kv_length)
+            return jax.jit(asked)(q, spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan), segments=segments)
 
     k_, v_ = k[:, :, :200], v[:, :, :200]
     expected = definition(q, k_, v_, 0.125, (segments[0], segments[1][:, :200]))
@@ -257,7 +264,7 @@ def test_scores_of_integers():
     q, k, v = inputs(200, 300, heads=2, width=64)
     k, q = k + 3 * draw(7, 1, 2, 1, 64), q.at[0, 0, 5].set(0)
     spoilt = spoil(k, 280, jnp.nan), spoil(v, 280, jnp.inf)
-    y = flash_attention(q, *spoilt, scale=0.1, kv_length=280, int8=True, blocks=SMALL, interpret=True)
+    y = kernel(q, *spoilt, scale=0.1, kv_length=280, int8=True, blocks=SMALL)
     exact = definition(q, k[:, :, :280], v[:, :, :280], 0.1)
     rounded = definition(*integers(q, k, 280, 0.1), v[:, :, :280], 0.1)
     np.testing.assert_allclose(y, rounded, rtol=0, atol=3e-3)  # of numbers halfway between two integers

@@ -24,7 +24,7 @@ EVERYWHERE = tuple(name for name, backend in BACKENDS.items() if len(backend.pla
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.float32(np.random.default_rng(seed).normal(size=shape)))
 
 
 def under(choice, function, *args):

@@ -6,7 +6,6 @@ import random
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -76,7 +75,7 @@ def random_lora(spec, modules=None, rank=2, alpha=1.0, seed=0):
         if modules is None or any(name.endswith(module) for module in modules):
             *layers, features, out = parameter.shape
             a, b = rng.normal(size=(*layers, features, rank)), rng.normal(size=(*layers, rank, out))
-            adapters[parameter.path] = {"a": jnp.asarray(a, jnp.float32), "b": jnp.asarray(b, jnp.float32)}
+            adapters[parameter.path] = {"a": np.float32(a), "b": np.float32(b)}
     return LoRA(adapters=adapters, rank=rank, alpha=alpha)
 
 

@@ -29,7 +29,7 @@ IMAGE = np.tile(np.arange(48, dtype=np.uint8)[None, :, None] * 5, (32, 1, 3))
 
 
 @pytest.mark.parametrize(
-    "kind", ["5b", "1.5-5b-i2v", *(pytest.param(k, marks=pytest.mark.full) for k in ("2b", "5b-i2v", "1.5-5b"))]
+    "kind", ["5b", *(pytest.param(k, marks=pytest.mark.full) for k in ("2b", "5b-i2v", "1.5-5b", "1.5-5b-i2v"))]
 )
 def test_every_kind_generates(small, kind):
     _, model = small(kind)

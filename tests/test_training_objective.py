@@ -58,11 +58,23 @@ def shown(monkeypatch):
             self.cfg = cfg
 
         def apply(self, variables, x, text, t, per_block=None):
-            calls.update(x=np.asarray(x), text=np.asarray(text), t=np.asarray(t))
+            calls.update(x=x, text=text, t=t)
             return jnp.zeros((*x.shape[:-1], self.cfg.out_channels))
 
     monkeypatch.setattr(objective, "Transformer", Fake)
     return calls
+
+
+def evaluate(shown, loss, batch):
+    """The loss, as one program; `shown` holds the numbers of that program afterwards."""
+
+    def run(batch):
+        shown.clear()
+        return loss({}, batch, KEY), dict(shown)
+
+    value, found = jax.jit(run)(batch)
+    shown.update({name: np.asarray(x) for name, x in found.items()})
+    return value
 
 
 def batch_of(spec, count, frames=3, seed=0):
@@ -79,7 +91,7 @@ def batch_of(spec, count, frames=3, seed=0):
 @pytest.mark.parametrize("options", [PLAIN, dataclasses.replace(PLAIN, timesteps="uniform", noise_offset=0.5)])
 def test_the_loss_is_the_squared_error_of_v(shown, options):
     batch = batch_of(T2V, 8)
-    value = make_loss(T2V, Compute(), options)({}, batch, KEY)
+    value = evaluate(shown, make_loss(T2V, Compute(), options), batch)
     x0, t = 0.7 * np.float64(batch["moments"][..., :4]), shown["t"]
     alphas = schedule.alphas_bar(T2V.schedule)[t].reshape(-1, 1, 1, 1, 1)
     noise = (shown["x"] - np.sqrt(alphas) * x0) / np.sqrt(1 - alphas)
@@ -95,7 +107,7 @@ def test_the_loss_is_the_squared_error_of_v(shown, options):
 @pytest.mark.parametrize("empty", ["encoded", "zeros"])
 def test_dropped_text(shown, empty):
     batch = batch_of(T2V, 64)
-    make_loss(T2V, Compute(), dataclasses.replace(PLAIN, text_dropout=0.25, empty=empty))({}, batch, KEY)
+    evaluate(shown, make_loss(T2V, Compute(), dataclasses.replace(PLAIN, text_dropout=0.25, empty=empty)), batch)
     replaced = np.any(shown["text"] != batch["text"], axis=(1, 2))
     assert 6 <= replaced.sum() <= 26
     expected = batch["empty"] if empty == "encoded" else np.zeros((3, 6))
@@ -104,17 +116,15 @@ def test_dropped_text(shown, empty):
 
 @pytest.mark.full
 def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
-    seen = []
-
     def encode(vae, params, pixels):  # posteriors that tell which image they are of
-        seen.append(np.asarray(pixels))
+        shown["pixels"] = pixels
         mean = jnp.broadcast_to(pixels.mean(axis=(1, 2, 3, 4), keepdims=True), (len(pixels), 1, 4, 4, 4))
         return jnp.concatenate([mean, jnp.full_like(mean, -30)], axis=-1)
 
     monkeypatch.setattr(objective.vaes, "encode", encode)
     batch = batch_of(I2V, 32) | {"vae": {}}
-    make_loss(I2V, Compute(), PLAIN)({}, batch, KEY)
-    np.testing.assert_array_equal(seen[0][:, 0], batch["image"])
+    evaluate(shown, make_loss(I2V, Compute(), PLAIN), batch)
+    np.testing.assert_array_equal(shown["pixels"][:, 0], batch["image"])
     x = shown["x"]
     assert x.shape == (32, 4, 4, 4, 8)  # 3 latent frames and one in front
     condition = x[:, 0, 0, 0, 4:]
@@ -123,25 +133,24 @@ def test_an_image_stands_at_the_repeated_first_frame(shown, monkeypatch):
     assert not x[:, 1:, ..., 4:].any()
 
     scaled = dataclasses.replace(I2V, vae=dataclasses.replace(VAE, invert_scale_latents=True))
-    make_loss(scaled, Compute(), PLAIN)({}, batch, KEY)
+    evaluate(shown, make_loss(scaled, Compute(), PLAIN), batch)
     np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.49, atol=1e-5)
-    make_loss(scaled, Compute(), dataclasses.replace(PLAIN, image_scale=1.0))({}, batch, KEY)
+    evaluate(shown, make_loss(scaled, Compute(), dataclasses.replace(PLAIN, image_scale=1.0)), batch)
     np.testing.assert_allclose(shown["x"][:, 0, 0, 0, 4], expected / 0.7, atol=1e-5)
 
-    make_loss(I2V, Compute(), dataclasses.replace(PLAIN, image_dropout=0.4, image_noise=True))({}, batch, KEY)
+    evaluate(shown, make_loss(I2V, Compute(), dataclasses.replace(PLAIN, image_dropout=0.4, image_noise=True)), batch)
     dropped = ~np.any(shown["x"][:, 0, ..., 4:], axis=(1, 2, 3))
     assert 5 <= dropped.sum() <= 21
-    levels = np.log((seen[-1][:, 0] - batch["image"]).std(axis=(1, 2, 3)))  # one for each image
+    levels = np.log((shown["pixels"][:, 0] - batch["image"]).std(axis=(1, 2, 3)))  # one for each image
     assert abs(levels.mean() + 3) < 0.4 and 0.3 < levels.std() < 0.7
 
 
 @pytest.mark.parametrize("patch_t", [pytest.param(None, marks=pytest.mark.full), 2])
 def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
     """The channel and the black of its masks agree, as those of the pipeline do."""
-    seen = []
 
     def encode(vae, params, pixels):  # narrow posteriors of some of the pixels
-        seen.append(np.asarray(pixels))
+        shown["pixels"] = pixels
         mean = jnp.concatenate([pixels[:, ::4, ::8, ::8], pixels[:, ::4, 1::8, ::8, :1]], axis=-1)
         return jnp.concatenate([mean, jnp.full_like(mean, -30)], axis=-1)
 
@@ -149,12 +158,12 @@ def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
     spec = dataclasses.replace(INPAINT, transformer=dataclasses.replace(INPAINT.transformer, patch_t=patch_t))
     pixels = np.random.default_rng(1).integers(1, 255, (24, 9, 32, 32, 3), np.uint8)
     batch = batch_of(T2V, 24) | {"pixels": pixels, "vae": {}}
-    make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=0.0))({}, batch, KEY)
-    made = np.all(seen[0] == -1, axis=-1)
-    np.testing.assert_allclose(seen[0][~made], pixels[~made] / 127.5 - 1, atol=1e-6)
+    evaluate(shown, make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=0.0)), batch)
+    channels, seen = shown["x"][..., 4:], shown["pixels"]
+    made = np.all(seen == -1, axis=-1)
+    np.testing.assert_allclose(seen[~made], pixels[~made] / 127.5 - 1, atol=1e-6)
     known = np.stack([resize_known(~one, (3, 4, 4)) for one in made])
-    expected = np.concatenate([known[..., None], encode(None, None, seen[0])[..., :4]], axis=-1) * 0.7
-    channels = shown["x"][..., 4:]
+    expected = np.concatenate([known[..., None], encode(None, None, seen)[..., :4]], axis=-1) * 0.7
     if patch_t:
         np.testing.assert_array_equal(channels[:, 0], channels[:, 1])
         channels = channels[:, 1:]
@@ -162,25 +171,25 @@ def test_an_inpainting_model_is_told_what_is_known(shown, monkeypatch, patch_t):
     everything = made.all(axis=(1, 2, 3))
     assert 0 < everything.sum() < 24 and np.all(channels[everything, ..., 0] == 0)
 
-    make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=1.0))({}, batch, KEY)
+    evaluate(shown, make_loss(spec, Compute(), dataclasses.replace(PLAIN, text_alone=1.0)), batch)
     told = np.any(shown["x"][..., 4:], axis=(1, 2, 3, 4))
     np.testing.assert_array_equal(told, ~everything)  # the same masks; all of a clip is now told by zeros
 
 
 @pytest.mark.full
 def test_pictures_get_noise_where_a_model_was_trained_with_it(shown, monkeypatch):
-    seen = []
-
     def encode(vae, params, pixels):
-        seen.append(np.asarray(pixels))
+        shown["pixels"] = pixels
         return jnp.zeros((len(pixels), 3, 4, 4, 8))
 
     monkeypatch.setattr(objective.vaes, "encode", encode)
     noisy = dataclasses.replace(INPAINT, defaults=dataclasses.replace(INPAINT.defaults, image_noise=0.0563))
-    pixels = np.full((16, 9, 32, 32, 3), 127.5, np.float32)
+    pixels, seen = np.full((16, 9, 32, 32, 3), 127.5, np.float32), []
     for spec in (INPAINT, noisy):
         batch = batch_of(T2V, 16) | {"pixels": pixels, "vae": {}}
-        make_loss(spec, Compute(), dataclasses.replace(PLAIN, image_noise=True, masks=("block",)))({}, batch, KEY)
+        options = dataclasses.replace(PLAIN, image_noise=True, masks=("block",))
+        evaluate(shown, make_loss(spec, Compute(), options), batch)
+        seen.append(shown["pixels"])
     plain, drawn = seen
     np.testing.assert_array_equal(drawn == -1, plain == -1)
     levels = [drawn[i][plain[i] != -1].std() for i in range(16)]
@@ -193,7 +202,7 @@ def test_the_frame_in_front_is_the_first_again(shown):
     longer = dataclasses.replace(T2V, transformer=dataclasses.replace(SMALL, patch_t=2))
     for frames, shape in ((3, 4), (2, 2)):
         some = batch | {"moments": batch["moments"][:, :frames]}
-        make_loss(longer, Compute(), options)({}, some, KEY)
+        evaluate(shown, make_loss(longer, Compute(), options), some)
         assert shown["x"].shape[1] == shape
     latents = objective._clip_latents(longer, jnp.asarray(batch["moments"]), KEY)
     np.testing.assert_allclose(latents[:, 0], latents[:, 1])

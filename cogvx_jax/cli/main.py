@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pkgutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,79 +11,54 @@ from typing import NamedTuple
 import tyro
 
 from cogvx_jax import __version__
-from cogvx_jax.cli.batch import batch
-from cogvx_jax.cli.calibrate import calibrate
-from cogvx_jax.cli.comfy import comfy
-from cogvx_jax.cli.compile import compile_
-from cogvx_jax.cli.convert import convert
-from cogvx_jax.cli.decode import decode
-from cogvx_jax.cli.distill import distill
-from cogvx_jax.cli.edit import edit
-from cogvx_jax.cli.encode import encode
 from cogvx_jax.cli.ends import ends
-from cogvx_jax.cli.enhance import enhance
-from cogvx_jax.cli.eval import eval_
-from cogvx_jax.cli.export import export
-from cogvx_jax.cli.extend import extend
-from cogvx_jax.cli.finish import finish
-from cogvx_jax.cli.generate import generate
-from cogvx_jax.cli.info import info
-from cogvx_jax.cli.inspect import inspect
-from cogvx_jax.cli.loop import loop
-from cogvx_jax.cli.lora import lora
-from cogvx_jax.cli.plan import plan
-from cogvx_jax.cli.prepare import ACTIONS as PREPARE
-from cogvx_jax.cli.prepare import prepare
-from cogvx_jax.cli.push import push
-from cogvx_jax.cli.quantize import quantize
-from cogvx_jax.cli.replay import replay
-from cogvx_jax.cli.serve import serve
-from cogvx_jax.cli.show import show
-from cogvx_jax.cli.sign import sign
-from cogvx_jax.cli.train import train
-from cogvx_jax.cli.train_vae import train_vae
-from cogvx_jax.cli.verify import verify
-from cogvx_jax.cli.work import work
 
 
 class Verb(NamedTuple):
-    run: Callable[..., None]
+    place: str  # file and function in `cli`
     left: str  # what Ctrl-C or SIGTERM leaves
+
+    @property
+    def run(self) -> Callable[..., None]:
+        """The function, of a file that is imported when it is first asked for: some import jax and more."""
+        return pkgutil.resolve_name(f"cogvx_jax.cli.{self.place}")
 
 
 GOES_ON = "the same command goes on from the newest checkpoint"
 VERBS = {
-    "generate": Verb(generate, "the video that was being made is not written"),
-    "edit": Verb(edit, "the edited video is not written"),
-    "extend": Verb(extend, "the longer video is not written"),
-    "loop": Verb(loop, "the video is not written"),
-    "batch": Verb(batch, "videos made so far are kept; the same command makes the others"),
-    "enhance": Verb(enhance, "nothing was printed"),
-    "show": Verb(show, "nothing was written"),
-    "replay": Verb(replay, "the video is not written"),
-    "sign": Verb(sign, "the video is as it was"),
-    "decode": Verb(decode, "no video was written"),
-    "finish": Verb(finish, "the finished video is not written; the same command goes on where this one was"),
-    "info": Verb(info, "nothing was written"),
-    "inspect": Verb(inspect, "nothing was written"),
-    "plan": Verb(plan, "nothing was planned"),
-    "compile": Verb(compile_, "no programs were written"),
-    "calibrate": Verb(calibrate, "no calibration was written"),
-    "convert": Verb(convert, "no model was written"),
-    "lora": Verb(lora, "nothing was written"),
-    "push": Verb(push, "what the hub has not confirmed was not published"),
-    "quantize": Verb(quantize, "no model was written"),
-    "verify": Verb(verify, "not everything was compared"),
-    "prepare": Verb(prepare, "what is done is kept; the same command goes on from there"),
-    "encode": Verb(encode, "clips written so far are kept; the same command adds the others"),
-    "train": Verb(train, GOES_ON),
-    "train-vae": Verb(train_vae, GOES_ON),
-    "distill": Verb(distill, GOES_ON),
-    "export": Verb(export, "nothing was written"),
-    "eval": Verb(eval_, "no file was written; scores of single videos are kept, and the same command goes on"),
-    "serve": Verb(serve, "the jobs wait in the queue"),
-    "work": Verb(work, "the job at hand goes to another worker"),
-    "comfy": Verb(comfy, "nothing was printed; nodes may be half copied, and the same command copies them anew"),
+    "generate": Verb("generate:generate", "the video that was being made is not written"),
+    "edit": Verb("edit:edit", "the edited video is not written"),
+    "extend": Verb("extend:extend", "the longer video is not written"),
+    "loop": Verb("loop:loop", "the video is not written"),
+    "batch": Verb("batch:batch", "videos made so far are kept; the same command makes the others"),
+    "enhance": Verb("enhance:enhance", "nothing was printed"),
+    "show": Verb("show:show", "nothing was written"),
+    "replay": Verb("replay:replay", "the video is not written"),
+    "sign": Verb("sign:sign", "the video is as it was"),
+    "decode": Verb("decode:decode", "no video was written"),
+    "finish": Verb("finish:finish", "the finished video is not written; the same command goes on where this one was"),
+    "info": Verb("info:info", "nothing was written"),
+    "inspect": Verb("inspect:inspect", "nothing was written"),
+    "plan": Verb("plan:plan", "nothing was planned"),
+    "compile": Verb("compile:compile_", "no programs were written"),
+    "calibrate": Verb("calibrate:calibrate", "no calibration was written"),
+    "convert": Verb("convert:convert", "no model was written"),
+    "lora": Verb("lora:lora", "nothing was written"),
+    "push": Verb("push:push", "what the hub has not confirmed was not published"),
+    "quantize": Verb("quantize:quantize", "no model was written"),
+    "verify": Verb("verify:verify", "not everything was compared"),
+    "prepare": Verb("prepare:prepare", "what is done is kept; the same command goes on from there"),
+    "encode": Verb("encode:encode", "clips written so far are kept; the same command adds the others"),
+    "train": Verb("train:train", GOES_ON),
+    "train-vae": Verb("train_vae:train_vae", GOES_ON),
+    "distill": Verb("distill:distill", GOES_ON),
+    "export": Verb("export:export", "nothing was written"),
+    "eval": Verb("eval:eval_", "no file was written; scores of single videos are kept, and the same command goes on"),
+    "serve": Verb("serve:serve", "the jobs wait in the queue"),
+    "work": Verb("work:work", "the job at hand goes to another worker"),
+    "comfy": Verb(
+        "comfy:comfy", "nothing was printed; nodes may be half copied, and the same command copies them anew"
+    ),
 }
 
 
@@ -90,8 +66,8 @@ VERBS = {
 OLD_FLAGS = dict.fromkeys(("generate", "decode", "info", "inspect", "convert"), {"--lora-alpha": "--sat-lora-alpha"})
 
 
-# Actions of verbs, whose first one needs no name: `cogvx prepare films/` is `cogvx prepare films films/`.
-ACTIONS = {"prepare": list(PREPARE)}
+# Where the actions of verbs are listed. The first one needs no name: `cogvx prepare x/` is `cogvx prepare films x/`.
+ACTIONS = {"prepare": "cogvx_jax.cli.prepare:ACTIONS"}
 
 
 def main() -> None:
@@ -104,8 +80,9 @@ def main() -> None:
         if sys.argv[1:] == ["--version"]:
             print(f"cogvx_jax {__version__}")
             return
+        names = [verb for verb in sys.argv[1:2] if verb in VERBS] or list(VERBS)  # of one alone, only its file is read
         tyro.extras.subcommand_cli_from_dict(
-            {name: verb.run for name, verb in VERBS.items()},
+            {name: VERBS[name].run for name in names},
             prog="cogvx",
             description="CogVideoX in JAX and Flax.",
             args=_with_action(_renamed(sys.argv[1:])),
@@ -126,7 +103,8 @@ def _renamed(arguments: list[str]) -> list[str]:
 
 def _with_action(arguments: list[str]) -> list[str]:
     """The arguments with the verb's first action, where they name none and do not ask for help."""
-    names = ACTIONS.get(arguments[0] if arguments else "", [])
+    place = ACTIONS.get(arguments[0] if arguments else "")
+    names = [] if place is None else list(pkgutil.resolve_name(place))
     first = arguments[1] if len(arguments) > 1 else ""
     if not names or first in ("", "-h", "--help", *names[1:]):
         return arguments

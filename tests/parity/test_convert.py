@@ -145,7 +145,7 @@ def compiled(vae):
     return {m: jax.jit(lambda p, x, c, m=m: vae.apply({"params": p}, x, c, method=m)) for m in methods}
 
 
-@pytest.mark.parametrize("frames", [1, *(pytest.param(n, marks=pytest.mark.full) for n in (9, 17)), 25])
+@pytest.mark.parametrize("frames", [1, 17, *(pytest.param(n, marks=pytest.mark.full) for n in (9, 25))])
 @pytest.mark.parametrize("model", ["2b"], indirect=True)
 def test_vae(model, frames):
     _, folder, spec, modules = model

@@ -59,10 +59,11 @@ def train(model, cfg):
         make_lora_loss(model.spec, model.compute, Objective(text_dropout=0), cfg.alpha / cfg.rank),
         optax.adam(0.1),
     )
-    step = jax.jit(lambda state: update.step(state, batch, jax.random.key(1), loss_fn=loss, tx=tx, decay=0.5))
+    # The batch is an argument, since the base's weights in it would be folded for long.
+    step = jax.jit(lambda state, batch: update.step(state, batch, jax.random.key(1), loss_fn=loss, tx=tx, decay=0.5))
     state = update.init(loras.init(jax.random.key(0), model.params["transformer"], cfg), tx)
     for _ in range(5):
-        state, _ = step(state)
+        state, _ = step(state, batch)
     return LoRA(adapters=state.average, rank=cfg.rank, alpha=cfg.alpha)
 
 

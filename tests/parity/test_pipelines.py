@@ -91,11 +91,11 @@ def compare(pipe, model, prompt, size, *, sampler, make=None, theirs, ours, text
 T2V = [  # kind, sampler, frames, pixels, steps, others
     ("2b", "ddim", 9, NATIVE, 5, {}),
     ("2b", "ddim", 9, SMALL, 4, dict(guidance_scale=1.0)),
-    ("5b", "dpm", 9, NATIVE, 5, {}),
+    ("5b", "dpm", 9, NATIVE, 5, dict(use_dynamic_cfg=True)),
     ("1.5", "ddim", 17, SMALL, 5, {}),  # 5 latent frames and one of padding
-    ("1.5", "dpm", 49, TALL, 4, dict(use_dynamic_cfg=True)),  # 13 and one
 ]
 MORE_T2V = [
+    ("1.5", "dpm", 49, TALL, 4, dict(use_dynamic_cfg=True)),  # 13 and one
     ("2b", "dpm", 17, TALL, 4, {}),
     ("2b", "dpm", 49, SMALL, 5, dict(use_dynamic_cfg=True)),
     ("5b", "ddim", 17, TALL, 5, dict(use_dynamic_cfg=True)),
@@ -133,7 +133,7 @@ def picture(seed, height, width):
         ("5b-i2v", "ddim", 9, NATIVE),  # the one size its learned positions are for
         ("5b-i2v", "dpm", 9, NATIVE),
         ("1.5-i2v", "ddim", 17, SMALL),
-        ("1.5-i2v", "dpm", 33, TALL),
+        pytest.param("1.5-i2v", "dpm", 33, TALL, marks=pytest.mark.full),
     ],
 )
 def test_image_to_video(models, kind, sampler, frames, size):
@@ -154,7 +154,7 @@ def test_two_images(models):
     [
         ("2b", "ddim", 9, 9, NATIVE, 5, 0.8, False),
         pytest.param("2b", "dpm", 17, 17, SMALL, 10, 0.5, False, marks=pytest.mark.full),
-        ("5b", "dpm", 9, 9, TALL, 5, 0.8, True),
+        pytest.param("5b", "dpm", 9, 9, TALL, 5, 0.8, True, marks=pytest.mark.full),
         pytest.param("5b", "ddim", 17, 17, SMALL, 4, 1.0, False, marks=pytest.mark.full),
         # 4 latent frames need no padding, and an even number of them makes four pixel frames each.
         ("1.5", "dpm", 13, 16, SMALL, 5, 0.8, False),

@@ -54,9 +54,8 @@ def test_loss(kind, frames, size, tmp_path, monkeypatch):
     options = objective.Objective(
         text_dropout=0, image_dropout=0, image_noise=False, image_scale=pipe.vae.config.scaling_factor
     )
-    ours = float(
-        objective.make_loss(model.spec, model.compute, options)(model.params["transformer"], batch, jax.random.key(0))
-    )
+    loss = jax.jit(objective.make_loss(model.spec, model.compute, options))
+    ours = float(loss(model.params["transformer"], batch, jax.random.key(0)))
 
     theirs = float(trainer_loss(pipe, record.switch(pipe, "dpm").scheduler, mean, noise, text, batch.get("image")))
     print(f"\n{kind}: {abs(ours - theirs) / theirs:.1e}")
