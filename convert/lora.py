@@ -93,6 +93,6 @@ def _differences(file: LoRAFile, own: Mapping[str, tuple[Parameter, int]]) -> tu
     found = []
     for path, parts in grouped.items():
         blocks, values = zip(*sorted(parts, key=lambda part: part[0]), strict=True)
-        array = jax.device_put(np.stack(values) if stacked[path] else values[0])
+        array = jax.device_put(np.array(values if stacked[path] else values[0]))
         found.append(Difference(path=path, values=array, blocks=blocks if stacked[path] else None))
     return tuple(found)

@@ -76,5 +76,5 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
             problems.append(f"{key} is {read(key).reshape(-1)}, not {constant}")
     if problems:
         raise ConversionError(f"{path} does not hold LPIPS with VGG16", problems)
-    params = {p.path: jax.device_put(p.change.read(read(p.keys[0]))) for p in parameters}
+    params = {p.path: jax.device_put(np.array(p.change.read(read(p.keys[0])))) for p in parameters}
     return network, traverse_util.unflatten_dict(params, sep="/")

@@ -113,11 +113,12 @@ def replicate(x: Any, mesh: Mesh | None) -> jax.Array:
 def put_sharded(x: Any, where: NamedSharding | None) -> jax.Array:
     """An array, equal on every host, on devices, each with its part of it; None is the default device."""
     if where is None:
-        # `jnp.asarray` would compile a program for each shape that it is given by numpy.
-        return x if isinstance(x, jax.Array) else jax.device_put(np.asarray(x))
+        # Of numpy's, `jnp.asarray` would compile a program for each shape.
+        return x if isinstance(x, jax.Array) else jax.device_put(np.array(x))
     if isinstance(x, jax.Array) and where.is_fully_addressable:
         return jax.device_put(x, where)  # from device to device
-    x = np.asarray(x)
+    # A copy, as above: where it is aligned, a CPU works in the memory that it is given, which the caller may change.
+    x = np.asarray(x) if isinstance(x, jax.Array) else np.array(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from cogvx_jax import axes, presets
 from cogvx_jax.models.abstract import abstract_params
-from cogvx_jax.sharding import MESH_AXES, RULES, activate, make_mesh, shardings, spec
+from cogvx_jax.sharding import MESH_AXES, RULES, activate, make_mesh, replicate, shardings, spec
 from cogvx_jax.sharding.rules import spread
 
 
@@ -80,3 +80,14 @@ def test_spread_leaves_the_layers_alone():
     mesh = make_mesh(cfg=2, sp=4)
     assert spread((24, 16, 64), mesh, ("layers", "embed", "mlp")) == P(None, None, tuple(MESH_AXES))
     assert spread((24, 3, 5), mesh, ("layers", "embed", "mlp")) == P()
+
+
+@pytest.mark.parametrize("mesh", [None, {"data": 2}], ids=["one device", "a mesh"])
+def test_what_is_put_on_devices_is_not_shared_with_the_caller(mesh):
+    room = np.zeros(2**20 + 64, np.uint8)
+    begin = -room.ctypes.data % 64
+    given = room[begin : begin + 2**20].view(np.float32)  # aligned, as a CPU could take it without copying
+    put = replicate(given, None if mesh is None else make_mesh(**mesh, devices=jax.devices()[:2]))
+    jax.block_until_ready(put)
+    given[:] = 1
+    assert not np.asarray(put).any()
