@@ -234,6 +234,7 @@ def test_every_choice_is_tested_here():
         "spatial_norm": {"full", "latent"},
         "rope": {"pairs", "product"},
         "pixels": {"copy", "product"},
+        "large_pictures": {"whole", "strips"},  # test_finishing_memory.py
         "remat": {"none", "products", "block", "offload"},  # test_transformer.py
     }
 
