@@ -79,16 +79,16 @@ BOTH = CodesObjective(first=0.5, later=1.0)
 # learns beside that base, which stays as it is.
 SEQUENTIAL_STAGES = (
     (
-        StageSettings(steps=2000, batch_size=32, learning_rate=3e-3, warmup=100),
+        StageSettings(steps=1500, batch_size=32, learning_rate=3e-3, warmup=100),
         CodesRunConfig(parts=PICTURES, objective=PICTURES_FIRST, optimizer="muon"),
     ),
     (
-        StageSettings(steps=4000, batch_size=16, learning_rate=2e-3, warmup=50, schedule="cosine"),
+        StageSettings(steps=1600, batch_size=16, learning_rate=2e-3, warmup=50, schedule="cosine"),
         CodesRunConfig(parts=("*",), objective=BOTH, optimizer="muon", seed=1),
     ),
 )
 INTERPOLATION_STAGE = (
-    StageSettings(steps=1000, batch_size=16, learning_rate=3e-3, warmup=50, schedule="cosine"),
+    StageSettings(steps=600, batch_size=16, learning_rate=3e-3, warmup=50, schedule="cosine"),
     CodesRunConfig(channel="interpolation", optimizer="muon", seed=2),
 )
 SETTINGS: dict[str, Any] = {
