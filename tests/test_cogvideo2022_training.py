@@ -1,6 +1,7 @@
 """Training of CogVideo (2022): batches, losses, runs, the image tokenizer's codes, folders of another size."""
 
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from cogvx_jax.cli import main as cli
@@ -18,6 +20,7 @@ from cogvx_jax.convert.cogvideo2022_sizes import Beside, beside_json, read_besid
 from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
 from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
+from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
 from cogvx_jax.models.cogvideo2022.transformer import Text, of_base
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, settings_of
@@ -32,7 +35,7 @@ from cogvx_jax.train.cogvideo2022.batches import Batches, Cut, InMemory, cuts
 from cogvx_jax.train.cogvideo2022.beginning import begin, new_stage
 from cogvx_jax.train.cogvideo2022.codes import open_codes
 from cogvx_jax.train.cogvideo2022.objective import codes_loss
-from cogvx_jax.train.cogvideo2022.pictures import PictureObjective, revived
+from cogvx_jax.train.cogvideo2022.pictures import Components, PictureObjective, clusters, picture_loss
 from cogvx_jax.train.cogvideo2022.run import train_codes
 from cogvx_jax.train.cogvideo2022.settings import CHANNEL, CodesObjective, CodesRunConfig
 from cogvx_jax.train.pace import Pace
@@ -286,17 +289,46 @@ def test_channels_are_of_this_model_alone(tmp_path, monkeypatch, capsys):
 # Codes and sizes.
 
 
-def test_codes_that_nothing_uses_move_away():
+def test_codes_of_patches_and_what_is_left_of_them():
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(x, 0.01, (100, 3)) for x in (0, 5, 10, 15)]).astype(np.float32)
-    fresh = revived(np.zeros((4, 3)), features, rng)
-    np.testing.assert_allclose(np.sort(fresh[:, 0]), [0, 5, 10, 15], atol=0.1)
-    used = np.float32([[0, 0, 0], [5, 5, 5], [99, 99, 99], [-99, 0, 0]])
-    moved = revived(used, features, rng)
-    np.testing.assert_array_equal(moved[:2], used[:2])
-    np.testing.assert_allclose(np.sort(moved[2:, 0]), [10, 15], atol=0.1)
+    np.testing.assert_allclose(np.sort(clusters(features, 4, rng)[:, 0]), [0, 5, 10, 15], atol=0.1)
+    assert len(clusters(features[:1].repeat(9, axis=0), 4, rng)) == 4  # fewer kinds than clusters
+    pixels = rng.random((4, 8, 12, 3), np.float32)
+    patches = Components.of(pixels, 4, 48)
+    kept = patches.features(pixels)
+    assert kept.shape == (4, 2, 3, 48)
+    # All components keep all distances, but for their scale; the first ones keep the most of them.
+    scale = np.square(patches.basis).sum() / 48
+    cut = pixels[0, 4:8, 8:12] - pixels[1, :4, :4]
+    np.testing.assert_allclose(np.square(kept[0, 1, 2] - kept[1, 0, 0]).sum(), scale * np.square(cut).sum(), rtol=2e-3)
+    few = Components.of(pixels, 4, 2)
+    ratio = few.basis / patches.basis[:, :2]
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-3)
     with pytest.raises(ValueError, match="at least 0"):
         PictureObjective(l1=-1)
+
+
+@pytest.mark.full
+def test_the_encoder_learns_features_and_the_decoder_what_their_codes_show():
+    sizes = dataclasses.replace(IMAGES, encoder=(1, 1), decoders=((2, (1, 1)),))
+    rng = np.random.default_rng(0)
+    pixels = rng.random((2, 4, 4, 3), np.float32)
+    network, patches = ImageTokenizer(sizes), Components.of(pixels, 2, 4)
+    params = nn.unbox(jax.jit(network.init)(jax.random.key(0), pixels))["params"]
+    params |= {"codebook": clusters(patches.features(pixels).reshape(-1, 4), 40, rng)}
+
+    def both(params):
+        wanted, apply = patches.features(pixels), functools.partial(network.apply, {"params": params})
+        error = apply(apply(wanted, method="nearest"), 2, method="decode") - pixels
+        given = apply(pixels, 2, method="features") - wanted
+        by_hand = jnp.abs(error).mean() + 2 * jnp.square(error).mean() + jnp.square(given).mean()
+        return picture_loss(PictureObjective(), network, patches, params, pixels), by_hand
+
+    (found, by_hand), slope = jax.jit(jax.value_and_grad(both, has_aux=True))(params)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5)
+    assert not slope["codebook"].any()
+    assert all(x.any() for x in jax.tree.leaves((slope["encoder"]["conv_in"], slope["decoder_2"]["conv_out"])))
 
 
 def test_sizes_there_and_back_and_what_is_none():
@@ -333,8 +365,8 @@ def test_a_folder_of_other_sizes_is_read_as_it_says(folder, tmp_path):
 def test_the_recipe_of_a_small_model_writes_one_that_makes_videos(tmp_path, monkeypatch, capsys):
     short = StageSettings(steps=2, batch_size=2, learning_rate=1e-3, warmup=1)
     monkeypatch.setattr(recipe, "CLIPS", 6)
-    stages = [dataclasses.replace(stage, steps=2, pictures=2) for stage in recipe.PICTURE_STAGES]
-    monkeypatch.setattr(recipe, "PICTURE_STAGES", stages)
+    for name, value in dict(PICTURE_STEPS=2, PICTURES_AT_ONCE=2, PICTURES_SEEN=64).items():
+        monkeypatch.setattr(recipe, name, value)
     monkeypatch.setattr(recipe, "SEQUENTIAL_STAGES", [(short, config) for _, config in recipe.SEQUENTIAL_STAGES])
     monkeypatch.setattr(recipe, "INTERPOLATION_STAGE", (short, recipe.INTERPOLATION_STAGE[1]))
     recipe.main(tmp_path)

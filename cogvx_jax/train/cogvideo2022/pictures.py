@@ -1,12 +1,14 @@
-"""What trains the image tokenizer of CogVideo (2022): the loss of its pictures, and codes that no picture uses.
+"""What trains the image tokenizer of a small CogVideo (2022): codes by k-means, and the networks that learn them.
 
-Shapes: B pictures, H W pixels, h w codes, C channels of a code.
+A picture is cut into patches, one for each code. Their principal components are what the encoder learns to give, and
+clusters of these are the codebook, which stays as it is. The decoder learns pictures from the codes of their patches.
+So neither waits for the other, as they do where codes are learnt with them, and every code is used.
 
-Source: van den Oord et al. 2017, arXiv:1711.00937, whose codes follow the gradient.
+Shapes: B pictures, H W pixels, h w codes, C channels of a code, N patches of P numbers.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,74 +25,80 @@ class PictureObjective:
 
     l1: float = 1.0  # of the absolute error of pixels in [0, 1]
     squared: float = 2.0  # of their squared error
-    codes: float = 1.0  # of the distance of codes to what the encoder gives, which moves the codes
-    commitment: float = 0.25  # of the same distance, which moves the encoder
-    quantised: bool = True  # False decodes what the encoder gives: an autoencoder, by which codes can begin
+    features: float = 1.0  # of the squared error of what the encoder gives
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.squared, self.codes, self.commitment) < 0:
+        if min(self.l1, self.squared, self.features) < 0:
             raise ValueError("the weights of the image tokenizer's loss must be at least 0")
 
 
-def picture_loss(objective: PictureObjective, network: ImageTokenizer, params: Any, pixels: jax.Array) -> jax.Array:
-    """The loss of pictures (B, H, W, 3) in [0, 1] and their reconstruction, at the rate of frames."""
-    variables, rate = {"params": params}, network.cfg.rate
-    features = network.apply(variables, pixels, rate, method="features")
-    states, distance = features, jnp.zeros(())
-    if objective.quantised:
-        found = params["codebook"][network.apply(variables, features, method="nearest")]
-        held, moved = jax.lax.stop_gradient((features, found))
-        distance = objective.codes * jnp.mean(jnp.square(found - held))
-        distance += objective.commitment * jnp.mean(jnp.square(features - moved))
-        states = features + (moved - held)  # the decoder's gradient goes to the encoder as if nothing lay between
-    made: Any = network.apply(variables, states, rate, method="pixels")
-    error = made - pixels
-    return objective.l1 * jnp.mean(jnp.abs(error)) + objective.squared * jnp.mean(jnp.square(error)) + distance
+class Components(NamedTuple):
+    """The principal components of patches, on a scale on which one feature's variance is 1 in the mean."""
+
+    mean: np.ndarray  # (P,)
+    basis: np.ndarray  # (P, C)
+    rate: int  # pixels of a patch's side
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, rate: int, count: int) -> "Components":
+        """So many components of the patches of pictures (B, H, W, 3) in [0, 1]."""
+        patches = np.asarray(_patches(pixels, rate)).reshape(-1, 3 * rate**2)
+        mean = patches.mean(axis=0)
+        sizes, vectors = np.linalg.eigh(np.cov(patches - mean, rowvar=False))  # the smallest first
+        scale = np.sqrt(sizes[-count:].mean())
+        return cls(mean, (vectors[:, ::-1][:, :count] / scale).astype(np.float32), rate)
+
+    def features(self, pixels: Any) -> Any:
+        """(B, H, W, 3) in [0, 1] -> (B, h, w, C)."""
+        return (_patches(pixels, self.rate) - self.mean[None, None, None]) @ self.basis
 
 
-def revived(codebook: np.ndarray, features: np.ndarray, rng: np.random.Generator, *, least: float = 0.1) -> np.ndarray:
-    """A codebook in which codes that are hardly used have moved to where others are far away.
+def picture_loss(
+    objective: PictureObjective, network: ImageTokenizer, components: Components, params: Any, pixels: jax.Array
+) -> jax.Array:
+    """The loss of pictures (B, H, W, 3) in [0, 1]. The codebook among the parameters gets no gradient."""
+    variables = {"params": params | {"codebook": jax.lax.stop_gradient(params["codebook"])}}
+    wanted = components.features(pixels)
+    given: Any = network.apply(variables, pixels, components.rate, method="features")
+    codes = network.apply(variables, wanted, method="nearest")
+    error: Any = network.apply(variables, codes, components.rate, method="decode") - pixels
+    made = objective.l1 * jnp.mean(jnp.abs(error)) + objective.squared * jnp.mean(jnp.square(error))
+    return made + objective.features * jnp.mean(jnp.square(given - wanted))
 
-    Args:
-      codebook: (codes, C). All zeros, as none is used then, gives a new one by k-means.
-      features: (N, C) of the encoder, more than there are codes.
-      least: what counts as used, as a share of the mean number of features of a code.
-    Source: the draws are those of k-means++, Arthur & Vassilvitskii 2007.
+
+def clusters(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The centres (count, C) of features (N, C), of which there are more, by k-means.
+
+    Source: the first ones are drawn as in k-means++, Arthur & Vassilvitskii 2007.
     """
-    made = np.array(codebook, np.float32)
-    if not made.any():
-        return _means(features, _spread(made[:0], features, len(made), rng))
-    used = np.bincount(_nearest(features, made), minlength=len(made)) >= least * len(features) / len(made)
-    made[~used] = _spread(made[used], features, int((~used).sum()), rng)
-    return made
+    found = _spread(features, count, rng)
+    for _ in range(LLOYD):
+        nearest = _distances(features, found).argmin(axis=1)
+        counts = np.bincount(nearest, minlength=count)
+        sums = np.stack([np.bincount(nearest, x, minlength=count) for x in features.T], axis=1)
+        found = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], found).astype(np.float32)
+    return found
 
 
-def _spread(there: np.ndarray, features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """So many of the features, each drawn by its squared distance to those before and to what is `there`."""
-    chosen = [features[rng.integers(len(features))]] if not len(there) and count else []
-    distance = _distances(features, there if len(there) else np.stack(chosen)).min(axis=1) if count else np.zeros(0)
+def _spread(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """So many of the features, each drawn by its squared distance to those before."""
+    chosen = [features[rng.integers(len(features))]]
+    distance = np.square(features - chosen[0]).sum(axis=1)
     while len(chosen) < count:
         total = distance.sum()
-        chances = distance / total if total > 0 else None
+        chances = distance / total if total > 0 else None  # fewer different features than clusters: any of them
         chosen.append(features[rng.choice(len(features), p=chances)])
         distance = np.minimum(distance, np.square(features - chosen[-1]).sum(axis=1))
-    return np.stack(chosen) if chosen else np.zeros((0, features.shape[1]), np.float32)
+    return np.stack(chosen)
 
 
-def _means(features: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    for _ in range(LLOYD):
-        nearest = _nearest(features, codebook)
-        counts = np.bincount(nearest, minlength=len(codebook))
-        sums = np.stack([np.bincount(nearest, x, minlength=len(codebook)) for x in features.T], axis=1)
-        codebook = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], codebook).astype(np.float32)
-    return codebook
+def _distances(features: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """(N, centres), squared, but for what is the same for all centres."""
+    return np.square(centres).sum(axis=1)[None] - 2 * features @ centres.T
 
 
-def _nearest(features: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    return _distances(features, codebook).argmin(axis=1)
-
-
-def _distances(features: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """(N, codes), squared, at least 0."""
-    sizes = np.square(features).sum(axis=1)[:, None] + np.square(codebook).sum(axis=1)[None]
-    return np.maximum(sizes - 2 * features @ codebook.T, 0)
+def _patches(pixels: Any, rate: int) -> Any:
+    """(B, H, W, 3) -> (B, h, w, P)."""
+    b, height, width, channels = pixels.shape
+    cut = pixels.reshape(b, height // rate, rate, width // rate, rate, channels).swapaxes(2, 3)
+    return cut.reshape(b, height // rate, width // rate, -1)
