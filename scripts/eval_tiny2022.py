@@ -1,4 +1,6 @@
-"""Scores the small CogVideo (2022) that ships, or another of `train_tiny2022`: held-out prompts, judged on colour, shape, motion and background.
+"""Scores the small CogVideo (2022) that ships, or another of `train_tiny2022`.
+
+Videos of held-out prompts are judged on colour, shape, motion and background.
 
 python -m cogvx_jax.scripts.eval_tiny2022
 """

@@ -95,7 +95,8 @@ def test_other_verbs_say_what_the_folder_is(folder, run):
 
 
 def test_the_one_that_ships_goes_by_its_name(run):
-    assert "CogVideo (2022)" in run("info", "tiny2022")
+    assert re.search("licence +Apache-2.0", run("info", "tiny2022"))
+    assert "cogvx generate" in run("inspect", "tiny2022")
     with pytest.raises(ValueError, match=r"tiny2022 is CogVideo \(2022\), for `cogvx generate`"):
         resolve("tiny2022")
     assert sum(file.stat().st_size for file in (folders.ASSETS / "tiny2022").iterdir()) < 10e6
