@@ -122,7 +122,7 @@ def is_cogvideo2022(place: str | Path) -> bool:
     """Whether a local folder is one of both kinds."""
     if "://" in str(place):
         return False
-    place = _place(place)
+    place = place_of(place)
     try:
         return open_files(place).exists(SIZES) or any(has_states(below(place, name)) for name in FOLDERS.values())
     except OSError:  # whoever reads the place says what is wrong with it
@@ -137,7 +137,7 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
     Raises: FileNotFoundError; ConversionError listing every missing, spare or misshapen tensor; ValueError, one
       sentence, for a stage in another's place.
     """
-    place = _place(place)
+    place = place_of(place)
     files, beside = open_files(place), Beside()
     if files.exists(SIZES):
         stages, tensors, beside = _open_own(place)
@@ -265,7 +265,7 @@ def write_theirs(parts: Parts, folder: str | Path) -> None:
         _copy_assets(parts, target)
 
 
-def _place(place: str | Path) -> str | Path:
+def place_of(place: str | Path) -> str | Path:
     """Where a model lies that is given by its name, as those are that come with the package."""
     return ASSETS / str(place) if str(place) in SHIPPED_2022 else place
 

@@ -1,4 +1,6 @@
-"""Scores what `train_tiny2022` made: held-out prompts, judged on colour, shape, motion and background.
+"""Scores the small CogVideo (2022) that ships, or another of `train_tiny2022`.
+
+Videos of held-out prompts are judged on colour, shape, motion and background.
 
 python -m cogvx_jax.scripts.eval_tiny2022
 """
@@ -21,7 +23,7 @@ THREE = "colour, shape and motion"
 
 
 def main(
-    model: str = "runs/tiny2022/model",
+    model: str = "tiny2022",
     prompts: int = 200,
     batch: int = 20,
     depth: int | None = None,
@@ -35,6 +37,7 @@ def main(
     """Prints the share of videos right in each part, in colour, shape and motion, and in all four.
 
     Args:
+      model: tiny2022, or a folder.
       prompts: how many held-out combinations, drawn without repetition.
       batch: videos made at a time.
       depth, guidance, temperature, clusters: in place of the model's own; the last two are those of all frames but the

@@ -88,14 +88,14 @@ SEQUENTIAL_STAGES = (
     ),
 )
 INTERPOLATION_STAGE = (
-    StageSettings(steps=600, batch_size=16, learning_rate=3e-3, warmup=50, schedule="cosine"),
+    StageSettings(steps=400, batch_size=16, learning_rate=3e-3, warmup=50, schedule="cosine"),
     CodesRunConfig(channel="interpolation", optimizer="muon", seed=2),
 )
 SETTINGS: dict[str, Any] = {
     "depth": 1,
-    "first": {"clusters": 8, "temperature": 1.0, "inner": 1.0},
-    "frames": {"clusters": 8, "temperature": 0.7, "inner": 1.0},
-    "guidance": 2.0,
+    "first": {"clusters": 3, "temperature": 0.5, "inner": 1.0},
+    "frames": {"clusters": 3, "temperature": 0.8, "inner": 1.0},
+    "guidance": None,
     "text_bias": 0.0,
     "training_mask": True,
 }
@@ -172,8 +172,8 @@ published system but for super-resolution; only sizes differ.
 
 Made by `python -m cogvx_jax.scripts.train_tiny2022` on two CPU cores from clips that `tiny/shapes.py` draws. 224 of the
 1736 combinations are held out of all training. Codes are clusters of patches; the image tokenizer learns them and what
-they show. The base learns first frames of {CLIPS}
-clips, then base and first channel learn together. The second channel learns beside that base, which stays as it is.
+they show. The base learns first frames of {CLIPS} clips, then base and first channel learn together. The second channel
+learns beside that base, which stays as it is.
 
 `python -m cogvx_jax.scripts.eval_tiny2022`: {measured}
 

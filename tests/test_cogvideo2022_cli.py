@@ -23,6 +23,7 @@ from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video
 from cogvx_jax.pipelines.cogvideo2022.request import check_video
 from cogvx_jax.pipelines.cogvideo2022.stream import frames_of
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
+from cogvx_jax.pipelines.model import resolve
 from cogvx_jax.pipelines.options import Options
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.quantization import find_quantization
@@ -91,6 +92,14 @@ def test_other_models_have_no_depth(run, tmp_path):
 def test_other_verbs_say_what_the_folder_is(folder, run):
     said = run("train-vae", "--model", folder, "--data", "nowhere", "--out", "run", fails=True)
     assert "it is CogVideo (2022), for `cogvx generate`" in said
+
+
+def test_the_one_that_ships_goes_by_its_name(run):
+    assert re.search("licence +Apache-2.0", run("info", "tiny2022"))
+    assert "cogvx generate" in run("inspect", "tiny2022")
+    with pytest.raises(ValueError, match=r"tiny2022 is CogVideo \(2022\), for `cogvx generate`"):
+        resolve("tiny2022")
+    assert sum(file.stat().st_size for file in (folders.ASSETS / "tiny2022").iterdir()) < 10e6
 
 
 def checked(folder, prompt=PROMPT, **options):

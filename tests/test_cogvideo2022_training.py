@@ -379,3 +379,11 @@ def test_the_recipe_of_a_small_model_writes_one_that_makes_videos(tmp_path, monk
     eval_tiny2022.main(str(model), prompts=2, batch=2, depth=1, out=tmp_path / "eval.json")
     found = json.loads((tmp_path / "eval.json").read_text())
     assert found["prompts"] == 2 and 0 <= found[eval_tiny2022.THREE] <= 1
+
+
+@pytest.mark.full
+def test_the_one_that_ships_draws_what_it_is_asked_for(tmp_path):
+    eval_tiny2022.main(prompts=20, batch=20, out=tmp_path / "eval.json")
+    found = json.loads((tmp_path / "eval.json").read_text())
+    assert found["colour"] == found["background"] == 1
+    assert found[eval_tiny2022.THREE] >= 0.5  # 67% of 200

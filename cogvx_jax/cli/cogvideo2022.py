@@ -7,7 +7,7 @@ from typing import Any
 
 from cogvx_jax.cli.options import size_words
 from cogvx_jax.given import Given
-from cogvx_jax.presets import PUBLISHED_2022
+from cogvx_jax.presets import PUBLISHED_2022, SHIPPED_2022
 from cogvx_jax.prompting.enhance import Endpoint, Enhancer
 from cogvx_jax.prompting.wording import CHINESE, ENGLISH
 from cogvx_jax.quantization import find_quantization
@@ -90,6 +90,11 @@ def fingerprints(model: str) -> dict[str, str]:
     return part_fingerprints(open_parts(model))
 
 
+def licence_of(model: str) -> str:
+    """Of a model as `--model` names it."""
+    return "Apache-2.0" if model in SHIPPED_2022 else LICENCE
+
+
 def describe(place: str) -> dict[str, Any]:
     """What `info` prints; no weights are read."""
     from cogvx_jax.convert.cogvideo2022 import network_parameters
@@ -114,10 +119,10 @@ def describe(place: str) -> dict[str, Any]:
         "stages": ", ".join(f"{stage} {number:,}" for stage, number in own.items()),
         "sizes": f"{first.layers} layers, width {first.width}, {first.heads} heads, {first.vocab:,} words",
         "frames": f"{first.frames} key frames of {first.grid}x{first.grid} codes",
-        "weights in 16 bit": f"{2 * (base + sum(own.values())) / 1e9:.1f} GB, the base once",
+        "weights in 16 bit": f"{2 * (base + sum(own.values())) / 1e9:.3g} GB, the base once",
         "image tokenizer": "there" if parts.images is not None else "missing",
         "text tokenizer": there(parts.text_model),
         "clusters": there(parts.clusters),
         "quantised": parts.how.name if parts.how is not None else "no",
-        "licence": LICENCE,
+        "licence": licence_of(place),
     }

@@ -5,7 +5,7 @@ The last three are known by what is in them, not by their names.
 
 import contextlib
 
-from cogvx_jax.cli.cogvideo2022 import LICENCE
+from cogvx_jax.cli.cogvideo2022 import LICENCE, licence_of
 from cogvx_jax.convert.cogvideo2022_folder import (
     CLUSTERS,
     CONFIG,
@@ -28,6 +28,7 @@ from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
 from cogvx_jax.storage import open_files
 
 PROMPT = "一只猫在弹吉他"  # a cat plays the guitar
+PROMPTS = {"English": "a red circle moves right on a white background"}  # of models that say another language
 FORMAT = "a part of CogVideo (2022)"
 
 
@@ -36,7 +37,7 @@ def _is_whole(asked: Asked) -> bool:
 
 
 def _tell_whole(asked: Asked) -> Facts:
-    parts, word = open_parts(asked.place), model_word(asked.place)
+    parts, word = open_parts(asked.place), asked.model or model_word(asked.place)
     lacks = [stage for stage in FOLDERS if stage not in parts.stages]
     files = open_files(asked.place)
     lacks += [name for name in (TEXT, CLUSTERS) if not files.exists(name)]
@@ -45,11 +46,13 @@ def _tell_whole(asked: Asked) -> Facts:
         "format": "CogVideo (2022), " + ("by `cogvx convert`" if parts.shared else "as its makers left it"),
         "holds": ", ".join(parts.stages),
         "quantised": "no" if parts.how is None else parts.how.name,
-        "licence": LICENCE,
+        "licence": licence_of(word),
     }
     use = [command("info", word)]
     if not set(lacks) & {"sequential", TEXT, CLUSTERS, IMAGES[0]}:
-        use.insert(0, command("generate", PROMPT, "--model", word, "--out", "cat.mp4"))
+        use.insert(
+            0, command("generate", PROMPTS.get(parts.beside.language, PROMPT), "--model", word, "--out", "cat.mp4")
+        )
     if not parts.shared:
         use.append(command("convert", path_word(asked.place), new_name(asked.place, "-shared")))
     return facts | ({"lacks": ", ".join(lacks)} if lacks else {}) | {"use": use}

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from cogvx_jax.cli.options import GivenFlags, ModelFlags, print_facts
-from cogvx_jax.presets import SHIPPED
+from cogvx_jax.presets import SHIPPED, SHIPPED_2022
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -23,7 +23,7 @@ def inspect(
 
     Args:
       file: a file or folder of weights, of a model, a part of one or a LoRA; or what a verb of this program wrote, such
-        as a run. "tiny" is the model that ships with this program, where nothing here has that name.
+        as a run. "tiny" and "tiny2022" are the models that ship with this program.
       as_json: print JSON.
     """
     import jax
@@ -31,12 +31,14 @@ def inspect(
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
     from cogvx_jax.cli.cogvideo2022_files import KINDS
     from cogvx_jax.cli.own_files import OWN
+    from cogvx_jax.convert.cogvideo2022_folder import place_of
     from cogvx_jax.convert.file_kinds import Asked
     from cogvx_jax.convert.inspection import inspect as inspect_place
     from cogvx_jax.pipelines.model import load_spec, resolve
 
-    ships = file in SHIPPED and not os.path.lexists(file)
-    place = resolve(file) if ships else file if "://" in file else Path(file)
+    ships = file in (*SHIPPED, *SHIPPED_2022) and not os.path.lexists(file)
+    found = file if not ships else place_of(file) if file in SHIPPED_2022 else resolve(file)
+    place = found if "://" in str(found) else Path(found)
     models = {name: load_spec(name) for name in SHIPPED}
     asked = Asked(place=place, model=file if ships else None, given=given.checked(), models=models)
     print_facts(inspect_place(asked, (*OWN, *KINDS)), as_json)

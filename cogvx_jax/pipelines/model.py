@@ -456,6 +456,8 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
         raise ValueError(f"{name} is {kind}; give the folder of a model, in which model_index.json is{is_lora}")
     if _looks_local(name):
         raise FileNotFoundError(f"there is no folder {name}")
+    if name in presets.SHIPPED_2022:
+        raise ValueError(f"{name} is {MARKS[SIZES]}")
     if name.count("/") != 1:
         known = ", ".join(NAMES)
         raise ValueError(
