@@ -221,7 +221,7 @@ def drawn_codes(file: Path, patches: Components, codebook: Any) -> InMemory:
 def patches_and_codebook() -> tuple[Components, np.ndarray]:
     """What the features of a patch are, and the codes (codes, C): those of drawn pictures."""
     rng = np.random.default_rng(2)
-    pixels = np.float32(draw_pictures(rng, shapes.split()[0], PICTURES_SEEN)) / 255
+    pixels = draw_pictures(rng, shapes.split()[0], PICTURES_SEEN).astype(np.float32) / 255
     patches = Components.of(pixels, IMAGES.rate, IMAGES.code_width)
     features = np.unique(patches.features(pixels).reshape(-1, IMAGES.code_width), axis=0)  # most are of one colour
     return patches, clusters(features, IMAGES.codes, rng)

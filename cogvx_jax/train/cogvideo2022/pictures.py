@@ -61,9 +61,10 @@ def picture_loss(
     wanted = components.features(pixels)
     given: Any = network.apply(variables, pixels, components.rate, method="features")
     codes = network.apply(variables, wanted, method="nearest")
-    error: Any = network.apply(variables, codes, components.rate, method="decode") - pixels
-    made = objective.l1 * jnp.mean(jnp.abs(error)) + objective.squared * jnp.mean(jnp.square(error))
-    return made + objective.features * jnp.mean(jnp.square(given - wanted))
+    made: Any = network.apply(variables, codes, components.rate, method="decode")
+    error = made - pixels
+    shown = objective.l1 * jnp.mean(jnp.abs(error)) + objective.squared * jnp.mean(jnp.square(error))
+    return shown + objective.features * jnp.mean(jnp.square(given - wanted))
 
 
 def clusters(features: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
