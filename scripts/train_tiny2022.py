@@ -241,7 +241,7 @@ def train_pictures(folder: Path, patches: Components, codebook: np.ndarray) -> A
         )
 
     params = {path: x for path, x in begin(jax.random.key(0)).items() if path != "codebook"}
-    update = Update(loss=loss, tx=optim.adamw(2e-3, PICTURE_STEPS, warmup=50), decay=0.99)
+    update = Update(loss=loss, tx=optim.adamw(2e-3, PICTURE_STEPS, warmup=PICTURE_STEPS // 100), decay=0.99)
     trained = run_updates(params, Input(batches=batches), update, Span(steps=PICTURE_STEPS), folder, seed=0, pace=PACE)
     return trained.exported | {"codebook": jnp.asarray(codebook)}
 
