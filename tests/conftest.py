@@ -25,6 +25,7 @@ from forgetting import pytest_runtest_teardown  # noqa: F401
 from safetensors.numpy import save_file
 
 import cogvx_jax as cx
+from cogvx_jax.cli.main import VERBS
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, lpips
 from cogvx_jax.metrics.lpips import LPIPS, MEAN
@@ -69,6 +70,13 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_verb():
+    """A verb's file that is first imported while a test replaces what it imports would keep the replacement."""
+    for verb in VERBS.values():
+        assert verb.run
 
 
 @pytest.fixture(scope="session")
