@@ -50,9 +50,8 @@ def _tell_whole(asked: Asked) -> Facts:
     }
     use = [command("info", word)]
     if not set(lacks) & {"sequential", TEXT, CLUSTERS, IMAGES[0]}:
-        use.insert(
-            0, command("generate", PROMPTS.get(parts.beside.language, PROMPT), "--model", word, "--out", "cat.mp4")
-        )
+        prompt = PROMPTS.get(parts.beside.language, PROMPT)
+        use.insert(0, command("generate", prompt, "--model", word, "--out", "out.mp4"))
     if not parts.shared:
         use.append(command("convert", path_word(asked.place), new_name(asked.place, "-shared")))
     return facts | ({"lacks": ", ".join(lacks)} if lacks else {}) | {"use": use}

@@ -37,8 +37,10 @@ def inspect(
     from cogvx_jax.pipelines.model import load_spec, resolve
 
     ships = file in (*SHIPPED, *SHIPPED_2022) and not os.path.lexists(file)
-    found = file if not ships else place_of(file) if file in SHIPPED_2022 else resolve(file)
-    place = found if "://" in str(found) else Path(found)
+    if ships:
+        place = place_of(file) if file in SHIPPED_2022 else resolve(file)
+    else:
+        place = file if "://" in file else Path(file)
     models = {name: load_spec(name) for name in SHIPPED}
     asked = Asked(place=place, model=file if ships else None, given=given.checked(), models=models)
     print_facts(inspect_place(asked, (*OWN, *KINDS)), as_json)

@@ -25,20 +25,22 @@ __all__ = [
     "ssim",
     "temporal_flickering",
 ]
-_FILES = {
-    "bootstrap": ("bootstrap_mean",),
-    "differences": ("flicker",),
-    "features": ("clip_score", "consistency"),
-    "flickering": ("temporal_flickering",),
-    "sets": ("frechet_distance", "squared_mmd"),
-    "similarity": ("psnr", "ssim"),
+_HOMES = {  # name -> its file
+    "bootstrap_mean": "bootstrap",
+    "clip_score": "features",
+    "consistency": "features",
+    "flicker": "differences",
+    "frechet_distance": "sets",
+    "psnr": "similarity",
+    "squared_mmd": "sets",
+    "ssim": "similarity",
+    "temporal_flickering": "flickering",
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FILE_OF:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_FILE_OF[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
