@@ -103,7 +103,7 @@ def _compared_with_torch() -> dict[str, Any]:
     from cogvx_jax.prepare.transnet import find_weights
 
     frames = np.random.default_rng(0).integers(0, 255, (1, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-    params, apply = read_transnetv2(find_weights(None)), jax.jit(TransNetV2().apply)
+    params, apply = jax.device_put(read_transnetv2(find_weights(None))), jax.jit(TransNetV2().apply)
     theirs, given = Theirs(device="cpu"), torch.from_numpy(frames)
 
     def ours() -> None:

@@ -1,6 +1,7 @@
 """Files to deliver: colours, bits, sound and tags of every preset, read back by PyAV."""
 
 import fractions
+import io
 import itertools
 
 import av
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from cogvx_jax.data.decode import stream_video
-from cogvx_jax.data.delivery import PRESETS, DeliveryWriter, check_deliverable, check_even, preset_of
+from cogvx_jax.data.delivery import (
+    PRESETS,
+    DeliveryWriter,
+    check_deliverable,
+    check_even,
+    encoder_stream,
+    frame_of,
+    preset_of,
+)
 from cogvx_jax.data.sound import RATE, Player, Track, check_sound, has_sound, loudness, read_sound
 from cogvx_jax.finishing.colour import planes_program, to_bytes
 
@@ -173,3 +182,16 @@ def test_what_cannot_be_written(tmp_path):
     ):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size, at_once", [((64, 2304), 12), ((64, 64), 0)])
+def test_frames_of_a_large_av1_do_not_wait_for_later_ones(size, at_once):
+    """SVT-AV1 would hold 2.3 GB of them at 2160x3840."""
+    preset, fps, written = PRESETS["av1"], fractions.Fraction(60), 0
+    with av.open(io.BytesIO(), "w", format="matroska") as container:
+        stream = encoder_stream(container, preset, fps, size)
+        for number in range(12):
+            luma = np.full(size, 200 + 9 * number, np.uint16)
+            chroma = np.full((size[0] // 2, size[1] // 2), 512, np.uint16)
+            written += len(stream.encode(frame_of([luma, chroma, chroma], preset, size, number, fps)))
+        assert (written, len(stream.encode(None))) == (at_once, 12 - at_once)

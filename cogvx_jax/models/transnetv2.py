@@ -86,8 +86,8 @@ class Layer(nn.Module):
         for n, kernel in enumerate(time):
             own = slice(n * self.filters, (n + 1) * self.filters)
             part = y[..., n * inner : (n + 1) * inner]
-            found.append(_in_time(part, kernel * scale[None, None, own], DILATIONS[n]) + _as(bias[own], x.ndim))
-        return nn.relu(jnp.concatenate(found, -1))
+            found.append(_in_time(part, kernel * scale[None, None, own], DILATIONS[n]))
+        return nn.relu(jnp.concatenate(found, -1) + _as(bias, x.ndim))
 
     def _norm(self) -> tuple[jax.Array, jax.Array]:
         """Normalisation by what was seen in training, as a factor and a summand of each channel."""
@@ -130,11 +130,20 @@ def _in_space(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _in_time(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    """Convolution of three frames so far apart: (B, F, H, W, Ci) with (3, Ci, C) -> (B, F, H, W, C)."""
-    frames = x.shape[1]
-    padded = jnp.pad(x, ((0, 0), (dilation, dilation), (0, 0), (0, 0), (0, 0)))
-    taps = [padded[:, n * dilation : n * dilation + frames] for n in range(3)]
-    return jnp.dot(jnp.concatenate(taps, -1), kernel.reshape(-1, kernel.shape[-1]), precision=lax.Precision.HIGHEST)
+    """Convolution of three frames so far apart: (B, F, H, W, Ci) with (3, Ci, C) -> (B, F, H, W, C).
+
+    What a frame gives to each of the three is one product; what is moved then is less than the three frames would be.
+    """
+    inner, size = kernel.shape[1:]
+    given = jnp.dot(x, kernel.transpose(1, 0, 2).reshape(inner, -1), precision=lax.Precision.HIGHEST)
+    later, same, earlier = (given[..., n * size : (n + 1) * size] for n in range(3))
+    return _moved(later, dilation) + same + _moved(earlier, -dilation)
+
+
+def _moved(x: jax.Array, frames: int) -> jax.Array:
+    """(B, F, ...) with each frame so many later, zeros in front; or earlier, zeros behind, for numbers below 0."""
+    rest = ((0, 0),) * (x.ndim - 2)
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (frames, -frames, 0), *((*pair, 0) for pair in rest)])
 
 
 def _halved(x: jax.Array) -> jax.Array:
