@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cogvx_jax.cli.main import main
 from cogvx_jax.data.expressions import parse_expression
 from cogvx_jax.data.layouts import read_sources
 from cogvx_jax.prepare import label_head
@@ -269,7 +270,7 @@ def test_a_head_learns_a_label_and_tells_its_accuracy(tmp_path):
         list(label_head.fit(folder, table, tmp_path / "other.json"))
 
 
-def test_a_head_of_embeddings(tmp_path):
+def test_a_head_of_embeddings(tmp_path, monkeypatch, capsys):
     """A direction of 80 tells the label; no score does. There are fewer clips than numbers of each."""
     draw, folder = np.random.default_rng(3), tmp_path / "set"
     folder.mkdir()
@@ -284,7 +285,10 @@ def test_a_head_of_embeddings(tmp_path):
     table.write_text("\n".join(["clip_id,lecture", *(f"c{n},{one}" for n, one in enumerate(talks))]))
     accuracies = {}
     for on in ("scores", "embedding", "both"):
-        said = list(label_head.fit(folder, table, out, on))
+        words = ["cogvx", "prepare", "fit-labels", str(folder), str(table), "--on", on, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", words)
+        main()
+        said = capsys.readouterr().out.splitlines()
         accuracies[on] = float(next(line.split() for line in said if line.startswith("lecture"))[2])
     assert accuracies["scores"] < 0.7 and min(accuracies["embedding"], accuracies["both"]) > 0.9
     head = label_head.read_head(str(out))
