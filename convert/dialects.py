@@ -12,7 +12,7 @@ from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.llama_cpp import MARK, read_t5
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat import WHOLE, read_sat
-from cogvx_jax.convert.sat_folder import STATES, read_masters
+from cogvx_jax.convert.sat_folder import STATES, check_rank, check_share, read_masters
 from cogvx_jax.convert.tables import check_component
 from cogvx_jax.convert.taehv import is_taehv
 from cogvx_jax.convert.tensors import Renamed, Tensors
@@ -75,16 +75,22 @@ def open_component(place: str | Path, component: str, given: Given = NOTHING) ->
     Raises: as `open_tensors`; ValueError where the file does not hold the component.
     """
     check_component(component)
-    tensors = open_whole(place, given)
+    name = component.replace("_", " ")
+    try:
+        tensors = open_whole(place, given)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the {name} is missing: {error}; give its file, or the folder that it is in") from None
     if (dialect := find_dialect(tensors, component, given)) is not None:
         found = dialect.find(tensors, component, given)
         assert found is not None
+        check_share(found)
         return found
-    raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
+    raise ValueError(f"{place} holds no {name}; {_instead(tensors)}")
 
 
 def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
     """All tensors of a file, or of a folder of one component, by the names they have there; weights are unpacked."""
+    check_rank(place)
     is_state = parent_and_name(place)[1] == STATES
     return unpacked(read_masters(place) if given.masters and is_state else open_tensors(place))
 

@@ -14,8 +14,8 @@ from cogvx_jax.configs import Distilled
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
 from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
-from cogvx_jax.convert.sat_folder import find_states, has_states
-from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating
+from cogvx_jax.convert.sat_folder import check_rank, find_states, has_states
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating, unwarned
 from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.json_files import parse_json, quoted, read_json_of
 from cogvx_jax.storage import below, check_place, kind_of, open_files, parent_and_name
@@ -116,7 +116,7 @@ class LoRAFile:
 
     def numbers(self, key: str) -> np.ndarray:
         """A tensor of the file, float32. Raises: ValueError for numbers that are not finite."""
-        with np.errstate(over="ignore"):  # of a float64 that float32 cannot hold
+        with unwarned():  # of a float64 that float32 cannot hold
             numbers = self.tensors.read(key).astype(np.float32)
         if not np.isfinite(numbers).all():
             raise ValueError(f"{key} holds numbers that are not finite: its training diverged")
@@ -238,6 +238,7 @@ def find_file(source: Place) -> Place:
             f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
         )
     check_place(source)
+    check_rank(source)
     return source
 
 

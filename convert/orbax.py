@@ -19,6 +19,7 @@ import tensorstore as ts
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.quantized_layout import read_quantization, verify_files
 from cogvx_jax.convert.safetensors import MAX_SIZE
+from cogvx_jax.convert.tensors import unwarned
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import below, kvstore, open_files
 
@@ -30,6 +31,14 @@ BLOCK_BYTES = 64 * 2**20
 def is_orbax(folder: str | Path) -> bool:
     """Whether a model's folder, or the URL it lies below, holds Orbax checkpoints."""
     return open_files(folder).exists(DIGESTS)
+
+
+def check_target(target: str | Path) -> None:
+    """Raises ValueError for a URL to which checkpoints could be written, but from which they could not be read."""
+    try:
+        kvstore(target)
+    except ValueError as error:
+        raise ValueError(f"Orbax checkpoints at {target} could not be read again: {error}; nothing was written") from None
 
 
 def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +153,8 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         """A block of an array; of the files, only the blocks that it lies in are read."""
         try:
-            return np.asarray(self._arrays[path][index].read().result()).astype(dtype, copy=False)
+            with unwarned():
+                return np.asarray(self._arrays[path][index].read().result()).astype(dtype, copy=False)
         except ValueError as error:
             problem = f"unreadable: {self.component}/{path}, {_first(error)}"
             raise ConversionError("the checkpoint is damaged", [problem]) from None

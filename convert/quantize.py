@@ -13,7 +13,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters, load_params
 from cogvx_jax.convert.containers import STEMS
 from cogvx_jax.convert.export import write_weights
-from cogvx_jax.convert.orbax import DIGESTS
+from cogvx_jax.convert.orbax import DIGESTS, check_target
 from cogvx_jax.convert.orbax_export import model_to_write, write_arrays
 from cogvx_jax.convert.quantized_layout import MARK, STORED, file_digest, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor
@@ -48,6 +48,8 @@ def write_quantized(
     Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model; ValueError if
       it is quantised already, groups do not divide its kernels, or these hold numbers that are not finite.
     """
+    if layout == "orbax":
+        check_target(target)
     if (stored := read_quantization(source)) is not None:
         raise ValueError(f"{open_source(source).place} is quantised already, to {stored.name}; give the original")
     last, distilled = DIGESTS if layout == "orbax" else MARK, None if lora is None else lora.distilled

@@ -15,7 +15,7 @@ import numpy as np
 
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.finite import check_finite
-from cogvx_jax.convert.tensors import Stored, Tensors
+from cogvx_jax.convert.tensors import Stored, Tensors, unwarned
 from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
@@ -118,7 +118,7 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """Its numbers, to be written. Raises: ValueError where some are not finite."""
-        with np.errstate(over="ignore"):  # of a narrower type, which is found below
+        with unwarned():  # what a narrower type cannot hold is found below
             array = np.ascontiguousarray(self.make())
         return check_finite(self.key, array)
 

@@ -24,6 +24,11 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype in FLOATS
 
 
+def unwarned() -> np.errstate:
+    """Inside, NumPy does not warn of numbers that a type cannot hold: whoever writes them, or computes, names them."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 class Entry(Protocol):
     """An array that files hold, maybe in parts or in another form."""
 
@@ -266,7 +271,8 @@ class Tensors(collections.abc.Mapping[str, Entry]):
 
     def read(self, name: str) -> np.ndarray:
         """See `Entry.read`."""
-        return self._entries[name].read(self.files)
+        with unwarned():
+            return self._entries[name].read(self.files)
 
     def release(self) -> None:
         """Gives back the memory of what was read so far; arrays remain valid."""
