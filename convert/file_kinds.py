@@ -21,13 +21,13 @@ class Asked:
     """What is asked about.
 
     place: a path or a URL.
-    model: how a command calls it as a model; None is by its place.
+    name: how a command calls it, of a model or a LoRA that ships with this program; None is by its place.
     given: as for a model, where the files do not tell it.
     models: further models that a LoRA may be for, by the names that commands call them.
     """
 
     place: Place
-    model: str | None = None
+    name: str | None = None
     given: Given = NOTHING
     models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
 
@@ -36,11 +36,16 @@ class Asked:
         return open_files(self.place).is_folder()
 
     def at(self, place: Place) -> "Asked":
-        return dataclasses.replace(self, place=place, model=None)
+        return dataclasses.replace(self, place=place, name=None)
+
+    @property
+    def model(self) -> str:
+        """How a command calls it as a model."""
+        return self.name or model_word(self.place)
 
     def as_model(self) -> list[str]:
         """The options of a command that use it as a model, with what is given."""
-        return ["--model", self.model or model_word(self.place), *given_words(self.given)]
+        return ["--model", self.model, *given_words(self.given)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

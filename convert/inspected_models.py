@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.convert.checkpoint import open_parameters
-from cogvx_jax.convert.commands import PROMPT, command, given_words, model_word, new_name, path_word
+from cogvx_jax.convert.commands import PROMPT, command, given_words, new_name, path_word
 from cogvx_jax.convert.containers import has_weights, open_tensors
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts
@@ -19,6 +19,7 @@ from cogvx_jax.convert.sources import PUBLISHED, Place, Source, find_layout, ope
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors, Unreadable, stored_as
 from cogvx_jax.convert.tokenizer_files import has_tokenizer
+from cogvx_jax.given import Given
 from cogvx_jax.storage import below, open_files, parent_and_name
 
 KINDS: Mapping[Kind, str] = {
@@ -137,11 +138,19 @@ def tell_opened(opened: Opened, plain: bool) -> Facts:
     use = []
     if "transformer" in held:
         use.append(command("generate", PROMPT, *asked.as_model(), *opened.lacking(), *INPUT_OPTIONS[spec.kind]))
+    elif parts := {part: place for part in held if (place := _place_of(source, part)) is not None}:
+        use.append(use_parts(parts, asked.given))
     if stored is None and not spec.vae.taehv and (opened.is_packed or not plain):
         use += _conversion(opened)
     if stored is not None or is_orbax(asked.place):
-        use.append(command("verify", asked.model or model_word(asked.place)))
+        use.append(command("verify", asked.model))
     return _with_lora(opened, facts | {"use": use})
+
+
+def use_parts(parts: Mapping[str, Place], given: Given) -> str:
+    """The command that makes a video with parts of a model and another model's transformer."""
+    words = [word for part, where in parts.items() for word in (OTHERS[part][0], path_word(where))]
+    return command("generate", PROMPT, "--model", "MODEL", *words, *given_words(given.without_parts()))
 
 
 def _with_lora(opened: Opened, facts: Facts) -> Facts:
@@ -166,7 +175,7 @@ def _conversion(opened: Opened) -> list[str]:
     if set(parts) != set(COMPONENTS):
         words += [word for part in parts for word in ("--parts", part)]
     name, given = new_name(asked.place, "-diffusers"), given_words(asked.given)
-    return [command("convert", asked.model or model_word(asked.place), name, "--to", "diffusers", *words, *given)]
+    return [command("convert", asked.model, name, "--to", "diffusers", *words, *given)]
 
 
 def _sizes(spec: ModelSpec) -> str:

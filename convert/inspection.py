@@ -3,21 +3,18 @@
 Only names, shapes and settings are read. The command line adds rows for what its verbs write; see `cli.own_files`.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import infer, tora
+from cogvx_jax.convert import tora
 from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, new_name, path_word, published_word
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
 from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
 from cogvx_jax.convert.dialects import components, find_dialect
-from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
 from cogvx_jax.convert.inspected_finishing import is_network, tell_network
 from cogvx_jax.convert.inspected_models import (
     INPUT_OPTIONS,
-    OTHERS,
     Opened,
     has_part,
     is_model,
@@ -26,8 +23,10 @@ from cogvx_jax.convert.inspected_models import (
     raw_tensors,
     tell_model,
     tell_opened,
+    use_parts,
     words_of,
 )
+from cogvx_jax.convert.inspected_parts import holds_parts, part_misfit, tell_parts
 from cogvx_jax.convert.loose import CONFIGS
 from cogvx_jax.convert.lora_file import FILES, LoRAFile, open_lora
 from cogvx_jax.convert.lora_models import describe, fits, made_for, misfit
@@ -35,9 +34,7 @@ from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import LATEST, find_states, find_tags, has_states
 from cogvx_jax.convert.sources import Place, is_file, open_source
 from cogvx_jax.convert.tables import COMPONENTS
-from cogvx_jax.convert.taehv import is_taehv
-from cogvx_jax.convert.tensors import Tensors, Unreadable
-from cogvx_jax.given import Given
+from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import below, open_files, parent_and_name
 
@@ -113,8 +110,7 @@ def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
     facts = {name: value for name, value in describe(found).items() if name != "file"}
     model, spec = _model_of(found, asked)
     inputs = INPUT_OPTIONS[spec.kind] if spec is not None else ()
-    lora = lora_word(place)
-    use = [command("generate", PROMPT, "--model", model, "--lora", lora, *inputs)]
+    use = [command("generate", PROMPT, "--model", model, "--lora", asked.name or lora_word(place), *inputs)]
     if found.format.to != "peft":
         use.append(command("lora", "convert", path_word(place), new_name(place, "-peft.safetensors")))
     return {"holds": "a LoRA"} | facts | {"use": use}
@@ -256,12 +252,12 @@ def _parts(asked: Asked, tensors: Tensors) -> Facts:
         raise ValueError(f"{given.said()[0]} tells about a transformer, and {asked.place} holds none; leave it out")
     if "transformer" in held:
         facts |= _transformer(asked, list(held))
-    elif problem := _misfit(whole, held, given):
-        return facts | {"model": problem}
-    else:
-        words = [word for part in held for word in (OTHERS[part][0], path_word(asked.place))]
-        words += given_words(dataclasses.replace(given, vae=None, text_encoder=None))
-        facts["use"] = [command("generate", PROMPT, "--model", "MODEL", *words)]
+        return facts | above | {"use": [*above.get("use", []), *facts.get("use", [])]}
+    for part, dialect in held.items():
+        found = dialect.find(whole, part, given)
+        if found is not None and (problem := part_misfit(found, part)):
+            return facts | {"model": problem}
+    facts["use"] = [use_parts(dict.fromkeys(held, asked.place), given)]
     return facts | above | {"use": [*above.get("use", []), *facts.get("use", [])]}
 
 
@@ -273,23 +269,6 @@ def _transformer(asked: Asked, held: list[str]) -> Facts:
     source = open_source(asked.place, asked.given)
     there = [part for part in COMPONENTS if part in held or has_part(source, part)]
     return tell_opened(Opened(source=source, asked=asked, held=there, raw=raw_tensors(source, there)), plain=False)
-
-
-def _misfit(tensors: Tensors, held: Mapping[str, object], given: Given) -> str | None:
-    """Why parts do not open with a published model; None where they may."""
-    makers = {"vae": infer.infer_vae, "text_encoder": infer.infer_text_encoder}
-    for part in held:
-        dialect = find_dialect(tensors, part, given)
-        found = None if dialect is None else dialect.find(tensors, part, given)
-        if found is None or part == "vae" and is_taehv(found):
-            continue
-        if bad := next(((key, entry) for key, entry in found.items() if isinstance(entry, Unreadable)), None):
-            return f"not one that opens: {bad[0]}: {bad[1].problem}"
-        try:
-            makers[part](found, PRESETS["5b"])
-        except ConversionError as error:
-            return f"not one that opens: {error.problems[0]}"
-    return None
 
 
 def _model_above(asked: Asked) -> Facts:
@@ -309,6 +288,7 @@ WEIGHTS = (  # the first that fits counts
     FileKind(name="a model", fits=is_model, tell=tell_model),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
     FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),
+    FileKind(name="parts of a model", fits=holds_parts, tell=tell_parts),
     FileKind(name="a tokenizer", fits=is_tokenizer, tell=_tell_tokenizer),
     FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights),
 )

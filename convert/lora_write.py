@@ -17,8 +17,8 @@ from cogvx_jax.convert.lora_models import parameters
 from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat_folder import LATEST, STATES
 from cogvx_jax.convert.tables import Parameter
-from cogvx_jax.convert.tensors import unwarned
 from cogvx_jax.convert.targets import SAT_TAG
+from cogvx_jax.convert.tensors import unwarned
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.lora import LoRA, first_distilled
 from cogvx_jax.temporaries import check_local, temporary_beside, written_place

@@ -38,7 +38,9 @@ def check_target(target: str | Path) -> None:
     try:
         kvstore(target)
     except ValueError as error:
-        raise ValueError(f"Orbax checkpoints at {target} could not be read again: {error}; nothing was written") from None
+        raise ValueError(
+            f"Orbax checkpoints at {target} could not be read again: {error}; nothing was written"
+        ) from None
 
 
 def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -316,7 +316,7 @@ def test_tags_and_what_is_missing(saved, bare):
     (bare / "kept").rename(folder / "1")
     (folder / "latest").write_text("1")
     (folder / "1" / "mp_rank_01_model_states.pt").touch()
-    with pytest.raises(ValueError, match="is one of 2 model-parallel ranks that a model is split over; merge them with SAT's own"):
+    with pytest.raises(ValueError, match="is one of 2 model-parallel ranks that a model is split over; merge them"):
         open_source(bare, given).spec()
     (folder / "1" / STATES).rename(folder / "1" / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     (folder / "1" / "mp_rank_01_model_states.pt").unlink()
@@ -414,7 +414,10 @@ def test_the_official_trainers_shards_have_published_names(saved, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(stage=3), "zero_pp_rank_0_mp_rank_00_optim_states.pt cannot be read: it has no single_.*, as ZeRO's third stage; convert"),
+        (
+            dict(stage=3),
+            "zero_pp_rank_0_mp_rank_00_optim_states.pt cannot be read: it has no single_.*, as ZeRO's third stage",
+        ),
         (dict(count=4), "is one of 4 shards, of which 2 are there"),
         (dict(remove=0), "lacks the shard of rank 0, though it has zero_pp_rank_1_mp_rank_00_optim_states.pt"),
         (dict(remove=1), "is one of 2 shards, of which 1 are there"),
