@@ -55,11 +55,15 @@ class FileKind:
     name: with its article, for messages.
     fits: whether a place is of this kind. Raises: ValueError for one that is, and is damaged.
     tell: facts by name; those under "use" are commands. Raises: as `fits`.
+    is_model: whether it is of a model, of which more may be said.
+    encloses: whether whatever lies in such a folder is a part of it.
     """
 
     name: str
     fits: Callable[[Asked], bool]
     tell: Callable[[Asked], Facts]
+    is_model: bool = False
+    encloses: bool = True
 
 
 def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
@@ -75,6 +79,8 @@ def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     if not is_folder and not open_files(parent).exists(name):
         raise FileNotFoundError(f"there is no file or folder {place}")
     kind = next((kind for kind in kinds if kind.fits(asked)), None)
+    if kind is None or not kind.is_model:
+        check_nothing_said(asked)
     facts = _part_of(asked, kinds) if kind is None else kind.tell(asked)
     if facts is None:
         raise ValueError(_unknown(asked))
@@ -85,6 +91,14 @@ def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     if words := replacements(use):
         found["replace"] = words
     return found
+
+
+def check_nothing_said(asked: Asked) -> None:
+    """Raises ValueError, one sentence, where something is said of a model and the place is none."""
+    if asked.given:
+        raise ValueError(
+            f"{asked.given.said()[0]} tells about a CogVideoX model, and {asked.place} is none; leave it out"
+        )
 
 
 def _unknown(asked: Asked) -> str:
@@ -99,11 +113,16 @@ def _unknown(asked: Asked) -> str:
 def _part_of(asked: Asked, kinds: Sequence[FileKind]) -> Facts | None:
     """Of what lies in a folder of a known kind, such as a model's scheduler; None where that is not so."""
     for above in folders_above(asked.place):
-        for kind in kinds:
-            with contextlib.suppress(ValueError, OSError):  # of a damaged one, or of folders that are no user's own
-                if kind.fits(asked.at(above)):
-                    return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
+        kind = next((kind for kind in kinds if _fits(kind, asked.at(above))), None)
+        if kind is not None and kind.encloses:
+            return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
     return None
+
+
+def _fits(kind: FileKind, asked: Asked) -> bool:
+    with contextlib.suppress(ValueError, OSError):  # of a damaged one, or of folders that are no user's own
+        return kind.fits(asked)
+    return False
 
 
 def folders_above(place: Place) -> Iterator[Path]:

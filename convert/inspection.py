@@ -11,7 +11,7 @@ from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, 
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
 from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
 from cogvx_jax.convert.dialects import components, find_dialect
-from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
+from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, check_nothing_said, folders_above, tell
 from cogvx_jax.convert.inspected_finishing import is_network, tell_network
 from cogvx_jax.convert.inspected_models import (
     INPUT_OPTIONS,
@@ -26,8 +26,7 @@ from cogvx_jax.convert.inspected_models import (
     use_parts,
     words_of,
 )
-from cogvx_jax.convert.inspected_parts import holds_parts, part_misfit, tell_parts
-from cogvx_jax.convert.loose import CONFIGS
+from cogvx_jax.convert.inspected_parts import check_of_parts, holds_parts, part_misfit, tell_parts
 from cogvx_jax.convert.lora_file import FILES, LoRAFile, open_lora
 from cogvx_jax.convert.lora_models import describe, fits, made_for, misfit
 from cogvx_jax.convert.packed import unpacked
@@ -98,8 +97,7 @@ def _tell_lora_folder(asked: Asked) -> Facts:
 def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
     """Of a LoRA, of a file's tensors, or of a folder. Raises: ValueError with their names for tensors that are none."""
     place = asked.place
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {place} holds none; leave it out")
+    check_nothing_said(asked)
     try:
         found = LoRAFile(place, tensors) if tensors is not None else open_lora(place)
     except ValueError as error:
@@ -142,8 +140,6 @@ def _is_controlnet(asked: Asked) -> bool:
 
 
 def _tell_controlnet(asked: Asked) -> Facts:
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
     cfg = open_controlnet(asked.place).cfg
     model = next(
         (
@@ -181,8 +177,6 @@ def _is_tora(asked: Asked) -> bool:
 
 
 def _tell_tora(asked: Asked) -> Facts:
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
     there = tora.parts_in(asked.place)
     if lacking := [part for part, files in there.items() if not files]:
         (part,) = there.keys() - set(lacking)
@@ -248,8 +242,8 @@ def _parts(asked: Asked, tensors: Tensors) -> Facts:
         return _lora(asked, tensors)
     facts: Facts = {"holds": ", ".join(f"{words_of(part)} ({dialect.name} names)" for part, dialect in held.items())}
     above = _model_above(asked)
-    if given and "transformer" not in held and not any(given.of_document(CONFIGS[part]) for part in held):
-        raise ValueError(f"{given.said()[0]} tells about a transformer, and {asked.place} holds none; leave it out")
+    if "transformer" not in held:
+        check_of_parts(asked, held)
     if "transformer" in held:
         facts |= _transformer(asked, list(held))
         return facts | above | {"use": [*above.get("use", []), *facts.get("use", [])]}
@@ -280,15 +274,15 @@ def _model_above(asked: Asked) -> Facts:
 
 
 WEIGHTS = (  # the first that fits counts
-    FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags),
+    FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags, is_model=True, encloses=False),
     FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
     FileKind(name="a ControlNet", fits=_is_controlnet, tell=_tell_controlnet),
     FileKind(name="Tora", fits=_is_tora, tell=_tell_tora),
     FileKind(name="a network that finishes videos", fits=is_network, tell=tell_network),
-    FileKind(name="a model", fits=is_model, tell=tell_model),
+    FileKind(name="a model", fits=is_model, tell=tell_model, is_model=True),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
-    FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),
-    FileKind(name="parts of a model", fits=holds_parts, tell=tell_parts),
+    FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder, is_model=True),
+    FileKind(name="parts of a model", fits=holds_parts, tell=tell_parts, is_model=True, encloses=False),
     FileKind(name="a tokenizer", fits=is_tokenizer, tell=_tell_tokenizer),
-    FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights),
+    FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights, is_model=True),
 )

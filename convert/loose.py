@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cogvx_jax.configs import DTYPES, ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.applies import check_given
+from cogvx_jax.convert.applies import check_given, check_position
 from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
@@ -149,6 +149,7 @@ class LooseParts:
             elif part in self._places or part != "text_encoder":
                 news = None if where in [below(folder, path) for folder in self.configs] else where
                 lines += told_lines(part, document, beside, news, said, like.name, part in self._places)
+        check_position(self.given, documents[CONFIGS["transformer"]], self.place)
         spec = self._parsed(documents)
         if self._has_taehv:
             spec = with_taehv(spec, self.given)

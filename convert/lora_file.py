@@ -63,6 +63,7 @@ class LoRAFile:
     modules: by published name.
     differences: by the name of a published tensor.
     ignored: names of tensors of a text encoder.
+    idle_alphas: names of modules that have an alpha and no adapter, but a whole difference, which takes none.
     said: PEFT's settings, and `metadata` all that the file says beside its tensors, as texts.
     distilled: how a LoRA of few steps is sampled from; None of another.
     Raises: ValueError, which does not name the file, for one that holds no LoRA, or one that is damaged.
@@ -80,6 +81,11 @@ class LoRAFile:
         names = dict.fromkeys(module for module, part in self._keys if part in ("a", "b"))
         self.modules = {name: self._module(name) for name in names}
         self.differences = self._differences()
+        if alpha is not None and not self.modules:
+            raise ValueError(
+                "alpha is of adapters, and it holds whole differences alone, which have none; leave it out"
+            )
+        self.idle_alphas = self._idle_alphas()
 
     def _add(self, key: str, name: Name) -> None:
         other = self._keys.setdefault((name.module, name.part), key)
@@ -180,6 +186,14 @@ class LoRAFile:
         if math.prod(shape) != 1:
             raise ValueError(f"its alpha of {module} has the shape {shape}, and must be one number")
         return float(self.numbers(key).reshape(()))
+
+    def _idle_alphas(self) -> list[str]:
+        """Raises: ValueError for an alpha of nothing."""
+        idle = [module for module, part in self._keys if part == "alpha" and module not in self.modules]
+        for module in idle:
+            if (module, "diff") not in self._keys and (module, "diff_b") not in self._keys:
+                raise ValueError(f"it holds an alpha of {module}, and no adapter of it: it is not whole")
+        return idle
 
     def _differences(self) -> dict[str, Difference]:
         found: dict[str, Difference] = {}

@@ -336,7 +336,10 @@ def _cast(tensor: Tensor, dtype: str | np.dtype | None) -> Tensor:
     def make() -> np.ndarray:
         array = tensor.make().astype(kind)
         if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{tensor.key} would have numbers that {kind} cannot hold")
+            raise ValueError(
+                f"{tensor.key} would have numbers that {kind} cannot hold; lower alpha or the weight, or give another "
+                "dtype"
+            )
         return array
 
     return dataclasses.replace(tensor, dtype=kind, make=make)

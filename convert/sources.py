@@ -13,12 +13,12 @@ from typing import Protocol
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.applies import check_given
+from cogvx_jax.convert.applies import check_given, check_position
 from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_documents, spec_of
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.loose import LooseParts, Place
+from cogvx_jax.convert.loose import CONFIGS, LooseParts, Place
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat_folder import find_states, has_states
 from cogvx_jax.convert.tables import COMPONENTS
@@ -85,6 +85,7 @@ class PublishedFolder:
         documents, problems = self._documents()
         for document in DOCUMENTS:
             documents[document.path] = documents.get(document.path, {}) | self.given.of_document(document.path)
+        check_position(self.given, documents[CONFIGS["transformer"]], self.place)
         spec = parse_documents(documents, parent_and_name(self.place)[1], problems)
         if problems:
             raise ConversionError(f"{self.place} is not a model that is supported", problems)

@@ -135,7 +135,7 @@ def test_options_without_an_effect_are_refused(files, run, tmp_path):
         "lora", "merge", "x", *tokenizer, "--out", out, status=2
     )
     for file in (place / "vae" / "diffusion_pytorch_model.safetensors", lora_of(place, tmp_path)):
-        assert "holds none; leave it out" in run("inspect", file, "--position", "rope", status=2)
+        assert "; leave it out" in run("inspect", file, "--position", "rope", status=2)
     write_small(tmp_path / "wide", spec_of_16())
     write_taehv(tmp_path / "taecvx.safetensors")
     assert "groups is for a VAE with norms" in run(
@@ -158,6 +158,32 @@ def test_position_counts_in_every_layout(files):
     assert open_source(files / "published", Given(position="sincos")).spec().transformer.position == "sincos"
     assert open_source(files / "one.safetensors", Given(position="sincos")).spec().transformer.position == "sincos"
     assert open_source(files / "one.safetensors").spec().transformer.position == "rope"
+
+
+@pytest.mark.parametrize(
+    "kind, words", [("1.5-5b", "patches of several frames"), ("5b-i2v", "a learned table of them")]
+)
+def test_positions_that_leave_no_choice(run, tmp_path, kind, words):
+    published = write_small(tmp_path / kind, small_spec(kind))
+    alone = shutil.copy(published / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "x.safetensors")
+    for place in (published, alone):
+        said = f"position sincos is for 2B and its like, and {place} has {words}, with which"
+        assert said in run("info", place, "--position", "sincos", status=2)
+        assert ", rope" in run("info", place, "--position", "rope")
+
+
+def test_nothing_is_said_of_what_is_no_model(files, run, tmp_path):
+    """It was left out without a word, but of a LoRA."""
+    lora = lora_of(files / "published", tmp_path)
+    for place in (files / "published" / "tokenizer", files / "published" / "scheduler", lora, "tiny-fast", "tiny2022"):
+        said = run("inspect", place, "--position", "rope", status=2)
+        assert said.startswith("cogvx: position tells about a CogVideoX model, and ") and "is none" in said
+    assert "tiny2022 is CogVideo (2022), whose files tell everything; leave out position" in run(
+        "info", "tiny2022", "--position", "rope", status=2
+    )
+    write_model(open_source(files / "published"), tmp_path / "vae", "sat", parts=("vae",))
+    assert "position tells about a transformer, and" in run("inspect", tmp_path / "vae", "--position", "rope", status=2)
+    assert "--groups 2" in run("inspect", tmp_path / "vae", "--groups", 2)
 
 
 def test_a_lora_is_merged_into_a_model_of_single_files(files, run, tmp_path):

@@ -240,7 +240,7 @@ REAL = {
 
 def run(command, *more):
     words = [REAL.get(word, word) for word in shlex.split(command)][1:]
-    options = {"generate": ["--steps", "2", "--no-progress"]}.get(words[0], [])
+    options = {"generate": ["--steps", "3", "--no-progress"]}.get(words[0], [])
     args = [*words, *options, *more]
     tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=args)
 

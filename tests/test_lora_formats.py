@@ -359,6 +359,22 @@ def test_differences_of_comfyui_and_biases_of_peft(tmp_path):
     )
 
 
+def test_alpha_is_of_adapters(tmp_path, recwarn):
+    """Given, it is used or refused; beside a whole difference it has no effect, as in ComfyUI, which is said."""
+    stem = f"diffusion_model.{KEY}"
+    whole = {f"{stem}.diff": normal(5, D, D)}
+    path = save(tmp_path / "whole.safetensors", whole)
+    with pytest.raises(ValueError, match="alpha is of adapters, and it holds whole differences alone"):
+        read_lora(path, TWO, 1)
+    assert not open_lora(path).idle_alphas and not recwarn
+    path = save(tmp_path / "both.safetensors", whole | {f"{stem}.alpha": np.full((), 3, np.float32)})
+    np.testing.assert_array_equal(deltas(read_lora(path, TWO), TWO)[f"{KEY}.weight"], whole[f"{stem}.diff"])
+    said = f"the alpha of {KEY} has no effect, as in ComfyUI: a whole difference takes none"
+    assert [str(one.message) for one in recwarn] == [f"{path}: {said}"] and describe(open_lora(path))["mind"] == [said]
+    lost = pair(*COMFY) | {f"{stem.replace('to_q', 'to_k')}.alpha": np.ones((), np.float32)}
+    assert f"an alpha of {KEY[:-1]}k, and no adapter" in refusal(save(tmp_path / "lost.safetensors", lost))
+
+
 SAT = Path(__file__).parent / "data" / "sat_2b_lora" / "transformer"
 LAYERS = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 

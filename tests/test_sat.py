@@ -16,10 +16,11 @@ from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec
 from torch_file import save
 
 import cogvx_jax as cx
-from cogvx_jax.convert import ConversionError, load_params
+from cogvx_jax.convert import ConversionError, load_params, open_lora
 from cogvx_jax.convert.checkpoint import component_parameters, published_tensors
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.infer import infer_text_encoder, infer_transformer, infer_vae
+from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sat import PREFIXES, read_sat, write_sat
 from cogvx_jax.convert.sources import open_source, read_spec
@@ -324,6 +325,44 @@ def test_tags_and_what_is_missing(saved, bare):
         open_source(bare, given).spec()
 
 
+def share(arrays, rank, ranks):
+    """What a model-parallel rank of SAT's has of them."""
+    found = {}
+    for key, array in arrays.items():
+        if "query_key_value" in key or "dense_h_to_4h" in key:
+            parts = np.split(array, 3 if "query_key_value" in key else 1)
+            found[key] = np.concatenate([np.split(part, ranks)[rank] for part in parts])
+        elif key.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+            found[key] = np.split(array, ranks, 1)[rank]
+        else:
+            found[key] = array
+    return found
+
+
+def test_one_rank_of_a_split_model_is_refused(saved, tmp_path):
+    """As a file among others, and alone under any name: its shapes tell."""
+    published, sat = saved("5b")
+    arrays = read_all(open_tensors(sat / "transformer" / "1" / STATES))
+    names = [f"mp_rank_0{rank}_model_states.pt" for rank in range(2)]
+    for rank, name in enumerate([*names, "alone.pt"]):
+        tensors = [Tensor.of(key, array) for key, array in share(arrays, rank % 2, 2).items()]
+        write_torch(tmp_path / name, tensors, "module")
+    shutil.copy(published / "transformer" / "config.json", tmp_path / "config.json")
+    for name in (*names, "alone.pt"):
+        words = f"{tmp_path / name} is one of 2 model-parallel ranks that a model is split over; merge them with SAT's"
+        with pytest.raises(ValueError, match=f"^{words}"):
+            cx.load_spec(tmp_path / name)
+    assert words in str(inspect(tmp_path / "alone.pt")["model"])
+    for read in (inspect, open_lora):
+        with pytest.raises(ValueError, match="is one of 2 model-parallel ranks"):
+            read(tmp_path / names[1])
+    (tmp_path / names[0]).unlink()
+    for name in (names[1], "z3_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=f"{name} (is one of 2 model|was saved by ZeRO's third stage)"):
+            cx.load_spec(tmp_path / name)
+
+
 def test_parts_that_are_missing_are_named_before_any_is_read(bare, monkeypatch):
     shutil.rmtree(bare / "t5-v1_1-xxl")
     with pytest.raises(FileNotFoundError, match=f"{bare} holds no text encoder; give text_encoder, a file or a folder"):
@@ -409,6 +448,17 @@ def test_the_official_trainers_shards_have_published_names(saved, tmp_path):
     assert_identical(read_all(found.tensors("transformer")), arrays)
     loaded = cx.load(tmp_path, **vars(given))
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, cx.load(published).params))
+
+
+def test_a_damaged_file_of_deepspeed_is_named(tmp_path):
+    arrays = {"a": np.ones((3, 4), np.float32)}
+    names = [STATES, *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))]
+    for name in names:
+        deepspeed(tmp_path, arrays, 2, [["a"]])
+        for damaged in ((tmp_path / name).read_bytes()[:400], b"", b"hello" * 100):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"^{tmp_path / name} cannot be read: truncated"):
+                open_source(tmp_path, Given(masters=True)).tensors("transformer")
 
 
 @pytest.mark.parametrize(
