@@ -11,6 +11,7 @@ from cogvx_jax.convert.commands import PROMPT, command, given_words, new_name, p
 from cogvx_jax.convert.containers import has_weights, open_tensors
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts
+from cogvx_jax.convert.loose import LooseParts
 from cogvx_jax.convert.lora_file import LoRAFile, counted
 from cogvx_jax.convert.orbax import is_orbax
 from cogvx_jax.convert.packed import packed_layers
@@ -67,10 +68,9 @@ class Opened:
 
     @property
     def has_tokenizer(self) -> bool:
-        try:
-            return is_tokenizer(Asked(place=self.source.tokenizer))
-        except FileNotFoundError:
-            return False
+        source = self.source
+        place = source.own_tokenizer if isinstance(source, LooseParts) else source.tokenizer
+        return place is not None and is_tokenizer(Asked(place=place))
 
     @property
     def is_packed(self) -> bool:

@@ -1,5 +1,6 @@
 """What is said of a model beside its files: it is used or refused, and what is found by itself is told."""
 
+import dataclasses
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines import model as models
+from cogvx_jax.presets import PRESETS
 
 ALONE = dict(position="rope", groups=2, sample_height=4, sample_width=6, sample_frames=9, text_length=24)
 
@@ -244,6 +246,40 @@ def test_what_a_given_part_has_beside_it_counts(files, tmp_path):
         (line,) = [line for line in source.inferred() if line.startswith("vae: ")]
         assert line.startswith(f"vae: settings of {vae.with_suffix('.json')}; as given: norm_num_groups 2; from its")
     assert open_source(published, Given(vae=str(vae), scaling_factor=0.9)).spec().vae.scaling_factor == 0.9
+
+
+def test_a_published_t5_without_a_tokenizer_takes_the_published_one(run, monkeypatch, tmp_path):
+    """As files of ComfyUI lie; it is known by the words of T5, and fetched where it is needed."""
+    import huggingface_hub
+
+    spec = small_spec("5b")
+    words = PRESETS["5b"].text_encoder.vocab
+    spec = dataclasses.replace(spec, text_encoder=dataclasses.replace(spec.text_encoder, vocab=words))
+    published = write_small(tmp_path / "hub", spec)
+    write_model(open_source(published), tmp_path / "single", "single")
+    shutil.rmtree(tmp_path / "single" / "tokenizer")
+    asked = []
+
+    def snapshot(repo, *, allow_patterns):
+        asked.append((repo, *allow_patterns))
+        return str(published)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    told = "tokenizer: there is none, so that of zai-org/CogVideoX-5b is fetched from the hub where it is needed"
+    assert told in run("info", tmp_path / "single") and "--tokenizer TOKENIZER" in run("inspect", tmp_path / "single")
+    assert not asked
+    model = cx.load(tmp_path / "single", components=("text_encoder",))
+    assert asked == [("zai-org/CogVideoX-5b", "tokenizer/*")]
+    assert model.tokenizer("a red circle").input_ids == cx.load(published).tokenizer("a red circle").input_ids
+
+    def offline(repo, *, allow_patterns):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(
+        OSError, match="single has no tokenizer: give tokenizer, a folder .* could not get zai-org"
+    ):
+        cx.load(tmp_path / "single")
 
 
 def test_masters_are_of_the_folder_that_has_them(files, tmp_path):
