@@ -5,7 +5,7 @@ published names and in their published shapes, or None where the file does not h
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cogvx_jax.convert.containers import open_tensors
@@ -125,4 +125,10 @@ def _instead(tensors: Tensors) -> str:
     names = list(tensors)
     if any("lora" in name.lower() for name in names):
         return "it looks like a LoRA, for --lora"
-    return f"its tensors are called {', '.join([*names[:3], *(['...'] if len(names) > 3 else [])]) or 'nothing'}"
+    return called(names)
+
+
+def called(names: Sequence[str]) -> str:
+    """What tensors are called that nobody knows."""
+    some = ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    return f"its tensors are called {some}" if any(names) else "there are no tensors with names in it"

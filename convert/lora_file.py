@@ -172,6 +172,10 @@ class LoRAFile:
         key = self._keys.get((module, part))
         if key is None:
             return None
+        return self._numeric(key)
+
+    def _numeric(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor of the file. Raises: ValueError for one that is unreadable, or not of numbers."""
         if isinstance(entry := self.tensors[key], Unreadable):
             raise ValueError(f"{key} cannot be read: {entry.problem}")
         if not is_floating(entry.dtype):
@@ -206,7 +210,7 @@ class LoRAFile:
             if name in found:
                 raise ValueError(f"it holds two differences of {name}, {found[name].key} and {key}")
             factor = self.modules[module].alpha.scale if part == "bias" else 1.0
-            found[name] = Difference(key=key, shape=tuple(self.tensors[key].shape), factor=factor)
+            found[name] = Difference(key=key, shape=self._numeric(key), factor=factor)
         return found
 
 

@@ -18,8 +18,7 @@ import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.quantized_layout import read_quantization, verify_files
-from cogvx_jax.convert.safetensors import MAX_SIZE
-from cogvx_jax.convert.tensors import unwarned
+from cogvx_jax.convert.tensors import MAX_SIZE, unwarned
 from cogvx_jax.json_files import parse_json, quoted
 from cogvx_jax.storage import below, kvstore, open_files
 

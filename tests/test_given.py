@@ -276,9 +276,7 @@ def test_a_published_t5_without_a_tokenizer_takes_the_published_one(run, monkeyp
         raise OSError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(
-        OSError, match="single has no tokenizer: give tokenizer, a folder .* could not get zai-org"
-    ):
+    with pytest.raises(OSError, match="single has no tokenizer: give tokenizer, a folder .* could not get zai-org"):
         cx.load(tmp_path / "single")
 
 

@@ -354,6 +354,8 @@ def test_differences_of_comfyui_and_biases_of_peft(tmp_path):
         assert_same(deltas(read_lora(tmp_path / f"{to}-bias.safetensors", TWO), TWO), deltas(peft, TWO))
     lonely = {PEFT[1].replace("weight", "bias"): bias}
     assert "the bias of an adapter, without the adapter" in refusal(save(tmp_path / "z.safetensors", lonely))
+    whole = {f"{stem}.attn1.to_q.diff_b": np.zeros(D, np.int8)}
+    assert "diff_b is int8, not floating-point" in refusal(save(tmp_path / "z.safetensors", pair(*COMFY) | whole))
     assert "is (3,), the model's (16,)" in refusal(
         save(tmp_path / "z.safetensors", pair(*COMFY) | {f"{stem}.attn1.to_q.diff_b": normal(0, 3)})
     )
