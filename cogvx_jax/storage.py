@@ -23,6 +23,9 @@ BUCKETS = ("gs", "s3")  # whose folders are written to
 URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
 Span = tuple[str, int, int]  # file, first byte, count
 KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
+MAPPED_BYTES = (
+    256 * 2**20
+)  # of what was read of local files, which stay in memory until `release`, or until more is read
 SMALL_FILE = 64 * 2**20  # bytes; configurations and tokenizers take less, weights are read in ranges
 
 
@@ -263,6 +266,7 @@ class LocalFiles:
         self.folder = folder
         self.where, self.name = str(folder), folder.absolute().name
         self._maps: dict[str, mmap.mmap] = {}
+        self._mapped = 0  # bytes that were read since `release`
 
     def is_folder(self) -> bool:
         return os.path.isdir(self.folder)  # as `Path.is_dir`, but False of what may not be looked at, in every Python
@@ -287,9 +291,13 @@ class LocalFiles:
         if file not in self._maps:
             with (self.folder / file).open("rb") as opened:
                 self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._mapped + count > MAPPED_BYTES:  # as of a parameter of all layers, which takes gigabytes
+            self.release()
+        self._mapped += count
         return np.frombuffer(self._maps[file], np.uint8, count, start)
 
     def release(self) -> None:
+        self._mapped = 0
         for mapped in self._maps.values():
             if hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)

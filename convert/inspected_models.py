@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.convert.checkpoint import open_parameters
 from cogvx_jax.convert.commands import PROMPT, command, given_words, new_name, path_word
-from cogvx_jax.convert.containers import has_weights, open_tensors
+from cogvx_jax.convert.containers import names_weights, open_tensors
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts
 from cogvx_jax.convert.loose import LooseParts
@@ -90,11 +90,11 @@ def _place_of(source: Source, part: str) -> Place | None:
 
 
 def has_part(source: Source, part: str) -> bool:
-    """Whether a model's files hold a part, or it is given."""
+    """Whether a model's files hold a part, maybe a damaged one, or it is given."""
     if (place := _place_of(source, part)) is None:
         return False
     parent, name = parent_and_name(place)
-    return open_files(parent).exists(name) or has_weights(place) or open_files(below(place, "orbax")).is_folder()
+    return open_files(parent).exists(name) or names_weights(place) or open_files(below(place, "orbax")).is_folder()
 
 
 def raw_tensors(source: Source, parts: Sequence[str]) -> dict[str, Tensors]:

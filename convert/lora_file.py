@@ -13,7 +13,7 @@ import numpy as np
 from cogvx_jax.configs import Distilled
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
-from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
+from cogvx_jax.convert.lora_formats import LINEAR, MODULES, PATCH, Name, Part, find_format, numbered
 from cogvx_jax.convert.sat_folder import check_rank, find_states, has_states
 from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating, unwarned
 from cogvx_jax.diffusion.samplers import SAMPLERS
@@ -111,9 +111,15 @@ class LoRAFile:
         return a.reshape(found.rank, -1).T, b.reshape(-1, found.rank).T
 
     def stored(self, module: str, part: Part) -> np.ndarray:
-        """A tensor of a module as it is in the file. Raises: KeyError; ValueError for numbers that are not finite."""
+        """A tensor of a module as it is in the file.
+
+        Raises: KeyError; ValueError, with the file's name, for numbers that are not finite.
+        """
         key = self._keys[module, part]
-        self.numbers(key)
+        try:
+            self.numbers(key)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         return self.tensors.read(key)
 
     def entry(self, module: str, part: Part) -> Entry:
@@ -163,6 +169,8 @@ class LoRAFile:
         window = a[2:] if len(a) == 4 else ()
         if len(a) not in (2, 4) or len(b) != len(a) or math.prod(b[2:]) != 1 or a[0] != b[1]:
             raise ValueError(f"the ranks of {name} disagree, {first} is {a}, {second} {b}")
+        if name != PATCH and math.prod(window) != 1:
+            raise ValueError(f"{first} of {name} is {a}, of a convolution, and the layer is a linear one")
         if numbered(name)[0] in NOT_LINEAR:
             raise ValueError(f"it has a {first} of {name}, which is no linear layer")
         alpha = self._alphas.of(name, a[0], self._tensor_alpha(name))

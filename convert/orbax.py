@@ -20,11 +20,12 @@ from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.quantized_layout import read_quantization, verify_files
 from cogvx_jax.convert.tensors import MAX_SIZE, unwarned
 from cogvx_jax.json_files import parse_json, quoted
-from cogvx_jax.storage import below, kvstore, open_files
+from cogvx_jax.storage import BUCKETS, below, kvstore, open_files
 
 DIGESTS = "digests.json"
 FORMAT = "cogvx orbax 1"  # changes when an older program could not read the folder
 BLOCK_BYTES = 64 * 2**20
+WRITTEN = (*BUCKETS, "file")  # kinds of URLs; tensorstore reads others, such as http, and not all that fsspec writes to
 
 
 def is_orbax(folder: str | Path) -> bool:
@@ -33,13 +34,11 @@ def is_orbax(folder: str | Path) -> bool:
 
 
 def check_target(target: str | Path) -> None:
-    """Raises ValueError for a URL to which checkpoints could be written, but from which they could not be read."""
-    try:
-        kvstore(target)
-    except ValueError as error:
-        raise ValueError(
-            f"Orbax checkpoints at {target} could not be read again: {error}; nothing was written"
-        ) from None
+    """Raises ValueError for a URL from which checkpoints could not be read again, or to which none are written."""
+    scheme, is_url, _ = str(target).partition("://")
+    if is_url and scheme not in WRITTEN:
+        places = ", ".join(f"{scheme}://" for scheme in WRITTEN)
+        raise ValueError(f"Orbax checkpoints are written to folders, {places}, not to {target}; nothing was written")
 
 
 def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:

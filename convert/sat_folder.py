@@ -111,7 +111,7 @@ def _listed(tags: list[str]) -> str:
 
 def _tag(files: Files) -> str:
     try:
-        tag = files.bytes(LATEST, MAX_TAG).decode().strip()
+        tag = files.bytes(LATEST, MAX_TAG).decode(errors="replace").strip()
     except ValueError as error:
         raise ValueError(f"{files.where}/{LATEST} names no tag: {error}") from None
     if not re.fullmatch(r"[\w-][\w.-]*", tag, re.ASCII):

@@ -317,7 +317,8 @@ def test_names_are_those_of_paths_not_of_published_models(tmp_path, monkeypatch,
         "./VAE",
         "x/tiny",
     ]
-    assert [lora_word(Path(name)) for name in ("a", "a:0.5", "a:b", "-x")] == ["a", "a:0.5:1", "a:b", "./-x"]
+    names = ("a", "a:0.5", "a:b", "-x", "tiny-fast")
+    assert [lora_word(Path(name)) for name in names] == ["a", "a:0.5:1", "a:b", "./-x", "./tiny-fast"]
     assert published_word("CogVideoX-5b") == "5b" and published_word("tiny") is None
     Path("5b").mkdir()
     assert published_word("CogVideoX-5b") == "zai-org/CogVideoX-5b"
@@ -358,6 +359,12 @@ def test_parts_that_do_not_open_say_why(files, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:-9])
     facts = told(capsys, tmp_path / "model")
     assert facts["model"].startswith("not one that opens") and "truncated" in facts["why"][0] and "use" not in facts
+    file.unlink()
+    file.symlink_to("../blobs/123")  # as of a download that was broken off
+    facts = told(capsys, tmp_path / "model")
+    assert "a link to ../blobs/123, which is not there, not a file" in facts["why"][0] and "lacks" not in facts
+    with pytest.raises(ValueError, match="the name of the file or folder is empty"):
+        told(capsys, "")
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"

@@ -354,6 +354,11 @@ def test_differences_of_comfyui_and_biases_of_peft(tmp_path):
         assert_same(deltas(read_lora(tmp_path / f"{to}-bias.safetensors", TWO), TWO), deltas(peft, TWO))
     lonely = {PEFT[1].replace("weight", "bias"): bias}
     assert "the bias of an adapter, without the adapter" in refusal(save(tmp_path / "z.safetensors", lonely))
+    window = {COMFY[0]: normal(0, 2, D, 3, 3), COMFY[1]: normal(1, D, 2, 1, 1)}
+    assert "is (2, 16, 3, 3), of a convolution, and the" in refusal(save(tmp_path / "z.safetensors", window))
+    endless = save(tmp_path / "endless.safetensors", pair(*COMFY) | {COMFY[0]: np.full((2, D), np.inf, np.float32)})
+    with pytest.raises(ValueError, match=f"^{endless}: {COMFY[0]} holds numbers that are not finite"):
+        convert_lora(tmp_path / "new.safetensors", open_lora(endless), "kohya")
     whole = {f"{stem}.attn1.to_q.diff_b": np.zeros(D, np.int8)}
     assert "diff_b is int8, not floating-point" in refusal(save(tmp_path / "z.safetensors", pair(*COMFY) | whole))
     assert "is (3,), the model's (16,)" in refusal(

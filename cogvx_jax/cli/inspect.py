@@ -26,6 +26,8 @@ def inspect(
         as a run. "tiny" and "tiny2022" are the models that ship with this program, "tiny-fast" a LoRA.
       as_json: print JSON.
     """
+    if not file:
+        raise ValueError("the name of the file or folder is empty")
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
