@@ -13,7 +13,7 @@ from cogvx_jax.convert.llama_cpp import MARK, read_t5
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat import WHOLE, read_sat
 from cogvx_jax.convert.sat_folder import STATES, check_rank, check_share, read_masters
-from cogvx_jax.convert.tables import check_component
+from cogvx_jax.convert.tables import ALIASES, check_component
 from cogvx_jax.convert.taehv import is_taehv
 from cogvx_jax.convert.tensors import Renamed, Tensors
 from cogvx_jax.given import NOTHING, Given
@@ -50,7 +50,11 @@ def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tenso
     if component != "text_encoder":
         return tensors.of(own)
     # Of files that hold all of T5, the encoder.
-    return tensors.of({name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))})
+    encoder = {name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))}
+    for second, first in ALIASES[component].items():  # of a tensor with two names, some writers keep the second
+        if first not in encoder and second in encoder:
+            encoder[first] = encoder.pop(second)
+    return tensors.of(encoder)
 
 
 DIALECTS = (

@@ -659,3 +659,14 @@ def test_shapes_of_t5_tell_its_sizes(saved):
     for key in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "relative_attention_num_buckets"):
         assert document[key] == config[key]
     assert document["num_layers"] == spec.text_encoder.layers
+
+
+def test_a_t5_whose_words_have_their_second_name_alone(saved, tmp_path):
+    """As safetensors' `save_model` leaves it, which keeps the first name of the alphabet."""
+    published, _ = saved("5b")
+    arrays = arrays_of(published_tensors(open_source(published), read_spec(published), "text_encoder"))
+    arrays["encoder.embed_tokens.weight"] = arrays.pop("shared.weight")
+    save_file({key: np.float32(array) for key, array in arrays.items()}, tmp_path / "t5.safetensors")
+    source = open_source(published, Given(text_encoder=str(tmp_path / "t5.safetensors")))
+    ours, theirs = (load_params(place, read_spec(published), "text_encoder") for place in (source, published))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
