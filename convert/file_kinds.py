@@ -66,6 +66,10 @@ class FileKind:
     encloses: bool = True
 
 
+class NothingKnown(ValueError):
+    """Of a place that is of no known kind by itself; it may be a part of something."""
+
+
 def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     """What `cogvx inspect` prints, by name; under "use" are commands, and under "replace" what their `WORDS` mean.
 
@@ -81,9 +85,15 @@ def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     kind = next((kind for kind in kinds if kind.fits(asked)), None)
     if kind is None or not kind.is_model:
         check_nothing_said(asked)
-    facts = _part_of(asked, kinds) if kind is None else kind.tell(asked)
-    if facts is None:
-        raise ValueError(_unknown(asked))
+    try:
+        if kind is None:
+            raise NothingKnown(_unknown(asked))
+        facts = kind.tell(asked)
+    except NothingKnown:
+        part = _part_of(asked, kinds)
+        if part is None:
+            raise
+        facts = part
     use = list(facts.pop("use", []))
     found: Facts = {"folder" if is_folder else "file": str(place), **facts}
     if use:

@@ -11,7 +11,7 @@ from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, 
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
 from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
 from cogvx_jax.convert.dialects import called, components, find_dialect
-from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, check_nothing_said, folders_above, tell
+from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, NothingKnown, check_nothing_said, folders_above, tell
 from cogvx_jax.convert.inspected_finishing import is_network, tell_network
 from cogvx_jax.convert.inspected_models import (
     INPUT_OPTIONS,
@@ -102,7 +102,7 @@ def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
         found = LoRAFile(place, tensors) if tensors is not None else open_lora(place)
     except ValueError as error:
         if tensors is not None and not any("lora" in name.lower() for name in tensors):
-            raise ValueError(f"{place} holds nothing that is known here; {called(list(tensors))}") from None
+            raise NothingKnown(f"{place} holds nothing that is known here; {called(list(tensors))}") from None
         raise ValueError(f"{place} cannot be read as a LoRA: {error}") from None
     facts = {name: value for name, value in describe(found).items() if name != "file"}
     model, spec = _model_of(found, asked)

@@ -243,7 +243,7 @@ def test_the_video_of_the_docs_is_made(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kohya("panda.safetensors", cx.load_spec("tiny"))
     (command,) = (command for command in COMMANDS if command.startswith("generate"))
-    monkeypatch.setattr(sys, "argv", ["cogvx", *shlex.split(command), "--steps", "2", "--frames", "5"])
+    monkeypatch.setattr(sys, "argv", ["cogvx", *shlex.split(command), "--steps", "2", "--frames", "9"])
     cli.main()
     assert Path("out.mp4").stat().st_size > 0
 

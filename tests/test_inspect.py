@@ -221,6 +221,7 @@ KINDS = {
     "run of full": ("holds", "the transformer of small-5b", "export 'run of full'"),
     "run of vae": ("holds", "the VAE of small-5b", "export 'run of vae'"),
     "run of lora/checkpoints/3": ("holds", "a part of run of lora, a run", "inspect 'run of lora'"),
+    f"{TINY.parent}/tiny2022/base.safetensors": ("holds", "tiny2022, CogVideo (2022)", "inspect /"),
     "a cache/arrays": ("holds", "a part of a cache, encoded clips", "inspect 'a cache'"),
     "a calibration.json": ("steps", "20", "--model tiny --reuse magcache --calibration 'a calibration.json'"),
     "tiny-fast": ("dialect", "diffusers and PEFT", "--model tiny --lora tiny-fast"),
