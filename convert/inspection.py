@@ -30,7 +30,7 @@ from cogvx_jax.convert.inspected_parts import check_of_parts, holds_parts, part_
 from cogvx_jax.convert.lora_file import FILES, LoRAFile, open_lora
 from cogvx_jax.convert.lora_models import describe, fits, made_for, misfit
 from cogvx_jax.convert.packed import unpacked
-from cogvx_jax.convert.sat_folder import LATEST, find_states, find_tags, has_states
+from cogvx_jax.convert.sat_folder import LATEST, find_states, find_tags, find_transformers, has_states
 from cogvx_jax.convert.sources import Place, is_file, open_source
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors
@@ -53,7 +53,13 @@ def inspect(asked: Asked | Place, kinds: Sequence[FileKind] = ()) -> Facts:
 
 
 def _has_tags(asked: Asked) -> bool:
-    return len(_tags(asked.place)) > 1
+    return len(_tags(asked.place)) > 1 or len(_transformers(asked.place)) > 1
+
+
+def _transformers(place: Place) -> list[str]:
+    """The folders of transformers in a folder of SAT's that says not which to use."""
+    names = find_transformers(place)
+    return [] if "transformer" in names or has_states(place) else names
 
 
 def _tags(place: Place) -> list[Place]:
@@ -66,6 +72,10 @@ def _tags(place: Place) -> list[Place]:
 
 
 def _tell_tags(asked: Asked) -> Facts:
+    if names := _transformers(asked.place):
+        use = [command("inspect", path_word(below(asked.place, name)), *given_words(asked.given)) for name in names]
+        mind = "each is a model with what lies beside it: give the folder of one"
+        return {"format": "what SAT or DeepSpeed saved", "transformers": names, "mind": mind, "use": use}
     tags = _tags(asked.place)
     return {
         "format": "what SAT or DeepSpeed saved",

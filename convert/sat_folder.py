@@ -42,6 +42,13 @@ def find_tags(place: str | Path) -> list[str]:
     return [name for name in names if files.exists(f"{name}/{STATES}")]
 
 
+def find_transformers(place: str | Path) -> list[str]:
+    """The folders in a folder in which SAT saved a transformer, such as 1.5's transformer_t2v and transformer_i2v."""
+    files = open_files(place)
+    names = [name for name in files.names() if name.startswith("transformer")] if files.is_folder() else []
+    return [name for name in names[:MAX_TAGS] if has_states(below(place, name))]
+
+
 def find_states(place: str | Path) -> str | Path:
     """The file of weights in a folder that SAT or DeepSpeed saves to, or in a tag's folder.
 

@@ -670,3 +670,22 @@ def test_a_t5_whose_words_have_their_second_name_alone(saved, tmp_path):
     source = open_source(published, Given(text_encoder=str(tmp_path / "t5.safetensors")))
     ours, theirs = (load_params(place, read_spec(published), "text_encoder") for place in (source, published))
     assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+
+def test_two_transformers_beside_one_vae(saved, tmp_path):
+    """As the authors publish 1.5: the folder of one is a model with the VAE and T5 above it."""
+    published, sat = saved("1.5-5b")
+    for name in ("transformer_i2v", "transformer_t2v"):
+        shutil.copytree(sat / "transformer", tmp_path / name)
+    for name in ("vae", "t5-v1_1-xxl"):
+        shutil.copytree(sat / name, tmp_path / name)
+    words = f"{tmp_path} holds transformer_i2v and transformer_t2v; give the folder of one, such as {tmp_path}/trans"
+    with pytest.raises(FileNotFoundError, match=words):
+        cx.load(tmp_path)
+    facts = inspect(tmp_path)
+    assert facts["transformers"] == ["transformer_i2v", "transformer_t2v"]
+    assert facts["use"] == [f"cogvx inspect {tmp_path}/{name}" for name in facts["transformers"]]
+    loaded = cx.load(tmp_path / "transformer_t2v")
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, cx.load(published).params))
+    shutil.rmtree(tmp_path / "transformer_i2v")
+    assert cx.load_spec(tmp_path).transformer == loaded.spec.transformer  # the only one
