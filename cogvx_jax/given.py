@@ -84,6 +84,10 @@ class Given:
             if not isinstance(value := getattr(self, name), str | None) or value == "":
                 raise ValueError(f"{name} must be the path or URL of a file or folder, got {value!r}")
 
+    def without_parts(self) -> "Given":
+        """What is said but for where the other parts are."""
+        return dataclasses.replace(self, vae=None, text_encoder=None)
+
     def __bool__(self) -> bool:
         """Whether anything is said."""
         return bool(self.said())

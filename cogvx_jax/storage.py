@@ -23,6 +23,9 @@ BUCKETS = ("gs", "s3")  # whose folders are written to
 URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
 Span = tuple[str, int, int]  # file, first byte, count
 KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
+MAPPED_BYTES = (
+    256 * 2**20
+)  # of what was read of local files, which stay in memory until `release`, or until more is read
 SMALL_FILE = 64 * 2**20  # bytes; configurations and tokenizers take less, weights are read in ranges
 
 
@@ -263,6 +266,7 @@ class LocalFiles:
         self.folder = folder
         self.where, self.name = str(folder), folder.absolute().name
         self._maps: dict[str, mmap.mmap] = {}
+        self._mapped = 0  # bytes that were read since `release`
 
     def is_folder(self) -> bool:
         return os.path.isdir(self.folder)  # as `Path.is_dir`, but False of what may not be looked at, in every Python
@@ -287,9 +291,13 @@ class LocalFiles:
         if file not in self._maps:
             with (self.folder / file).open("rb") as opened:
                 self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._mapped + count > MAPPED_BYTES:  # as of a parameter of all layers, which takes gigabytes
+            self.release()
+        self._mapped += count
         return np.frombuffer(self._maps[file], np.uint8, count, start)
 
     def release(self) -> None:
+        self._mapped = 0
         for mapped in self._maps.values():
             if hasattr(mmap, "MADV_DONTNEED"):
                 mapped.madvise(mmap.MADV_DONTNEED)
@@ -302,30 +310,50 @@ class RemoteFiles:
         self.where = url.rstrip("/")
         self.name = self.where.rpartition("/")[2]
         try:
-            self._system, root = fsspec.core.url_to_fs(self.where)
+            with self._named():
+                self._system, root = fsspec.core.url_to_fs(self.where)
         except (ImportError, ValueError) as error:  # a package for this kind of URL that is not installed, or none
             raise ValueError(f"cannot read {url}: {error}") from None
         self._root = root.rstrip("/")
         self._kept: dict[Span, bytes] = {}  # the devices of a host want parts of the same tensor one after another
 
+    @contextlib.contextmanager
+    def _named(self, file: str = "") -> Iterator[None]:
+        """Inside, an error of the filesystem gets the URL that was asked for."""
+        url = below(self.where, file) if file else self.where
+        try:
+            yield
+        except OSError as error:
+            # fsspec says of files on a host that is not there that they are not there.
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            if isinstance(cause, FileNotFoundError):
+                raise FileNotFoundError(f"there is no file or folder {url}") from None
+            raise OSError(f"cannot reach {url}: {cause.strerror or cause}") from None
+
     def is_folder(self) -> bool:
-        return self._system.isdir(self._root)
+        with self._named():
+            return self._system.isdir(self._root)
 
     def exists(self, file: str) -> bool:
-        return self._system.isfile(self._path(file))
+        with self._named(file):
+            return self._system.isfile(self._path(file))
 
     def names(self) -> list[str]:
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in self._system.ls(self._root, detail=False))
+        with self._named():
+            found = self._system.ls(self._root, detail=False)
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
     def size(self, file: str) -> int:
-        found = self._system.info(self._path(file))
+        with self._named(file):
+            found = self._system.info(self._path(file))
         if found["type"] == "directory":
             raise ValueError("a folder, not a file")
         return found["size"]
 
     def bytes(self, file: str, limit: int = SMALL_FILE) -> bytes:
         _check_size(self.size(file), limit)
-        return self._system.cat_file(self._path(file))
+        with self._named(file):
+            return self._system.cat_file(self._path(file))
 
     def prefetch(self, spans: Sequence[Span]) -> None:
         room, wanted = KEPT_BYTES - sum(map(len, self._kept.values())), []
@@ -336,7 +364,8 @@ class RemoteFiles:
         if wanted:
             files, starts, counts = zip(*wanted, strict=True)
             ends = [start + count for start, count in zip(starts, counts, strict=True)]
-            found = self._system.cat_ranges([self._path(file) for file in files], list(starts), ends, on_error="raise")
+            with self._named():
+                found = self._system.cat_ranges([*map(self._path, files)], [*starts], ends, on_error="raise")
             for span, data in zip(wanted, found, strict=True):
                 self._kept[span] = self._counted(span, data)
 
@@ -345,7 +374,9 @@ class RemoteFiles:
             if sum(map(len, self._kept.values())) + span[2] > KEPT_BYTES:
                 self._kept.clear()
             file, start, count = span
-            self._kept[span] = self._counted(span, self._system.cat_file(self._path(file), start, start + count))
+            with self._named(file):
+                data = self._system.cat_file(self._path(file), start, start + count)
+            self._kept[span] = self._counted(span, data)
         return np.frombuffer(self._kept[span], np.uint8)
 
     def _counted(self, span: Span, data: Any) -> Any:
@@ -363,16 +394,19 @@ class RemoteFiles:
 
     def check_empty(self) -> None:
         """Raises: FileExistsError where something is here."""
-        if self._system.exists(self._root) and self._system.ls(self._root, detail=False):
+        with self._named():
+            is_empty = not self._system.exists(self._root) or not self._system.ls(self._root, detail=False)
+        if not is_empty:
             raise FileExistsError(f"{self.where} is not empty; nothing was written")
 
     def upload(self, folder: Path, last: str) -> None:
         """Writes all files of a folder here, those named `last` after the others."""
         files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == last)
         for path in files:
-            target = self._path(path.relative_to(folder).as_posix())
-            self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            self._system.put_file(str(path), target)
+            name = path.relative_to(folder).as_posix()
+            with self._named(name):
+                self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+                self._system.put_file(str(path), self._path(name))
 
     def _path(self, file: str) -> str:
         return f"{self._root}/{file}" if file else self._root

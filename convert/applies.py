@@ -1,7 +1,8 @@
 """What is said of a model that it has no use for is refused: nobody learns otherwise that it was of no effect."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from cogvx_jax.convert.sat_folder import STATES
 from cogvx_jax.convert.tokenizer_files import check_tokenizer
@@ -32,3 +33,11 @@ def check_given(given: Given, place: Place, *, files: Collection[Place], has_lor
         raise ValueError("groups is for a VAE with norms, and the VAE that is given, the tiny one of taehv, has none")
     if given.tokenizer is not None:
         check_tokenizer(given.tokenizer)
+
+
+def check_position(given: Given, transformer: Mapping[str, Any], place: Place) -> None:
+    """Raises ValueError, one sentence, for sincos where the transformer's configuration leaves no choice."""
+    has = {"patch_size_t": "patches of several frames", "use_learned_positional_embeddings": "a learned table of them"}
+    fixed = next((words for key, words in has.items() if transformer.get(key)), None)
+    if given.position == "sincos" and fixed is not None:
+        raise ValueError(f"position sincos is for 2B and its like, and {place} has {fixed}, with which they are rope")

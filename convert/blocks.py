@@ -52,7 +52,7 @@ BLOCKS = {
 def decoded(packed: Entry, block: Block) -> Computed:
     """Rows of blocks, uint8 (..., bytes), as float32. Raises: ValueError where a row is not of whole blocks."""
     *outer, count = packed.shape or (0,)
-    if not outer or packed.dtype != np.uint8 or count % block.bytes:
+    if not packed.shape or packed.dtype != np.uint8 or count % block.bytes:
         raise ValueError(f"it is {packed.dtype} {packed.shape}, not bytes in rows of whole blocks of {block.bytes}")
     shape = (*outer, count // block.bytes * block.weights)
     return Computed(shape, np.dtype(np.float32), (packed,), functools.partial(_decode, block), f"{block.name} blocks")

@@ -18,7 +18,7 @@ from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import Place, Source, open_source
 from cogvx_jax.convert.tables import ALIASES, Parameter, check_component, resolve, table
 from cogvx_jax.convert.taehv import TABLE as TAEHV
-from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, unwarned
 from cogvx_jax.models.abstract import Abstract, abstract_params, quantized
 from cogvx_jax.quantization import Quantization
 
@@ -190,6 +190,7 @@ class Published:
     def dtype_of(self, path: str, place: int) -> np.dtype:
         return self._tensors[self._parameters[path].keys[place]].dtype
 
+    @unwarned()
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         parameter = self._parameters[path]
         if not parameter.stacked:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogvx_jax.convert.loose import Place
+from cogvx_jax.convert.lora_file import SHIPPED as LORAS
 from cogvx_jax.given import Given
 from cogvx_jax.presets import HUB, PRESETS, SHIPPED
 
@@ -38,9 +39,9 @@ def replacements(commands: Sequence[str]) -> list[str]:
 
 
 def path_word(place: Place) -> str:
-    """A path as a word of a command: neither an option, nor one of `WORDS`."""
+    """A path as a word of a command: neither an option, nor one of `WORDS`, nor a LoRA that ships."""
     text = str(place)
-    return f"./{text}" if text.startswith("-") or text in WORDS else text
+    return f"./{text}" if text.startswith("-") or text in {*WORDS, *LORAS} else text
 
 
 def model_word(place: Place) -> str:

@@ -18,7 +18,7 @@ from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, read_safetensors
 from cogvx_jax.convert.tensors import Entry, Tensors
 from cogvx_jax.convert.torch_files import PICKLE, ZIP, read_torch
 from cogvx_jax.json_files import POINTER, parse_json, quoted
-from cogvx_jax.storage import Files, check_place, open_files, parent_and_name
+from cogvx_jax.storage import Files, LocalFiles, check_place, kind_of, open_files, parent_and_name
 
 STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 # What a component's folder may hold, or the same with ".index.json" after it; the first that is there is read.
@@ -101,6 +101,12 @@ def has_weights(folder: str | Path) -> bool:
     return any(files.exists(f"{name}{end}") for name in NAMES for end in ("", ".index.json"))
 
 
+def names_weights(folder: str | Path) -> bool:
+    """Whether something in a folder has a published name of weights, be it a file or a link to nothing."""
+    files = open_files(folder)
+    return files.is_folder() and any(name.removesuffix(".index.json") in NAMES for name in files.names())
+
+
 def read_file(files: Files, name: str) -> Tensors:
     """The tensors of one file. Raises: FileNotFoundError; ValueError, which does not name the file."""
     return find_reader(files, name).read(files, name)
@@ -172,7 +178,8 @@ def _find_index(files: Files, problems: list[str]) -> dict[str, str]:
     names = files.names()
     for name in (f"{name}{end}" for name in NAMES for end in (".index.json", "")):
         if name in names:
-            problems.append(f"{name}: not a file")
+            kind = kind_of(files.folder / name) if isinstance(files, LocalFiles) else "a folder"
+            problems.append(f"{name}: {kind}, not a file")
             return {}
     looked = " and no ".join(f"{stem}.safetensors[.index.json]" for stem in dict.fromkeys(STEMS.values()))
     problems.append(f"no {looked}; there is {', '.join(names) or 'nothing'}")

@@ -5,15 +5,15 @@ published names and in their published shapes, or None where the file does not h
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.llama_cpp import MARK, read_t5
 from cogvx_jax.convert.packed import unpacked
 from cogvx_jax.convert.sat import WHOLE, read_sat
-from cogvx_jax.convert.sat_folder import STATES, read_masters
-from cogvx_jax.convert.tables import check_component
+from cogvx_jax.convert.sat_folder import STATES, check_rank, check_share, read_masters
+from cogvx_jax.convert.tables import ALIASES, check_component
 from cogvx_jax.convert.taehv import is_taehv
 from cogvx_jax.convert.tensors import Renamed, Tensors
 from cogvx_jax.given import NOTHING, Given
@@ -50,7 +50,11 @@ def published(tensors: Tensors, component: str, given: Given = NOTHING) -> Tenso
     if component != "text_encoder":
         return tensors.of(own)
     # Of files that hold all of T5, the encoder.
-    return tensors.of({name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))})
+    encoder = {name: entry for name, entry in own.items() if not name.startswith(("decoder.", "lm_head."))}
+    for second, first in ALIASES[component].items():  # of a tensor with two names, some writers keep the second
+        if first not in encoder and second in encoder:
+            encoder[first] = encoder.pop(second)
+    return tensors.of(encoder)
 
 
 DIALECTS = (
@@ -75,16 +79,22 @@ def open_component(place: str | Path, component: str, given: Given = NOTHING) ->
     Raises: as `open_tensors`; ValueError where the file does not hold the component.
     """
     check_component(component)
-    tensors = open_whole(place, given)
+    name = component.replace("_", " ")
+    try:
+        tensors = open_whole(place, given)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the {name} is missing: {error}; give its file, or the folder that it is in") from None
     if (dialect := find_dialect(tensors, component, given)) is not None:
         found = dialect.find(tensors, component, given)
         assert found is not None
+        check_share(found)
         return found
-    raise ValueError(f"{place} holds no {component.replace('_', ' ')}; {_instead(tensors)}")
+    raise ValueError(f"{place} holds no {name}; {_instead(tensors)}")
 
 
 def open_whole(place: str | Path, given: Given = NOTHING) -> Tensors:
     """All tensors of a file, or of a folder of one component, by the names they have there; weights are unpacked."""
+    check_rank(place)
     is_state = parent_and_name(place)[1] == STATES
     return unpacked(read_masters(place) if given.masters and is_state else open_tensors(place))
 
@@ -119,4 +129,10 @@ def _instead(tensors: Tensors) -> str:
     names = list(tensors)
     if any("lora" in name.lower() for name in names):
         return "it looks like a LoRA, for --lora"
-    return f"its tensors are called {', '.join([*names[:3], *(['...'] if len(names) > 3 else [])]) or 'nothing'}"
+    return called(names)
+
+
+def called(names: Sequence[str]) -> str:
+    """What tensors are called that nobody knows."""
+    some = ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    return f"its tensors are called {some}" if any(names) else "there are no tensors with names in it"

@@ -21,13 +21,13 @@ class Asked:
     """What is asked about.
 
     place: a path or a URL.
-    model: how a command calls it as a model; None is by its place.
+    name: how a command calls it, of a model or a LoRA that ships with this program; None is by its place.
     given: as for a model, where the files do not tell it.
     models: further models that a LoRA may be for, by the names that commands call them.
     """
 
     place: Place
-    model: str | None = None
+    name: str | None = None
     given: Given = NOTHING
     models: Mapping[str, ModelSpec] = dataclasses.field(default_factory=dict)
 
@@ -36,11 +36,16 @@ class Asked:
         return open_files(self.place).is_folder()
 
     def at(self, place: Place) -> "Asked":
-        return dataclasses.replace(self, place=place, model=None)
+        return dataclasses.replace(self, place=place, name=None)
+
+    @property
+    def model(self) -> str:
+        """How a command calls it as a model."""
+        return self.name or model_word(self.place)
 
     def as_model(self) -> list[str]:
         """The options of a command that use it as a model, with what is given."""
-        return ["--model", self.model or model_word(self.place), *given_words(self.given)]
+        return ["--model", self.model, *given_words(self.given)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,11 +55,19 @@ class FileKind:
     name: with its article, for messages.
     fits: whether a place is of this kind. Raises: ValueError for one that is, and is damaged.
     tell: facts by name; those under "use" are commands. Raises: as `fits`.
+    is_model: whether it is of a model, of which more may be said.
+    encloses: whether whatever lies in such a folder is a part of it.
     """
 
     name: str
     fits: Callable[[Asked], bool]
     tell: Callable[[Asked], Facts]
+    is_model: bool = False
+    encloses: bool = True
+
+
+class NothingKnown(ValueError):
+    """Of a place that is of no known kind by itself; it may be a part of something."""
 
 
 def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
@@ -70,9 +83,17 @@ def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     if not is_folder and not open_files(parent).exists(name):
         raise FileNotFoundError(f"there is no file or folder {place}")
     kind = next((kind for kind in kinds if kind.fits(asked)), None)
-    facts = _part_of(asked, kinds) if kind is None else kind.tell(asked)
-    if facts is None:
-        raise ValueError(_unknown(asked))
+    if kind is None or not kind.is_model:
+        check_nothing_said(asked)
+    try:
+        if kind is None:
+            raise NothingKnown(_unknown(asked))
+        facts = kind.tell(asked)
+    except NothingKnown:
+        part = _part_of(asked, kinds)
+        if part is None:
+            raise
+        facts = part
     use = list(facts.pop("use", []))
     found: Facts = {"folder" if is_folder else "file": str(place), **facts}
     if use:
@@ -80,6 +101,14 @@ def tell(asked: Asked, kinds: Sequence[FileKind]) -> Facts:
     if words := replacements(use):
         found["replace"] = words
     return found
+
+
+def check_nothing_said(asked: Asked) -> None:
+    """Raises ValueError, one sentence, where something is said of a model and the place is none."""
+    if asked.given:
+        raise ValueError(
+            f"{asked.given.said()[0]} tells about a CogVideoX model, and {asked.place} is none; leave it out"
+        )
 
 
 def _unknown(asked: Asked) -> str:
@@ -94,11 +123,16 @@ def _unknown(asked: Asked) -> str:
 def _part_of(asked: Asked, kinds: Sequence[FileKind]) -> Facts | None:
     """Of what lies in a folder of a known kind, such as a model's scheduler; None where that is not so."""
     for above in folders_above(asked.place):
-        for kind in kinds:
-            with contextlib.suppress(ValueError, OSError):  # of a damaged one, or of folders that are no user's own
-                if kind.fits(asked.at(above)):
-                    return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
+        kind = next((kind for kind in kinds if _fits(kind, asked.at(above))), None)
+        if kind is not None and kind.encloses:
+            return {"holds": f"a part of {above}, {kind.name}", "use": [command("inspect", path_word(above))]}
     return None
+
+
+def _fits(kind: FileKind, asked: Asked) -> bool:
+    with contextlib.suppress(ValueError, OSError):  # of a damaged one, or of folders that are no user's own
+        return kind.fits(asked)
+    return False
 
 
 def folders_above(place: Place) -> Iterator[Path]:

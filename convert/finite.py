@@ -32,6 +32,19 @@ def check_finite(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
+def not_finite(holder: object, where: str, *, with_loras: bool) -> ValueError:
+    """The error of a weight with NaN or infinity.
+
+    Args:
+      holder: of the weight, a place or a name.
+      where: it is there.
+      with_loras: whether it is finite until LoRAs are added.
+    """
+    if with_loras:
+        return ValueError(f"{holder} with these LoRAs has numbers that are not finite in {where}; lower the weights")
+    return ValueError(f"{holder} holds numbers that are not finite in {where}")
+
+
 def _is_finite(flat: np.ndarray) -> bool:
     exponent = EXPONENTS.get(flat.dtype)
     if exponent is None:

@@ -8,7 +8,6 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import dataclasses
 import functools
-import math
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from cogvx_jax.convert.blocks import BLOCKS, Block, decoded
-from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME, MAX_SIZE
-from cogvx_jax.convert.tensors import Entry, Stored, Tensors, Unreadable
+from cogvx_jax.convert.safetensors import MAX_HEADER, MAX_NAME
+from cogvx_jax.convert.tensors import Entry, Stored, Tensors, Unreadable, is_shape
 from cogvx_jax.json_files import quoted
 from cogvx_jax.storage import Files
 
@@ -138,7 +137,7 @@ class _Info:
         if axes > MAX_AXES:
             raise ValueError(f"corrupt: {name} has {axes} axes")
         shape = tuple(header.number("Q") for _ in range(axes))[::-1]  # the fastest comes first
-        if not math.prod(shape) <= MAX_SIZE or any(n > MAX_SIZE for n in shape):
+        if not is_shape(shape):
             raise ValueError(f"corrupt: {name} has the shape {quoted(list(shape))}")
         return cls(name, shape, header.number("I"), header.number("Q"))
 

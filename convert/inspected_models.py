@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from cogvx_jax.configs import Kind, ModelSpec
 from cogvx_jax.convert.checkpoint import open_parameters
-from cogvx_jax.convert.commands import PROMPT, command, given_words, model_word, new_name, path_word
-from cogvx_jax.convert.containers import has_weights, open_tensors
+from cogvx_jax.convert.commands import PROMPT, command, given_words, new_name, path_word
+from cogvx_jax.convert.containers import names_weights, open_tensors
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.file_kinds import Asked, Facts
+from cogvx_jax.convert.loose import LooseParts
 from cogvx_jax.convert.lora_file import LoRAFile, counted
 from cogvx_jax.convert.orbax import is_orbax
 from cogvx_jax.convert.packed import packed_layers
@@ -19,6 +20,7 @@ from cogvx_jax.convert.sources import PUBLISHED, Place, Source, find_layout, ope
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.tensors import Tensors, Unreadable, stored_as
 from cogvx_jax.convert.tokenizer_files import has_tokenizer
+from cogvx_jax.given import Given
 from cogvx_jax.storage import below, open_files, parent_and_name
 
 KINDS: Mapping[Kind, str] = {
@@ -66,10 +68,9 @@ class Opened:
 
     @property
     def has_tokenizer(self) -> bool:
-        try:
-            return is_tokenizer(Asked(place=self.source.tokenizer))
-        except FileNotFoundError:
-            return False
+        source = self.source
+        place = source.own_tokenizer if isinstance(source, LooseParts) else source.tokenizer
+        return place is not None and is_tokenizer(Asked(place=place))
 
     @property
     def is_packed(self) -> bool:
@@ -89,11 +90,11 @@ def _place_of(source: Source, part: str) -> Place | None:
 
 
 def has_part(source: Source, part: str) -> bool:
-    """Whether a model's files hold a part, or it is given."""
+    """Whether a model's files hold a part, maybe a damaged one, or it is given."""
     if (place := _place_of(source, part)) is None:
         return False
     parent, name = parent_and_name(place)
-    return open_files(parent).exists(name) or has_weights(place) or open_files(below(place, "orbax")).is_folder()
+    return open_files(parent).exists(name) or names_weights(place) or open_files(below(place, "orbax")).is_folder()
 
 
 def raw_tensors(source: Source, parts: Sequence[str]) -> dict[str, Tensors]:
@@ -137,11 +138,19 @@ def tell_opened(opened: Opened, plain: bool) -> Facts:
     use = []
     if "transformer" in held:
         use.append(command("generate", PROMPT, *asked.as_model(), *opened.lacking(), *INPUT_OPTIONS[spec.kind]))
+    elif parts := {part: place for part in held if (place := _place_of(source, part)) is not None}:
+        use.append(use_parts(parts, asked.given))
     if stored is None and not spec.vae.taehv and (opened.is_packed or not plain):
         use += _conversion(opened)
     if stored is not None or is_orbax(asked.place):
-        use.append(command("verify", asked.model or model_word(asked.place)))
+        use.append(command("verify", asked.model))
     return _with_lora(opened, facts | {"use": use})
+
+
+def use_parts(parts: Mapping[str, Place], given: Given) -> str:
+    """The command that makes a video with parts of a model and another model's transformer."""
+    words = [word for part, where in parts.items() for word in (OTHERS[part][0], path_word(where))]
+    return command("generate", PROMPT, "--model", "MODEL", *words, *given_words(given.without_parts()))
 
 
 def _with_lora(opened: Opened, facts: Facts) -> Facts:
@@ -166,7 +175,7 @@ def _conversion(opened: Opened) -> list[str]:
     if set(parts) != set(COMPONENTS):
         words += [word for part in parts for word in ("--parts", part)]
     name, given = new_name(asked.place, "-diffusers"), given_words(asked.given)
-    return [command("convert", asked.model or model_word(asked.place), name, "--to", "diffusers", *words, *given)]
+    return [command("convert", asked.model, name, "--to", "diffusers", *words, *given)]
 
 
 def _sizes(spec: ModelSpec) -> str:

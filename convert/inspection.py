@@ -3,21 +3,18 @@
 Only names, shapes and settings are read. The command line adds rows for what its verbs write; see `cli.own_files`.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cogvx_jax.configs import ModelSpec
-from cogvx_jax.convert import infer, tora
+from cogvx_jax.convert import tora
 from cogvx_jax.convert.commands import PROMPT, command, given_words, lora_word, new_name, path_word, published_word
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, find_reader, has_weights, open_tensors
 from cogvx_jax.convert.controlnet import holds_controlnet, open_controlnet
-from cogvx_jax.convert.dialects import components, find_dialect
-from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, folders_above, tell
+from cogvx_jax.convert.dialects import called, components, find_dialect
+from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind, NothingKnown, check_nothing_said, folders_above, tell
 from cogvx_jax.convert.inspected_finishing import is_network, tell_network
 from cogvx_jax.convert.inspected_models import (
     INPUT_OPTIONS,
-    OTHERS,
     Opened,
     has_part,
     is_model,
@@ -26,18 +23,17 @@ from cogvx_jax.convert.inspected_models import (
     raw_tensors,
     tell_model,
     tell_opened,
+    use_parts,
     words_of,
 )
-from cogvx_jax.convert.loose import CONFIGS
+from cogvx_jax.convert.inspected_parts import check_of_parts, holds_parts, part_misfit, tell_parts
 from cogvx_jax.convert.lora_file import FILES, LoRAFile, open_lora
 from cogvx_jax.convert.lora_models import describe, fits, made_for, misfit
 from cogvx_jax.convert.packed import unpacked
-from cogvx_jax.convert.sat_folder import LATEST, find_states, find_tags, has_states
+from cogvx_jax.convert.sat_folder import LATEST, find_states, find_tags, find_transformers, has_states
 from cogvx_jax.convert.sources import Place, is_file, open_source
 from cogvx_jax.convert.tables import COMPONENTS
-from cogvx_jax.convert.taehv import is_taehv
-from cogvx_jax.convert.tensors import Tensors, Unreadable
-from cogvx_jax.given import Given
+from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.presets import PRESETS
 from cogvx_jax.storage import below, open_files, parent_and_name
 
@@ -57,7 +53,13 @@ def inspect(asked: Asked | Place, kinds: Sequence[FileKind] = ()) -> Facts:
 
 
 def _has_tags(asked: Asked) -> bool:
-    return len(_tags(asked.place)) > 1
+    return len(_tags(asked.place)) > 1 or len(_transformers(asked.place)) > 1
+
+
+def _transformers(place: Place) -> list[str]:
+    """The folders of transformers in a folder of SAT's that says not which to use."""
+    names = find_transformers(place)
+    return [] if "transformer" in names or has_states(place) else names
 
 
 def _tags(place: Place) -> list[Place]:
@@ -70,6 +72,10 @@ def _tags(place: Place) -> list[Place]:
 
 
 def _tell_tags(asked: Asked) -> Facts:
+    if names := _transformers(asked.place):
+        use = [command("inspect", path_word(below(asked.place, name)), *given_words(asked.given)) for name in names]
+        mind = "each is a model with what lies beside it: give the folder of one"
+        return {"format": "what SAT or DeepSpeed saved", "transformers": names, "mind": mind, "use": use}
     tags = _tags(asked.place)
     return {
         "format": "what SAT or DeepSpeed saved",
@@ -101,20 +107,17 @@ def _tell_lora_folder(asked: Asked) -> Facts:
 def _lora(asked: Asked, tensors: Tensors | None) -> Facts:
     """Of a LoRA, of a file's tensors, or of a folder. Raises: ValueError with their names for tensors that are none."""
     place = asked.place
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {place} holds none; leave it out")
+    check_nothing_said(asked)
     try:
         found = LoRAFile(place, tensors) if tensors is not None else open_lora(place)
     except ValueError as error:
         if tensors is not None and not any("lora" in name.lower() for name in tensors):
-            some = ", ".join([*list(tensors)[:3], *(["..."] if len(tensors) > 3 else [])])
-            raise ValueError(f"{place} holds nothing that is known here; its tensors are called {some}") from None
+            raise NothingKnown(f"{place} holds nothing that is known here; {called(list(tensors))}") from None
         raise ValueError(f"{place} cannot be read as a LoRA: {error}") from None
     facts = {name: value for name, value in describe(found).items() if name != "file"}
     model, spec = _model_of(found, asked)
     inputs = INPUT_OPTIONS[spec.kind] if spec is not None else ()
-    lora = lora_word(place)
-    use = [command("generate", PROMPT, "--model", model, "--lora", lora, *inputs)]
+    use = [command("generate", PROMPT, "--model", model, "--lora", asked.name or lora_word(place), *inputs)]
     if found.format.to != "peft":
         use.append(command("lora", "convert", path_word(place), new_name(place, "-peft.safetensors")))
     return {"holds": "a LoRA"} | facts | {"use": use}
@@ -146,8 +149,6 @@ def _is_controlnet(asked: Asked) -> bool:
 
 
 def _tell_controlnet(asked: Asked) -> Facts:
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
     cfg = open_controlnet(asked.place).cfg
     model = next(
         (
@@ -185,8 +186,6 @@ def _is_tora(asked: Asked) -> bool:
 
 
 def _tell_tora(asked: Asked) -> Facts:
-    if asked.given:
-        raise ValueError(f"{asked.given.said()[0]} tells about a model, and {asked.place} holds none; leave it out")
     there = tora.parts_in(asked.place)
     if lacking := [part for part, files in there.items() if not files]:
         (part,) = there.keys() - set(lacking)
@@ -252,16 +251,16 @@ def _parts(asked: Asked, tensors: Tensors) -> Facts:
         return _lora(asked, tensors)
     facts: Facts = {"holds": ", ".join(f"{words_of(part)} ({dialect.name} names)" for part, dialect in held.items())}
     above = _model_above(asked)
-    if given and "transformer" not in held and not any(given.of_document(CONFIGS[part]) for part in held):
-        raise ValueError(f"{given.said()[0]} tells about a transformer, and {asked.place} holds none; leave it out")
+    if "transformer" not in held:
+        check_of_parts(asked, held)
     if "transformer" in held:
         facts |= _transformer(asked, list(held))
-    elif problem := _misfit(whole, held, given):
-        return facts | {"model": problem}
-    else:
-        words = [word for part in held for word in (OTHERS[part][0], path_word(asked.place))]
-        words += given_words(dataclasses.replace(given, vae=None, text_encoder=None))
-        facts["use"] = [command("generate", PROMPT, "--model", "MODEL", *words)]
+        return facts | above | {"use": [*above.get("use", []), *facts.get("use", [])]}
+    for part, dialect in held.items():
+        found = dialect.find(whole, part, given)
+        if found is not None and (problem := part_misfit(found, part)):
+            return facts | {"model": problem}
+    facts["use"] = [use_parts(dict.fromkeys(held, asked.place), given)]
     return facts | above | {"use": [*above.get("use", []), *facts.get("use", [])]}
 
 
@@ -275,23 +274,6 @@ def _transformer(asked: Asked, held: list[str]) -> Facts:
     return tell_opened(Opened(source=source, asked=asked, held=there, raw=raw_tensors(source, there)), plain=False)
 
 
-def _misfit(tensors: Tensors, held: Mapping[str, object], given: Given) -> str | None:
-    """Why parts do not open with a published model; None where they may."""
-    makers = {"vae": infer.infer_vae, "text_encoder": infer.infer_text_encoder}
-    for part in held:
-        dialect = find_dialect(tensors, part, given)
-        found = None if dialect is None else dialect.find(tensors, part, given)
-        if found is None or part == "vae" and is_taehv(found):
-            continue
-        if bad := next(((key, entry) for key, entry in found.items() if isinstance(entry, Unreadable)), None):
-            return f"not one that opens: {bad[0]}: {bad[1].problem}"
-        try:
-            makers[part](found, PRESETS["5b"])
-        except ConversionError as error:
-            return f"not one that opens: {error.problems[0]}"
-    return None
-
-
 def _model_above(asked: Asked) -> Facts:
     """Of a part that lies in a model's folder: that model."""
     for above in folders_above(asked.place):
@@ -301,14 +283,15 @@ def _model_above(asked: Asked) -> Facts:
 
 
 WEIGHTS = (  # the first that fits counts
-    FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags),
+    FileKind(name="checkpoints of SAT or DeepSpeed", fits=_has_tags, tell=_tell_tags, is_model=True, encloses=False),
     FileKind(name="a LoRA of SAT's", fits=_is_lora_of_sat, tell=_tell_lora_folder),
     FileKind(name="a ControlNet", fits=_is_controlnet, tell=_tell_controlnet),
     FileKind(name="Tora", fits=_is_tora, tell=_tell_tora),
     FileKind(name="a network that finishes videos", fits=is_network, tell=tell_network),
-    FileKind(name="a model", fits=is_model, tell=tell_model),
+    FileKind(name="a model", fits=is_model, tell=tell_model, is_model=True),
     FileKind(name="a LoRA", fits=_is_lora_folder, tell=_tell_lora_folder),
-    FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder),
+    FileKind(name="a part of a model", fits=_is_part_folder, tell=_tell_part_folder, is_model=True),
+    FileKind(name="parts of a model", fits=holds_parts, tell=tell_parts, is_model=True, encloses=False),
     FileKind(name="a tokenizer", fits=is_tokenizer, tell=_tell_tokenizer),
-    FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights),
+    FileKind(name="a file of weights", fits=_is_weights, tell=_tell_weights, is_model=True),
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cogvx_jax.configs import DTYPES, ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.applies import check_given
+from cogvx_jax.convert.applies import check_given, check_position
 from cogvx_jax.convert.config import DOCUMENTS, GENERATION, documents_of, parse_documents
 from cogvx_jax.convert.dialects import components, open_component, open_whole
 from cogvx_jax.convert.errors import ConversionError
@@ -23,8 +23,9 @@ from cogvx_jax.convert.tensors import Tensors
 from cogvx_jax.convert.tokenizer_files import SOURCES, find_tokenizer
 from cogvx_jax.convert.told import read_settings, settings_beside, told_lines
 from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.hub import fetch_hub
 from cogvx_jax.json_files import Json
-from cogvx_jax.presets import PRESETS
+from cogvx_jax.presets import HUB, PRESETS
 from cogvx_jax.storage import below, parent_and_name
 
 Place = str | Path
@@ -54,16 +55,30 @@ class LooseParts:
 
     @property
     def tokenizer(self) -> Place:
-        """Raises: FileNotFoundError where there is none."""
-        found = self._tokenizer
-        if found is None:
-            raise FileNotFoundError(
-                f"{self.place} has no tokenizer; give tokenizer, a folder with {' or '.join(SOURCES)} of T5{MADE}"
-            )
-        return found
+        """That of the published models is fetched where none lies here, and the text encoder is theirs by its size.
+
+        Raises: FileNotFoundError where there is none; OSError where it cannot be fetched.
+        """
+        found, wanted = self.own_tokenizer, f"give tokenizer, a folder with {' or '.join(SOURCES)} of T5{MADE}"
+        if found is not None:
+            return found
+        if not self._takes_published_tokenizer:
+            raise FileNotFoundError(f"{self.place} has no tokenizer; {wanted}")
+        try:
+            return fetch_hub(HUB["5b"], ["tokenizer/*"]) / "tokenizer"
+        except OSError as error:
+            raise OSError(f"{self.place} has no tokenizer: {wanted}; of the published one: {error}") from None
 
     @functools.cached_property
-    def _tokenizer(self) -> Place | None:
+    def _takes_published_tokenizer(self) -> bool:
+        if "text_encoder" not in self._places:
+            return False
+        words = self.tensors("text_encoder").get("shared.weight")
+        return words is not None and words.shape[:1] == (PRESETS["5b"].text_encoder.vocab,)
+
+    @functools.cached_property
+    def own_tokenizer(self) -> Place | None:
+        """That which is given, or lies beside the files."""
         return self.given.tokenizer or find_tokenizer(self._places.get("text_encoder"), self.place)
 
     @functools.cached_property
@@ -120,8 +135,11 @@ class LooseParts:
                 lines.append(f"{name}: in the same file")
             elif component in self.searched:
                 lines.append(f"{name}: found at {place}")
-        if self._tokenizer not in (None, self.given.tokenizer, below(self.place, "tokenizer")):
-            lines.append(f"tokenizer: found at {self._tokenizer}")
+        found = self.own_tokenizer
+        if found not in (None, self.given.tokenizer, below(self.place, "tokenizer")):
+            lines.append(f"tokenizer: found at {found}")
+        if found is None and self._takes_published_tokenizer:
+            lines.append(f"tokenizer: there is none, so that of {HUB['5b']} is fetched from the hub where it is needed")
         return lines
 
     def places(self) -> dict[str, Place]:
@@ -149,6 +167,7 @@ class LooseParts:
             elif part in self._places or part != "text_encoder":
                 news = None if where in [below(folder, path) for folder in self.configs] else where
                 lines += told_lines(part, document, beside, news, said, like.name, part in self._places)
+        check_position(self.given, documents[CONFIGS["transformer"]], self.place)
         spec = self._parsed(documents)
         if self._has_taehv:
             spec = with_taehv(spec, self.given)

@@ -12,6 +12,7 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.lora_file import LoRAFile, Module, open_lora
 from cogvx_jax.convert.lora_models import doubts, kernels, looks_made_for, misfit, parameters
 from cogvx_jax.convert.tables import Parameter
+from cogvx_jax.convert.tensors import unwarned
 from cogvx_jax.models.lora import Adapters, Difference, LoRA
 
 
@@ -54,6 +55,7 @@ def check_fits(file: LoRAFile, spec: ModelSpec) -> None:
             raise ValueError(f"the rank {module.rank} of {name} is above its smaller side, and above {most}")
 
 
+@unwarned()  # `pipelines.lora` names the adapter that has numbers beyond float32
 def _lora(file: LoRAFile, spec: ModelSpec) -> LoRA:
     own = kernels(spec)
     scales = {name: module.alpha.scale for name, module in file.modules.items()}

@@ -13,9 +13,9 @@ import numpy as np
 from cogvx_jax.configs import Distilled
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.lora_alpha import Alpha, Alphas, flag
-from cogvx_jax.convert.lora_formats import LINEAR, MODULES, Name, Part, find_format, numbered
-from cogvx_jax.convert.sat_folder import find_states, has_states
-from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating
+from cogvx_jax.convert.lora_formats import LINEAR, MODULES, PATCH, Name, Part, find_format, numbered
+from cogvx_jax.convert.sat_folder import check_rank, find_states, has_states
+from cogvx_jax.convert.tensors import Entry, Tensors, Unreadable, is_floating, unwarned
 from cogvx_jax.diffusion.samplers import SAMPLERS
 from cogvx_jax.json_files import parse_json, quoted, read_json_of
 from cogvx_jax.storage import below, check_place, kind_of, open_files, parent_and_name
@@ -63,6 +63,7 @@ class LoRAFile:
     modules: by published name.
     differences: by the name of a published tensor.
     ignored: names of tensors of a text encoder.
+    idle_alphas: names of modules that have an alpha and no adapter, but a whole difference, which takes none.
     said: PEFT's settings, and `metadata` all that the file says beside its tensors, as texts.
     distilled: how a LoRA of few steps is sampled from; None of another.
     Raises: ValueError, which does not name the file, for one that holds no LoRA, or one that is damaged.
@@ -80,6 +81,11 @@ class LoRAFile:
         names = dict.fromkeys(module for module, part in self._keys if part in ("a", "b"))
         self.modules = {name: self._module(name) for name in names}
         self.differences = self._differences()
+        if alpha is not None and not self.modules:
+            raise ValueError(
+                "alpha is of adapters, and it holds whole differences alone, which have none; leave it out"
+            )
+        self.idle_alphas = self._idle_alphas()
 
     def _add(self, key: str, name: Name) -> None:
         other = self._keys.setdefault((name.module, name.part), key)
@@ -105,9 +111,15 @@ class LoRAFile:
         return a.reshape(found.rank, -1).T, b.reshape(-1, found.rank).T
 
     def stored(self, module: str, part: Part) -> np.ndarray:
-        """A tensor of a module as it is in the file. Raises: KeyError; ValueError for numbers that are not finite."""
+        """A tensor of a module as it is in the file.
+
+        Raises: KeyError; ValueError, with the file's name, for numbers that are not finite.
+        """
         key = self._keys[module, part]
-        self.numbers(key)
+        try:
+            self.numbers(key)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
         return self.tensors.read(key)
 
     def entry(self, module: str, part: Part) -> Entry:
@@ -116,7 +128,7 @@ class LoRAFile:
 
     def numbers(self, key: str) -> np.ndarray:
         """A tensor of the file, float32. Raises: ValueError for numbers that are not finite."""
-        with np.errstate(over="ignore"):  # of a float64 that float32 cannot hold
+        with unwarned():  # of a float64 that float32 cannot hold
             numbers = self.tensors.read(key).astype(np.float32)
         if not np.isfinite(numbers).all():
             raise ValueError(f"{key} holds numbers that are not finite: its training diverged")
@@ -157,6 +169,8 @@ class LoRAFile:
         window = a[2:] if len(a) == 4 else ()
         if len(a) not in (2, 4) or len(b) != len(a) or math.prod(b[2:]) != 1 or a[0] != b[1]:
             raise ValueError(f"the ranks of {name} disagree, {first} is {a}, {second} {b}")
+        if name != PATCH and math.prod(window) != 1:
+            raise ValueError(f"{first} of {name} is {a}, of a convolution, and the layer is a linear one")
         if numbered(name)[0] in NOT_LINEAR:
             raise ValueError(f"it has a {first} of {name}, which is no linear layer")
         alpha = self._alphas.of(name, a[0], self._tensor_alpha(name))
@@ -166,6 +180,10 @@ class LoRAFile:
         key = self._keys.get((module, part))
         if key is None:
             return None
+        return self._numeric(key)
+
+    def _numeric(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor of the file. Raises: ValueError for one that is unreadable, or not of numbers."""
         if isinstance(entry := self.tensors[key], Unreadable):
             raise ValueError(f"{key} cannot be read: {entry.problem}")
         if not is_floating(entry.dtype):
@@ -181,6 +199,14 @@ class LoRAFile:
             raise ValueError(f"its alpha of {module} has the shape {shape}, and must be one number")
         return float(self.numbers(key).reshape(()))
 
+    def _idle_alphas(self) -> list[str]:
+        """Raises: ValueError for an alpha of nothing."""
+        idle = [module for module, part in self._keys if part == "alpha" and module not in self.modules]
+        for module in idle:
+            if (module, "diff") not in self._keys and (module, "diff_b") not in self._keys:
+                raise ValueError(f"it holds an alpha of {module}, and no adapter of it: it is not whole")
+        return idle
+
     def _differences(self) -> dict[str, Difference]:
         found: dict[str, Difference] = {}
         for (module, part), key in self._keys.items():
@@ -192,7 +218,7 @@ class LoRAFile:
             if name in found:
                 raise ValueError(f"it holds two differences of {name}, {found[name].key} and {key}")
             factor = self.modules[module].alpha.scale if part == "bias" else 1.0
-            found[name] = Difference(key=key, shape=tuple(self.tensors[key].shape), factor=factor)
+            found[name] = Difference(key=key, shape=self._numeric(key), factor=factor)
         return found
 
 
@@ -238,6 +264,7 @@ def find_file(source: Place) -> Place:
             f"there is no LoRA {str(source)!r}" if kind == "nothing" else f"{str(source)!r} is {kind}, not a LoRA"
         )
     check_place(source)
+    check_rank(source)
     return source
 
 

@@ -77,6 +77,11 @@ def doubts(file: LoRAFile, spec: ModelSpec | None = None) -> list[str]:
             f"{counted(len(file.ignored), 'tensor')} of a text encoder ({file.ignored[0]}, ...) left out; "
             "only the transformer is adapted"
         )
+    if file.idle_alphas:
+        found.append(
+            f"the alpha of {file.idle_alphas[0]}{' and others' * (len(file.idle_alphas) > 1)} has no effect, as in "
+            "ComfyUI: a whole difference takes none"
+        )
     doubtful = [m for m in file.modules.values() if not m.alpha.stored and m.rank in DOUBTFUL_RANKS]
     if doubtful and file.format.alpha.default is None:
         rank = doubtful[0].rank

@@ -18,6 +18,7 @@ from cogvx_jax.convert.safetensors import Tensor, write_file
 from cogvx_jax.convert.sat_folder import LATEST, STATES
 from cogvx_jax.convert.tables import Parameter
 from cogvx_jax.convert.targets import SAT_TAG
+from cogvx_jax.convert.tensors import unwarned
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.models.lora import LoRA, first_distilled
 from cogvx_jax.temporaries import check_local, temporary_beside, written_place
@@ -83,6 +84,7 @@ def merge_loras(
     _write(path, to, dtype, lambda: _sum([(of_file(file), weight) for file, weight in files]), distilled)
 
 
+@unwarned()  # `_cast` names the tensor that has numbers beyond its type
 def _write(
     path: str | Path, to: str, dtype: str | None, updates: Callable[[], Sequence[Update]], distilled: Distilled | None
 ) -> None:
@@ -332,10 +334,12 @@ def _cast(tensor: Tensor, dtype: str | np.dtype | None) -> Tensor:
     kind = tensor.dtype if dtype is None else np.dtype(dtype)
 
     def make() -> np.ndarray:
-        with np.errstate(over="ignore"):
-            array = tensor.make().astype(kind)
+        array = tensor.make().astype(kind)
         if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{tensor.key} would have numbers that {kind} cannot hold")
+            raise ValueError(
+                f"{tensor.key} would have numbers that {kind} cannot hold; lower alpha or the weight, or give another "
+                "dtype"
+            )
         return array
 
     return dataclasses.replace(tensor, dtype=kind, make=make)

@@ -16,7 +16,7 @@ from cogvx_jax.convert.checkpoint import compare
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.convert.tables import CONV2D, Change, Row, resolve
-from cogvx_jax.convert.tensors import is_floating
+from cogvx_jax.convert.tensors import is_floating, unwarned
 from cogvx_jax.metrics.lpips import DEPTHS, DEVIATION, LPIPS, MEAN
 from cogvx_jax.storage import NOTHING, LocalFiles, check_place, kind_of
 
@@ -58,7 +58,8 @@ def read_lpips(path: str | Path) -> tuple[LPIPS, dict[str, Any]]:
 
     def read(key: str) -> np.ndarray:
         stored = found[key]
-        return files.read(stored.span).view(stored.dtype).reshape(stored.shape).astype(np.float32)
+        with unwarned():
+            return stored.read(files).astype(np.float32)
 
     keys = [f"lin{stage}.model.1.weight" for stage in range(len(DEPTHS))]
     missing = [f"missing: {key} (1, C, 1, 1)" for key in keys if key not in found or len(found[key].shape) != 4]

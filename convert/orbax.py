@@ -18,18 +18,27 @@ import tensorstore as ts
 
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.quantized_layout import read_quantization, verify_files
-from cogvx_jax.convert.safetensors import MAX_SIZE
+from cogvx_jax.convert.tensors import MAX_SIZE, unwarned
 from cogvx_jax.json_files import parse_json, quoted
-from cogvx_jax.storage import below, kvstore, open_files
+from cogvx_jax.storage import BUCKETS, below, kvstore, open_files
 
 DIGESTS = "digests.json"
 FORMAT = "cogvx orbax 1"  # changes when an older program could not read the folder
 BLOCK_BYTES = 64 * 2**20
+WRITTEN = (*BUCKETS, "file")  # kinds of URLs; tensorstore reads others, such as http, and not all that fsspec writes to
 
 
 def is_orbax(folder: str | Path) -> bool:
     """Whether a model's folder, or the URL it lies below, holds Orbax checkpoints."""
     return open_files(folder).exists(DIGESTS)
+
+
+def check_target(target: str | Path) -> None:
+    """Raises ValueError for a URL from which checkpoints could not be read again, or to which none are written."""
+    scheme, is_url, _ = str(target).partition("://")
+    if is_url and scheme not in WRITTEN:
+        places = ", ".join(f"{scheme}://" for scheme in WRITTEN)
+        raise ValueError(f"Orbax checkpoints are written to folders, {places}, not to {target}; nothing was written")
 
 
 def read_digests(folder: str | Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +153,8 @@ class OrbaxArrays(Mapping[str, ts.TensorStore]):
     def read(self, path: str, dtype: np.dtype, index: tuple[slice, ...]) -> np.ndarray:
         """A block of an array; of the files, only the blocks that it lies in are read."""
         try:
-            return np.asarray(self._arrays[path][index].read().result()).astype(dtype, copy=False)
+            with unwarned():
+                return np.asarray(self._arrays[path][index].read().result()).astype(dtype, copy=False)
         except ValueError as error:
             problem = f"unreadable: {self.component}/{path}, {_first(error)}"
             raise ConversionError("the checkpoint is damaged", [problem]) from None

@@ -15,7 +15,7 @@ from cogvx_jax.configs import Distilled, ModelSpec
 from cogvx_jax.convert.checkpoint import load_params
 from cogvx_jax.convert.config import write_configs
 from cogvx_jax.convert.finite import check_finite
-from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest
+from cogvx_jax.convert.orbax import BLOCK_BYTES, DIGESTS, FORMAT, array_digest, check_target
 from cogvx_jax.convert.orbax_writes import orbax_writes
 from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
 from cogvx_jax.convert.sources import Place, Source, open_source
@@ -33,8 +33,10 @@ def write_orbax(source: Place | Source, target: Place, dtype: str | None = None)
       target: a folder that does not exist, or is empty, or the URL of one. What goes below a URL is written to the
         system's temporary folder first, all of it; its digests, without which it is no model, arrive there last.
       dtype: of the transformer and the text encoder; None keeps every array's own.
-    Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model.
+    Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model; ValueError
+      for a URL that tensorstore does not read.
     """
+    check_target(target)
     how = read_quantization(source)
 
     def read(spec: ModelSpec, component: str) -> Mapping[str, Any]:
@@ -81,8 +83,7 @@ def write_arrays(partial: Path, read: Callable[[str], Mapping[str, Any]], target
     """
     listed: dict[str, Any] = {}
     for component in COMPONENTS:
-        with np.errstate(over="ignore"):  # of a narrower type, which is found below
-            params = read(component)
+        params = read(component)
         flat = traverse_util.flatten_dict(params, sep="/")
         for path, array in flat.items():
             check_finite(f"{component}/{path}", array)

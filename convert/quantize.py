@@ -13,7 +13,8 @@ from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert.checkpoint import component_parameters, load_params
 from cogvx_jax.convert.containers import STEMS
 from cogvx_jax.convert.export import write_weights
-from cogvx_jax.convert.orbax import DIGESTS
+from cogvx_jax.convert.finite import is_finite, not_finite
+from cogvx_jax.convert.orbax import DIGESTS, check_target
 from cogvx_jax.convert.orbax_export import model_to_write, write_arrays
 from cogvx_jax.convert.quantized_layout import MARK, STORED, file_digest, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor
@@ -48,6 +49,8 @@ def write_quantized(
     Raises: FileExistsError if `target` holds something; ConversionError if `source` is not a whole model; ValueError if
       it is quantised already, groups do not divide its kernels, or these hold numbers that are not finite.
     """
+    if layout == "orbax":
+        check_target(target)
     if (stored := read_quantization(source)) is not None:
         raise ValueError(f"{open_source(source).place} is quantised already, to {stored.name}; give the original")
     last, distilled = DIGESTS if layout == "orbax" else MARK, None if lora is None else lora.distilled
@@ -78,18 +81,24 @@ def quantized_params(
     scales: dict[str, np.ndarray] = {}
 
     added: Added = () if lora is None else ((lora, 1.0),)
+    place = open_source(source).place
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, part: Callable[..., np.ndarray]) -> np.ndarray:
-        storage = how.storage(path)
+        storage, whole = how.storage(path), tuple(slice(n) for n in shape)
         if storage is None:
-            index = tuple(slice(n) for n in shape)
-            return add_to_block(added, path, index, part(index))
+            found = add_to_block(added, path, whole, part(whole))
+            if added and not is_finite(found) and is_finite(part(whole)):
+                raise not_finite(place, f"{component}/{path}", with_loras=True)
+            return found
 
         def read(index: tuple[slice, ...]) -> np.ndarray:
             return add_to_block(added, path, index, part(index).astype(np.float32))
 
+        def base(block: int) -> np.ndarray:
+            return part((slice(block, block + 1), *whole[1:]))
+
         values, scales[path + SCALE] = quantize_on_host(read, shape, storage)
-        check_scales(open_source(source).place, f"{component}/{path}", scales[path + SCALE])
+        check_scales(place, f"{component}/{path}", scales[path + SCALE], base if added else None)
         return values
 
     flat = traverse_util.flatten_dict(load_params(source, spec, component, None, put=put), sep="/")
@@ -113,11 +122,15 @@ def quantize_on_host(
     return values, scale
 
 
-def check_scales(place: Place, path: str, scales: np.ndarray) -> None:
-    """Raises ValueError where a kernel held a number that is not finite: so is then one of its `scales`."""
+def check_scales(place: Place, path: str, scales: np.ndarray, base: Callable[[int], np.ndarray] | None = None) -> None:
+    """Raises ValueError where a kernel held a number that is not finite: so is then one of its `scales`.
+
+    Args:
+      base: a block of the kernel before LoRAs were added; None where none were.
+    """
     for i, scale in enumerate(scales):
         if not np.isfinite(scale).all():
-            raise ValueError(f"{place} holds numbers that are not finite in {path} of block {i}")
+            raise not_finite(place, f"{path} of block {i}", with_loras=base is not None and is_finite(base(i)))
 
 
 _quantized = jax.jit(quantize_kernel, static_argnums=1)

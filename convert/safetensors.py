@@ -15,7 +15,7 @@ import numpy as np
 
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.finite import check_finite
-from cogvx_jax.convert.tensors import Stored, Tensors
+from cogvx_jax.convert.tensors import MAX_SIZE, Stored, Tensors, is_shape, unwarned
 from cogvx_jax.json_files import POINTER, parse_json, quoted
 from cogvx_jax.storage import Files
 
@@ -44,7 +44,6 @@ WRITTEN = TYPES | {np.dtype(dtype): name for name, dtype in INTEGERS.items()}
 # Parsed JSON takes up to forty times its size, so this is less than the format's 100 MB: room for 150,000 tensors.
 MAX_HEADER = 16 * 2**20  # bytes
 MAX_NAME = 400  # characters; the longest published name has 75
-MAX_AXES, MAX_SIZE = 8, 2**48
 
 
 class Header(dict[str, Stored]):
@@ -118,7 +117,7 @@ class Tensor:
 
     def array(self) -> np.ndarray:
         """Its numbers, to be written. Raises: ValueError where some are not finite."""
-        with np.errstate(over="ignore"):  # of a narrower type, which is found below
+        with unwarned():  # what a narrower type cannot hold is found below
             array = np.ascontiguousarray(self.make())
         return check_finite(self.key, array)
 
@@ -166,7 +165,7 @@ class _Entry:
         if not isinstance(entry, dict):
             raise ValueError(f"{key} is {quoted(entry)}, not an object")
         shape, offsets, kind = (entry.get(name) for name in ("shape", "data_offsets", "dtype"))
-        if not _sizes(shape) or len(shape) > MAX_AXES:
+        if not _sizes(shape) or not is_shape(shape):
             raise ValueError(f"{key} has the shape {quoted(shape)}")
         if not _sizes(offsets) or len(offsets) != 2:
             raise ValueError(f"{key} has the data_offsets {quoted(offsets)}")

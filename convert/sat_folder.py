@@ -7,8 +7,10 @@ weights in float32: of each group one row of numbers, all parameters of the grou
 Source: DeepSpeed, `deepspeed/utils/zero_to_fp32.py`.
 """
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from cogvx_jax.json_files import quoted
 from cogvx_jax.storage import Files, below, open_files, parent_and_name
 
 LATEST, STATES = "latest", "mp_rank_00_model_states.pt"
-SPLIT = re.compile(r"mp_rank_(?!00)\d+_model_states\.pt")
+RANK = re.compile(r"mp_rank_(\d{2,5})_model_states\.pt")
 STAGE_3 = re.compile(r"(z3_rank_\d+|zero_pp_rank_\d+_mp_rank_\d+)_model_states\.pt")
 SHARD = re.compile(r"(?:bf16_)?zero_pp_rank_(\d{1,5})_mp_rank_00_optim_states\.pt")
 MAX_TAG = 200  # bytes of the file `latest`
 MAX_TAGS, MAX_SHOWN = 200, 10  # names that are looked into, each of which is a request to a bucket; tags in a message
+PARALLEL = "model-parallel ranks that a model is split over; merge them with SAT's own tool first"
 LATER = "convert it on the machine that trained, with DeepSpeed's zero_to_fp32.py"
 
 
@@ -39,6 +42,13 @@ def find_tags(place: str | Path) -> list[str]:
     return [name for name in names if files.exists(f"{name}/{STATES}")]
 
 
+def find_transformers(place: str | Path) -> list[str]:
+    """The folders in a folder in which SAT saved a transformer, such as 1.5's transformer_t2v and transformer_i2v."""
+    files = open_files(place)
+    names = [name for name in files.names() if name.startswith("transformer")] if files.is_folder() else []
+    return [name for name in names[:MAX_TAGS] if has_states(below(place, name))]
+
+
 def find_states(place: str | Path) -> str | Path:
     """The file of weights in a folder that SAT or DeepSpeed saves to, or in a tag's folder.
 
@@ -46,15 +56,11 @@ def find_states(place: str | Path) -> str | Path:
     """
     files = open_files(place)
     if files.exists(STATES):
-        if split := [name for name in files.names() if SPLIT.fullmatch(name)]:
-            raise ValueError(
-                f"{place} is split over {len(split) + 1} model-parallel ranks, which are not read; "
-                "merge them with SAT's own tool first"
-            )
+        check_rank(below(place, STATES))
         return below(place, STATES)
     names = files.names() if files.is_folder() else []
-    if any(STAGE_3.fullmatch(name) for name in names):
-        raise ValueError(f"{place} was saved by ZeRO's third stage, which is not read; {LATER}")
+    for name in names:
+        check_rank(below(place, name))
     tags = find_tags(place)
     if not files.exists(LATEST):
         if len(tags) == 1:
@@ -78,13 +84,41 @@ def find_states(place: str | Path) -> str | Path:
     return find_states(below(place, tag))
 
 
+def check_rank(file: str | Path) -> None:
+    """Raises ValueError, one sentence, for a file that by its name, or by those beside it, is a part of a model."""
+    folder, name = parent_and_name(file)
+    if STAGE_3.fullmatch(name):
+        raise ValueError(f"{file} was saved by ZeRO's third stage, which is not read; {LATER}")
+    rank = RANK.fullmatch(name)
+    if rank is None:
+        return
+    ranks = [name]
+    with contextlib.suppress(OSError):  # of a server that lists no files
+        ranks = [other for other in open_files(folder).names() if RANK.fullmatch(other)]
+    if int(rank[1]) or len(ranks) > 1:
+        raise ValueError(f"{file} is one of {max(len(ranks), int(rank[1]) + 1)} {PARALLEL}")
+
+
+def check_share(tensors: Tensors) -> None:
+    """Raises ValueError, one sentence, for published tensors of which a model-parallel rank has a share.
+
+    Of attention, a rank has all features of some heads.
+    """
+    query, out = (tensors.get(f"transformer_blocks.0.attn1.{name}.weight") for name in ("to_q", "to_out.0"))
+    if query is None or out is None or len(query.shape) != 2 or query.shape != out.shape[::-1]:
+        return
+    share, width = query.shape
+    if 0 < share < width and width % share == 0:
+        raise ValueError(f"{tensors.where} is one of {width // share} {PARALLEL}")
+
+
 def _listed(tags: list[str]) -> str:
     return ", ".join([*tags[:MAX_SHOWN], *(["..."] if len(tags) > MAX_SHOWN else [])])
 
 
 def _tag(files: Files) -> str:
     try:
-        tag = files.bytes(LATEST, MAX_TAG).decode().strip()
+        tag = files.bytes(LATEST, MAX_TAG).decode(errors="replace").strip()
     except ValueError as error:
         raise ValueError(f"{files.where}/{LATEST} names no tag: {error}") from None
     if not re.fullmatch(r"[\w-][\w.-]*", tag, re.ASCII):
@@ -99,12 +133,10 @@ def read_masters(states: str | Path) -> Tensors:
     """
     folder, name = parent_and_name(states)
     files = open_files(folder)
-    try:
+    with _named(below(folder, name)):
         whole = read_torch(files, name)
         groups = _shapes(TorchArchive(files, name).load())
-        flat = _flat(files, _shards(files), len(groups))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    flat = _flat(folder, _shards(files), len(groups))
     found = dict(whole)
     for shapes, numbers in zip(groups, flat, strict=True):
         start = 0
@@ -117,12 +149,21 @@ def read_masters(states: str | Path) -> Tensors:
     return whole.of(found)
 
 
+@contextlib.contextmanager
+def _named(file: str | Path) -> Iterator[None]:
+    """Inside, an error of a file gets its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+
+
 def _shards(files: Files) -> list[str]:
     ranks = {int(match[1]): name for name in files.names() if (match := SHARD.fullmatch(name))}
     if not ranks:
         raise FileNotFoundError(f"{files.where} has no zero_pp_rank_*_optim_states.pt, which hold the masters")
     if missing := set(range(max(ranks) + 1)) - ranks.keys():
-        raise ValueError(f"the shard of rank {min(missing)} is missing")
+        raise ValueError(f"{files.where} lacks the shard of rank {min(missing)}, though it has {ranks[max(ranks)]}")
     return [ranks[rank] for rank in sorted(ranks)]
 
 
@@ -131,35 +172,40 @@ def _shapes(states: Any) -> list[dict[str, tuple[int, ...]]]:
     groups = states.get("param_shapes") if isinstance(states, dict) else None
     groups = [groups] if isinstance(groups, dict) else groups
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise ValueError(f"{STATES} has no param_shapes, with which the shards are cut")
+        raise ValueError("it has no param_shapes, with which the shards are cut")
     for group in groups:
         for key, shape in group.items():
             sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
             if not isinstance(key, str) or not sizes:
-                raise ValueError(f"the param_shapes of {STATES} are damaged")
+                raise ValueError("its param_shapes are damaged")
     return groups
 
 
-def _flat(files: Files, shards: list[str], count: int) -> list[Entry]:
+def _flat(folder: str | Path, shards: list[str], count: int) -> list[Entry]:
     """The numbers of each group, those of all ranks after each other."""
-    ranks = []
+    ranks, files = list[list[Entry]](), open_files(folder)
     for name in shards:
-        archive = TorchArchive(files, name)
-        found = archive.load()
-        state = found.get("optimizer_state_dict") if isinstance(found, dict) else None
-        if not isinstance(state, dict):
-            raise ValueError(f"{name} has no optimizer_state_dict")
-        parts = state.get("single_partition_of_fp32_groups")
-        if parts is None:
-            raise ValueError(f"{name} has no single_partition_of_fp32_groups, as ZeRO's third stage; {LATER}")
-        world = state.get("partition_count", len(shards))
-        world = max(world, default=0) if isinstance(world, list) and all(type(n) is int for n in world) else world
-        if world != len(shards):
-            raise ValueError(f"{name} is one of {quoted(world)} shards, of which {len(shards)} are there")
-        if not isinstance(parts, list) or len(parts) != count:
-            raise ValueError(f"{name} has not the masters of {count} groups")
-        entries = archive.entries({str(i): part for i, part in enumerate(parts)})
-        if [len(entries[key].shape) for key in entries] != [1] * count:
-            raise ValueError(f"{name} has masters that are no rows of numbers")
-        ranks.append(entries)
-    return [Joined.of([entries[str(i)] for entries in ranks]) for i in range(count)]
+        with _named(below(folder, name)):
+            ranks.append(_parts(TorchArchive(files, name), len(shards), count))
+    return [Joined.of(parts) for parts in zip(*ranks, strict=True)]
+
+
+def _parts(shard: TorchArchive, shards: int, count: int) -> list[Entry]:
+    """A rank's numbers of each group. Raises: ValueError, without its name, for a shard that does not fit."""
+    found = shard.load()
+    state = found.get("optimizer_state_dict") if isinstance(found, dict) else None
+    if not isinstance(state, dict):
+        raise ValueError("it has no optimizer_state_dict")
+    parts = state.get("single_partition_of_fp32_groups")
+    if parts is None:
+        raise ValueError(f"it has no single_partition_of_fp32_groups, as ZeRO's third stage; {LATER}")
+    world = state.get("partition_count", shards)
+    world = max(world, default=0) if isinstance(world, list) and all(type(n) is int for n in world) else world
+    if world != shards:
+        raise ValueError(f"it is one of {quoted(world)} shards, of which {shards} are there")
+    if not isinstance(parts, list) or len(parts) != count:
+        raise ValueError(f"it has not the masters of {count} groups")
+    entries = shard.entries({str(i): part for i, part in enumerate(parts)})
+    if [len(entry.shape) for entry in entries.values()] != [1] * count:
+        raise ValueError("it has masters that are no rows of numbers")
+    return [entries[str(i)] for i in range(count)]

@@ -13,14 +13,14 @@ from typing import Protocol
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import infer
-from cogvx_jax.convert.applies import check_given
+from cogvx_jax.convert.applies import check_given, check_position
 from cogvx_jax.convert.config import DOCUMENTS, parse_documents, read_documents, spec_of
 from cogvx_jax.convert.containers import SUFFIXES, Checkpoint, has_weights
 from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.convert.errors import ConversionError
-from cogvx_jax.convert.loose import LooseParts, Place
+from cogvx_jax.convert.loose import CONFIGS, LooseParts, Place
 from cogvx_jax.convert.packed import unpacked
-from cogvx_jax.convert.sat_folder import find_states, has_states
+from cogvx_jax.convert.sat_folder import find_states, find_transformers, has_states
 from cogvx_jax.convert.tables import COMPONENTS
 from cogvx_jax.convert.taehv import is_taehv, told_taehv, with_taehv
 from cogvx_jax.convert.tensors import Elsewhere, Tensors
@@ -85,6 +85,7 @@ class PublishedFolder:
         documents, problems = self._documents()
         for document in DOCUMENTS:
             documents[document.path] = documents.get(document.path, {}) | self.given.of_document(document.path)
+        check_position(self.given, documents[CONFIGS["transformer"]], self.place)
         spec = parse_documents(documents, parent_and_name(self.place)[1], problems)
         if problems:
             raise ConversionError(f"{self.place} is not a model that is supported", problems)
@@ -214,17 +215,24 @@ def open_single_folder(place: Place, given: Given) -> Source:
 
 
 def is_sat_folder(place: Place) -> bool:
-    return has_states(place) or has_states(below(place, "transformer"))
+    return has_states(place) or bool(find_transformers(place))
 
 
 def open_sat_folder(place: Place, given: Given) -> Source:
-    """A folder of SAT's: as the authors publish it, as SAT saves it, or of one tag; or one of DeepSpeed's."""
-    inner = below(place, "transformer")
+    """A folder of SAT's: as the authors publish it, as SAT saves it, or of one tag; or one of DeepSpeed's.
+
+    Raises: FileNotFoundError for a folder with several transformers, as the authors publish 1.5.
+    """
     top = place
     if has_states(place):
         parent, name = parent_and_name(place)
         top = parent if name == "transformer" else place
         inner = place
+    else:
+        names = find_transformers(place)
+        inner = below(place, "transformer" if "transformer" in names else names[0])
+        if len(names) > 1 and "transformer" not in names:
+            raise FileNotFoundError(f"{place} holds {' and '.join(names)}; give the folder of one, such as {inner}")
     found = {"transformer": find_states(inner)}
     for folder in (parent_and_name(top)[0], top):
         for component, name in SAT_PARTS:

@@ -24,6 +24,19 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or dtype in FLOATS
 
 
+MAX_AXES, MAX_SIZE = 8, 2**48  # of a tensor, and of any size of it
+
+
+def is_shape(sizes: Sequence[int]) -> bool:
+    """Whether a tensor may have these sizes, which are not negative; one that is 0 allows the others no more."""
+    return len(sizes) <= MAX_AXES and math.prod(max(n, 1) for n in sizes) <= MAX_SIZE
+
+
+def unwarned() -> np.errstate:
+    """Inside, NumPy does not warn of numbers that a type cannot hold: whoever writes them, or computes, names them."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 class Entry(Protocol):
     """An array that files hold, maybe in parts or in another form."""
 
@@ -265,8 +278,12 @@ class Tensors(collections.abc.Mapping[str, Entry]):
         self.files.prefetch([span for name in names for span in self._entries[name].spans])
 
     def read(self, name: str) -> np.ndarray:
-        """See `Entry.read`."""
-        return self._entries[name].read(self.files)
+        """See `Entry.read`. Raises: ValueError, with its name, for one that is `Unreadable`."""
+        entry = self._entries[name]
+        if isinstance(entry, Unreadable):
+            raise ValueError(f"{name} cannot be read: {entry.problem}")
+        with unwarned():
+            return entry.read(self.files)
 
     def release(self) -> None:
         """Gives back the memory of what was read so far; arrays remain valid."""

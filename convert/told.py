@@ -23,13 +23,16 @@ def settings_beside(place: Place, part: str) -> tuple[Json, Place]:
     """The published configuration of a part that lies beside its file or in its folder, and where; as `read_settings`.
 
     Args:
-      part: field of ModelSpec. Of x.safetensors it may be in x.json, or in config.json.
+      part: field of ModelSpec. Of x.safetensors it may be in x.json, or in config.json; of vae.safetensors, where
+        each part is a file called after it, in vae/config.json.
     Raises: ValueError for settings of another model, by their own words.
     """
     parent, name = parent_and_name(place)
     document = next(document for document in DOCUMENTS if document.part == part)
     folder = place if open_files(place).is_folder() else parent
-    for where, file in ((parent, f"{Path(name).stem}.json"), (folder, "config.json")):
+    places = [(parent, f"{Path(name).stem}.json"), (folder, "config.json")]
+    places += [(below(parent, part), "config.json")] if Path(name).stem == part else []
+    for where, file in places:
         found, path = read_settings((where,), file)
         check_class(found, path)
         if is_configuration(found, document):

@@ -17,10 +17,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from cogvx_jax.convert.tensors import MAX_AXES, MAX_SIZE, is_shape
 from cogvx_jax.json_files import quoted
 
 MAX_OPCODES = 2_000_000  # one of the larger files has 100,000
-MAX_AXES, MAX_SIZE = 8, 2**48
 
 # torch's name of a type -> what numpy calls it; a storage class is named after it.
 DTYPES = {
@@ -274,7 +274,8 @@ def _rebuild_typed(
 
 def _view(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> View:
     """Raises ValueError where it would lie outside of its storage, or repeat numbers."""
-    if not (isinstance(storage, Storage) and _is_size(offset) and _are_sizes(shape) and _are_sizes(stride)):
+    sizes = _are_sizes(shape) and _are_sizes(stride) and is_shape(shape)
+    if not (isinstance(storage, Storage) and _is_size(offset) and sizes):
         raise ValueError("its pickle is damaged: a tensor that is none")
     if len(shape) != len(stride):
         raise ValueError(f"its pickle has a tensor of {len(shape)} axes and {len(stride)} strides")
@@ -293,7 +294,7 @@ def _ordered(*arguments: Any) -> OrderedDict | Foreign:
 def _size(found: Any = (), *_: Any) -> tuple[int, ...]:
     if isinstance(found, list) and len(found) <= MAX_AXES:
         found = tuple(found)
-    if not _are_sizes(found):
+    if not _are_sizes(found) or not is_shape(found):
         raise ValueError("its pickle is damaged: a torch.Size that is none")
     return found
 

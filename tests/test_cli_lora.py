@@ -238,5 +238,15 @@ def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
         np.testing.assert_allclose(tuned["q"]["kernel"], q[1], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.full  # a video is compiled
+def test_the_video_of_the_docs_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kohya("panda.safetensors", cx.load_spec("tiny"))
+    (command,) = (command for command in COMMANDS if command.startswith("generate"))
+    monkeypatch.setattr(sys, "argv", ["cogvx", *shlex.split(command), "--steps", "2", "--frames", "9"])
+    cli.main()
+    assert Path("out.mp4").stat().st_size > 0
+
+
 def test_the_kinds_of_the_flag_are_those_of_the_table():
     assert sorted(typing.get_args(lora.To)) == sorted(WRITTEN)

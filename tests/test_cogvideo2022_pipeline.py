@@ -20,6 +20,7 @@ from cogvx_jax.convert import cogvideo2022_folder as folders
 from cogvx_jax.convert.cogvideo2022 import image_tokenizer_parameters
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.torch_writer import write_torch
+from cogvx_jax.given import Given
 from cogvx_jax.models.cogvideo2022.abstract import network_of
 from cogvx_jax.models.cogvideo2022.cached import cache_of, step
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
@@ -235,7 +236,7 @@ def test_a_video_from_folders_and_a_picture(whole, tmp_path):
 def test_verbs_know_the_folder(theirs, tmp_path, capsys):
     convert(str(theirs), str(tmp_path / "ours"))
     capsys.readouterr()
-    facts = describe(str(tmp_path / "ours"))
+    facts = describe(str(tmp_path / "ours"), Given())
     assert "stored once" in facts["base"] and facts["text tokenizer"] == "there"
     assert facts["image tokenizer"] == "missing" and facts["frames"] == "5 key frames of 4x4 codes"
     info(str(theirs))

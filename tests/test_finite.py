@@ -1,14 +1,24 @@
 """Numbers that are not finite: an error that names where they come from, and no video."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packings import save
+from safetensors.numpy import load_file, save_file
 
 import cogvx_jax as cx
-from cogvx_jax.models.lora import LoRA
+from cogvx_jax.convert import open_lora
+from cogvx_jax.convert.containers import open_tensors
+from cogvx_jax.convert.lora_write import merge_loras
+from cogvx_jax.convert.packed import unpacked
+from cogvx_jax.convert.sources import open_source
+from cogvx_jax.convert.targets import write_model
+from cogvx_jax.models.lora import Difference, LoRA
+from cogvx_jax.models.lora_blocks import add_to_block
 from cogvx_jax.pipelines.finite import NotFiniteError
 from cogvx_jax.pipelines.latents import decode_frames
 from cogvx_jax.pipelines.noise import SeededNoise
@@ -103,3 +113,32 @@ def test_a_run_goes_on_without_a_video_that_is_not_finite(small, tmp_path, capsy
     assert not any(tmp_path.iterdir()) and f"no video {tmp_path / '00.mp4'}: decoding the" in capsys.readouterr().out
     write_videos(model, wanted, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["00.mp4"]
+
+
+def test_numpy_warns_of_nothing_that_is_named_elsewhere(small, tmp_path, recwarn):
+    """Numbers of files that a narrower type cannot hold, and products of zero and infinity."""
+    save_file(
+        {"x.weight": np.zeros((2, 2), np.int8), "x.SCB": np.full(2, np.inf, np.float32)}, tmp_path / "x.safetensors"
+    )
+    weight = unpacked(open_tensors(tmp_path / "x.safetensors")).read("x.weight")
+    assert np.isnan(weight).all()
+
+    folder, key = shutil.copytree(small("5b")[0], tmp_path / "model"), "proj_out.bias"
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {key: np.full(16, 1e300)}, file)
+    loaded = cx.load(folder, components=("transformer",))
+    assert np.isinf(loaded.params["transformer"]["out"]["bias"]).all()
+    for layout in ("diffusers", "orbax"):
+        with pytest.raises(ValueError, match="holds numbers that are not finite"):
+            write_model(open_source(folder), tmp_path / "new", layout, "float16")
+
+    stem = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    sides = {f"{stem}.lora_A.weight": np.ones((1, 48)), f"{stem}.lora_B.weight": np.full((48, 1), 3e38)}
+    strong = open_lora(save(tmp_path / "strong.safetensors", sides | {f"{stem}.diff_b": np.full(48, 3e38)}))
+    for to, weight in (("comfyui", 1e5), ("peft", 1e5)):
+        with pytest.raises(ValueError, match="would have numbers that float.* cannot hold; lower|no place"):
+            merge_loras(tmp_path / "new.safetensors", [(strong, weight)], to)
+    difference = Difference(path="blocks/attention/q/bias", values=np.full((1, 48), 3e38, np.float32), blocks=(0,))
+    lora = LoRA(adapters={}, rank=1, alpha=1.0, differences=(difference, difference))
+    assert np.isinf(add_to_block(((lora, 1.0),), difference.path, (slice(1), slice(48)), np.ones((1, 48)))).all()
+    assert not [str(one.message) for one in recwarn if issubclass(one.category, RuntimeWarning)]

@@ -1,5 +1,6 @@
 """What is said of a model beside its files: it is used or refused, and what is found by itself is told."""
 
+import dataclasses
 import shutil
 import sys
 
@@ -19,6 +20,7 @@ from cogvx_jax.convert.targets import write_model
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.given import Given
 from cogvx_jax.pipelines import model as models
+from cogvx_jax.presets import PRESETS
 
 ALONE = dict(position="rope", groups=2, sample_height=4, sample_width=6, sample_frames=9, text_length=24)
 
@@ -135,7 +137,7 @@ def test_options_without_an_effect_are_refused(files, run, tmp_path):
         "lora", "merge", "x", *tokenizer, "--out", out, status=2
     )
     for file in (place / "vae" / "diffusion_pytorch_model.safetensors", lora_of(place, tmp_path)):
-        assert "holds none; leave it out" in run("inspect", file, "--position", "rope", status=2)
+        assert "; leave it out" in run("inspect", file, "--position", "rope", status=2)
     write_small(tmp_path / "wide", spec_of_16())
     write_taehv(tmp_path / "taecvx.safetensors")
     assert "groups is for a VAE with norms" in run(
@@ -158,6 +160,32 @@ def test_position_counts_in_every_layout(files):
     assert open_source(files / "published", Given(position="sincos")).spec().transformer.position == "sincos"
     assert open_source(files / "one.safetensors", Given(position="sincos")).spec().transformer.position == "sincos"
     assert open_source(files / "one.safetensors").spec().transformer.position == "rope"
+
+
+@pytest.mark.parametrize(
+    "kind, words", [("1.5-5b", "patches of several frames"), ("5b-i2v", "a learned table of them")]
+)
+def test_positions_that_leave_no_choice(run, tmp_path, kind, words):
+    published = write_small(tmp_path / kind, small_spec(kind))
+    alone = shutil.copy(published / "transformer" / "diffusion_pytorch_model.safetensors", tmp_path / "x.safetensors")
+    for place in (published, alone):
+        said = f"position sincos is for 2B and its like, and {place} has {words}, with which"
+        assert said in run("info", place, "--position", "sincos", status=2)
+        assert ", rope" in run("info", place, "--position", "rope")
+
+
+def test_nothing_is_said_of_what_is_no_model(files, run, tmp_path):
+    """It was left out without a word, but of a LoRA."""
+    lora = lora_of(files / "published", tmp_path)
+    for place in (files / "published" / "tokenizer", files / "published" / "scheduler", lora, "tiny-fast", "tiny2022"):
+        said = run("inspect", place, "--position", "rope", status=2)
+        assert said.startswith("cogvx: position tells about a CogVideoX model, and ") and "is none" in said
+    assert "tiny2022 is CogVideo (2022), whose files tell everything; leave out position" in run(
+        "info", "tiny2022", "--position", "rope", status=2
+    )
+    write_model(open_source(files / "published"), tmp_path / "vae", "sat", parts=("vae",))
+    assert "position tells about a transformer, and" in run("inspect", tmp_path / "vae", "--position", "rope", status=2)
+    assert "--groups 2" in run("inspect", tmp_path / "vae", "--groups", 2)
 
 
 def test_a_lora_is_merged_into_a_model_of_single_files(files, run, tmp_path):
@@ -218,6 +246,38 @@ def test_what_a_given_part_has_beside_it_counts(files, tmp_path):
         (line,) = [line for line in source.inferred() if line.startswith("vae: ")]
         assert line.startswith(f"vae: settings of {vae.with_suffix('.json')}; as given: norm_num_groups 2; from its")
     assert open_source(published, Given(vae=str(vae), scaling_factor=0.9)).spec().vae.scaling_factor == 0.9
+
+
+def test_a_published_t5_without_a_tokenizer_takes_the_published_one(run, monkeypatch, tmp_path):
+    """As files of ComfyUI lie; it is known by the words of T5, and fetched where it is needed."""
+    import huggingface_hub
+
+    spec = small_spec("5b")
+    words = PRESETS["5b"].text_encoder.vocab
+    spec = dataclasses.replace(spec, text_encoder=dataclasses.replace(spec.text_encoder, vocab=words))
+    published = write_small(tmp_path / "hub", spec)
+    write_model(open_source(published), tmp_path / "single", "single")
+    shutil.rmtree(tmp_path / "single" / "tokenizer")
+    asked = []
+
+    def snapshot(repo, *, allow_patterns):
+        asked.append((repo, *allow_patterns))
+        return str(published)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    told = "tokenizer: there is none, so that of zai-org/CogVideoX-5b is fetched from the hub where it is needed"
+    assert told in run("info", tmp_path / "single") and "--tokenizer TOKENIZER" in run("inspect", tmp_path / "single")
+    assert not asked
+    model = cx.load(tmp_path / "single", components=("text_encoder",))
+    assert asked == [("zai-org/CogVideoX-5b", "tokenizer/*")]
+    assert model.tokenizer("a red circle").input_ids == cx.load(published).tokenizer("a red circle").input_ids
+
+    def offline(repo, *, allow_patterns):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(OSError, match="single has no tokenizer: give tokenizer, a folder .* could not get zai-org"):
+        cx.load(tmp_path / "single")
 
 
 def test_masters_are_of_the_folder_that_has_them(files, tmp_path):

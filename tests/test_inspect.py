@@ -27,10 +27,11 @@ from cogvx_jax.convert.commands import WORDS, lora_word, model_word, published_w
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.controlnet import write_controlnet
 from cogvx_jax.convert.inspection import inspect
+from cogvx_jax.convert.lora_file import shipped
 from cogvx_jax.convert.runs import transformer_shapes
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sources import open_source
-from cogvx_jax.convert.targets import write_model
+from cogvx_jax.convert.targets import TARGETS, write_model
 from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.data.video import VideoWriter
 from cogvx_jax.models import lora as loras
@@ -106,7 +107,10 @@ def parts_of(folder, published, weights):
         shutil.copytree(published / part, folder / f"the {part}")
     shutil.copy(published / "vae" / "diffusion_pytorch_model.safetensors", folder / "a vae.safetensors")
     shutil.copy(published / "vae" / "config.json", folder / "a vae.json")
-    write_model(open_source(published), folder / "transformer only", "diffusers", parts=("transformer",))
+    for layout in TARGETS:
+        for name, part in (("transformer", "transformer"), ("vae", "vae"), ("T5", "text_encoder")):
+            write_model(open_source(published), folder / f"{name} only of {layout}", layout, parts=(part,))
+    shutil.copy(TINY / "reuse.json", folder / "a calibration.json")
 
 
 def packed_files(folder, published, source, weights):
@@ -183,7 +187,15 @@ KINDS = {
     "of quanto": ("quantised", "transformer: 1 weight as quanto", "generate"),
     "of torchao": ("quantised", "transformer: 1 weight as torchao", "generate"),
     "of Q4_0": ("quantised", "transformer: 1 weight as Q4_0 blocks", "generate"),
-    "transformer only": ("lacks", "the vae, the text encoder", "--vae VAE --text-encoder T5 --tokenizer TOKENIZER"),
+    "transformer only of diffusers": ("lacks", "the vae, the text encoder", "--vae VAE --text-encoder T5 --tokenizer"),
+    "transformer only of sat": ("lacks", "the vae, the text encoder", "--vae VAE --text-encoder T5 --tokenizer"),
+    "transformer only of single": ("lacks", "the vae, the text encoder", "--vae VAE --text-encoder T5 --tokenizer"),
+    "vae only of diffusers": ("lacks", "the transformer", "--model MODEL --vae 'vae only of diffusers/vae'"),
+    "vae only of sat": ("format", "parts of a model, without its", "--vae 'vae only of sat/vae/3d-vae.pt'"),
+    "vae only of single": ("format", "parts of a model, without its", "--vae 'vae only of single/vae.safetensors'"),
+    "T5 only of diffusers": ("lacks", "the transformer", "--text-encoder 'T5 only of diffusers/text_encoder'"),
+    "T5 only of sat": ("format", "parts of a model", "--text-encoder 'T5 only of sat/t5-v1_1-xxl'"),
+    "T5 only of single": ("format", "parts of a model", "--text-encoder 'T5 only of single/text_encoder.safetensors'"),
     "alone/transformer": ("format", "a model in a transformer's folder", "--vae VAE --text-encoder T5"),
     "loose.safetensors": ("holds", "the transformer (published names)", "--tokenizer TOKENIZER"),
     "a model/transformer": ("part of", "the model a model", "--model 'a model'"),
@@ -209,7 +221,10 @@ KINDS = {
     "run of full": ("holds", "the transformer of small-5b", "export 'run of full'"),
     "run of vae": ("holds", "the VAE of small-5b", "export 'run of vae'"),
     "run of lora/checkpoints/3": ("holds", "a part of run of lora, a run", "inspect 'run of lora'"),
+    f"{TINY.parent}/tiny2022/base.safetensors": ("holds", "tiny2022, CogVideo (2022)", "inspect /"),
     "a cache/arrays": ("holds", "a part of a cache, encoded clips", "inspect 'a cache'"),
+    "a calibration.json": ("steps", "20", "--model tiny --reuse magcache --calibration 'a calibration.json'"),
+    "tiny-fast": ("dialect", "diffusers and PEFT", "--model tiny --lora tiny-fast"),
     LATENTS: ("format", "latents that `cogvx generate` kept", "decode 'a video.mp4.latents.safetensors'"),
     "a recorded.mp4": ("format", "a video that tells how it was made", "show 'a recorded.mp4'"),
     "gone.safetensors": ("model", "/nowhere/else", "--model MODEL"),
@@ -226,13 +241,14 @@ REAL = {
 
 def run(command, *more):
     words = [REAL.get(word, word) for word in shlex.split(command)][1:]
-    options = {"generate": ["--steps", "2", "--no-progress"]}.get(words[0], [])
+    options = {"generate": ["--steps", "3", "--no-progress"]}.get(words[0], [])
     args = [*words, *options, *more]
     tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=args)
 
 
 # Of the same code as others, for `pytest -m full`.
-MORE = {"of single", "of int8", "of quanto", "of torchao", "of Q4_0", "tuned", "lora of sat", "kohya:2", "run of vae"}
+MORE = {f"{part} only of {layout}" for part in ("transformer", "vae", "T5") for layout in ("single", "diffusers")}
+MORE |= {"of single", "of int8", "of quanto", "of torchao", "of Q4_0", "tuned", "lora of sat", "kohya:2", "run of vae"}
 NAMES = [pytest.param(name, marks=pytest.mark.full if name in MORE else ()) for name in KINDS]
 
 
@@ -246,7 +262,7 @@ def test_what_it_is_and_the_commands_run(files, monkeypatch, capsys, name):
     key, words, first = KINDS[name]
     facts = told(capsys, name)
     said = facts[key][0] if isinstance(facts[key], list) else facts[key]
-    assert words in said and facts["file" if Path(name).is_file() else "folder"] == name
+    assert words in said and facts["folder" if Path(name).is_dir() else "file"] in (name, shipped(name))
     assert first in facts["use"][0]
     assert {line.partition(" ")[0] for line in facts.get("replace", [])} == {
         word for word in WORDS for line in facts["use"] if word in line.split()
@@ -302,7 +318,8 @@ def test_names_are_those_of_paths_not_of_published_models(tmp_path, monkeypatch,
         "./VAE",
         "x/tiny",
     ]
-    assert [lora_word(Path(name)) for name in ("a", "a:0.5", "a:b", "-x")] == ["a", "a:0.5:1", "a:b", "./-x"]
+    names = ("a", "a:0.5", "a:b", "-x", "tiny-fast")
+    assert [lora_word(Path(name)) for name in names] == ["a", "a:0.5:1", "a:b", "./-x", "./tiny-fast"]
     assert published_word("CogVideoX-5b") == "5b" and published_word("tiny") is None
     Path("5b").mkdir()
     assert published_word("CogVideoX-5b") == "zai-org/CogVideoX-5b"
@@ -343,6 +360,12 @@ def test_parts_that_do_not_open_say_why(files, tmp_path, capsys):
     file.write_bytes(file.read_bytes()[:-9])
     facts = told(capsys, tmp_path / "model")
     assert facts["model"].startswith("not one that opens") and "truncated" in facts["why"][0] and "use" not in facts
+    file.unlink()
+    file.symlink_to("../blobs/123")  # as of a download that was broken off
+    facts = told(capsys, tmp_path / "model")
+    assert "a link to ../blobs/123, which is not there, not a file" in facts["why"][0] and "lacks" not in facts
+    with pytest.raises(ValueError, match="the name of the file or folder is empty"):
+        told(capsys, "")
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"

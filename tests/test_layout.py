@@ -16,7 +16,7 @@ LINKS = ("convert", "scripts", "sharding")  # packages at the top of the tree; c
 # Who may import what of the project, floor by floor from the ground. A folder inside `train` or `serving` is a room of
 # its own, and so is a file of `finishing` that an option of the pipelines is made of.
 SETTINGS = {"axes", "configs", "chips", "presets", "quantization"}
-GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "cache", "allocator"}
+GROUND = SETTINGS | {"given", "storage", "temporaries", "json_files", "git_lfs", "hub", "cache", "allocator"}
 MODELS = GROUND | {"nn", "models", "metrics"}
 BELOW_PIPELINES = MODELS | {"diffusion", "data", "tiny", "sharding", "convert"}
 FINISHING = {"finishing.options", "finishing.maker_names", "finishing.packaged", "finishing.rates", "finishing.asked"}
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "storage": {"temporaries"},
     "temporaries": set(),
     "git_lfs": set(),
+    "hub": set(),
     "json_files": {"storage", "git_lfs"},
     "cache": set(),
     "allocator": set(),

@@ -354,9 +354,32 @@ def test_differences_of_comfyui_and_biases_of_peft(tmp_path):
         assert_same(deltas(read_lora(tmp_path / f"{to}-bias.safetensors", TWO), TWO), deltas(peft, TWO))
     lonely = {PEFT[1].replace("weight", "bias"): bias}
     assert "the bias of an adapter, without the adapter" in refusal(save(tmp_path / "z.safetensors", lonely))
+    window = {COMFY[0]: normal(0, 2, D, 3, 3), COMFY[1]: normal(1, D, 2, 1, 1)}
+    assert "is (2, 16, 3, 3), of a convolution, and the" in refusal(save(tmp_path / "z.safetensors", window))
+    endless = save(tmp_path / "endless.safetensors", pair(*COMFY) | {COMFY[0]: np.full((2, D), np.inf, np.float32)})
+    with pytest.raises(ValueError, match=f"^{endless}: {COMFY[0]} holds numbers that are not finite"):
+        convert_lora(tmp_path / "new.safetensors", open_lora(endless), "kohya")
+    whole = {f"{stem}.attn1.to_q.diff_b": np.zeros(D, np.int8)}
+    assert "diff_b is int8, not floating-point" in refusal(save(tmp_path / "z.safetensors", pair(*COMFY) | whole))
     assert "is (3,), the model's (16,)" in refusal(
         save(tmp_path / "z.safetensors", pair(*COMFY) | {f"{stem}.attn1.to_q.diff_b": normal(0, 3)})
     )
+
+
+def test_alpha_is_of_adapters(tmp_path, recwarn):
+    """Given, it is used or refused; beside a whole difference it has no effect, as in ComfyUI, which is said."""
+    stem = f"diffusion_model.{KEY}"
+    whole = {f"{stem}.diff": normal(5, D, D)}
+    path = save(tmp_path / "whole.safetensors", whole)
+    with pytest.raises(ValueError, match="alpha is of adapters, and it holds whole differences alone"):
+        read_lora(path, TWO, 1)
+    assert not open_lora(path).idle_alphas and not recwarn
+    path = save(tmp_path / "both.safetensors", whole | {f"{stem}.alpha": np.full((), 3, np.float32)})
+    np.testing.assert_array_equal(deltas(read_lora(path, TWO), TWO)[f"{KEY}.weight"], whole[f"{stem}.diff"])
+    said = f"the alpha of {KEY} has no effect, as in ComfyUI: a whole difference takes none"
+    assert [str(one.message) for one in recwarn] == [f"{path}: {said}"] and describe(open_lora(path))["mind"] == [said]
+    lost = pair(*COMFY) | {f"{stem.replace('to_q', 'to_k')}.alpha": np.ones((), np.float32)}
+    assert f"an alpha of {KEY[:-1]}k, and no adapter" in refusal(save(tmp_path / "lost.safetensors", lost))
 
 
 SAT = Path(__file__).parent / "data" / "sat_2b_lora" / "transformer"

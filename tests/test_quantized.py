@@ -24,7 +24,7 @@ from cogvx_jax.convert.quantized_layout import PACKED
 from cogvx_jax.models.abstract import abstract_params, quantized
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
-from cogvx_jax.models.lora import LoRA, merge, stack
+from cogvx_jax.models.lora import Difference, LoRA, merge, stack
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.quantized import (
     Kernel,
@@ -261,6 +261,22 @@ def test_a_kernel_with_numbers_that_are_not_finite_is_refused(small, tmp_path):
         cx.load(bad, quantize="int8")
     with pytest.raises(ValueError, match="holds numbers that are not finite in transformer/blocks/mlp/down/kernel of"):
         write_quantized(bad, tmp_path / "new", find_quantization("int8"))
+
+
+def test_a_lora_that_is_too_strong_is_blamed_not_the_model(small, tmp_path):
+    folder, kernel, bias = small("5b")[0], "blocks/attention/q/kernel", "blocks/attention/q/bias"
+    sides = {"a": np.full((1, 48, 2), 1e30, np.float32), "b": np.full((1, 2, 48), 1e30, np.float32)}
+    strong = LoRA(adapters={kernel: sides}, rank=2, alpha=2.0)
+    words = "with these LoRAs has numbers that are not finite in .*attention/q/kernel of block 0.*; lower the weights"
+    with pytest.raises(ValueError, match=f"^{folder} {words}"):
+        write_quantized(folder, tmp_path / "new", find_quantization("int8"), lora=strong)
+    with pytest.raises(ValueError, match=f"^the transformer of small-5b {words}"):
+        cx.load(folder, quantize="int8", lora=strong, components=("transformer",))
+    largest = Difference(path=bias, values=np.full((1, 48), 3e38, np.float32), blocks=(0,))
+    twice = LoRA(adapters={}, rank=1, alpha=1.0, differences=(largest, largest))  # each of them is finite
+    with pytest.raises(ValueError, match=f"^{folder} with these LoRAs .* in transformer/{bias}; lower the weights"):
+        write_quantized(folder, tmp_path / "new", find_quantization("int8"), lora=twice)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("layout, name", [("safetensors", ""), ("orbax", "transformer/blocks/mlp/down/bias")])

@@ -1,15 +1,22 @@
 """Models below URLs: fsspec's filesystems stand for buckets."""
 
+import functools
+
 import fsspec
 import jax
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 import cogvx_jax as cx
 from cogvx_jax import storage
-from cogvx_jax.convert import ConversionError, write_orbax
+from cogvx_jax.convert import ConversionError, write_orbax, write_quantized
+from cogvx_jax.convert.dialects import open_component
 from cogvx_jax.pipelines.weights import load_component
+from cogvx_jax.quantization import find_quantization
+
+INT8 = find_quantization("int8")
 
 
 @pytest.fixture
@@ -100,23 +107,45 @@ def test_a_url_is_converted_into(small, uploaded, bucket, tmp_path, monkeypatch)
     with pytest.raises(FileExistsError, match="model is not empty; nothing was written"):
         write_orbax(uploaded, f"file://{tmp_path}/model")
 
-    write_orbax(uploaded, "memory://bucket/models/orbax")
-    listed = storage.open_files("memory://bucket/models/orbax")
-    assert storage.open_files(tmp_path / "model").bytes("digests.json") == listed.bytes("digests.json")
-
     # An upload that breaks off leaves no model.
-    put = MemoryFileSystem.put_file
+    put = LocalFileSystem.put_file
 
     def breaks_off(system, source, target, **options):
         if "/vae/" in target:
             raise OSError("no connection")
         return put(system, source, target, **options)
 
-    monkeypatch.setattr(MemoryFileSystem, "put_file", breaks_off)
-    with pytest.raises(OSError, match="no connection"):
-        write_orbax(uploaded, "memory://bucket/models/half")
-    half = storage.open_files("memory://bucket/models/half")
+    monkeypatch.setattr(LocalFileSystem, "put_file", breaks_off)
+    with pytest.raises(OSError, match="cannot reach file://.*/half/vae/.*: no connection"):
+        write_orbax(uploaded, f"file://{tmp_path}/half")
+    half = storage.open_files(f"file://{tmp_path}/half")
     assert half.exists("model_index.json") and not half.exists("digests.json")
+
+
+@pytest.mark.parametrize("write", [write_orbax, functools.partial(write_quantized, how=INT8, layout="orbax")])
+def test_a_url_that_could_not_be_read_again_is_not_written_to(uploaded, bucket, write):
+    with pytest.raises(
+        ValueError,
+        match="^Orbax checkpoints are written to folders, gs://, s3://, file://, not to memory://",
+    ):
+        write(uploaded, "memory://bucket/new")
+    assert not bucket.exists("/bucket/new")
+
+
+def test_a_part_that_is_given_and_missing_is_named(uploaded, tmp_path):
+    """Below a URL as on a disk."""
+    for place in ("memory://bucket/none/vae", "memory://bucket/none/vae.pt", f"file://{tmp_path}/none", "none"):
+        words = f"^the vae is missing: there is no file or folder {place}; give its file, or the folder that it is in$"
+        with pytest.raises(FileNotFoundError, match=words):
+            open_component(place, "vae")
+    for name in ("none", "none/x.json"):
+        with pytest.raises(FileNotFoundError, match=f"^there is no file or folder {uploaded}/{name}$"):
+            storage.open_files(uploaded).bytes(name)
+
+
+def test_a_host_that_is_not_there_is_named():
+    with pytest.raises(OSError, match="^cannot reach ftp://127.0.0.1:1/x: "):
+        storage.open_files("ftp://127.0.0.1:1/x")
 
 
 def test_a_server_without_ranges_is_named(bucket):
@@ -135,3 +164,19 @@ def test_a_server_without_ranges_is_named(bucket):
     for read in (lambda: files.read(("file", 0, 8)), lambda: files.prefetch([("file", 0, 8)])):
         with pytest.raises(ValueError, match="bucket/file: 8 bytes of it were asked for and 100 came; .* copy"):
             read()
+
+
+def test_what_was_read_of_local_files_is_let_go(tmp_path, monkeypatch):
+    """A parameter of all layers takes gigabytes, and is read layer by layer."""
+    data, released, release = bytes(range(256)) * 40, [], storage.LocalFiles.release
+
+    def noted(self):
+        released.append(1)
+        release(self)
+
+    monkeypatch.setattr(storage, "MAPPED_BYTES", 4096)
+    monkeypatch.setattr(storage.LocalFiles, "release", noted)
+    (tmp_path / "x").write_bytes(data)
+    files = storage.open_files(tmp_path)
+    arrays = [files.read(("x", start, 1024)) for start in range(0, len(data), 1024)]
+    assert len(released) == 2 and b"".join(array.tobytes() for array in arrays) == data

@@ -16,10 +16,11 @@ from small_files import STATES, deepspeed, fine_tuned_file, read_all, small_spec
 from torch_file import save
 
 import cogvx_jax as cx
-from cogvx_jax.convert import ConversionError, load_params
+from cogvx_jax.convert import ConversionError, load_params, open_lora
 from cogvx_jax.convert.checkpoint import component_parameters, published_tensors
 from cogvx_jax.convert.containers import open_tensors
 from cogvx_jax.convert.infer import infer_text_encoder, infer_transformer, infer_vae
+from cogvx_jax.convert.inspection import inspect
 from cogvx_jax.convert.safetensors import Tensor
 from cogvx_jax.convert.sat import PREFIXES, read_sat, write_sat
 from cogvx_jax.convert.sources import open_source, read_spec
@@ -316,12 +317,50 @@ def test_tags_and_what_is_missing(saved, bare):
     (bare / "kept").rename(folder / "1")
     (folder / "latest").write_text("1")
     (folder / "1" / "mp_rank_01_model_states.pt").touch()
-    with pytest.raises(ValueError, match="is split over 2 model-parallel ranks, which are not read; merge them"):
+    with pytest.raises(ValueError, match="is one of 2 model-parallel ranks that a model is split over; merge them"):
         open_source(bare, given).spec()
     (folder / "1" / STATES).rename(folder / "1" / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     (folder / "1" / "mp_rank_01_model_states.pt").unlink()
     with pytest.raises(ValueError, match="was saved by ZeRO's third stage, which is not read; convert it on"):
         open_source(bare, given).spec()
+
+
+def share(arrays, rank, ranks):
+    """What a model-parallel rank of SAT's has of them."""
+    found = {}
+    for key, array in arrays.items():
+        if "query_key_value" in key or "dense_h_to_4h" in key:
+            parts = np.split(array, 3 if "query_key_value" in key else 1)
+            found[key] = np.concatenate([np.split(part, ranks)[rank] for part in parts])
+        elif key.endswith(("attention.dense.weight", "dense_4h_to_h.weight")):
+            found[key] = np.split(array, ranks, 1)[rank]
+        else:
+            found[key] = array
+    return found
+
+
+def test_one_rank_of_a_split_model_is_refused(saved, tmp_path):
+    """As a file among others, and alone under any name: its shapes tell."""
+    published, sat = saved("5b")
+    arrays = read_all(open_tensors(sat / "transformer" / "1" / STATES))
+    names = [f"mp_rank_0{rank}_model_states.pt" for rank in range(2)]
+    for rank, name in enumerate([*names, "alone.pt"]):
+        tensors = [Tensor.of(key, array) for key, array in share(arrays, rank % 2, 2).items()]
+        write_torch(tmp_path / name, tensors, "module")
+    shutil.copy(published / "transformer" / "config.json", tmp_path / "config.json")
+    for name in (*names, "alone.pt"):
+        words = f"{tmp_path / name} is one of 2 model-parallel ranks that a model is split over; merge them with SAT's"
+        with pytest.raises(ValueError, match=f"^{words}"):
+            cx.load_spec(tmp_path / name)
+    assert words in str(inspect(tmp_path / "alone.pt")["model"])
+    for read in (inspect, open_lora):
+        with pytest.raises(ValueError, match="is one of 2 model-parallel ranks"):
+            read(tmp_path / names[1])
+    (tmp_path / names[0]).unlink()
+    for name in (names[1], "z3_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"):
+        (tmp_path / name).touch()
+        with pytest.raises(ValueError, match=f"{name} (is one of 2 model|was saved by ZeRO's third stage)"):
+            cx.load_spec(tmp_path / name)
 
 
 def test_parts_that_are_missing_are_named_before_any_is_read(bare, monkeypatch):
@@ -411,16 +450,30 @@ def test_the_official_trainers_shards_have_published_names(saved, tmp_path):
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, cx.load(published).params))
 
 
+def test_a_damaged_file_of_deepspeed_is_named(tmp_path):
+    arrays = {"a": np.ones((3, 4), np.float32)}
+    names = [STATES, *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))]
+    for name in names:
+        deepspeed(tmp_path, arrays, 2, [["a"]])
+        for damaged in ((tmp_path / name).read_bytes()[:400], b"", b"hello" * 100):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"^{tmp_path / name} cannot be read: truncated"):
+                open_source(tmp_path, Given(masters=True)).tensors("transformer")
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(stage=3), "has no single_partition_of_fp32_groups, as ZeRO's third stage; convert it on the machine"),
+        (
+            dict(stage=3),
+            "zero_pp_rank_0_mp_rank_00_optim_states.pt cannot be read: it has no single_.*, as ZeRO's third stage",
+        ),
         (dict(count=4), "is one of 4 shards, of which 2 are there"),
-        (dict(remove=0), "the shard of rank 0 is missing"),
+        (dict(remove=0), "lacks the shard of rank 0, though it has zero_pp_rank_1_mp_rank_00_optim_states.pt"),
         (dict(remove=1), "is one of 2 shards, of which 1 are there"),
         (dict(shape=(100, 100)), "its shards hold [0-9]+ numbers, too few for b"),
-        (dict(shape="x"), "the param_shapes of mp_rank_00_model_states.pt are damaged"),
-        (dict(shape=(-1,)), "the param_shapes of mp_rank_00_model_states.pt are damaged"),
+        (dict(shape="x"), "mp_rank_00_model_states.pt cannot be read: its param_shapes are damaged"),
+        (dict(shape=(-1,)), "mp_rank_00_model_states.pt cannot be read: its param_shapes are damaged"),
     ],
 )
 def test_shards_that_do_not_fit(tmp_path, options, words):
@@ -606,3 +659,33 @@ def test_shapes_of_t5_tell_its_sizes(saved):
     for key in ("num_layers", "d_model", "num_heads", "d_kv", "d_ff", "vocab_size", "relative_attention_num_buckets"):
         assert document[key] == config[key]
     assert document["num_layers"] == spec.text_encoder.layers
+
+
+def test_a_t5_whose_words_have_their_second_name_alone(saved, tmp_path):
+    """As safetensors' `save_model` leaves it, which keeps the first name of the alphabet."""
+    published, _ = saved("5b")
+    arrays = arrays_of(published_tensors(open_source(published), read_spec(published), "text_encoder"))
+    arrays["encoder.embed_tokens.weight"] = arrays.pop("shared.weight")
+    save_file({key: np.float32(array) for key, array in arrays.items()}, tmp_path / "t5.safetensors")
+    source = open_source(published, Given(text_encoder=str(tmp_path / "t5.safetensors")))
+    ours, theirs = (load_params(place, read_spec(published), "text_encoder") for place in (source, published))
+    assert jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+
+
+def test_two_transformers_beside_one_vae(saved, tmp_path):
+    """As the authors publish 1.5: the folder of one is a model with the VAE and T5 above it."""
+    published, sat = saved("1.5-5b")
+    for name in ("transformer_i2v", "transformer_t2v"):
+        shutil.copytree(sat / "transformer", tmp_path / name)
+    for name in ("vae", "t5-v1_1-xxl"):
+        shutil.copytree(sat / name, tmp_path / name)
+    words = f"{tmp_path} holds transformer_i2v and transformer_t2v; give the folder of one, such as {tmp_path}/trans"
+    with pytest.raises(FileNotFoundError, match=words):
+        cx.load(tmp_path)
+    facts = inspect(tmp_path)
+    assert facts["transformers"] == ["transformer_i2v", "transformer_t2v"]
+    assert facts["use"] == [f"cogvx inspect {tmp_path}/{name}" for name in facts["transformers"]]
+    loaded = cx.load(tmp_path / "transformer_t2v")
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, cx.load(published).params))
+    shutil.rmtree(tmp_path / "transformer_i2v")
+    assert cx.load_spec(tmp_path).transformer == loaded.spec.transformer  # the only one

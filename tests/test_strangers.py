@@ -357,7 +357,7 @@ def test_damage_at_random_is_a_sentence_or_nothing(victims, kind, capfd):
     try:
         for number in range(200):
             file.write_bytes(mutate(whole, rng))
-            began = time.monotonic()
+            began = time.process_time()
             try:
                 with bounded(4):
                     read()
@@ -369,7 +369,7 @@ def test_damage_at_random_is_a_sentence_or_nothing(victims, kind, capfd):
                 assert file.name in said or str(file.parent) in said, (number, said)
             except BaseException:
                 pytest.fail(f"mutation {number}: {traceback.format_exc()[-2000:]}")
-            assert time.monotonic() - began < 30, number
+            assert time.process_time() - began < 30, number
     finally:
         file.write_bytes(whole)
     assert refused > 20  # not all of them matter: a digit of a tensor's number, a word in a comment

@@ -95,12 +95,13 @@ def licence_of(model: str) -> str:
     return "Apache-2.0" if model in SHIPPED_2022 else LICENCE
 
 
-def describe(place: str) -> dict[str, Any]:
-    """What `info` prints; no weights are read."""
+def describe(place: str, given: Given) -> dict[str, Any]:
+    """What `info` prints; no weights are read. Raises: ValueError for what is said beside the files."""
     from cogvx_jax.convert.cogvideo2022 import network_parameters
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
     from cogvx_jax.storage import open_files, parent_and_name
 
+    check_nothing_given(place, given)
     parts = open_parts(place)
     first = next(iter(parts.stages.values()))
 

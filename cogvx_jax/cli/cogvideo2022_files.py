@@ -16,7 +16,7 @@ from cogvx_jax.convert.cogvideo2022_folder import (
     is_cogvideo2022,
     open_parts,
 )
-from cogvx_jax.convert.commands import command, model_word, new_name, path_word
+from cogvx_jax.convert.commands import command, new_name, path_word
 from cogvx_jax.convert.containers import SUFFIXES, open_tensors
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
 from cogvx_jax.convert.sat_folder import find_states, has_states
@@ -37,7 +37,7 @@ def _is_whole(asked: Asked) -> bool:
 
 
 def _tell_whole(asked: Asked) -> Facts:
-    parts, word = open_parts(asked.place), asked.model or model_word(asked.place)
+    parts, word = open_parts(asked.place), asked.model
     lacks = [stage for stage in FOLDERS if stage not in parts.stages]
     files = open_files(asked.place)
     lacks += [name for name in (TEXT, CLUSTERS) if not files.exists(name)]

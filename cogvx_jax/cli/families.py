@@ -38,7 +38,7 @@ class Family:
     name: str
     holds: Callable[[str], bool]
     make_videos: Callable[[Sequence[Job], GenerateFlags, Given, Plan], list[Job]]
-    describe: Callable[[str], dict[str, Any]]
+    describe: Callable[[str, Given], dict[str, Any]]
     convert: Callable[[str, str, str, Given, dict[str, object]], None]
     quantize: Callable[[str, str | None, str, Mapping[str, object]], None]
     plan: Callable[..., None]

@@ -32,7 +32,7 @@ def info(
 
     about = given.checked()
     if (family := family_of(model)) is not None:
-        return print_facts(family.describe(model), as_json)
+        return print_facts(family.describe(model, about), as_json)
     facts = describe(load_spec(model, about, report=True))
     if (quantised := load_quantization(model, None, about)) is not None:
         facts["quantised"] = quantised

@@ -23,9 +23,11 @@ def inspect(
 
     Args:
       file: a file or folder of weights, of a model, a part of one or a LoRA; or what a verb of this program wrote, such
-        as a run. "tiny" and "tiny2022" are the models that ship with this program.
+        as a run. "tiny" and "tiny2022" are the models that ship with this program, "tiny-fast" a LoRA.
       as_json: print JSON.
     """
+    if not file:
+        raise ValueError("the name of the file or folder is empty")
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, so an accelerator that does not work is no matter
@@ -34,13 +36,15 @@ def inspect(
     from cogvx_jax.convert.cogvideo2022_folder import place_of
     from cogvx_jax.convert.file_kinds import Asked
     from cogvx_jax.convert.inspection import inspect as inspect_place
+    from cogvx_jax.convert.lora_file import SHIPPED as LORAS
+    from cogvx_jax.convert.lora_file import shipped
     from cogvx_jax.pipelines.model import load_spec, resolve
 
-    ships = file in (*SHIPPED, *SHIPPED_2022) and not os.path.lexists(file)
+    ships = file in (*SHIPPED, *SHIPPED_2022, *LORAS) and not os.path.lexists(file)
     if ships:
-        place = place_of(file) if file in SHIPPED_2022 else resolve(file)
+        place = place_of(file) if file in SHIPPED_2022 else Path(shipped(file)) if file in LORAS else resolve(file)
     else:
         place = file if "://" in file else Path(file)
     models = {name: load_spec(name) for name in SHIPPED}
-    asked = Asked(place=place, model=file if ships else None, given=given.checked(), models=models)
+    asked = Asked(place=place, name=file if ships else None, given=given.checked(), models=models)
     print_facts(inspect_place(asked, (*OWN, *KINDS)), as_json)

@@ -11,6 +11,7 @@ from cogvx_jax.data.comments import FIRST
 from cogvx_jax.data.writer import FORMATS
 from cogvx_jax.json_files import printable, quoted
 from cogvx_jax.pipelines import saved_latents, saved_steps
+from cogvx_jax.pipelines.calibration import read_calibration
 from cogvx_jax.pipelines.record import read_record
 from cogvx_jax.pipelines.stored_programs import MANIFEST, read_manifest
 from cogvx_jax.presets import SHIPPED
@@ -124,6 +125,29 @@ def _tell_programs(asked: Asked) -> Facts:
     }
 
 
+# Calibrations.
+
+
+def _is_calibration(asked: Asked) -> bool:
+    if not isinstance(asked.place, Path) or asked.is_folder or asked.place.suffix != ".json":
+        return False
+    with contextlib.suppress(ValueError, OSError):
+        return bool(read_calibration(asked.place.parent, asked.place.name).ratios)
+    return False
+
+
+def _tell_calibration(asked: Asked) -> Facts:
+    place = Path(asked.place)
+    found, word = read_calibration(place.parent, place.name), path_word(asked.place)
+    use = ["--model", _model_word(found.model), "--reuse", "magcache", "--calibration", word]
+    return {
+        "format": "how blocks change from step to step, by `cogvx calibrate`",
+        "model": printable(found.model),
+        "steps": str(len(found.ratios)),
+        "use": [command("generate", PROMPT, *use)],
+    }
+
+
 # Sampled latents.
 
 
@@ -202,6 +226,7 @@ OWN = (  # the first that fits counts
     FileKind(name="a run", fits=_is_run, tell=_tell_run),
     FileKind(name="encoded clips", fits=_is_cache, tell=_tell_cache),
     FileKind(name="compiled programs", fits=_is_programs, tell=_tell_programs),
+    FileKind(name="a calibration", fits=_is_calibration, tell=_tell_calibration),
     FileKind(name="sampled latents", fits=_is_latents, tell=_tell_latents),
     FileKind(name="saved steps", fits=_is_steps, tell=_tell_steps),
     FileKind(name="a video", fits=_is_recorded, tell=_tell_recorded),

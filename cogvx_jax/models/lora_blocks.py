@@ -45,4 +45,5 @@ def _add_difference(difference: Difference, weight: float, index: tuple[slice, .
         there = {layer: place for place, layer in enumerate(range(*layers.indices(max(blocks) + 1)))}
         parts = [(block[there[n]], values[k][tuple(inner)]) for k, n in enumerate(blocks) if n in there]
     for slot, theirs in parts:
-        slot[...] = (slot.astype(np.float32) + np.float32(weight) * theirs).astype(slot.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # as `merge`, which warns of nothing
+            slot[...] = (slot.astype(np.float32) + np.float32(weight) * theirs).astype(slot.dtype)

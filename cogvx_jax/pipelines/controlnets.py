@@ -21,12 +21,13 @@ from cogvx_jax.convert.controlnet import open_controlnet as open_stored
 from cogvx_jax.convert.fingerprints import fingerprint
 from cogvx_jax.convert.runs import find_run, read_run_controlnet, run_controlnet_config
 from cogvx_jax.data.video import to_model_pixels
+from cogvx_jax.hub import fetch_hub
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import abstract_params
 from cogvx_jax.models.controlnet import ControlBranch
 from cogvx_jax.pipelines.conditions import Control
 from cogvx_jax.pipelines.finite import find_not_finite
-from cogvx_jax.pipelines.model import Model, check_model, fetch_hub, is_hub_id, source_text
+from cogvx_jax.pipelines.model import Model, check_model, is_hub_id, source_text
 from cogvx_jax.sharding import everywhere, params_digest, replicate
 
 CONTROLLED: tuple[Kind, ...] = ("t2v", "i2v")  # kinds of models that may have ControlNets

@@ -12,6 +12,7 @@ import numpy as np
 
 from cogvx_jax.configs import ModelSpec
 from cogvx_jax.convert import load_params, read_lora
+from cogvx_jax.convert.finite import not_finite
 from cogvx_jax.convert.lora_file import shipped
 from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.runs import find_run, read_run_lora
@@ -116,7 +117,7 @@ def load_merged(
     for lora, weight in weighted:
         model = load_lora(model, lora, weight)
     if tensor := find_not_finite({"transformer": model.params["transformer"]}):
-        raise ValueError(f"{source} with these LoRAs has numbers that are not finite in {tensor}; lower the weights")
+        raise not_finite(source, tensor, with_loras=True)
     return model
 
 
@@ -143,7 +144,7 @@ def _check_number(weight: Any) -> float:
 
 def _check_weight(lora: LoRA, weight: float) -> None:
     weight = _check_number(weight)
-    if not abs(weight * lora.scale) <= np.finfo(np.float32).max:
+    if not abs(weight * lora.scale) <= float(np.finfo(np.float32).max):
         raise ValueError(f"the weight of a LoRA, {weight:g}, times its scale, {lora.scale:g}, is beyond float32")
 
 

@@ -24,6 +24,7 @@ from cogvx_jax.convert.containers import SUFFIXES
 from cogvx_jax.convert.quantized_layout import MARK, read_quantization
 from cogvx_jax.convert.sources import Place, Source, find_layout, open_source
 from cogvx_jax.given import NOTHING, Given
+from cogvx_jax.hub import fetch_hub
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.abstract import check_groups
 from cogvx_jax.models.controlnet import ControlBranch
@@ -490,16 +491,3 @@ def _fetch(hub: str, weights: bool) -> Path:
     if weights:
         patterns += [f"{c}/*.safetensors" for c in COMPONENTS] + ["tokenizer/*"]
     return fetch_hub(hub, patterns)
-
-
-def fetch_hub(hub: str, patterns: Sequence[str]) -> Path:
-    """The folder of the hub's cache with the files that patterns name. Raises: OSError."""
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(hub, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's client raises many kinds, httpx's among them
-        raise OSError(
-            f"could not get {hub} from the hub ({type(error).__name__}: {' '.join(str(error)[:300].split())}); "
-            "check the name and the connection, or give a folder"
-        ) from error

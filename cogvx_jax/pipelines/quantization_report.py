@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.convert.finite import not_finite
 from cogvx_jax.diffusion.schedule import alphas_bar
 from cogvx_jax.given import NOTHING, Given
 from cogvx_jax.models.lora import LoRA
 from cogvx_jax.nn.linear import Dense
 from cogvx_jax.nn.quantized import Kernel, product, quantize_kernel, quantize_tokens
+from cogvx_jax.pipelines.finite import find_not_finite
 from cogvx_jax.pipelines.latents import image_condition, video_latents
 from cogvx_jax.pipelines.model import Model, load
 from cogvx_jax.pipelines.noise import SeededNoise
@@ -78,6 +80,7 @@ def make_report(
 
     Args:
       given: of the model, as the keywords of `load`.
+    Raises: as `load`; ValueError where the transformer with its LoRA has numbers that are not finite.
     """
     encoders = load(folder, dtype="float32", mesh=mesh, components=("vae", "text_encoder"), **vars(given))
     drawn = _drawn(encoders)
@@ -90,6 +93,8 @@ def make_report(
     text_errors = _errors(states, encoders.params["text_encoder"], (ids,), how, cfg.layers, mesh)
     del encoders
     model = load(folder, dtype="float32", mesh=mesh, components=("transformer",), lora=lora, **vars(given))
+    if tensor := find_not_finite(model.params["transformer"]):
+        raise not_finite(folder, f"transformer/{tensor}", with_loras=lora is not None)
     inputs = {"random": random_inputs(model.spec)} | ({} if drawn is None else {"drawn": drawn})
 
     def velocity(params: Any, latents: jax.Array, text: jax.Array) -> jax.Array:

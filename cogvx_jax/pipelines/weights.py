@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cogvx_jax import sharding
 from cogvx_jax.configs import Compute, ModelSpec
 from cogvx_jax.convert import load_params
+from cogvx_jax.convert.finite import is_finite, not_finite
 from cogvx_jax.convert.quantize import quantize_on_host
 from cogvx_jax.convert.quantized_layout import read_quantization
 from cogvx_jax.convert.sources import Place, Source
@@ -134,7 +135,10 @@ def load_component(
             made = Kernel(*map(sharding.put_sharded, quantize_on_host(read_wide, shape, storage), both(path)))
         else:
             made = sharding.put_quantized(read_wide, shape, storage, *both(path))
-        check_scales(f"the {component} of {spec.name}", path, made.scale, mesh)
+        if (bad := bad_block(made.scale, mesh)) is not None:
+            base = part((slice(bad, bad + 1), *(slice(n) for n in shape[1:])))
+            there = f"{path} of block {bad}, and cannot be quantised"
+            raise not_finite(f"the {component} of {spec.name}", there, with_loras=bool(added) and is_finite(base))
         scales[path + SCALE] = made.scale
         return made.values
 
@@ -147,10 +151,8 @@ def load_component(
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def check_scales(where: str, path: str, scale: jax.Array, mesh: Mesh | None) -> None:
-    """Raises ValueError where a kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
+def bad_block(scale: jax.Array, mesh: Mesh | None) -> int | None:
+    """The first block whose kernel held a number that is not finite: so is then one of `scale` (layers, g, out)."""
     finite = jax.jit(lambda x: jnp.isfinite(x).all(axis=(1, 2)), out_shardings=sharding.everywhere(mesh))
     good = jax.device_get(finite(scale))
-    if not good.all():
-        bad = int(np.argmin(good))
-        raise ValueError(f"{where} holds numbers that are not finite in {path} of block {bad}, and cannot be quantised")
+    return None if good.all() else int(np.argmin(good))

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 
 from cogvx_jax import sharding
 from cogvx_jax.convert.cogvideo2022_folder import Parts, read_stages
+from cogvx_jax.convert.finite import not_finite
 from cogvx_jax.models.abstract import Abstract, quantized
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.models.cogvideo2022.transformer import of_base
 from cogvx_jax.nn.quantized import Kernel
-from cogvx_jax.pipelines.weights import check_scales
+from cogvx_jax.pipelines.weights import bad_block
 from cogvx_jax.quantization import COLUMNS, SCALE, Quantization
 
 
@@ -39,7 +40,8 @@ def load_stages(
         if storage is None:
             return sharding.put(part, shape, kind, where[path], stacked=own[path].stacked)
         made = sharding.put_quantized(part, shape, storage, where[path], where[path + SCALE])
-        check_scales(str(parts.place), path, made.scale, mesh)
+        if (bad := bad_block(made.scale, mesh)) is not None:
+            raise not_finite(parts.place, f"{path} of block {bad}, and cannot be quantised", with_loras=False)
         return made
 
     read = read_stages(parts, dtype, put=put, own=set(COLUMNS) if quantize is not None else set())
