@@ -64,7 +64,7 @@ def drawn_controlnet(folder, cfg, seed):
 # The recorded runs of TheDenk's code.
 
 
-@pytest.fixture(scope="module", params=["5b", "2b"])
+@pytest.fixture(scope="module", params=["5b", pytest.param("2b", marks=pytest.mark.full)])
 def recorded(request, tmp_path_factory):
     """Kind, base and its parameters, ControlNet and its parameters, and arrays of golden/controlnet.md."""
     kind, folder = request.param, tmp_path_factory.mktemp("controlnet")
@@ -125,7 +125,9 @@ def test_it_is_that_of_thedenk(recorded, states):
     assert np.abs(golden["v"] - golden["v_without"]).max() > 0.1
 
 
-@pytest.mark.parametrize("how", [dict(rows_apart=True), dict(rows_apart=True, mlp_tokens=8)])
+@pytest.mark.parametrize(
+    "how", [pytest.param(dict(rows_apart=True), marks=pytest.mark.full), dict(rows_apart=True, mlp_tokens=8)]
+)
 def test_memory_modes_have_it_too(recorded, states, how):
     kind, *_, golden = recorded
     if kind == "5b":
@@ -287,6 +289,7 @@ def test_it_has_a_part_of_the_steps(small, nets):
     assert control.channels[0].shape == (1, 3, 4, 6, 48)
 
 
+@pytest.mark.full
 def test_videos_do_not_know_each_other(small, nets):
     _, model = small("5b")
     options = dict(controlnet=nets[0], control=CLIP)

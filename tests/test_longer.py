@@ -159,6 +159,7 @@ def test_v_is_the_mean_of_the_windows_of_a_latent(first):
     np.testing.assert_allclose(v, 10 * x[..., :2] + condition, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:windows of .* change nothing here")
 def test_windows_as_long_as_the_clip_give_the_plain_video(small):
     _, model = small("5b")

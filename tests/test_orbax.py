@@ -31,7 +31,7 @@ def assert_identical(a, b):
     assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
 
 
-@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}, {"cfg": 2, "sp": 4}])
+@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}, pytest.param({"cfg": 2, "sp": 4}, marks=pytest.mark.full)])
 def test_the_parameters_are_the_same_on_any_mesh(small, converted, axes):
     source, model = small("5b")
     loaded = cx.load(converted, mesh=axes and cx.make_mesh(**axes), verify=True)
@@ -45,6 +45,7 @@ def test_the_parameters_are_the_same_on_any_mesh(small, converted, axes):
         assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, loaded.params, placed))
 
 
+@pytest.mark.full
 def test_large_parameters_are_read_layer_by_layer(small, converted, monkeypatch):
     from cogvx_jax.sharding import placement
 

@@ -49,9 +49,9 @@ def goes_on(model, folder, **options):
 QUICK = {
     "ddim": dict(sampler="ddim"),
     "dpm": dict(sampler="dpm"),
-    "taylor": dict(reuse="taylor:2", num_inference_steps=6),
 }
 FULL = {
+    "taylor": dict(reuse="taylor:2", num_inference_steps=6),
     "unipc": dict(sampler="unipc", use_dynamic_cfg=True),
     "deis": dict(sampler="deis"),
     "apg": dict(guider="apg:momentum=-0.5"),

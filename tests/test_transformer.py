@@ -392,6 +392,7 @@ def test_time_and_ofs(random_params):
     assert np.abs(apply(cfg, params, latents, text, t + 1) - y).max() > 1e-4
 
 
+@pytest.mark.full
 def test_a_batch_is_its_videos(random_params):
     cfg = small()
     args = inputs(cfg)
