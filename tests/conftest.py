@@ -58,8 +58,9 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
         quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
-# Nor the VAE's convolutions frame by frame, as a CPU computes fastest: such a decoder takes twice as long to trace and to
-# compile as by the definition. `test_formulations.py` says that both are equal.
+# The VAE's convolutions are computed by their definition. Frame by frame, which a CPU computes fastest, a decoder takes
+# twice as long to trace and to compile. `test_formulations.py` says that both are equal; tests of parity and those marked
+# `full` compute frame by frame.
 if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"].split():
     BY_PLATFORM["cpu"] = dataclasses.replace(BY_PLATFORM["cpu"], causal_conv=PLAIN.causal_conv)
 

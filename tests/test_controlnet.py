@@ -173,6 +173,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert open_controlnet(tmp_path / "module.safetensors").cfg == alone.cfg
 
 
+@pytest.mark.full
 def test_its_sizes_are_those_of_the_published_ones():
     """Numbers and tensors of TheDenk's class, as it makes them for both widths."""
     for cfg, numbers, tensors in (
@@ -276,6 +277,7 @@ def test_a_video_follows_it(small, nets):
         close(latents(model, **dict(control=CLIP) | same), half)
 
 
+@pytest.mark.full
 def test_it_has_a_part_of_the_steps(small, nets):
     _, model = small("5b")
     options = dict(controlnet=nets[0], control=CLIP)
@@ -479,6 +481,7 @@ def test_its_work_is_counted(small, nets):
         check_request(spec, "x", Options.from_keywords(**own, extend=CLIP))
 
 
+@pytest.mark.full
 def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):
     folder, model = small("5b")
     for name, frames in (("a", CLIP), ("b", 255 - CLIP)):

@@ -76,7 +76,10 @@ def test_causal_conv(shape, features, edges):
 
 @pytest.mark.parametrize(
     "shape, features",
-    [((1, 2, 5, 7, 3), 4), *(pytest.param(*case, marks=pytest.mark.full) for case in (((2, 1, 1, 4, 1), 8), ((1, 3, 1, 1, 16), 2)))],
+    [
+        ((1, 2, 5, 7, 3), 4),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (((2, 1, 1, 4, 1), 8), ((1, 3, 1, 1, 16), 2))),
+    ],
 )
 def test_upsample_conv(shape, features):
     x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], features) / 4

@@ -173,6 +173,7 @@ def test_a_lora_is_merged_into_a_model_of_single_files(files, run, tmp_path):
         assert a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
 
 
+@pytest.mark.full
 def test_a_model_of_single_files_is_quantised(files, run, tmp_path):
     published = files / "published"
     parts = ["--vae", published / "vae", "--text-encoder", published / "text_encoder"]

@@ -180,6 +180,7 @@ def test_windows_are_seen_as_clips(small):
     close(whole[:, 3:], second[:, 1:])
 
 
+@pytest.mark.full
 def test_noise_of_a_clip_is_that_of_its_first_window(small):
     """A clip of two windows without overlap, of a model that sees both alike: the noise of one is the other's."""
     _, model = small("5b")

@@ -95,10 +95,12 @@ def predicted():
     return make, make()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "fields",
     [
-        *(pytest.param(fields, marks=pytest.mark.full) for fields in (dict(rows_apart=True), dict(mlp_tokens=100))),
+        dict(rows_apart=True),
+        dict(mlp_tokens=100),
         dict(rows_apart=True, mlp_tokens=128, streamed=True),
     ],
 )

@@ -31,7 +31,10 @@ def assert_identical(a, b):
     assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
 
 
-@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}, pytest.param({"cfg": 2, "sp": 4}, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 4, "tensor": 2}, *(pytest.param(axes, marks=pytest.mark.full) for axes in (None, {"cfg": 2, "sp": 4}))],
+)
 def test_the_parameters_are_the_same_on_any_mesh(small, converted, axes):
     source, model = small("5b")
     loaded = cx.load(converted, mesh=axes and cx.make_mesh(**axes), verify=True)

@@ -225,6 +225,7 @@ def adapters(model, seed=0, rank=2):
     return LoRA(adapters={KERNEL: {"a": a, "b": b}}, rank=rank, alpha=2.0 * rank)
 
 
+@pytest.mark.full
 def test_a_lora_is_merged_first_and_refused_afterwards(small):
     folder, model = small("5b")
     lora = stack([adapters(model), adapters(model, 1)], [1.0, 0.5])

@@ -281,6 +281,7 @@ def test_a_line_of_a_prompts_file_goes_on(command, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")} == whole
 
 
+@pytest.mark.full
 def test_again_begins_anew_and_a_drawn_seed_is_gone_on_with(command, tmp_path):
     _, said = command(PROMPT, "--out", "out.gif", "--seed", "random", at=2)
     seed = said.split("--seed ")[1].split()[0]

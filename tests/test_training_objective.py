@@ -196,6 +196,7 @@ def test_pictures_get_noise_where_a_model_was_trained_with_it(shown, monkeypatch
     assert abs(np.log(levels).mean() + 3) < 0.4 and np.ptp(np.log(levels)) > 0.5  # one for each clip
 
 
+@pytest.mark.full
 def test_the_frame_in_front_is_the_first_again(shown):
     batch = batch_of(T2V, 2)
     options = dataclasses.replace(PLAIN, timesteps="uniform")
