@@ -59,8 +59,8 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
 
 # The VAE's convolutions are computed by their definition. Frame by frame, which a CPU computes fastest, a decoder takes
-# twice as long to trace and to compile. `test_formulations.py` says that both are equal. Tests of parity, and those that
-# are marked `full`, compute frame by frame in `.ci/run`.
+# twice as long to trace and to compile. `test_formulations.py` says that both are equal. Tests of parity, and those
+# marked `full`, compute frame by frame in `.ci/run`.
 if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"].split():
     BY_PLATFORM["cpu"] = dataclasses.replace(BY_PLATFORM["cpu"], causal_conv=PLAIN.causal_conv)
 

@@ -334,10 +334,11 @@ def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted, monkey
     calls = []
     monkeypatch.setattr(attention_module.flash, "flash_attention", lambda *args, **kwargs: calls.append(args))
     with using(Formulations(attention="pallas")):
-        y = attention(q, k, v, scale=0.125, bias=bias)
-        attention(*inputs(5, 5, width=16), scale=0.25)
+        y = jax.jit(functools.partial(attention, scale=0.125, bias=bias))(q, k, v)
+        jax.eval_shape(functools.partial(attention, scale=0.25), *inputs(5, 5, width=16))
     with using(Formulations(attention="plain")):
-        np.testing.assert_allclose(y, attention(q, k, v, scale=0.125, bias=bias), rtol=0, atol=1e-5)
+        plain = jax.jit(functools.partial(attention, scale=0.125, bias=bias))(q, k, v)
+    np.testing.assert_allclose(y, plain, rtol=0, atol=1e-5)
     assert not calls
 
 
