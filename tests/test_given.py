@@ -116,6 +116,7 @@ def test_what_is_of_no_effect_is_refused_before_weights_are_read(files, run, mon
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
 
 
+@pytest.mark.full
 def test_options_without_an_effect_are_refused(files, run, tmp_path):
     place, out = files / "published", tmp_path / "x"
     tokenizer = ["--tokenizer", place / "tokenizer"]

@@ -407,6 +407,7 @@ def run(monkeypatch, *arguments):
     cli.main()
 
 
+@pytest.mark.full
 def test_a_prompts_file_encodes_all_texts_first(small, loads, tmp_path, monkeypatch, capsys):
     folder, _ = small("5b")
     (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")

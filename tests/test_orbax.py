@@ -80,6 +80,7 @@ def test_blocks_are_layers(tmp_path, monkeypatch):
     assert [len(block) for block in arrays.rows("blocks/mlp/up/kernel")] == [2] * (kernel.shape[0] // 2)
 
 
+@pytest.mark.full
 def test_types_are_kept_or_cast_and_a_converted_model_converts(small, converted, tmp_path):
     spec = small("5b")[1].spec
     write_orbax(converted, tmp_path / "half", "bfloat16")

@@ -296,7 +296,7 @@ def stored(small, tmp_path_factory):
     return make
 
 
-LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", full("orbax")])
 STORED = [("int4:16", "safetensors"), full("int8", "orbax"), full("int8", "safetensors"), full("int4:16", "orbax")]
 
 

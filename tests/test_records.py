@@ -403,6 +403,7 @@ def made_again(cogvx, words, out, place):
     return record
 
 
+@pytest.mark.full
 def test_a_video_with_regions_is_made_again(cogvx, files, tmp_path):
     """Its mask may lie beside it meanwhile; other bytes of that are refused."""
     words = ["generate", "x", "--region", "right.png=a star", "--region", "0,0,0.5,1=a moon"]
@@ -498,6 +499,7 @@ def test_other_versions_are_refused(cogvx):
         assert said in cogvx("replay", "out.mp4", code=2)
 
 
+@pytest.mark.full
 def test_videos_of_python_are_made_again(cogvx, tmp_path):
     """Two at once, with a LoRA of a file: each is made as one of both."""
     model = cx.load("./model", dtype="float32")

@@ -94,6 +94,7 @@ def test_batches_of_any_size_give_the_whole(model, golden, run, count, frames):
         np.testing.assert_allclose(np.concatenate(parts, axis=1), np.asarray(whole), rtol=0, atol=2e-5)
 
 
+@pytest.mark.full
 def test_a_model_decodes_with_it(model, golden):
     frames = np.concatenate(list(decode_frames(model[1], last(golden["latents"]))))
     wanted = last(golden["pixels"])[0] * 255

@@ -352,6 +352,7 @@ def test_rotary_models_take_any_size_and_text():
 # --- numbers ---
 
 
+@pytest.mark.full
 def test_bfloat16_is_close(random_params):
     cfg = small("ofs")
     args = inputs(cfg)
