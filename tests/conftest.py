@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import atexit
+import dataclasses
 import fcntl
 import gc
 import os
@@ -29,6 +30,7 @@ from cogvx_jax.cli.main import VERBS
 from cogvx_jax.configs import GenerationDefaults, ModelSpec, ScheduleConfig, T5Config, TransformerConfig, VAEConfig
 from cogvx_jax.convert import export, lpips
 from cogvx_jax.metrics.lpips import LPIPS, MEAN
+from cogvx_jax.nn.backend import BY_PLATFORM, PLAIN
 from cogvx_jax.sharding import params_digest
 from cogvx_jax.tiny.tokenizer import build_tokenizer
 from cogvx_jax.train.clips.cache import ClipCache, clip_name, open_cache, store_of, text_name, write_cache
@@ -55,6 +57,12 @@ if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
     if jaxlib.__version__.startswith("0.10."):  # XLA ends the process at a flag that it does not know
         quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
+
+# The VAE's convolutions are computed by their definition. Frame by frame, which a CPU computes fastest, a decoder takes
+# twice as long to trace and to compile. `test_formulations.py` says that both are equal. Tests of parity, and those
+# marked `full`, compute frame by frame in `.ci/run`.
+if "--xla_backend_optimization_level=0" in os.environ["XLA_FLAGS"].split():
+    BY_PLATFORM["cpu"] = dataclasses.replace(BY_PLATFORM["cpu"], causal_conv=PLAIN.causal_conv)
 
 # Programs are compiled once for all tests of a run, its worker processes and the commands they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

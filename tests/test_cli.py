@@ -56,13 +56,14 @@ def test_generate_redraws_a_video(tmp_path, monkeypatch):
     assert read_video(again)[0].shape == (17, 64, 64, 3)
 
 
-def test_prompts_file(tmp_path, monkeypatch):
+def test_prompts_file(small, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     own = tmp_path / "own.gif"
-    file.write_text(f"a red circle grows\n\n{json.dumps({'prompt': 'a star', 'frames': 9, 'out': str(own)})}\n")
-    run("generate", "--prompts-file", file, "--out", tmp_path / "clip.mp4", *TINY, monkeypatch=monkeypatch)
-    assert len(read_video(tmp_path / "clip-0.mp4")[0]) == 17
-    assert len(read_video(own)[0]) == 9
+    file.write_text(f"a red circle grows\n\n{json.dumps({'prompt': 'a star', 'frames': 17, 'out': str(own)})}\n")
+    arguments = ["--prompts-file", file, "--model", small("5b")[0], "--out", tmp_path / "clip.mp4"]
+    run("generate", *arguments, *TINY, monkeypatch=monkeypatch)
+    assert len(read_video(tmp_path / "clip-0.mp4")[0]) == 9
+    assert len(read_video(own)[0]) == 17
 
 
 def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, capsys):
@@ -86,24 +87,24 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, cap
     assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.png", "prompts.jsonl"]
 
 
-def test_an_interrupted_decode_keeps_the_latents(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_decode_keeps_the_latents(small, tmp_path, monkeypatch, capsys):
     from cogvx_jax.pipelines import latents
 
     def broken(*args, **options):
         yield from ()
         raise KeyboardInterrupt
 
-    out = tmp_path / "out.mp4"
+    out, model = tmp_path / "out.mp4", ("--model", small("5b")[0])
     with monkeypatch.context() as broken_decode:
         broken_decode.setattr(latents, "decode_frames", broken)
         with pytest.raises(SystemExit) as stopped:
-            run("generate", "a red circle", "--out", out, *TINY, monkeypatch=monkeypatch)
+            run("generate", "a red circle", *model, "--out", out, *TINY, monkeypatch=monkeypatch)
     assert stopped.value.code == 130
     kept = tmp_path / "out.mp4.latents.safetensors"
     assert list(tmp_path.iterdir()) == [kept] and f"cogvx decode {kept}" in capsys.readouterr().err
     run("decode", kept, "--out", out, monkeypatch=monkeypatch)
     whole = tmp_path / "whole.mp4"
-    run("generate", "a red circle", "--out", whole, *TINY, monkeypatch=monkeypatch)
+    run("generate", "a red circle", *model, "--out", whole, *TINY, monkeypatch=monkeypatch)
     assert out.read_bytes() == whole.read_bytes()  # their records, too
     assert {*tmp_path.iterdir()} == {kept, out, whole}
 

@@ -209,6 +209,7 @@ def tiny_as_single_files(folder):
     shutil.copytree(TINY / "tokenizer", folder / "t5-v1_1-xxl")
 
 
+@pytest.mark.full
 def test_every_command_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     """But for the video, of which the same flags run above."""
     spec = cx.load_spec("tiny")

@@ -64,7 +64,7 @@ def drawn_controlnet(folder, cfg, seed):
 # The recorded runs of TheDenk's code.
 
 
-@pytest.fixture(scope="module", params=["5b", "2b"])
+@pytest.fixture(scope="module", params=["5b", pytest.param("2b", marks=pytest.mark.full)])
 def recorded(request, tmp_path_factory):
     """Kind, base and its parameters, ControlNet and its parameters, and arrays of golden/controlnet.md."""
     kind, folder = request.param, tmp_path_factory.mktemp("controlnet")
@@ -125,7 +125,9 @@ def test_it_is_that_of_thedenk(recorded, states):
     assert np.abs(golden["v"] - golden["v_without"]).max() > 0.1
 
 
-@pytest.mark.parametrize("how", [dict(rows_apart=True), dict(rows_apart=True, mlp_tokens=8)])
+@pytest.mark.parametrize(
+    "how", [pytest.param(dict(rows_apart=True), marks=pytest.mark.full), dict(rows_apart=True, mlp_tokens=8)]
+)
 def test_memory_modes_have_it_too(recorded, states, how):
     kind, *_, golden = recorded
     if kind == "5b":
@@ -171,6 +173,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert open_controlnet(tmp_path / "module.safetensors").cfg == alone.cfg
 
 
+@pytest.mark.full
 def test_its_sizes_are_those_of_the_published_ones():
     """Numbers and tensors of TheDenk's class, as it makes them for both widths."""
     for cfg, numbers, tensors in (
@@ -274,6 +277,7 @@ def test_a_video_follows_it(small, nets):
         close(latents(model, **dict(control=CLIP) | same), half)
 
 
+@pytest.mark.full
 def test_it_has_a_part_of_the_steps(small, nets):
     _, model = small("5b")
     options = dict(controlnet=nets[0], control=CLIP)
@@ -287,6 +291,7 @@ def test_it_has_a_part_of_the_steps(small, nets):
     assert control.channels[0].shape == (1, 3, 4, 6, 48)
 
 
+@pytest.mark.full
 def test_videos_do_not_know_each_other(small, nets):
     _, model = small("5b")
     options = dict(controlnet=nets[0], control=CLIP)
@@ -476,6 +481,7 @@ def test_its_work_is_counted(small, nets):
         check_request(spec, "x", Options.from_keywords(**own, extend=CLIP))
 
 
+@pytest.mark.full
 def test_the_command_and_a_prompts_file(small, nets, tmp_path, monkeypatch):
     folder, model = small("5b")
     for name, frames in (("a", CLIP), ("b", 255 - CLIP)):

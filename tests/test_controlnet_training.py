@@ -177,6 +177,7 @@ def begun(small):
     return model, begins, beginnings.first_params(begins, model.spec, base, 0, None), batch
 
 
+@pytest.mark.full
 def test_a_new_one_has_the_models_weights_and_adds_nothing(begun):
     model, begins, net, batch = begun
     base = model.params["transformer"]

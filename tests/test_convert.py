@@ -86,6 +86,9 @@ def copy(exported, tmp_path):
 # Sizes and tables.
 
 
+SOME = [p if p in ("5b", "1.5-5b-i2v") else pytest.param(p, marks=pytest.mark.full) for p in PRESETS]
+
+
 @pytest.mark.parametrize("preset", [p if p == "5b" else pytest.param(p, marks=pytest.mark.full) for p in PRESETS])
 def test_sizes_are_the_published_ones(preset):
     spec = PRESETS[preset]
@@ -97,7 +100,7 @@ def test_sizes_are_the_published_ones(preset):
         assert sum(len(p.keys) for p in parameters) == len(theirs)  # no tensor is used twice
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOME)
 def test_every_parameter_has_one_row_and_every_row_a_use(preset):
     spec = PRESETS[preset]
     for component in COMPONENTS:
@@ -147,7 +150,7 @@ def test_a_table_that_does_not_fit_is_refused():
 # Configuration files.
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", SOME)
 def test_read_spec_of_the_published_files(preset):
     spec = PRESETS[preset]
     assert read_spec(CONFIGS / spec.name) == spec
@@ -275,7 +278,7 @@ def test_missing_and_broken_files_are_listed_together(tmp_path):
         ("transformer", {"norm_eps": -1e-5}, "only above 0 to 1 is"),
         ("transformer", {"sample_width": 10**9}, "sample_width 1000000000 is not supported, only 1 to 8192 is"),
         ("transformer", {"in_channels": [[[]]]}, "in_channels .* is not supported"),
-        ("vae", {"block_out_channels": [8] * 1_000_000}, "is not supported, only 1 to 8 numbers is"),
+        ("vae", {"block_out_channels": [8] * 100_000}, "is not supported, only 1 to 8 numbers is"),
         ("vae", {"block_out_channels": []}, "only 1 to 8 numbers is"),
         ("vae", {"block_out_channels": [128, 256, 256, 10**9]}, "only numbers of 1 to 8192 is"),
         ("vae", {"norm_num_groups": 48}, r"norm_num_groups 48 does not divide block_out_channels \(128, 256"),

@@ -213,7 +213,7 @@ def test_the_error_falls_with_the_steps_as_the_order_says(name, least):
     assert error(20) >= least * error(80)
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 30, 50])
+@pytest.mark.parametrize("n", [1, 5, 50, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 30))])
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 @pytest.mark.filterwarnings("ignore:.*inference steps")
 def test_a_perfect_model_is_sampled_exactly(name, n):

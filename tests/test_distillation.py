@@ -120,7 +120,9 @@ def loss_of(spec, distill, options=PLAIN):
 
 
 @pytest.mark.parametrize("empty", ["encoded", "zeros"])
-@pytest.mark.parametrize("method, phases, steps", [("phased", 4, 20), ("consistency", 1, 50)])
+@pytest.mark.parametrize(
+    "method, phases, steps", [("phased", 4, 20), pytest.param("consistency", 1, 50, marks=pytest.mark.full)]
+)
 def test_the_loss_is_that_of_a_consistency_step(shown, method, phases, steps, empty):
     distill = Distillation(method=method, teacher_steps=steps, teacher_guidance=3.0, loss="squared")
     batch = batch_of(T2V, 2 * steps) | {"base": 0.5}

@@ -109,7 +109,7 @@ def reconstruction_error(model, golden, count, cfg=None):
     return np.linalg.norm(again - golden["x0"]) / np.linalg.norm(golden["x0"])
 
 
-@pytest.mark.parametrize("kind", SHIFTS)
+@pytest.mark.parametrize("kind", ["5b", pytest.param("2b", marks=pytest.mark.full)])
 def test_what_is_inverted_comes_back_the_better_the_more_steps_there_are(recorded, kind):
     """0.48, 0.13 and 0.03 of 5B's schedule, 0.76, 0.23 and 0.06 of 2B's: by the first order."""
     model, golden = recorded
@@ -346,6 +346,7 @@ def test_what_knows_no_clip_is_refused(model):
         check_requests([request])
 
 
+@pytest.mark.full
 def test_a_plan_compiles_the_step_that_runs(model):
     request = check_request(model.spec, "x", Options(edit=CLIP))
     shape = request.batch_shape

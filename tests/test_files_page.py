@@ -91,6 +91,7 @@ def run(command):
     tyro.extras.subcommand_cli_from_dict({name: verb.run for name, verb in VERBS.items()}, args=words)
 
 
+@pytest.mark.full
 def test_the_commands_run(files, monkeypatch, capsys):
     """In the order of the page, as some use what others made; videos are made by the test below."""
     monkeypatch.chdir(files)

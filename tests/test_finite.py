@@ -56,6 +56,7 @@ def test_a_weight_is_named(small, component, path, index, said):
         cx.generate(broken, "a red circle", progress=component == "transformer")
 
 
+@pytest.mark.full
 def test_weights_of_the_encoder_of_an_image_are_named(small):
     _, model = small("5b-i2v")
     broken = damaged(model, "vae", "encoder/conv_out/kernel", (0, 0, 0, 0, 0))

@@ -60,9 +60,15 @@ def spoil(x, start, value):
     return x.at[:, :, start:].set(value)
 
 
+@functools.cache
+def program(**how):
+    """Compiled once for the tests that differ in numbers alone."""
+    return jax.jit(functools.partial(flash_attention, **how, interpret=True))
+
+
 def kernel(q, k, v, segments=None, **how):
     """`flash_attention` in interpret mode, as one program with what stands around it."""
-    return jax.jit(functools.partial(flash_attention, **how, interpret=True))(q, k, v, segments=segments)
+    return program(**how)(q, k, v, segments=segments)
 
 
 # --- the kernel ---
@@ -73,9 +79,9 @@ def kernel(q, k, v, segments=None, **how):
     "queries, keys, blocks",
     [
         (1, 3, SMALL),
-        (129, 256, Blocks(128, 128, 128)),  # no tail
+        pytest.param(129, 256, Blocks(128, 128, 128), marks=pytest.mark.full),  # no tail
         (300, 385, Blocks(256, 256, 128)),  # a tail of one key and a whole part
-        (40, 700, Blocks(128, 384, 256)),  # parts do not divide blocks
+        pytest.param(40, 700, Blocks(128, 384, 256), marks=pytest.mark.full),  # parts do not divide blocks
     ],
 )
 def test_ragged_lengths(queries, keys, blocks, bound):
@@ -84,7 +90,7 @@ def test_ragged_lengths(queries, keys, blocks, bound):
     np.testing.assert_allclose(y, definition(q, k, v, SCALE), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype, atol", [("bfloat16", 1e-2), ("float16", 1e-3)])
+@pytest.mark.parametrize("dtype, atol", [("bfloat16", 1e-2), pytest.param("float16", 1e-3, marks=pytest.mark.full)])
 def test_half_precision(dtype, atol):
     q, k, v = inputs(130, 200, dtype=dtype, heads=2)
     y = kernel(q, k, v, scale=SCALE, max_logit=60.0, blocks=SMALL)
@@ -137,7 +143,7 @@ def test_segments(bound):
     assert not y[0, :, :5].any()
 
 
-@pytest.mark.parametrize("segmented", [False, True])
+@pytest.mark.parametrize("segmented", [pytest.param(False, marks=pytest.mark.full), True])
 def test_gradients_are_those_of_the_definition(monkeypatch, segmented):
     q, k, v = inputs(150, 300, batch=2)
     monkeypatch.setattr(splash, "BLOCKS", range(128, 129, 128))  # several, the last ones ragged
@@ -229,23 +235,21 @@ def interpreted(monkeypatch):
     monkeypatch.setattr(attention_module, "CHUNK", 64)
 
 
+@pytest.mark.parametrize("segmented", [True, pytest.param(False, marks=pytest.mark.full)])
 @pytest.mark.parametrize("choice", BACKENDS)
-def test_formulations_agree(choice, interpreted):
-    """Keys of another number than queries, segments, and NaN where no keys are; then without any of that."""
+def test_formulations_agree(choice, segmented, interpreted):
+    """Keys of another number than queries, segments, and NaN where no keys are; then without segments."""
     q, k, v = inputs(150, 260, batch=2, heads=2, width=64)
-    segments = (jnp.arange(150)[None].repeat(2, 0) // 90, jnp.arange(260)[None].repeat(2, 0) // 130)
-
-    def run(segments, kv_length):
-        simulated = pltpu.force_tpu_interpret_mode() if choice == "jax_flash" else contextlib.nullcontext()
-        with using(Formulations(attention=choice)), simulated:
-            asked = functools.partial(attention, scale=0.125, max_logit=BOUND, kv_length=kv_length)
-            return jax.jit(asked)(q, spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan), segments=segments)
-
-    k_, v_ = k[:, :, :200], v[:, :, :200]
-    expected = definition(q, k_, v_, 0.125, (segments[0], segments[1][:, :200]))
+    segments = kept = None
+    if segmented:
+        segments = tuple(np.arange(n)[None].repeat(2, 0) // part for n, part in ((150, 90), (260, 130)))
+        kept = segments[0], segments[1][:, :200]
+    simulated = pltpu.force_tpu_interpret_mode() if choice == "jax_flash" else contextlib.nullcontext()
+    with using(Formulations(attention=choice)), simulated:
+        asked = functools.partial(attention, scale=0.125, max_logit=BOUND, kv_length=200)
+        y = jax.jit(asked)(q, spoil(k, 200, jnp.nan), spoil(v, 200, jnp.nan), segments=segments)
     atol = 2e-2 if choice == "pallas_int8" else 1e-5
-    np.testing.assert_allclose(run(segments, 200), expected, rtol=0, atol=atol)
-    np.testing.assert_allclose(run(None, 200), definition(q, k_, v_, 0.125), rtol=0, atol=atol)
+    np.testing.assert_allclose(y, definition(q, k[:, :, :200], v[:, :, :200], 0.125, kept), rtol=0, atol=atol)
 
 
 def integers(q, k, length, scale):
@@ -330,10 +334,11 @@ def test_pallas_leaves_biased_and_narrow_attention_to_chunks(interpreted, monkey
     calls = []
     monkeypatch.setattr(attention_module.flash, "flash_attention", lambda *args, **kwargs: calls.append(args))
     with using(Formulations(attention="pallas")):
-        y = attention(q, k, v, scale=0.125, bias=bias)
-        attention(*inputs(5, 5, width=16), scale=0.25)
+        y = jax.jit(functools.partial(attention, scale=0.125, bias=bias))(q, k, v)
+        jax.eval_shape(functools.partial(attention, scale=0.25), *inputs(5, 5, width=16))
     with using(Formulations(attention="plain")):
-        np.testing.assert_allclose(y, attention(q, k, v, scale=0.125, bias=bias), rtol=0, atol=1e-5)
+        plain = jax.jit(functools.partial(attention, scale=0.125, bias=bias))(q, k, v)
+    np.testing.assert_allclose(y, plain, rtol=0, atol=1e-5)
     assert not calls
 
 

@@ -118,6 +118,7 @@ def test_what_is_of_no_effect_is_refused_before_weights_are_read(files, run, mon
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
 
 
+@pytest.mark.full
 def test_options_without_an_effect_are_refused(files, run, tmp_path):
     place, out = files / "published", tmp_path / "x"
     tokenizer = ["--tokenizer", place / "tokenizer"]
@@ -201,6 +202,7 @@ def test_a_lora_is_merged_into_a_model_of_single_files(files, run, tmp_path):
         assert a.keys() == b.keys() and all((a[key] == b[key]).all() for key in a)
 
 
+@pytest.mark.full
 def test_a_model_of_single_files_is_quantised(files, run, tmp_path):
     published = files / "published"
     parts = ["--vae", published / "vae", "--text-encoder", published / "text_encoder"]

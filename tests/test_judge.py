@@ -55,7 +55,7 @@ def test_reads_drawn_clips(count):
     assert accuracy(subset(count)) >= 0.99
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [pytest.param(n, marks=pytest.mark.full) for n in (60, 300)])
 def test_reads_degraded_clips(count):
     assert accuracy(subset(count), degraded) >= 0.97
 

@@ -98,10 +98,11 @@ MODULES = modules()
 
 
 @functools.cache
-def imports(module):
-    """Full names of all that a module imports, wherever in the file the import stands."""
+def parsed(module):
+    """Its docstring, and full names of all that it imports, wherever in the file the import stands."""
     path, names = MODULES[module], set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,7 +112,11 @@ def imports(module):
                 base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
             # `from cogvx_jax import presets` is an import of cogvx_jax.presets.
             names |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
-    return names
+    return ast.get_docstring(tree), names
+
+
+def imports(module):
+    return parsed(module)[1]
 
 
 def part(module):
@@ -210,8 +215,8 @@ def test_tests_are_collected_with_the_extra_test_alone(path):
 
 
 def test_modules_say_what_they_are():
-    public = {m: p for m, p in MODULES.items() if not part(m).startswith("_") and p.read_text().strip()}
-    assert not [module for module, path in public.items() if not ast.get_docstring(ast.parse(path.read_text()))]
+    public = [m for m, p in MODULES.items() if not part(m).startswith("_") and p.read_text().strip()]
+    assert not [module for module in public if not parsed(module)[0]]
     assert not [module for module in MODULES if module.endswith((".utils", ".helpers", ".misc", ".common"))]
 
 

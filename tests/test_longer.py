@@ -159,6 +159,7 @@ def test_v_is_the_mean_of_the_windows_of_a_latent(first):
     np.testing.assert_allclose(v, 10 * x[..., :2] + condition, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore:windows of .* change nothing here")
 def test_windows_as_long_as_the_clip_give_the_plain_video(small):
     _, model = small("5b")
@@ -179,6 +180,7 @@ def test_windows_are_seen_as_clips(small):
     close(whole[:, 3:], second[:, 1:])
 
 
+@pytest.mark.full
 def test_noise_of_a_clip_is_that_of_its_first_window(small):
     """A clip of two windows without overlap, of a model that sees both alike: the noise of one is the other's."""
     _, model = small("5b")

@@ -11,8 +11,11 @@ COUNT = 200
 KEY = jax.random.key(3)
 
 
+PROGRAM = jax.jit(draw_masks, static_argnums=(1, 2, 3))
+
+
 def draw(*kinds, shape=(17, 16, 24)):
-    return np.asarray(draw_masks(KEY, COUNT, shape, kinds))
+    return np.asarray(PROGRAM(KEY, COUNT, shape, kinds))
 
 
 def kind_of(made):

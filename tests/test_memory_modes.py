@@ -95,10 +95,12 @@ def predicted():
     return make, make()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "fields",
     [
-        *(pytest.param(fields, marks=pytest.mark.full) for fields in (dict(rows_apart=True), dict(mlp_tokens=100))),
+        dict(rows_apart=True),
+        dict(mlp_tokens=100),
         dict(rows_apart=True, mlp_tokens=128, streamed=True),
     ],
 )
@@ -405,6 +407,7 @@ def run(monkeypatch, *arguments):
     cli.main()
 
 
+@pytest.mark.full
 def test_a_prompts_file_encodes_all_texts_first(small, loads, tmp_path, monkeypatch, capsys):
     folder, _ = small("5b")
     (tmp_path / "prompts.txt").write_text("a red circle\na blue star\n")

@@ -51,6 +51,7 @@ def test_an_image_conditions_it(both):
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_on_a_mesh(both):
     loop, one = both("5b", mesh=cx.make_mesh(cfg=2, fsdp=2, sp=2), sampler="dpm")
     np.testing.assert_allclose(one, loop, atol=1e-5, rtol=1e-5)

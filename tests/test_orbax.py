@@ -31,7 +31,10 @@ def assert_identical(a, b):
     assert jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
 
 
-@pytest.mark.parametrize("axes", [None, {"fsdp": 4, "tensor": 2}, {"cfg": 2, "sp": 4}])
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 4, "tensor": 2}, *(pytest.param(axes, marks=pytest.mark.full) for axes in (None, {"cfg": 2, "sp": 4}))],
+)
 def test_the_parameters_are_the_same_on_any_mesh(small, converted, axes):
     source, model = small("5b")
     loaded = cx.load(converted, mesh=axes and cx.make_mesh(**axes), verify=True)
@@ -45,6 +48,7 @@ def test_the_parameters_are_the_same_on_any_mesh(small, converted, axes):
         assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, loaded.params, placed))
 
 
+@pytest.mark.full
 def test_large_parameters_are_read_layer_by_layer(small, converted, monkeypatch):
     from cogvx_jax.sharding import placement
 
@@ -76,6 +80,7 @@ def test_blocks_are_layers(tmp_path, monkeypatch):
     assert [len(block) for block in arrays.rows("blocks/mlp/up/kernel")] == [2] * (kernel.shape[0] // 2)
 
 
+@pytest.mark.full
 def test_types_are_kept_or_cast_and_a_converted_model_converts(small, converted, tmp_path):
     spec = small("5b")[1].spec
     write_orbax(converted, tmp_path / "half", "bfloat16")

@@ -305,7 +305,9 @@ def test_timesteps_of_clips(how):
     assert np.abs(draws[:, used].mean(axis=0) - 499.5).max() < 4 * 289 / np.sqrt(30)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "1.5-5b" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
+)
 def test_what_the_model_is_shown(kind, monkeypatch):
     seen = {}
 

@@ -91,6 +91,7 @@ def _scaled(tree):
     return {key: _scaled(value) if isinstance(value, dict) else value * 1.5 for key, value in tree.items()}
 
 
+@pytest.mark.full
 def test_frames_are_the_map_of_x0_without_padding(small, short_clips):
     model = small("1.5-5b")[1]
     steps, colours = steps_of(model), previews.colour_map(model)

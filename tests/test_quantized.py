@@ -225,6 +225,7 @@ def adapters(model, seed=0, rank=2):
     return LoRA(adapters={KERNEL: {"a": a, "b": b}}, rank=rank, alpha=2.0 * rank)
 
 
+@pytest.mark.full
 def test_a_lora_is_merged_first_and_refused_afterwards(small):
     folder, model = small("5b")
     lora = stack([adapters(model), adapters(model, 1)], [1.0, 0.5])
@@ -311,7 +312,7 @@ def stored(small, tmp_path_factory):
     return make
 
 
-LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+LAYOUTS = pytest.mark.parametrize("layout", ["safetensors", full("orbax")])
 STORED = [("int4:16", "safetensors"), full("int8", "orbax"), full("int8", "safetensors"), full("int4:16", "orbax")]
 
 

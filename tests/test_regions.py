@@ -80,20 +80,20 @@ def test_kernels_that_know_no_sets_leave_them_to_another():
         assert not BACKENDS[name].takes(q, _options(q, dict(scale=1.0, segments=np.zeros((1, 8), np.int32))))
 
 
-def test_no_regions_leave_nothing_in_the_program(random_params):
+@pytest.mark.parametrize("how", [dict(rows_apart=True), pytest.param({}, marks=pytest.mark.full)], ids=str)
+def test_no_regions_leave_nothing_in_the_program(random_params, how):
     cfg = small_spec("5b").transformer
     x, text = jnp.zeros((1, 3, 4, 6, cfg.in_channels)), jnp.zeros((1, cfg.text_length, cfg.text_dim))
     params = random_params(Transformer(cfg), x, text, jnp.zeros(1))
 
-    def lowered(per_block, **how):
+    def lowered(per_block):
         transformer = Transformer(cfg, Compute(**how))
         run = jax.jit(lambda p: transformer.apply({"params": p}, x, text, jnp.zeros(1), per_block=per_block))
         return run.lower(params).as_text()
 
-    for how in ({}, dict(rows_apart=True)):
-        assert lowered(PerBlock(), **how) == lowered(None, **how)
-        sets = PerBlock(regions=jnp.ones((1, cfg.text_length + 18), jnp.int32))
-        assert lowered(sets, **how) != lowered(None, **how)
+    plain = lowered(None)
+    assert lowered(PerBlock()) == plain
+    assert lowered(PerBlock(regions=jnp.ones((1, cfg.text_length + 18), jnp.int32))) != plain
 
 
 # Which latent belongs to which.

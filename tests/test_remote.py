@@ -91,6 +91,7 @@ def test_what_is_not_there_is_one_sentence(uploaded, bucket):
         cx.load(uploaded)
 
 
+@pytest.mark.full
 def test_converted_models_below_urls(small, uploaded, bucket, tmp_path):
     """tensorstore reads their arrays by itself: of a bucket, and of file:// as of it; but not of fsspec's memory."""
     write_orbax(uploaded, tmp_path / "model")

@@ -57,8 +57,7 @@ def test_samplers_differ(small):
 @pytest.mark.parametrize(
     "name, sizes",
     [
-        ("unipc", dict(cfg=2, sp=2)),
-        *(pytest.param(name, dict(cfg=2, sp=2), marks=pytest.mark.full) for name in SAMPLERS if name != "unipc"),
+        *(pytest.param(name, dict(cfg=2, sp=2), marks=pytest.mark.full) for name in SAMPLERS),
         pytest.param("unipc", dict(fsdp=2, context=2, tensor=2), marks=pytest.mark.full),
         pytest.param("unipc", dict(data=2, cfg=2, tensor=2), marks=pytest.mark.full),
     ],

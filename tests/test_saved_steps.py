@@ -49,9 +49,9 @@ def goes_on(model, folder, **options):
 QUICK = {
     "ddim": dict(sampler="ddim"),
     "dpm": dict(sampler="dpm"),
-    "taylor": dict(reuse="taylor:2", num_inference_steps=6),
 }
 FULL = {
+    "taylor": dict(reuse="taylor:2", num_inference_steps=6),
     "unipc": dict(sampler="unipc", use_dynamic_cfg=True),
     "deis": dict(sampler="deis"),
     "apg": dict(guider="apg:momentum=-0.5"),
@@ -281,6 +281,7 @@ def test_a_line_of_a_prompts_file_goes_on(command, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.gif")} == whole
 
 
+@pytest.mark.full
 def test_again_begins_anew_and_a_drawn_seed_is_gone_on_with(command, tmp_path):
     _, said = command(PROMPT, "--out", "out.gif", "--seed", "random", at=2)
     seed = said.split("--seed ")[1].split()[0]

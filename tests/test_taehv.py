@@ -73,10 +73,10 @@ def test_it_encodes_as_recorded(model, golden, run):
     np.testing.assert_allclose(np.asarray(vaes.sample(moments, noise)), last(golden["encoded"]), rtol=0, atol=1e-4)
 
 
-MORE_BATCHES = [pytest.param(*case, marks=pytest.mark.full) for case in ((3, 9), (4, 16))]
+MORE_BATCHES = [pytest.param(*case, marks=pytest.mark.full) for case in ((1, 1), (3, 9), (4, 16))]
 
 
-@pytest.mark.parametrize("count, frames", [(1, 1), *MORE_BATCHES])
+@pytest.mark.parametrize("count, frames", MORE_BATCHES)
 def test_batches_of_any_size_give_the_whole(model, golden, run, count, frames):
     found = model[1]
     params, latents = found.params["vae"], last(golden["latents"])
@@ -94,6 +94,7 @@ def test_batches_of_any_size_give_the_whole(model, golden, run, count, frames):
         np.testing.assert_allclose(np.concatenate(parts, axis=1), np.asarray(whole), rtol=0, atol=2e-5)
 
 
+@pytest.mark.full
 def test_a_model_decodes_with_it(model, golden):
     frames = np.concatenate(list(decode_frames(model[1], last(golden["latents"]))))
     wanted = last(golden["pixels"])[0] * 255

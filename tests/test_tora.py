@@ -364,7 +364,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("more", [{}, dict(region=[((0, 0, 0.4, 1), "y")])], ids=str)
+@pytest.mark.parametrize(
+    "more", [{}, pytest.param(dict(region=[((0, 0, 0.4, 1), "y")]), marks=pytest.mark.full)], ids=str
+)
 def test_a_plan_compiles_the_step_that_runs(small, files, monkeypatch, more):
     """The step is lowered for what `generate` calls it with."""
     _, model = small("5b")

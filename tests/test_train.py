@@ -179,7 +179,7 @@ def noisy():
     return update.Loss(draw, mean)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4, 16])
+@pytest.mark.parametrize("accumulate", [4, *(pytest.param(n, marks=pytest.mark.full) for n in (2, 16))])
 def test_a_batch_in_parts_gives_the_same_update(accumulate):
     tx = optim.adamw(0.1, 100, warmup=0)
     each = functools.partial(update.step, loss_fn=noisy(), tx=tx, decay=0.9)

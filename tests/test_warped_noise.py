@@ -259,6 +259,7 @@ def test_files_are_read_as_they_were(tmp_path):
     assert len(digests | {request.digest()}) == 5
 
 
+@pytest.mark.full
 def test_the_command_and_a_prompts_file(small, tmp_path, monkeypatch):
     folder, model = small("5b")
     monkeypatch.chdir(tmp_path)
