@@ -23,9 +23,7 @@ BUCKETS = ("gs", "s3")  # whose folders are written to
 URLS = (*BUCKETS, "http", "https", "file")  # from which tensorstore reads by itself
 Span = tuple[str, int, int]  # file, first byte, count
 KEPT_BYTES = 512 * 2**20  # of what was read below a URL, until `release`
-MAPPED_BYTES = (
-    256 * 2**20
-)  # of what was read of local files, which stay in memory until `release`, or until more is read
+MAPPED_BYTES = 256 * 2**20  # read of local files; it stays in memory until `release`, or until more is read
 SMALL_FILE = 64 * 2**20  # bytes; configurations and tokenizers take less, weights are read in ranges
 
 
