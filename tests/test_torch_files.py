@@ -264,13 +264,13 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
     ],
 )
 def test_what_grows_without_end_does_not(tmp_path, opcodes):
-    path, began = write(tmp_path / "x.pt", b"\x80\x02" + opcodes + b"."), time.monotonic()
+    path, began = write(tmp_path / "x.pt", b"\x80\x02" + opcodes + b"."), time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         open_tensors(path)
     except ValueError as error:
         assert str(path) in str(error)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
@@ -315,10 +315,10 @@ def test_a_list_of_entries_has_a_size(tmp_path):
         file.write(b"PK\x03\x04")
         file.seek(3 * 2**30)
         file.write(b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, 2 * 2**30, 2**30, 0))
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="x.pt cannot be read: truncated, or no zip of torch"):
         open_tensors(tmp_path / "x.pt")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def mutate(data, rng):
@@ -350,7 +350,7 @@ def test_a_thousand_damaged_files_are_sentences(tmp_path, tattle):
     arrays = {f"layer.{i}.weight": np.ones((4, 4), np.float32) for i in range(4)}
     path = tmp_path / "x.pt"
     write_torch(path, [Tensor.of(key, array) for key, array in arrays.items()], "module")
-    whole, began = path.read_bytes(), time.monotonic()
+    whole, began = path.read_bytes(), time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(1000):
         path.write_bytes(mutate(whole, rng))
@@ -367,7 +367,7 @@ def test_a_thousand_damaged_files_are_sentences(tmp_path, tattle):
         except BaseException:
             pytest.fail(f"mutation {number}: {traceback.format_exc()[-2000:]}")
     assert refused > 300
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
 
 
