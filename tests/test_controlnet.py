@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import close
 from safetensors.numpy import load_file, save_file
 from small_files import small_spec, weights, write_small
 from test_mesh import MESHES
@@ -45,11 +46,6 @@ from cogvx_jax.planning.plan import plan
 GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SEEDS, BLOCKS = {"5b": 100, "2b": 110}, {"5b": [0.7, 0.7], "2b": [0.5, 1.5]}
-
-
-def close(a, b, tolerance=1e-5):
-    a, b = np.asarray(a), np.asarray(b)
-    assert np.isfinite(a).all() and np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 def drawn_controlnet(folder, cfg, seed):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from closeness import close
 from safetensors.numpy import load_file, save_file
 from small_files import small_spec, weights, write_small
 
@@ -36,10 +37,6 @@ from cogvx_jax.presets import PRESETS
 GOLDEN = np.load(Path(__file__).parent / "golden" / "ddim_inversion.npz")
 STEPS = 5
 SHIFTS = {"5b": 1.0, "2b": 3.0}  # of the signal-to-noise ratio
-
-
-def close(found, expected, tolerance):
-    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 # The recorded run.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import close
 from small_files import small_spec, write_small
 from test_mesh import MESHES
 
@@ -57,10 +58,6 @@ def combined(text, *, weight=6.0, unconditional=U, conditional=C, step=5):
     numbers = lay_out(guider, np.full(STEPS, weight), layers=30)
     one = jax.tree.map(lambda x: x[step], numbers)
     return np.asarray(combine(guider.kind, unconditional, conditional, one, perturbed=P, carry=start(guider, SHAPE))[0])
-
-
-def close(a, b, tolerance=1e-5):
-    assert np.isfinite(a).all() and np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 # Formulas.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tyro
+from closeness import close
 from small_files import small_spec
 
 import cogvx_jax as cx
@@ -42,10 +43,6 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def latents_of(model, **options):
     return cx.generate(model, "x", output="latents", progress=False, **{"num_inference_steps": 2} | options)
-
-
-def close(a, b):
-    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
 # RIFLEx.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import close
 from jax.sharding import PartitionSpec as P
 
 import cogvx_jax as cx
@@ -61,10 +62,6 @@ def _latents(folder, kind, mesh, prompts=1):
     return cx.generate(
         model, prompt, num_inference_steps=steps, sampler="dpm", output="latents", progress=False, **inputs
     )
-
-
-def close(a, b, tolerance=1e-5):
-    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 def everywhere():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import close
 from PIL import Image
 from small_files import small_spec
 
@@ -30,11 +31,6 @@ ALL, LEFT, RIGHT = (0, 0, 1, 1), (0, 0, 1 / 3, 1), (1 / 3, 0, 1, 1)
 
 def latents_of(model, prompt="a red circle", **options):
     return cx.generate(model, prompt, output="latents", progress=False, **{"num_inference_steps": 2} | options)
-
-
-def close(a, b, tolerance=1e-5):
-    a, b = np.asarray(a), np.asarray(b)
-    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 # Who meets whom.

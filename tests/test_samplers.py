@@ -5,6 +5,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from closeness import close
 
 import cogvx_jax as cx
 from cogvx_jax.diffusion.samplers import SAMPLERS
@@ -26,10 +27,6 @@ def latents(model, **options):
 
 def request(**options):
     return check_request(SPEC, "a panda", Options.from_keywords(**options))
-
-
-def close(a, b, tolerance=1e-5):
-    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from closeness import close
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 from small_files import small_spec, weights
@@ -40,11 +41,6 @@ GOLDEN = Path(__file__).parent / "golden"
 RECORDED = ToraConfig(layers=2, width=32, channels=8)
 SMALL = ToraConfig(layers=1, width=48, channels=8, latent_channels=4)  # for the small 5B
 PATH = "60,128 200,128"
-
-
-def close(a, b, tolerance=1e-5):
-    a, b = np.asarray(a), np.asarray(b)
-    assert np.isfinite(a).all() and np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 def drawn_files(folder, cfg, seed):

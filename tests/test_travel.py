@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from closeness import close
 from small_files import small_spec
 
 import cogvx_jax as cx
@@ -26,10 +27,6 @@ WINDOWS = Windows(12, overlap=4, policy="static")  # of 17 frames, latents 0 to 
 
 def latents_of(model, prompt="a red circle", **options):
     return cx.generate(model, prompt, output="latents", progress=False, **{"num_inference_steps": 2} | options)
-
-
-def close(a, b, tolerance=1e-5):
-    assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 # How much of each prompt.
