@@ -181,8 +181,8 @@ published system but for super-resolution; only sizes differ.
 
 Made by `python -m cogvx_jax.scripts.train_tiny2022` on two CPU cores from clips that `tiny/shapes.py` draws. 224 of the
 1736 combinations are held out of all training. Codes are clusters of patches; the image tokenizer learns them and what
-they show. The base learns first frames of {CLIPS} clips, then base and first channel learn together, and both again. The second
-channel learns beside that base, which stays as it is.
+they show. The base learns first frames of {CLIPS} clips, then base and first channel learn together, and both again.
+The second channel learns beside that base, which stays as it is.
 
 `python -m cogvx_jax.scripts.eval_tiny2022`: {measured}
 

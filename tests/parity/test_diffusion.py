@@ -1,6 +1,7 @@
 """Whole sampling runs against diffusers' schedulers, with a stand-in for the model and the same noise."""
 
 import pytest
+from closeness import close
 
 diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
@@ -148,9 +149,10 @@ def test_lcm_matches_diffusers(shift, n):
         theirs.append((x.numpy(), x0.numpy()))
     ours = run("lcm", shift, n, 0, latents, ours_rng)
     assert len(ours) == len(theirs)
+    tolerance = 1e-5 if n < 50 else 2e-5  # errors add up over the steps: 6e-6 of 50 with AVX2
     for got, want in zip(ours, theirs, strict=True):
         for a, b in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+            close(a, b, tolerance)
     assert torch.equal(theirs_rng.get_state(), ours_rng.get_state())  # as many draws
 
 
