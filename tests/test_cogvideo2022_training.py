@@ -386,4 +386,4 @@ def test_the_one_that_ships_draws_what_it_is_asked_for(tmp_path):
     eval_tiny2022.main(prompts=20, batch=20, out=tmp_path / "eval.json")
     found = json.loads((tmp_path / "eval.json").read_text())
     assert found["colour"] == found["background"] == 1
-    assert found[eval_tiny2022.THREE] >= 0.5  # 67% of 200
+    assert found[eval_tiny2022.THREE] >= 0.5  # 72.5% of 200

@@ -142,8 +142,8 @@ def _in_time(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
 
 def _moved(x: jax.Array, frames: int) -> jax.Array:
     """(B, F, ...) with each frame so many later, zeros in front; or earlier, zeros behind, for numbers below 0."""
-    rest = ((0, 0),) * (x.ndim - 2)
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (frames, -frames, 0), *((*pair, 0) for pair in rest)])
+    same = (0, 0, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), [same, (frames, -frames, 0), *[same] * (x.ndim - 2)])
 
 
 def _halved(x: jax.Array) -> jax.Array:
