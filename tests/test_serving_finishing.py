@@ -1,5 +1,6 @@
 """Videos that a server enlarges and interpolates: the vendors' fields, what is refused, and the worker's files."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
 from serving import submit
 from test_finishing import weights  # noqa: F401
+from test_finishing_full_disk import room
 
 import cogvx_jax as cx
 from cogvx_jax.data.sound import has_sound
@@ -210,3 +212,23 @@ def test_the_worker_finishes(found_weights, small, tmp_path, monkeypatch):
     assert plain.shape == (request.frames, request.height, request.width, 3)
     assert done.shown["size"] == f"{request.width}x{request.height}"
     assert any("finishing failed: no room" in note for note in done.shown["notes"])
+
+
+@pytest.mark.full
+def test_the_worker_waits_for_room(found_weights, small, tmp_path):
+    """The job goes back to the queue."""
+    model, queue, store = small("2b")[1], Queue(f"sqlite:///{tmp_path}/queue.sqlite"), Store(tmp_path)
+    maker, sizes = Maker(model, Adapters(None)), []
+
+    def make(job, folder, out, progress):
+        with room(sizes[0] // 2) if sizes else contextlib.nullcontext():
+            maker(job, folder, out, progress)
+        sizes.append(out.stat().st_size)
+
+    # The first has room: programs are compiled then, which are kept on the disk, too.
+    first, second = (submit(queue, store, "a red circle", asked=ASKED) for _ in range(2))
+    Worker(queue, store, make, model="tiny").run(until_idle=True)
+    waiting = queue.get(second.id)
+    assert queue.get(first.id).status == "completed" and len(sizes) == 1
+    assert (waiting.status, waiting.stage) == ("queued", "waiting: the disk is full"), waiting.error_message
+    assert not list(store.folder_of(second.id).glob("*.mp4"))

@@ -90,6 +90,15 @@ def test_a_full_disk_lets_the_job_wait(queue, store):
     assert waiting.due - queue.now() > 30
 
 
+def test_a_full_disk_is_found_among_all_causes():
+    full, other = OSError(errno.ENOSPC, "No space left on device"), ValueError("x")
+    other.__cause__, other.__context__ = KeyError("y"), full
+    assert workers.is_full(other) and not workers.is_full(KeyError("y")) and not workers.is_full(None)
+    one, another = ValueError("one"), ValueError("another")
+    one.__context__, another.__cause__ = another, one  # as of `raise one from None` where another came of it
+    assert not workers.is_full(one)
+
+
 def test_a_cancelled_job_stops_at_a_step(queue, store):
     job, steps = submit(queue, store), []
 

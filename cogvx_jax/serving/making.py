@@ -236,17 +236,21 @@ def write_finished(
             if done.problem is not None:
                 warnings.warn(str(done.problem).replace(repr(str(out)), "the video"), stacklevel=2)
 
+    full: BaseException | None = None
     try:
         with_spare(write, checked(), out, request.fps, unfinished(comment), tags)
     except Spared as spared:
-        cause = spared.__cause__
-        if cause is not None and is_full(cause):  # it is tried again
+        if is_full(spared):  # it is tried again
             spared.place.unlink()
-            raise cause from None
-        spared.place.replace(out)
-        facts = facts_of(request, frame_count)
-        progress.shown |= facts
-        warnings.warn(f"the video is {facts['size']} as it was made: finishing failed: {cause}", stacklevel=2)
+            full = spared.__cause__
+        else:
+            spared.place.replace(out)
+            facts = facts_of(request, frame_count)
+            progress.shown |= facts
+            said = f"the video is {facts['size']} as it was made: finishing failed: {spared.__cause__}"
+            warnings.warn(said, stacklevel=2)
+    if full is not None:
+        raise full  # out here, where it keeps its own causes
 
 
 def _tags(folder: Path) -> dict[str, str]:

@@ -334,10 +334,16 @@ class Worker:
 
 def is_full(error: BaseException | None) -> bool:
     """Whether a disk without room is what caused an error."""
-    while error is not None:
-        if getattr(error, "errno", None) in FULL:
+    seen: list[BaseException] = []  # causes and contexts together may go in a circle
+    left = [error]
+    while left:
+        one = left.pop()
+        if one is None or any(one is other for other in seen):
+            continue
+        if getattr(one, "errno", None) in FULL:
             return True
-        error = error.__cause__ or error.__context__
+        seen.append(one)
+        left += [one.__cause__, one.__context__]
     return False
 
 
