@@ -24,7 +24,7 @@ from cogvx_jax.cli.ends import ends
 from cogvx_jax.temporaries import temporary_beside
 def say(text):
     print(text, flush=True)
-def in_c(seconds=60):  # returns to Python only then
+def in_c(seconds=600):  # returns to Python only then
     hashlib.pbkdf2_hmac("sha256", b"", b"", int(seconds * 1e6))
 with ends("nothing was written"):
 """
