@@ -69,6 +69,33 @@ def test_cuts_updates_and_fast_memory_are_counted_as_they_move():
     assert moved_bytes(LOOP) == 4 * (weights + kept)
 
 
+def test_updates_of_several_arrays_in_one_operation_are_counted_as_updates():
+    rows = "(f32[100]{0}, f32[50]{0:T(128)S(1)}, f32[9]{0})"
+    program = f"""HloModule two
+
+%kept (c: f32[100], e: f32[50], row: f32[1], i: s32[]) -> {rows} {{
+  %c = f32[100]{{0}} parameter(0)
+  %e = f32[50]{{0}} parameter(1)
+  %row = f32[1]{{0}} parameter(2)
+  %i = s32[] parameter(3)
+  %first = f32[100]{{0}} dynamic-update-slice(%c, %row, %i)
+  %second = f32[50]{{0}} dynamic-update-slice(%e, %row, %i)
+  %third = f32[9]{{0}} broadcast(%row), dimensions={{0}}
+  ROOT %all = {rows} tuple(%first, %second, %third)
+}}
+
+ENTRY %main (c: f32[100], e: f32[50], row: f32[1], i: s32[]) -> {rows} {{
+  %c = f32[100]{{0}} parameter(0)
+  %e = f32[50]{{0:T(128)S(1)}} parameter(1)
+  %row = f32[1]{{0}} parameter(2)
+  %i = s32[] parameter(3)
+  ROOT %all = {rows} fusion(%c, %e, %row, %i), kind=kLoop, calls=%kept
+}}
+"""
+    read, place, written = 4, 4, 4 + 9 * 4  # the array in fast memory moves nothing, the last is written whole
+    assert moved_bytes(program) == read + place + written
+
+
 def test_meshes_begin_with_the_least_that_a_device_reads():
     found = list(meshes(8, 48))
     assert found[:2] == [{"tensor": 8}, {"data": 2, "tensor": 4}] and found[-1] == {"fsdp": 8}

@@ -80,9 +80,7 @@ class _Program(ProgramText):
         inner = self._fused(operation)
         if inner is None:
             return self._plain(operation, known)
-        roots = [one for one in inner.values() if one.root]
-        written = _written(roots[0], inner) if roots else None
-        total = _far(operation.result) if written is None or not _far(operation.result) else written
+        total = _written(operation.result, inner)
         for place, name in enumerate(operation.operands):
             total += min(self._read_of(place, inner), _far_operand(name, known))
         return total
@@ -116,13 +114,22 @@ class _Program(ProgramText):
         return _far(operation.result) + sum(_far_operand(name, known) for name in operation.operands)
 
 
-def _written(root: Operation, inner: dict[str, Operation]) -> float | None:
-    """What a fusion writes in place of a whole array; None: it writes its result."""
-    while root.kind == "bitcast" and root.operands and root.operands[0] in inner:
-        root = inner[root.operands[0]]
-    if root.kind == "dynamic-update-slice":
-        return _whole_operand(root.operands[1], inner)
-    return None
+def _written(result: str, inner: dict[str, Operation]) -> float:
+    """What a fusion writes: its results, or in place of a whole array the update."""
+    root, parts = next((one for one in inner.values() if one.root), None), _parts(result)
+    if root is None:
+        return _far(result)
+    ends = [inner[name] for name in root.operands] if root.kind == "tuple" else [root]
+    if len(ends) != len(parts):  # such as of one operation with several results
+        return _far(result)
+    return sum(_update(end, inner, size) for end, (size, near) in zip(ends, parts, strict=True) if not near)
+
+
+def _update(end: Operation, inner: dict[str, Operation], size: float) -> float:
+    """Bytes of the update where an array of `size` is written in place, else all of it."""
+    while end.kind == "bitcast" and end.operands and end.operands[0] in inner:
+        end = inner[end.operands[0]]
+    return _whole_operand(end.operands[1], inner) if end.kind == "dynamic-update-slice" else size
 
 
 def _parts(result: str) -> list[tuple[float, bool]]:
