@@ -367,8 +367,8 @@ def test_the_recipe_of_a_small_model_writes_one_that_makes_videos(tmp_path, monk
     monkeypatch.setattr(recipe, "CLIPS", 6)
     for name, value in dict(PICTURE_STEPS=2, PICTURES_AT_ONCE=2, PICTURES_SEEN=64).items():
         monkeypatch.setattr(recipe, name, value)
-    monkeypatch.setattr(recipe, "SEQUENTIAL_STAGES", [(short, config) for _, config in recipe.SEQUENTIAL_STAGES])
-    monkeypatch.setattr(recipe, "INTERPOLATION_STAGE", (short, recipe.INTERPOLATION_STAGE[1]))
+    monkeypatch.setattr(recipe, "SEQUENTIAL_STAGES", [turn._replace(stage=short) for turn in recipe.SEQUENTIAL_STAGES])
+    monkeypatch.setattr(recipe, "INTERPOLATION_STAGE", recipe.INTERPOLATION_STAGE._replace(stage=short))
     recipe.main(tmp_path)
     model, base = tmp_path / "model", recipe.SEQUENTIAL.frame_codes
     size = sum(file.stat().st_size for file in model.iterdir())
@@ -386,4 +386,4 @@ def test_the_one_that_ships_draws_what_it_is_asked_for(tmp_path):
     eval_tiny2022.main(prompts=20, batch=20, out=tmp_path / "eval.json")
     found = json.loads((tmp_path / "eval.json").read_text())
     assert found["colour"] == found["background"] == 1
-    assert found[eval_tiny2022.THREE] >= 0.5  # 72.5% of 200
+    assert found[eval_tiny2022.THREE] >= 0.6  # 81.5% of 200
