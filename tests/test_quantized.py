@@ -71,13 +71,14 @@ def test_kernels_become_the_integers_of_a_float64_table(storage, dtype):
     assert np.all(error <= 0.5001 * np.repeat(scale, 64 // len(scale), axis=0))
 
 
-def test_a_column_of_zeros_stays_zero_and_nan_is_not_hidden():
-    kernel = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+@pytest.mark.parametrize("shape", [(32, 3), (64, 64), (1024, 512)])  # of wide ones a maximum may drop it
+def test_a_column_of_zeros_stays_zero_and_nan_is_not_hidden(shape):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     kernel[:, 1], kernel[3, 2] = 0, np.nan
     made = jax.jit(quantize_kernel, static_argnums=1)(kernel, INT8)
     made = jax.tree.map(np.asarray, made)
     assert made.scale[0, 1] == 0 and not np.any(made.values[:, 1]) and np.isnan(made.scale[0, 2])
-    ones = np.ones((2, 32), np.float32)
+    ones = np.ones((2, shape[0]), np.float32)
     for x in (ones, jax.jit(quantize_tokens)(ones)):
         y = np.asarray(jax.jit(product, static_argnums=2)(x, made, "float32"))
         assert np.all(y[:, 1] == 0) and np.all(np.isfinite(y[:, 0])) and np.all(np.isnan(y[:, 2]))

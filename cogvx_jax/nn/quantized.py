@@ -27,7 +27,7 @@ class Kernel(NamedTuple):
 
 
 def quantize_tokens(x: jax.Array) -> Tokens:
-    """Activations (..., in) as int8. A token of zeros has the scale 0, one with a NaN that."""
+    """Activations (..., in) as int8. A token of zeros has the scale 0; what NaN becomes is for products to show."""
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     inverse = jnp.where(largest > 0, 127 / largest, 0)
@@ -36,7 +36,7 @@ def quantize_tokens(x: jax.Array) -> Tokens:
 
 
 def quantize_kernel(kernel: jax.Array, storage: Storage) -> Kernel:
-    """A kernel (..., in, out) as integers. A column of zeros has the scale 0.
+    """A kernel (..., in, out) as integers. A column of zeros has the scale 0, one with a NaN that.
 
     Raises: ValueError where groups do not divide the inputs.
     """
@@ -44,6 +44,7 @@ def quantize_kernel(kernel: jax.Array, storage: Storage) -> Kernel:
     groups = storage.groups(features)
     w = kernel.astype(jnp.float32).reshape(*layers, groups, features // groups, out)
     scale = jnp.max(jnp.abs(w), axis=-2, keepdims=True) / storage.largest
+    scale = jnp.where(jnp.any(jnp.isnan(w), axis=-2, keepdims=True), jnp.nan, scale)  # XLA's max on CPUs drops it
     values = jnp.clip(jnp.round(w / jnp.where(scale > 0, scale, 1)), -storage.largest, storage.largest)
     return Kernel(values.astype(storage.dtype).reshape(kernel.shape), scale[..., 0, :])
 
