@@ -31,6 +31,7 @@ from cogvx_jax.convert.cogvideo2022_sizes import Beside, beside_json, read_besid
 from cogvx_jax.convert.containers import read_file
 from cogvx_jax.convert.errors import ConversionError
 from cogvx_jax.convert.export import METADATA
+from cogvx_jax.convert.finite import is_finite, not_finite
 from cogvx_jax.convert.infer import Shapes, count_blocks
 from cogvx_jax.convert.quantized_layout import MARK, quantization_mark, read_quantization
 from cogvx_jax.convert.safetensors import Tensor, write_file
@@ -129,6 +130,18 @@ def is_cogvideo2022(place: str | Path) -> bool:
         return False
 
 
+def is_stage(place: str | Path) -> bool:
+    """Whether a local folder is one of SAT's stages, whose parent is the model."""
+    if "://" in str(place):
+        return False
+    try:
+        files = open_files(place)
+        said = read_json_of(files, CONFIG) if has_states(place) and files.exists(CONFIG) else {}
+        return has_states(place) and ("cogvideo_stage" in said or Path(place).name in FOLDERS.values())
+    except (OSError, ValueError):  # whoever reads the place says what is wrong with it
+        return False
+
+
 def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) -> Parts:
     """The parts of a folder, which are checked against their sizes.
 
@@ -138,6 +151,8 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
       sentence, for a stage in another's place.
     """
     place = place_of(place)
+    if is_stage(place):
+        raise ValueError(f"{place} is one stage of CogVideo (2022); give the folder above it, which holds all of them")
     files, beside = open_files(place), Beside()
     if files.exists(SIZES):
         stages, tensors, beside = _open_own(place)
@@ -154,7 +169,7 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
         opened = {stage: _open_sat(below(place, FOLDERS[stage]), stage) for stage in there}
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
     name = next((name for name in IMAGES if files.exists(name)), None)
-    found = None if name is None else without_buffers(read_file(files, name))
+    found = None if name is None else without_buffers(_opened(place, name))
     images, shared = images or beside.images, files.exists(SIZES)
     parts = Parts(
         place=place,
@@ -174,10 +189,11 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
 
 
 def compare_bases(parts: Parts) -> None:
-    """Makes sure that all stages have one base. Reads all of it, unless it is stored once.
+    """Makes sure that all stages have one base, and each a channel of its own. Reads all of them that may be the same.
 
-    Raises: ConversionError with a line for each tensor that differs.
+    Raises: ConversionError with a line for each tensor of a base that differs; ValueError for a copy of a stage.
     """
+    _compare_channels(parts)
     if parts.shared:
         return
     first, *others = parts.stages
@@ -190,6 +206,15 @@ def compare_bases(parts: Parts) -> None:
         raise ConversionError(
             f"{parts.place}: bases differ from that of {FOLDERS[first]}, so none can stand for all", problems
         )
+
+
+def _compare_channels(parts: Parts) -> None:
+    """Raises ValueError where one stage was copied over the other."""
+    one, other = (stage for stage in NUMBERS.values())
+    if {one, other} <= parts.stages.keys():
+        own = [key for p in parts.parameters(one, base=False) for key in p.keys]
+        if all(_digest(parts.tensors[one], key) == _digest(parts.tensors[other], key) for key in own):
+            raise ValueError(f"{parts.place} has the {one} stage twice, number for number, and no {other} stage")
 
 
 def read_stages(
@@ -213,13 +238,17 @@ def read_stages(
 
 
 def read_images(parts: Parts, cfg: ImageTokenizerConfig) -> dict[str, Any]:
-    """The image tokenizer's parameters, float32. Raises: FileNotFoundError; ConversionError."""
+    """The image tokenizer's parameters, float32.
+
+    Raises: FileNotFoundError; ConversionError; ValueError for numbers that are not finite.
+    """
     if parts.images is None:
         raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
     source = _published_images(parts.images, cfg)
-    return traverse_util.unflatten_dict(
-        _read(source, abstract_network(cfg), "float32", image_tokenizer_parameters(cfg)), sep="/"
-    )
+    found = _read(source, abstract_network(cfg), "float32", image_tokenizer_parameters(cfg))
+    if wrong := next((path for path, leaf in found.items() if not is_finite(leaf)), None):
+        raise not_finite(f"the image tokenizer of {parts.place}", wrong, with_loras=False)  # or pictures are black
+    return traverse_util.unflatten_dict(found, sep="/")
 
 
 def write_shared(parts: Parts, folder: str | Path) -> None:
@@ -274,10 +303,12 @@ def _open_sat(place: str | Path, stage: str) -> tuple[CogVideo2022Config, Tensor
     files = open_files(place)
     config = read_json_of(files, CONFIG) if files.exists(CONFIG) else {}
     folder, name = parent_and_name(find_states(place))
-    tensors = split_thirds(read_file(open_files(folder), name))
+    tensors = split_thirds(_opened(folder, name))
     gated = any(key.startswith("mixins.attention_plus.attn_distribution.") for key in tensors)
     number = config.get("cogvideo_stage")
     said = NUMBERS.get(number) if isinstance(number, int) else None
+    if number is not None and said is None:
+        raise ValueError(f"{place}/{CONFIG}: cogvideo_stage must be 1 or 2, got {quoted(number)}")
     if gated == (stage == "super_resolution"):
         raise ValueError(
             f"{place} {'holds a stage of CogVideo, no super-resolution' if gated else 'holds no stage of CogVideo'}; "
@@ -346,10 +377,18 @@ def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[st
         raise ValueError(f"{place}/{SIZES} names no stages")
     if unknown := set(found) - set(FOLDERS):
         raise ValueError(f"{place}/{SIZES} names the stage {quoted(min(unknown))}; there are {', '.join(FOLDERS)}")
-    base = read_file(files, BASE)
+    base = _opened(place, BASE)
     stages = {stage: _config(stage, found[stage], f"{place}/{SIZES}") for stage in FOLDERS if stage in found}
-    tensors = {stage: base.of(dict(base) | dict(read_file(files, f"{stage}.safetensors"))) for stage in stages}
+    tensors = {stage: base.of(dict(base) | dict(_opened(place, f"{stage}.safetensors"))) for stage in stages}
     return stages, tensors, read_beside(said, f"{place}/{SIZES}")
+
+
+def _opened(place: str | Path, name: str) -> Tensors:
+    """Raises: FileNotFoundError; ValueError that names the file."""
+    try:
+        return read_file(open_files(place), name)
+    except ValueError as error:
+        raise ValueError(f"{below(place, name)}: {error}") from None
 
 
 def published(parts: Parts, stage: str) -> Published:

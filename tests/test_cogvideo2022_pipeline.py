@@ -185,6 +185,12 @@ def test_pictures_become_codes_at_every_rate(rate, seeing):
 
 def write_stage(place, cfg, config, change=None):
     tensors = sat_tensors(cfg)
+    if cfg.stage == "interpolation":  # the recipe draws the same numbers for both channels, which no model has
+        positions = "mixins.extra_position_embedding.position_embeddings.weight"
+        tensors = [
+            dataclasses.replace(t, make=lambda t=t: t.make() + np.float32(1e-6)) if t.key == positions else t
+            for t in tensors
+        ]
     if change:
         tensors = [dataclasses.replace(t, make=lambda t=t: t.make() + 1) if t.key == change else t for t in tensors]
     (place / "1").mkdir(parents=True)
@@ -294,6 +300,19 @@ def test_a_stage_in_anothers_place_is_refused(theirs, tmp_path):
     (tmp_path / "cogvideo-stage2").unlink()
     with pytest.raises(ValueError, match="holds a stage of CogVideo, no super-resolution"):
         folders.open_parts(tmp_path)
+
+
+def test_one_stage_is_no_model_and_its_number_is_one_of_two(theirs, tmp_path):
+    copy = shutil.copytree(theirs, tmp_path / "copy")
+    stage = copy / "cogvideo-stage1"
+    with pytest.raises(ValueError, match="cogvideo-stage1 is one stage of CogVideo .* give the folder above it"):
+        folders.open_parts(stage)
+    with pytest.raises(ValueError, match="give the folder above it"):
+        info(str(stage))
+    config = copy / "cogvideo-stage2" / "model_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cogvideo_stage": "1"}))
+    with pytest.raises(ValueError, match="model_config.json: cogvideo_stage must be 1 or 2, got '1'"):
+        folders.open_parts(copy)
 
 
 def test_prompts_are_checked_first(system):

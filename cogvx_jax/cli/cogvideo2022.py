@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogvx_jax.cli.options import size_words
 from cogvx_jax.given import Given
@@ -11,6 +11,9 @@ from cogvx_jax.presets import PUBLISHED_2022, SHIPPED_2022
 from cogvx_jax.prompting.enhance import Endpoint, Enhancer
 from cogvx_jax.prompting.wording import CHINESE, ENGLISH
 from cogvx_jax.quantization import find_quantization
+
+if TYPE_CHECKING:
+    from cogvx_jax.convert.cogvideo2022_folder import Parts
 
 # Imports that take seconds, of jax and flax, come inside: the arguments are checked first.
 
@@ -38,10 +41,10 @@ def convert(source: str, target: str, to: str, about: Given, unused: dict[str, o
 
 
 def holds(model: str) -> bool:
-    """Whether a source is such a model."""
-    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022
+    """Whether a source is such a model, or a stage of one, which is refused."""
+    from cogvx_jax.convert.cogvideo2022_folder import is_cogvideo2022, is_stage
 
-    return model == PUBLISHED_2022 or is_cogvideo2022(model)
+    return model == PUBLISHED_2022 or is_cogvideo2022(model) or is_stage(model)
 
 
 def quantize(source: str, target: str | None, to: str, unused: Mapping[str, object]) -> None:
@@ -90,9 +93,11 @@ def fingerprints(model: str) -> dict[str, str]:
     return part_fingerprints(open_parts(model))
 
 
-def licence_of(model: str) -> str:
-    """Of a model as `--model` names it."""
-    return "Apache-2.0" if model in SHIPPED_2022 else LICENCE
+def licence_of(model: str, parts: "Parts") -> str:
+    """Of a model as `--model` names it. One of other sizes was trained by somebody else than its makers."""
+    if model in SHIPPED_2022:
+        return "Apache-2.0"
+    return LICENCE if parts.beside == type(parts.beside)() else "its trainer's: it is not the published model"
 
 
 def describe(place: str, given: Given) -> dict[str, Any]:
@@ -125,5 +130,5 @@ def describe(place: str, given: Given) -> dict[str, Any]:
         "text tokenizer": there(parts.text_model),
         "clusters": there(parts.clusters),
         "quantised": parts.how.name if parts.how is not None else "no",
-        "licence": licence_of(place),
+        "licence": licence_of(place, parts),
     }

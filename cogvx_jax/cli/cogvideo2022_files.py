@@ -46,7 +46,7 @@ def _tell_whole(asked: Asked) -> Facts:
         "format": "CogVideo (2022), " + ("by `cogvx convert`" if parts.shared else "as its makers left it"),
         "holds": ", ".join(parts.stages),
         "quantised": "no" if parts.how is None else parts.how.name,
-        "licence": licence_of(word),
+        "licence": licence_of(word, parts),
     }
     use = [command("info", word)]
     if not set(lacks) & {"sequential", TEXT, CLUSTERS, IMAGES[0]}:

@@ -67,12 +67,13 @@ def table(made: "Plan") -> str:
     lines += [f"  {_mesh(trial)}: {trial.why}" for trial in made.trials if trial.why]
     if (chosen := made.chosen) is None:
         return "\n".join([*lines, "", "Nothing fits: take more devices, or --quantize int8."])
+    fits = "" if made.limit is None else ", and it fits"
     words = ", ".join(f"{name} {size:.2f}" for name, size in chosen.beside.items())
     return "\n".join(
         [
             *lines,
             "",
-            f"Chosen: --mesh {_mesh(chosen)}: a device reads the least for a code, and it fits.",
+            f"Chosen: --mesh {_mesh(chosen)}: a device reads the least for a code{fits}.",
             f"Beside the weights, GiB: {words}.",
             *_moved(chosen),
             "No time is estimated: a code takes as long as what it reads.",

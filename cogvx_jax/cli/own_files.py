@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cogvx_jax.convert.commands import MODELS, PROMPT, command, model_word, new_name, path_word, published_word
 from cogvx_jax.convert.file_kinds import Asked, Facts, FileKind
-from cogvx_jax.convert.runs import is_run, newest_update, read_run, run_verb, trained_part
+from cogvx_jax.convert.runs import is_cogvideo2022_run, is_run, newest_update, read_run, run_verb, trained_part
 from cogvx_jax.convert.safetensors import read_header
 from cogvx_jax.data.comments import FIRST
 from cogvx_jax.data.writer import FORMATS
@@ -36,6 +36,8 @@ def _is_run(asked: Asked) -> bool:
 
 def _tell_run(asked: Asked) -> Facts:
     folder = storage_path(asked.place)
+    if is_cogvideo2022_run(folder):
+        return _tell_cogvideo2022_run(asked, folder)
     said = read_run(folder, ("source", "name"))
     verb = run_verb(said)
     part = "vae" if verb == "train-vae" else trained_part(read_run(folder))
@@ -53,6 +55,19 @@ def _tell_run(asked: Asked) -> Facts:
     made = command("generate", PROMPT, "--model", _source_word(str(said["source"])), *flags)
     out = new_name(asked.place, ".safetensors" if part == "lora" else "-controlnet")
     return facts | {"use": [made, command("export", run, "--out", out)]}
+
+
+def _tell_cogvideo2022_run(asked: Asked, folder: StoragePath) -> Facts:
+    said = read_run(folder, ("source", "channel"))
+    run, updates = path_word(asked.place), newest_update(folder)
+    facts: Facts = {
+        "format": "a run of `cogvx train`",
+        "holds": f"the {said['channel']} channel of CogVideo (2022), from {said['source']}",
+        "updates": str(updates),
+    }
+    if not updates:
+        return facts | {"mind": "it has no checkpoint yet"}
+    return facts | {"use": [command("export", run, "--out", new_name(asked.place, "-model"))]}
 
 
 def _source_word(source: str) -> str:

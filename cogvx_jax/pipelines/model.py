@@ -54,8 +54,8 @@ MARKS = {  # a file of a folder that is no model's -> what the folder is
     "adapter_model.safetensors": "a LoRA, for --lora",
     **dict.fromkeys(
         (SIZES, *FOLDERS.values()),
-        "CogVideo (2022), for `cogvx generate`, `info`, `convert`, `quantize`, `plan` and `enhance`, and in Python for "
-        "`load_cogvideo2022`; see docs/cogvideo2022.md",
+        "CogVideo (2022), for `cogvx generate`, `replay`, `train`, `info`, `inspect`, `convert`, `quantize`, `plan` "
+        "and `enhance`, and in Python for `load_cogvideo2022`; see docs/cogvideo2022.md",
     ),
     "scheduler_config.json": "a part of a model; give the folder above it",
     "config.json": "a part of a model, or a model of another layout; give the folder in which model_index.json is",
@@ -460,7 +460,7 @@ def resolve(source: str | os.PathLike, *, weights: bool = True) -> str | Path:
     if name in presets.SHIPPED_2022:
         raise ValueError(f"{name} is {MARKS[SIZES]}")
     if name.count("/") != 1:
-        known = ", ".join(NAMES)
+        known = ", ".join((*NAMES, *presets.SHIPPED_2022))
         raise ValueError(
             f"unknown model {quoted(name)}; known are {known}, a folder, or a hub id such as zai-org/CogVideoX-2b"
         )

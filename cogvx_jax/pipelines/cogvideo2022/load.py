@@ -21,7 +21,7 @@ from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clust
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings, enlarge, make_codes, to_pixels
 from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
-from cogvx_jax.pipelines.cogvideo2022.weights import load_stages
+from cogvx_jax.pipelines.cogvideo2022.weights import check_axes, load_stages
 from cogvx_jax.quantization import find_quantization
 from cogvx_jax.sharding import replicate
 
@@ -52,6 +52,7 @@ def load_parts(
     parts: Parts, *, dtype: str | None = None, mesh: Mesh | None = None, quantize: str | None = None
 ) -> System:
     """As `load_cogvideo2022`, of a folder whose headers are read."""
+    check_axes(mesh)
     dtype = choose_dtype(dtype)
     how = None if quantize is None else find_quantization(quantize)
     check_quantization(parts, how)

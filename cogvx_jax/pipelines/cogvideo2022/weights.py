@@ -19,6 +19,15 @@ from cogvx_jax.nn.quantized import Kernel
 from cogvx_jax.pipelines.weights import bad_block
 from cogvx_jax.quantization import COLUMNS, SCALE, Quantization
 
+AXES = ("data", "fsdp", "tensor")  # of a mesh that split something here
+
+
+def check_axes(mesh: Mesh | None) -> None:
+    """Raises ValueError for a mesh with an axis that splits nothing here: its devices would do the same work."""
+    for axis, size in {} if mesh is None else dict(mesh.shape).items():
+        if size > 1 and axis not in AXES:
+            raise ValueError(f"{axis}={size} splits nothing of CogVideo (2022); its axes are {', '.join(AXES)}")
+
 
 def load_stages(
     parts: Parts, dtype: str, mesh: Mesh | None = None, quantize: Quantization | None = None

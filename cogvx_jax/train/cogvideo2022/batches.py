@@ -9,11 +9,13 @@ Shapes: B clips, F frames or slots, n codes of a frame, L text tokens.
 import dataclasses
 import functools
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.pipelines.cogvideo2022.generate import KEY_FRAMES_SECONDS
 from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, TextTokenizer, batch_of, first_frame_text, frames_text
@@ -103,6 +105,20 @@ def cuts(cfg: CogVideo2022Config, frames: int) -> list[list[Cut]]:
         starts = range(0, frames - steps * stride, steps * stride)
         found.append([Cut(start, stride, KEY_FRAMES_SECONDS / 2**level) for start in starts])
     return found
+
+
+def warn_of_long(tokenizer: TextTokenizer, prompts: Sequence[str], length: int) -> None:
+    """Warns of captions that have more tokens than a text, with what is put around them: they lose their end."""
+
+    def is_long(prompt: str) -> bool:
+        return len(frames_text(tokenizer, f"{prompt} {GUIDE}", KEY_FRAMES_SECONDS)) > length
+
+    if long := [prompt for prompt in dict.fromkeys(prompts) if is_long(prompt)]:
+        warnings.warn(
+            f"{len(long)} captions have more than {length} tokens with what is put around them, and lose their end; "
+            f"the first is {quoted(long[0])}",
+            stacklevel=3,
+        )
 
 
 class Batches:

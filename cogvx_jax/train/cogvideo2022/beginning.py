@@ -11,9 +11,11 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from cogvx_jax.convert.cogvideo2022_folder import Parts, read_stages
+from cogvx_jax.convert.finite import is_finite, not_finite
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, init_network
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
 from cogvx_jax.models.cogvideo2022.transformer import of_base
+from cogvx_jax.pipelines.cogvideo2022.weights import check_axes
 from cogvx_jax.sharding import put_sharded, shardings
 from cogvx_jax.train.cogvideo2022.settings import Trained
 
@@ -34,8 +36,10 @@ def begin(parts: Parts, channel: Trained, *, new: bool = False, seed: int = 0, m
 
     Args:
       new: begin with a new channel where there is one, too.
-    Raises: ValueError for a folder whose kernels are integers; as `read_stages`.
+    Raises: ValueError for a folder whose kernels are integers, for numbers that are not finite and for a mesh that
+      splits what is not here; as `read_stages`.
     """
+    check_axes(mesh)
     if parts.how is not None:
         raise ValueError(f"{parts.place} is quantised, and is not trained; give the folder that it was made of")
     cfg, there = stage_of(parts, channel), channel in parts.stages
@@ -44,6 +48,8 @@ def begin(parts: Parts, channel: Trained, *, new: bool = False, seed: int = 0, m
     flat = traverse_util.flatten_dict(read, sep="/")
     if new or not there:
         flat = new_channel(cfg, {path: x for path, x in flat.items() if of_base(path)}, seed)
+    if wrong := next((path for path, x in flat.items() if not is_finite(np.asarray(x))), None):
+        raise not_finite(parts.place, wrong, with_loras=False)
     where = shardings(abstract_network(cfg), mesh)
     placed = {path: put_sharded(x, where[path]) for path, x in flat.items()}
     return Beginning(cfg, traverse_util.unflatten_dict(placed, sep="/"), new or not there)

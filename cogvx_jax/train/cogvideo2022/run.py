@@ -25,7 +25,7 @@ from cogvx_jax.storage import StoragePath
 from cogvx_jax.train import optim, parts, run_folder
 from cogvx_jax.train.checkpoint import newest_update
 from cogvx_jax.train.clips.held_out import hold_out
-from cogvx_jax.train.cogvideo2022.batches import Batches, Clips
+from cogvx_jax.train.cogvideo2022.batches import Batches, Clips, warn_of_long
 from cogvx_jax.train.cogvideo2022.beginning import Beginning
 from cogvx_jax.train.cogvideo2022.objective import make_loss, rows_of, weighted
 from cogvx_jax.train.cogvideo2022.settings import CodesRunConfig
@@ -140,6 +140,7 @@ def _divided(
     chosen = hold_out(keys, config.validation)
     held_out = [number for number, key in enumerate(keys) if key in chosen]
     numbers = [number for number, key in enumerate(keys) if key not in chosen]
+    warn_of_long(tokenizer, clips.prompts, begins.cfg.text_length)
     made = Batches(begins.cfg, tokenizer, clips, config.objective, numbers, stage.batch_size, config.seed)
     return made, held_out
 
