@@ -66,6 +66,8 @@ SHAPED = tuple(  # fields of a stage that `SIZES` holds
     "text_length".split()
 )
 MOST = 100_000  # of any of them but the words
+COMMON = tuple("layers heads head_dim vocab codes start_of_image base_positions grid".split())  # to all stages
+LAYER = r"transformer\.layers\.(\d{1,4})\."
 ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -168,9 +170,17 @@ def open_parts(place: str | Path, images: ImageTokenizerConfig | None = None) ->
             )
         opened = {stage: _open_sat(below(place, FOLDERS[stage]), stage) for stage in there}
         stages, tensors = {s: cfg for s, (cfg, _) in opened.items()}, {s: own for s, (_, own) in opened.items()}
+        _check_together(stages, str(place))
     name = next((name for name in IMAGES if files.exists(name)), None)
     found = None if name is None else without_buffers(_opened(place, name))
     images, shared = images or beside.images, files.exists(SIZES)
+    codes = next(iter(stages.values())).codes
+    if found is not None and images.codes != codes:
+        where = below(place, SIZES) if shared else place
+        raise ValueError(
+            f"{where}: codes is {codes} for the stages and {images.codes} for images, whose codes they make, so it "
+            "must be the same"
+        )
     parts = Parts(
         place=place,
         stages=stages,
@@ -327,7 +337,7 @@ def _infer(tensors: Tensors, stage: str, config: Json, where: str) -> CogVideo20
     extra = shapes.of("mixins.extra_position_embedding.position_embeddings.weight", 2)[0]
     shapes.check()
     sizes: Json = {
-        "layers": count_blocks(tensors, r"transformer\.layers\.(\d{1,4})\."),
+        "layers": count_blocks(tensors, LAYER),
         "heads": config.get("num_attention_heads", max(width // 64, 1)),
         "vocab": vocab,
         "start_of_image": vocab - SPARE_WORDS,
@@ -358,15 +368,35 @@ def _layout(stage: str, config: Json) -> Json:
 
 
 def _config(stage: str, sizes: Json, where: str) -> CogVideo2022Config:
-    """Raises ValueError for sizes out of range."""
+    """Raises ValueError for sizes out of range, or that do not go together."""
     for name, size in sizes.items():
         most = 10 * MOST if name in ("vocab", "start_of_image") else MOST
         if name not in SHAPED or type(size) is not int or not 1 <= size <= most:
             raise ValueError(
-                f"{where}: {name} {quoted(size)} is no size of CogVideo; whole numbers from 1 to {most} are"
+                f"{where}: {stage}: {name} {quoted(size)} is no size of CogVideo; whole numbers from 1 to {most} are"
             )
     kind = SuperResolutionConfig if stage == "super_resolution" else CogVideo2022Config
-    return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
+    try:
+        return kind(**sizes) if kind is SuperResolutionConfig else kind(stage=cast(Stage, stage), **sizes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {stage}: {error}") from None
+
+
+def _check_together(stages: Mapping[str, CogVideo2022Config], where: str) -> None:
+    """Raises ValueError for stages that have no base in common, or whose frames do not go together."""
+    first, *others = stages.items()
+    for stage, cfg in others:
+        for name in COMMON:
+            one, other = getattr(first[1], name), getattr(cfg, name)
+            if one != other:
+                raise ValueError(
+                    f"{where}: {name} is {one} for {first[0]} and {other} for {stage}; stages share a base, so it must "
+                    "be the same"
+                )
+    if {"sequential", "interpolation"} <= set(stages) and (count := stages["sequential"].frames) % 2 == 0:
+        raise ValueError(
+            f"{where}: sequential: frames is {count}, but an interpolation puts frames between an odd number of them"
+        )
 
 
 def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[str, Tensors], Beside]:
@@ -377,10 +407,14 @@ def _open_own(place: str | Path) -> tuple[dict[str, CogVideo2022Config], dict[st
         raise ValueError(f"{place}/{SIZES} names no stages")
     if unknown := set(found) - set(FOLDERS):
         raise ValueError(f"{place}/{SIZES} names the stage {quoted(min(unknown))}; there are {', '.join(FOLDERS)}")
-    base = _opened(place, BASE)
-    stages = {stage: _config(stage, found[stage], f"{place}/{SIZES}") for stage in FOLDERS if stage in found}
+    where = f"{place}/{SIZES}"
+    stages = {stage: _config(stage, found[stage], where) for stage in FOLDERS if stage in found}
+    _check_together(stages, where)
+    base, layers = _opened(place, BASE), next(iter(stages.values())).layers
+    if (there := count_blocks(base, LAYER)) != layers:
+        raise ValueError(f"{where}: layers is {layers}, but {BASE} holds {there}")
     tensors = {stage: base.of(dict(base) | dict(_opened(place, f"{stage}.safetensors"))) for stage in stages}
-    return stages, tensors, read_beside(said, f"{place}/{SIZES}")
+    return stages, tensors, read_beside(said, where)
 
 
 def _opened(place: str | Path, name: str) -> Tensors:

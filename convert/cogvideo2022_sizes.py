@@ -16,6 +16,7 @@ from cogvx_jax.models.cogvideo2022.configs import IMAGE_TOKENIZER, ImageTokenize
 
 CHINESE = "Chinese"
 MOST = 100_000  # of any size
+MOST_BLOCKS = 16  # of a level; shapes of thousands take minutes to find
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ def beside_json(beside: Beside) -> Json:
 def _images(said: Any, where: str) -> ImageTokenizerConfig:
     if not isinstance(said, dict):
         raise ValueError(f"{where}: images {quoted(said)} are no table of sizes")
-    read = {"encoder": _whole_numbers, "decoders": _decoders, "norm_eps": _share}
+    read = {"encoder": _whole_numbers, "encoder_blocks": _few, "decoders": _decoders, "norm_eps": _share}
     known = {field.name for field in dataclasses.fields(ImageTokenizerConfig)}
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in said.items():
         made = read.get(name, _whole_number)(value) if name in known else None
         if made is None:
@@ -73,6 +74,10 @@ def _images(said: Any, where: str) -> ImageTokenizerConfig:
 
 def _whole_number(value: Any) -> int | None:
     return value if type(value) is int and 1 <= value <= MOST else None
+
+
+def _few(value: Any) -> int | None:
+    return value if type(value) is int and 1 <= value <= MOST_BLOCKS else None
 
 
 def _whole_numbers(value: Any) -> tuple[int, ...] | None:

@@ -343,3 +343,59 @@ def test_other_tokenizers_are_refused(tmp_path, system):
     stages = {"sequential": dataclasses.replace(STAGES["sequential"], start_of_image=START - 1)}
     with pytest.raises(ValueError, match="for the start of an image; the sequential transformer has"):
         dataclasses.replace(system, stages=stages)
+
+
+# Sizes and settings that do not go together, of a copy of the one that ships.
+
+
+def changed(tmp_path, **changes):
+    """A folder as tiny2022 with other values in its sizes, by the path of each."""
+    shutil.copytree(folders.ASSETS / "tiny2022", tmp_path / "tiny")
+    said = json.loads((tmp_path / "tiny" / folders.SIZES).read_text())
+    for path, value in changes.items():
+        *way, last = path.split("__")
+        table = said
+        for name in way:
+            table = table[name]
+        table[last] = value
+    (tmp_path / "tiny" / folders.SIZES).write_text(json.dumps(said))
+    return tmp_path / "tiny"
+
+
+SEQUENTIAL, BETWEEN = "stages__sequential__", "stages__interpolation__"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({SEQUENTIAL + "base_positions": 143}, "sequential: base_positions is 143, but must be 144 at least"),
+        ({SEQUENTIAL + "first_position": 100}, "base_positions is 144, but must be 164 at least .* first_position 100"),
+        ({SEQUENTIAL + "grid": 16}, "base_positions is 144, but must be 336 at least for a frame of grid 16"),
+        ({SEQUENTIAL + "frames": 100_000}, "extra_positions is 320, but must be 6399936"),
+        ({SEQUENTIAL + "frames": 1}, "frames is 1, but must be 2 at least"),
+        ({SEQUENTIAL + "frames": 4}, "sequential: frames is 4, but an interpolation puts frames between an odd number"),
+        ({SEQUENTIAL + "frames": 3, BETWEEN + "frames": 3}, "interpolation: frames is 3, .* must be 5"),
+        ({BETWEEN + "frames": 4}, "interpolation: frames is 4"),
+        ({BETWEEN + "grid": 4}, "grid is 8 for sequential and 4 for interpolation; .* must be the same"),
+        ({BETWEEN + "window": 3}, "interpolation: window is 3, which does not divide grid 8"),
+        ({BETWEEN + "window": 1}, "window is 1, but must be 2"),
+        ({BETWEEN + "vocab": 600}, "vocab is 608 for sequential and 600 for interpolation"),
+        ({SEQUENTIAL + "start_of_image": 608}, "vocab is 608, but must be 609 at least to hold start_of_image"),
+        ({SEQUENTIAL + "codes": 600}, "start_of_image is 597, but must be 600 at least after 600 codes"),
+        ({SEQUENTIAL + "text_length": 100_000}, "base_positions is 144, but must be 100000"),
+        ({SEQUENTIAL + "heads": 1.5}, "sequential: heads 1.5 is no size"),
+        ({SEQUENTIAL + "layers": 100_000, BETWEEN + "layers": 100_000}, "layers is 100000, but base.safetensors holds"),
+        ({"images__codes": 500}, "codes is 512 for the stages and 500 for images"),
+        ({"images__encoder_blocks": 100_000}, "encoder_blocks 100000 is no size"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_named(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"tiny/{folders.SIZES}: .*{message}"):
+        folders.open_parts(changed(tmp_path, **changes))
+
+
+def test_super_resolution_has_positions_for_its_grid_and_its_text():
+    large = STAGES["super_resolution"]
+    for change, message in (({"extra_positions": 143}, "must be 144"), ({"text_length": 73}, "text_length is 73")):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(large, **change)

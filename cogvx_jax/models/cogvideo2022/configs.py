@@ -10,12 +10,16 @@ from typing import Literal
 Stage = Literal["sequential", "interpolation", "super_resolution"]
 PAD, START_OF_IMAGE, LINE_BREAK = "<pad>", "<start_of_image>", "<n>"
 TEXT_OFFSET = 20_000  # ids below are codes of pictures
+TEXT_TOKENS = 74  # of a prompt with what is put around it, as many as the reference's caches hold
 ADDED = (START_OF_IMAGE, "<start_of_english>", "<start_of_chinese>")  # after the pieces of the tokenizer, in this order
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CogVideo2022Config:
-    """Sizes of a stage: the base, which all have in common, and its own channel."""
+    """Sizes of a stage: the base, which all have in common, and its own channel.
+
+    Raises: ValueError, which names the field, for sizes that do not go together.
+    """
 
     stage: Stage = "sequential"
     layers: int = 48
@@ -34,8 +38,28 @@ class CogVideo2022Config:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.stage == "interpolation" and self.grid % self.window:
-            raise ValueError(f"windows of {self.window} do not divide a grid of {self.grid}")
+        frame = f"a frame of grid {self.grid} by {self.grid}"
+        last = self.first_position + self.frame_codes
+        _at_least(
+            "base_positions", self.base_positions, last, f"for {frame} after first_position {self.first_position}"
+        )
+        _at_least("base_positions", self.base_positions, TEXT_TOKENS, "for the text of a prompt")
+        _at_least("base_positions", self.base_positions, self.text_length, f"for text_length {self.text_length}")
+        _at_least("start_of_image", self.start_of_image, self.codes, f"after {self.codes} codes")
+        _at_least("vocab", self.vocab, self.start_of_image + 1, f"to hold start_of_image {self.start_of_image}")
+        self._check_channel(frame)
+
+    def _check_channel(self, frame: str) -> None:
+        others = (self.frames - 1) * self.frame_codes
+        _at_least("frames", self.frames, 2, "for a video")
+        _at_least("extra_positions", self.extra_positions, others, f"for {self.frames - 1} times {frame}")
+        if self.stage != "interpolation":
+            return
+        if self.frames != 5:
+            raise ValueError(f"frames is {self.frames}, but an interpolation puts 2 between 3, so it must be 5")
+        _at_least("window", self.window, 2, "to be moved in every other layer")
+        if self.grid % self.window:
+            raise ValueError(f"window is {self.window}, which does not divide grid {self.grid}")
 
     @property
     def width(self) -> int:  # D
@@ -84,6 +108,11 @@ class SuperResolutionConfig(CogVideo2022Config):
     near: tuple[int, int] = (9, 5)  # rows and columns of the large grid that a code sees, with itself in the middle
     near_small: tuple[int, int] = (5, 5)  # the same of the small grid
 
+    def _check_channel(self, frame: str) -> None:
+        large = f"for a frame of {self.large_grid} by {self.large_grid}"
+        _at_least("extra_positions", self.extra_positions, self.large_grid**2, large)
+        _at_least("text_length", self.text_length, TEXT_TOKENS, "for the text of a prompt")
+
     @property
     def large_grid(self) -> int:
         return self.scale * self.grid
@@ -115,3 +144,8 @@ class ImageTokenizerConfig:
 
 
 IMAGE_TOKENIZER = ImageTokenizerConfig()  # the published one
+
+
+def _at_least(name: str, size: int, least: int, why: str) -> None:
+    if size < least:
+        raise ValueError(f"{name} is {size}, but must be {least} at least {why}")
