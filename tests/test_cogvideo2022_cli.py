@@ -72,7 +72,7 @@ def run(monkeypatch, capsys):
         (("--quantize", "int4"), "groups of 128 do not divide 16 inputs"),
         (("--frames", "7"), "makes 5, 9, 17, 33 frames, not 7"),
         (("--frames", "17", "--depth", "1"), "depth 1 is not of 17 frames"),
-        (("--depth", "9"), "depth 9 is not from 0 to 8"),
+        (("--depth", "9"), "depth 9 is not from 0 to 3"),
         (("--size", "64x64"), "makes frames of 32x32 and 96x96"),
         (("--image", "none.png"), "none.png"),
         (("--enhance-prompt",), "no language model is named"),

@@ -1,8 +1,10 @@
 """CogVideo (2022) with a small random system: steps, draws, depth, guides, pixels, folders, and what is refused."""
 
+import copy
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import jax
@@ -28,9 +30,22 @@ from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
 from cogvx_jax.pipelines.cogvideo2022 import generate
 from cogvx_jax.pipelines.cogvideo2022.clusters import Draw, draw, probabilities, read_clusters, table_of
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings, to_pixels
-from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022, make_video, picture_codes
+from cogvx_jax.pipelines.cogvideo2022.load import (
+    load_cogvideo2022,
+    make_video,
+    picture_codes,
+    read_small,
+    settings_of,
+)
 from cogvx_jax.pipelines.cogvideo2022.system import System
-from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, TextTokenizer, batch_of, check_prompts, frames_text
+from cogvx_jax.pipelines.cogvideo2022.text import (
+    MAX_TEXT,
+    TextTokenizer,
+    batch_of,
+    check_prompts,
+    check_texts,
+    frames_text,
+)
 
 
 @pytest.fixture(scope="module")
@@ -399,3 +414,79 @@ def test_super_resolution_has_positions_for_its_grid_and_its_text():
     for change, message in (({"extra_positions": 143}, "must be 144"), ({"text_length": 73}, "text_length is 73")):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(large, **change)
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"frames": {"clusters": 1.5}}, "frames: clusters is 1.5; it must be a whole number, at least 1"),
+        ({"frames": {"clusters": None}}, "frames: clusters is None"),
+        ({"frames": {"more": 1}}, "frames: there is no 'more' among them, but clusters, temperature, inner"),
+        ({"first": {"temperature": 1e-300}}, "first: temperature 1e-300 is not from 0.001"),
+        ({"large": {"inner": "1"}}, "large: inner is '1'"),
+        ({"large": 3}, "large is 3; it must be a draw"),
+        ({"rows": 1.5}, "rows is 1.5; it must be a whole number"),
+        ({"rows": True}, "rows is True; it must be a whole number"),
+        ({"text_bias": None}, "text_bias is None; it must be a finite number"),
+        ({"guidance_between": "2"}, "guidance_between is '2'"),
+        ({"depth": 1.5}, "depth is 1.5; it must be a whole number, from 0 to 3"),
+        ({"depth": None}, "depth is None; it must be a whole number"),
+        ({"depth": 4}, "depth 4 is not from 0 to 3"),
+        ({"training_mask": 3.5}, "training_mask is 3.5; it must be true or false"),
+        ({"deep": 1}, "there is no 'deep' among them"),
+    ],
+)
+def test_settings_have_kinds(said, message, tmp_path):
+    place = changed(tmp_path, settings=said)
+    with pytest.raises(ValueError, match=f"tiny/{folders.SIZES} has settings that no video has: {message}"):
+        read_small(folders.open_parts(place))
+
+
+def test_a_draw_that_is_told_in_part_is_otherwise_the_usual_one():
+    assert settings_of({"frames": {"temperature": 0.5}}, "x").frames == Draw(12, 0.5)
+
+
+@pytest.mark.parametrize(
+    "prompts, asked, message",
+    [
+        ([], {}, "a string or a list of at least one string"),
+        ([3], {}, "a string or a list of at least one string"),
+        (PROMPT, {"seed": 2**63}, "seed 9223372036854775808 is not from"),
+        (PROMPT, {"seed": 1.5}, "seed is 1.5; it must be a whole number"),
+        (PROMPT, {"large": True}, "has no super-resolution; leave out large"),
+        (PROMPT, {"settings": Settings(depth=1)}, "no stage that makes frames in between"),
+    ],
+)
+def test_what_a_video_cannot_be_of_is_refused_first(prompts, asked, message, system, monkeypatch):
+    monkeypatch.setattr("cogvx_jax.pipelines.cogvideo2022.load.make_codes", None)
+    first = dataclasses.replace(system, stages={"sequential": STAGES["sequential"]})
+    with pytest.raises(ValueError, match=message):
+        make_video(first, prompts, **asked)
+    with pytest.raises(ValueError, match="guidance is nan; it must be a finite number"):
+        Settings(guidance=float("nan"))
+
+
+def test_a_string_is_one_prompt_and_is_warned_of_once(system, monkeypatch):
+    class Made(Exception):
+        pass
+
+    def codes(system, prompts, how, **rest):
+        check_texts(system.tokenizer, prompts)
+        raise Made(prompts, how.depth)
+
+    monkeypatch.setattr("cogvx_jax.pipelines.cogvideo2022.load.make_codes", codes)
+    first = dataclasses.replace(system, stages={"sequential": STAGES["sequential"]})
+    with pytest.warns(UserWarning, match="no Chinese in it") as said, pytest.raises(Made) as made:
+        make_video(first, "red")
+    assert made.value.args == (("red",), 0) and len(said) == 1
+
+
+def test_chinese_is_warned_of_where_the_language_is_english(system):
+    tokenizer = copy.copy(system.tokenizer)
+    tokenizer.language = "English"
+    with pytest.warns(UserWarning, match=r"has Chinese in it, but this CogVideo \(2022\) was trained on English"):
+        check_prompts(tokenizer, [PROMPT])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_prompts(tokenizer, ["a cat"])
+        check_texts(tokenizer, [PROMPT])

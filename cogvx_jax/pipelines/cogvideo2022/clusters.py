@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cogvx_jax.pipelines.cogvideo2022.kinds import check_number, check_whole
 from cogvx_jax.storage import open_files, parent_and_name
 
 MAX_BYTES = 2**20  # of the file; the published one takes 160 kB
+TEMPERATURES = 1e-3, 1e3  # far beyond all use; logits that are divided by them stay finite in float32
 UNLIKELY = -1e9  # the score of a place in the table that holds no code
 
 
@@ -35,7 +37,7 @@ class Draw:
       clusters: how many of the likeliest one is drawn from.
       temperature: of all logits.
       inner: of those in the cluster, beside it.
-    Raises: ValueError for numbers out of range.
+    Raises: ValueError, which names the field, for what is no number of its kind, or out of range.
     """
 
     clusters: int = 16
@@ -43,10 +45,9 @@ class Draw:
     inner: float = 0.89
 
     def __post_init__(self) -> None:
-        if self.clusters < 1:
-            raise ValueError(f"{self.clusters} clusters to draw from; it must be 1 at least")
-        if not (self.temperature > 0 and self.inner > 0):
-            raise ValueError(f"temperatures {self.temperature} and {self.inner}; both must be above 0")
+        check_whole("clusters", self.clusters, 1)
+        for name in ("temperature", "inner"):
+            check_number(name, getattr(self, name), *TEMPERATURES)
 
 
 def read_clusters(place: str | Path, codes: int) -> Clusters:

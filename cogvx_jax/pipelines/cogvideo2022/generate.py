@@ -17,15 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
 from cogvx_jax.pipelines.cogvideo2022.clusters import Draw
+from cogvx_jax.pipelines.cogvideo2022.kinds import check_number, check_switch, check_whole
 from cogvx_jax.pipelines.cogvideo2022.programs import decoded, enlarged, first_pass, fold, frame
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION, System
-from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, batch_of, check_prompts, first_frame_text, frames_text
+from cogvx_jax.pipelines.cogvideo2022.text import GUIDE, batch_of, check_texts, first_frame_text, frames_text
+from cogvx_jax.pipelines.options import MAX_GUIDANCE
 from cogvx_jax.sharding import replicate
 
 KEY_FRAMES_SECONDS = 4.0
 FPS = 8.0  # of 33 frames
+MAX_DEPTH = 3  # of the reference
+MAX_BIAS = 1000.0  # far beyond all use
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class Settings:
       guide_shift: with `guidance_between`, the guide gets the given frames where the prompt's text would end, as in the
         reference, and not where its own does.
       rows: sequences that go through the transformer together, guides among them. Caches of one take 1.5 GB in 16 bit.
-    Raises: ValueError for numbers out of range.
+    Raises: ValueError, which names the field, for what is not of its kind, or out of range.
     """
 
     depth: int = 3
@@ -56,10 +61,17 @@ class Settings:
     rows: int = 8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.depth <= 8:
-            raise ValueError(f"depth {self.depth} is not from 0 to 8")
-        if self.rows < 1:
-            raise ValueError(f"rows is {self.rows}; it must be 1 at least")
+        check_whole("depth", self.depth, 0, MAX_DEPTH)
+        check_whole("rows", self.rows, 1)
+        check_number("text_bias", self.text_bias, -MAX_BIAS, MAX_BIAS)
+        for name in ("guidance", "guidance_between"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), -MAX_GUIDANCE, MAX_GUIDANCE)
+        for name in ("training_mask", "guide_shift"):
+            check_switch(name, getattr(self, name))
+        for name in ("first", "frames", "large"):
+            if not isinstance(value := getattr(self, name), Draw):
+                raise ValueError(f"{name} is {quoted(value)}; it must be a draw: clusters, temperature, inner")
 
 
 Told = Callable[[int], object]  # is called with the number of frames that were just made
@@ -85,7 +97,7 @@ def make_codes(
       told: as all of these functions have it.
     Raises: ValueError for prompts that the model cannot read, and for numbers that are not finite.
     """
-    check_prompts(system.tokenizer, prompts)
+    check_texts(system.tokenizer, prompts)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(_key(system, seed), jnp.arange(len(prompts)))
     codes = first_frames(system, prompts, settings, keys, told) if first is None else np.asarray(first, np.int32)
     frames = key_frames(system, prompts, codes, settings, fold(keys, 1), told)

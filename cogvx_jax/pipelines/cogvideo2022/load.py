@@ -1,8 +1,9 @@
 """CogVideo (2022) from a folder, and a video of a prompt: what people come for."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from cogvx_jax.configs import DTYPES
-from cogvx_jax.convert.cogvideo2022_folder import IMAGES, Parts, open_parts, read_images
+from cogvx_jax.convert.cogvideo2022_folder import IMAGES, SIZES, Parts, open_parts, read_images
 from cogvx_jax.convert.cogvideo2022_quantized import check_quantization
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.video import Video
@@ -19,11 +20,16 @@ from cogvx_jax.models.cogvideo2022.cached import applied
 from cogvx_jax.models.cogvideo2022.configs import ImageTokenizerConfig
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw, read_clusters
 from cogvx_jax.pipelines.cogvideo2022.generate import Settings, enlarge, make_codes, to_pixels
-from cogvx_jax.pipelines.cogvideo2022.system import SEQUENTIAL, SUPER_RESOLUTION, System
-from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
+from cogvx_jax.pipelines.cogvideo2022.kinds import check_whole
+from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION, System
+from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer, check_prompts
 from cogvx_jax.pipelines.cogvideo2022.weights import check_axes, load_stages
+from cogvx_jax.pipelines.options import MAX_SEED, check_text
 from cogvx_jax.quantization import find_quantization
 from cogvx_jax.sharding import replicate
+from cogvx_jax.storage import below
+
+Table = TypeVar("Table", Settings, Draw)
 
 
 def load_cogvideo2022(
@@ -86,7 +92,7 @@ def read_small(parts: Parts) -> tuple[TextTokenizer, Clusters]:
         raise ValueError(f"{parts.place} has no {SEQUENTIAL} stage, which every video begins with")
     if parts.images is None:
         raise FileNotFoundError(f"{parts.place} has no {IMAGES[0]}, the image tokenizer; icetk brings it")
-    settings_of(parts.beside.settings, str(parts.place))
+    settings_of(parts.beside.settings, str(below(parts.place, SIZES)))
     codes = parts.stages[SEQUENTIAL].codes
     tokenizer = TextTokenizer.read(parts.text_model, offset=codes, language=parts.beside.language)
     return tokenizer, read_clusters(parts.clusters, codes)
@@ -94,7 +100,7 @@ def read_small(parts: Parts) -> tuple[TextTokenizer, Clusters]:
 
 def make_video(
     system: System,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     settings: Settings | None = None,
     *,
     seed: int = 0,
@@ -102,38 +108,68 @@ def make_video(
     large: bool | None = None,
     stretch: bool = False,
 ) -> Video:
-    """Videos of prompts in Chinese, of 5, 9, 17 or 33 frames by `settings.depth`.
+    """Videos of a prompt or several, in Chinese, of 5, 9, 17 or 33 frames by `settings.depth`.
 
     Args:
+      settings: None is the model's own, without frames in between where no stage makes them.
       image: the first frame of all: a path, or pixels (H, W, 3) uint8; its middle square is taken.
       large: whether frames go through super-resolution; None is where the system has it.
       stretch: see `to_pixels`.
-    Raises: as `make_codes`; ValueError for a picture that cannot be read.
+    Raises: as `make_codes`; ValueError for what the system cannot do, and for a picture that cannot be read.
     """
-    how = settings or settings_of(system.settings, "this CogVideo (2022)")
+    prompts = _several(prompts)
+    check_prompts(system.tokenizer, prompts)
+    how = _how(system, settings)
+    check_whole("seed", seed, -MAX_SEED, MAX_SEED - 1)
+    large = SUPER_RESOLUTION in system.stages if large is None else large
+    if large and SUPER_RESOLUTION not in system.stages:
+        raise ValueError("this CogVideo (2022) has no super-resolution; leave out large")
     first = None if image is None else np.repeat(picture_codes(system, image), len(prompts), axis=0)
     codes = make_codes(system, prompts, how, seed=seed, first=first)
-    if SUPER_RESOLUTION in system.stages if large is None else large:
+    if large:
         codes = enlarge(system, prompts, codes, how, seed=seed)
     # Five frames take 4 seconds, and so do all that are put between them.
     return Video(to_pixels(system, codes, stretch=stretch), fps=2**how.depth)
 
 
+def _several(prompts: Any) -> tuple[str, ...]:
+    """As `generate` takes them: a string is one prompt. Raises: ValueError."""
+    several = tuple(prompts) if isinstance(prompts, list | tuple) else (prompts,)
+    if not several or not all(isinstance(one, str) for one in several):
+        raise ValueError("prompts must be a string or a list of at least one string")
+    return tuple(check_text("prompts", one) for one in several)
+
+
+def _how(system: System, settings: Settings | None) -> Settings:
+    """Those that are given, or the model's own. Raises: ValueError where a stage of them is not there."""
+    if settings is None:
+        own = settings_of(system.settings, "this CogVideo (2022)")
+        return own if INTERPOLATION in system.stages else dataclasses.replace(own, depth=0)
+    if settings.depth and INTERPOLATION not in system.stages:
+        raise ValueError("this CogVideo (2022) has no stage that makes frames in between; give Settings(depth=0)")
+    return settings
+
+
 def settings_of(said: Mapping[str, Any], where: str) -> Settings:
     """The settings of a folder's table, the reference's where it says nothing. Raises: ValueError for another table."""
-    hints = get_type_hints(Settings)
-    made: dict[str, Any] = {}
     try:
-        for name, value in said.items():
-            if hints[name] is Draw and isinstance(value, dict):
-                made[name] = Draw(**value)
-            elif hints[name] is not Draw and isinstance(value, float | int | None):
-                made[name] = value
-            else:
-                raise ValueError(f"{name} cannot be {quoted(value)}")
-        return Settings(**made)
-    except (TypeError, KeyError, ValueError) as error:
+        return _changed(Settings(), said)
+    except ValueError as error:
         raise ValueError(f"{where} has settings that no video has: {error}") from None
+
+
+def _changed(usual: Table, said: Mapping[str, Any]) -> Table:
+    """The same with what a table says of its fields. Raises: ValueError."""
+    known, made = [field.name for field in dataclasses.fields(usual)], dict(said)
+    for name, value in said.items():
+        if name not in known:
+            raise ValueError(f"there is no {quoted(name)} among them, but {', '.join(known)}")
+        if isinstance(own := getattr(usual, name), Draw) and isinstance(value, dict):
+            try:
+                made[name] = _changed(own, value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+    return dataclasses.replace(usual, **made)
 
 
 def picture_codes(system: System, image: Any) -> np.ndarray:

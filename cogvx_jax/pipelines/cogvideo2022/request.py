@@ -11,18 +11,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cogvx_jax.convert.cogvideo2022_folder import Parts
+from cogvx_jax.convert.cogvideo2022_folder import SIZES, Parts
 from cogvx_jax.data.pictures import read_image
 from cogvx_jax.data.rates import frame_rate
 from cogvx_jax.json_files import quoted
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
-from cogvx_jax.pipelines.cogvideo2022.generate import Settings
+from cogvx_jax.pipelines.cogvideo2022.generate import MAX_DEPTH, Settings
 from cogvx_jax.pipelines.cogvideo2022.load import settings_of
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer, check_prompts
 from cogvx_jax.pipelines.input_sources import InputSource, input_sources
 from cogvx_jax.pipelines.noise import random_seed
 from cogvx_jax.pipelines.options import RANDOM, Options
+from cogvx_jax.storage import below
 
 NAME = "CogVideo (2022)"
 TAKES = ("size", "frames", "depth", "guidance_scale", "image", "seed", "fps")  # of `Options`
@@ -65,7 +66,7 @@ def check_video(parts: Parts, tokenizer: TextTokenizer, prompts: tuple[str, ...]
     """
     check_takes(options)
     check_prompts(tokenizer, prompts)
-    own = settings_of(parts.beside.settings, str(parts.place))
+    own = settings_of(parts.beside.settings, str(below(parts.place, SIZES)))
     guidance = (own.guidance or 1.0) if options.guidance_scale is None else options.guidance_scale
     depth = _depth(parts.stages, options, own.depth)
     settings = dataclasses.replace(own, depth=depth, guidance=guidance if guidance > 1 else None)
@@ -110,7 +111,7 @@ def _depth(stages: Mapping[str, CogVideo2022Config], options: Options, own: int)
     most, key = own if INTERPOLATION in stages else 0, stages[SEQUENTIAL].frames
     depth = options.depth
     if options.frames is not None:
-        known = {_frames(stages[SEQUENTIAL], n): n for n in range(4)}
+        known = {_frames(stages[SEQUENTIAL], n): n for n in range(MAX_DEPTH + 1)}
         if options.frames not in known:
             raise ValueError(f"{NAME} makes {', '.join(map(str, known))} frames, not {options.frames}")
         if depth not in (None, known[options.frames]):

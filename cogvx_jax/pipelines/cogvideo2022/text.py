@@ -13,13 +13,21 @@ import numpy as np
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.cogvideo2022_sizes import CHINESE
 from cogvx_jax.json_files import POINTER, quoted
-from cogvx_jax.models.cogvideo2022.configs import ADDED, LINE_BREAK, PAD, START_OF_IMAGE, TEXT_OFFSET
+from cogvx_jax.models.cogvideo2022.configs import (
+    ADDED,
+    LINE_BREAK,
+    PAD,
+    START_OF_IMAGE,
+    TEXT_OFFSET,
+    TEXT_TOKENS,
+)
 from cogvx_jax.models.cogvideo2022.transformer import Text
 from cogvx_jax.pipelines.tokenizer import check_sentencepiece
 from cogvx_jax.storage import open_files, parent_and_name
 
 MAX_BYTES = 64 * 2**20  # of the model's file
-MAX_TEXT = 74  # tokens of a prompt with what is put around it, as many as the reference's caches hold
+MAX_TEXT = TEXT_TOKENS
+HAN = (CHINESE, "Japanese", "Korean")  # languages that are written with Chinese letters, too
 FIRST_SUFFIX, GUIDE = " 高清摄影", "视频"  # "high-definition photograph"; "video"
 
 
@@ -84,7 +92,25 @@ def frames_text(tokenizer: TextTokenizer, prompt: str, seconds: float) -> list[i
 
 
 def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
-    """Warns of prompts without Chinese letters. Raises: ValueError for an empty prompt, or one that is too long."""
+    """As `check_texts`; warns of prompts that are in another language than the model reads, by their letters."""
+    check_texts(tokenizer, prompts)
+    for prompt in prompts:
+        chinese = any("\u4e00" <= letter <= "\u9fff" for letter in prompt)
+        if tokenizer.language == CHINESE and not chinese:
+            said = "no Chinese in it, which is what CogVideo (2022) was trained on"
+        elif tokenizer.language not in HAN and chinese:
+            said = f"Chinese in it, but this CogVideo (2022) was trained on {tokenizer.language}"
+        else:
+            continue
+        warnings.warn(
+            f"the prompt {quoted(prompt[:40])} has {said}; translate it first, or give --enhance-prompt with "
+            "OPENAI_BASE_URL or OPENAI_API_KEY set",
+            stacklevel=3,
+        )
+
+
+def check_texts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
+    """Raises: ValueError for an empty prompt, or one that is too long."""
     for prompt in prompts:
         if not prompt.strip():
             raise ValueError(f"a prompt is empty; this CogVideo (2022) reads a sentence in {tokenizer.language}")
@@ -94,12 +120,6 @@ def check_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
             raise ValueError(
                 f"the prompt {quoted(prompt[:40])} takes {length} tokens, {around} of them for what is put around it; "
                 f"CogVideo (2022) reads {MAX_TEXT}: shorten it"
-            )
-        if tokenizer.language == CHINESE and not any("\u4e00" <= letter <= "\u9fff" for letter in prompt):
-            warnings.warn(
-                f"the prompt {quoted(prompt[:40])} has no Chinese in it, which is what CogVideo (2022) was trained on; "
-                "translate it first, or give --enhance-prompt with OPENAI_BASE_URL or OPENAI_API_KEY set",
-                stacklevel=3,
             )
 
 
