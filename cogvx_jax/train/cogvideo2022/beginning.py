@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 
-from cogvx_jax.convert.cogvideo2022_folder import Parts, read_stages
+from cogvx_jax.convert.cogvideo2022_folder import COMMON, Parts, read_stages
 from cogvx_jax.convert.finite import is_finite, not_finite
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, init_network
 from cogvx_jax.models.cogvideo2022.configs import CogVideo2022Config
@@ -19,7 +19,6 @@ from cogvx_jax.pipelines.cogvideo2022.weights import check_axes
 from cogvx_jax.sharding import put_sharded, shardings
 from cogvx_jax.train.cogvideo2022.settings import Trained
 
-SHARED = tuple("layers heads head_dim vocab codes start_of_image base_positions grid".split())  # sizes of the base
 OF_FRAMES = tuple("first_position frames text_length".split())  # which super-resolution has others of
 
 
@@ -60,7 +59,7 @@ def stage_of(parts: Parts, channel: Trained) -> CogVideo2022Config:
     if channel in parts.stages:
         return parts.stages[channel]
     base = next(iter(parts.stages.values()))
-    names = SHARED if base.stage == "super_resolution" else (*SHARED, *OF_FRAMES)
+    names = COMMON if base.stage == "super_resolution" else (*COMMON, *OF_FRAMES)
     return new_stage(channel, {name: getattr(base, name) for name in names})
 
 
