@@ -137,9 +137,10 @@ def is_stage(place: str | Path) -> bool:
     if "://" in str(place):
         return False
     try:
-        files = open_files(place)
-        said = read_json_of(files, CONFIG) if has_states(place) and files.exists(CONFIG) else {}
-        return has_states(place) and ("cogvideo_stage" in said or Path(place).name in FOLDERS.values())
+        files, named = open_files(place), Path(place).name in FOLDERS.values()
+        return has_states(place) and (
+            named or (files.exists(CONFIG) and "cogvideo_stage" in read_json_of(files, CONFIG))
+        )
     except (OSError, ValueError):  # whoever reads the place says what is wrong with it
         return False
 
@@ -220,7 +221,7 @@ def compare_bases(parts: Parts) -> None:
 
 def _compare_channels(parts: Parts) -> None:
     """Raises ValueError where one stage was copied over the other."""
-    one, other = (stage for stage in NUMBERS.values())
+    one, other = NUMBERS.values()
     if {one, other} <= parts.stages.keys():
         own = [key for p in parts.parameters(one, base=False) for key in p.keys]
         if all(_digest(parts.tensors[one], key) == _digest(parts.tensors[other], key) for key in own):

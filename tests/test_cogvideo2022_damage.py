@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import sys
 import types
 import warnings
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_cli import fails, run
 
-from cogvx_jax.cli.main import main
 from cogvx_jax.convert.cogvideo2022_folder import ASSETS, compare_bases, open_parts, read_images
 from cogvx_jax.pipelines.cogvideo2022.load import load_cogvideo2022
 from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
@@ -33,23 +32,6 @@ def spoil(file, ending, value):
     return name
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a verb and gives what it printed; of one that fails, its sentence."""
-
-    def call(*words, fails=False):
-        monkeypatch.setattr(sys, "argv", ["cogvx", *map(str, words)])
-        if not fails:
-            main()
-            return capsys.readouterr().out
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
-
-    return call
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_image_tokenizer_that_is_not_finite_is_named(value, copy):
     spoil(copy / "image_tokenizer.safetensors", "conv_in.weight", value)
@@ -58,9 +40,9 @@ def test_an_image_tokenizer_that_is_not_finite_is_named(value, copy):
         read_images(parts, parts.image_sizes)
 
 
-def test_a_base_that_is_not_finite_is_neither_quantised_nor_trained(copy, tmp_path, run):
+def test_a_base_that_is_not_finite_is_neither_quantised_nor_trained(copy, tmp_path, monkeypatch, capsys):
     spoil(copy / "base.safetensors", "layers.1.mlp.dense_h_to_4h.weight", np.nan)
-    said = run("quantize", copy, tmp_path / "integers", fails=True)
+    said = fails("quantize", copy, tmp_path / "integers", monkeypatch=monkeypatch, capsys=capsys)
     assert "numbers that are not finite" in said and not (tmp_path / "integers").exists()
     with pytest.raises(ValueError, match=f"^{copy} holds numbers that are not finite in blocks/base"):
         begin(open_parts(copy), "sequential")
@@ -103,10 +85,12 @@ def test_captions_that_are_cut_are_told():
         warn_of_long(tokenizer, [short], cfg.text_length)
 
 
-def test_a_copy_is_not_the_published_model_and_its_run_is_known(copy, tmp_path, run):
-    assert "it is not the published model" in run("info", copy)
+def test_a_copy_is_not_the_published_model_and_its_run_is_known(copy, tmp_path, monkeypatch, capsys):
+    run("info", copy, monkeypatch=monkeypatch)
+    assert "it is not the published model" in capsys.readouterr().out
     trained = tmp_path / "trained"
     trained.mkdir()
     said = {"trains": "cogvideo2022", "source": "tiny2022", "channel": "interpolation"}
     (trained / "run.json").write_text(json.dumps(said))
-    assert "the interpolation channel of CogVideo (2022), from tiny2022" in run("inspect", trained)
+    run("inspect", trained, monkeypatch=monkeypatch)
+    assert "the interpolation channel of CogVideo (2022), from tiny2022" in capsys.readouterr().out

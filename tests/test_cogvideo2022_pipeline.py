@@ -25,6 +25,7 @@ from cogvx_jax.convert.torch_writer import write_torch
 from cogvx_jax.given import Given
 from cogvx_jax.models.cogvideo2022.abstract import network_of
 from cogvx_jax.models.cogvideo2022.cached import cache_of, step
+from cogvx_jax.models.cogvideo2022.configs import MAX_TEXT
 from cogvx_jax.models.cogvideo2022.image_tokenizer import ImageTokenizer
 from cogvx_jax.models.cogvideo2022.transformer import Frames, Text
 from cogvx_jax.pipelines.cogvideo2022 import generate
@@ -39,7 +40,6 @@ from cogvx_jax.pipelines.cogvideo2022.load import (
 )
 from cogvx_jax.pipelines.cogvideo2022.system import System
 from cogvx_jax.pipelines.cogvideo2022.text import (
-    MAX_TEXT,
     TextTokenizer,
     batch_of,
     check_prompts,

@@ -69,8 +69,9 @@ def enhancer(model: str, given: Given, endpoint: Endpoint) -> Enhancer:
     endpoint = endpoint.filled()
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
     from cogvx_jax.convert.cogvideo2022_sizes import CHINESE as CHINESE_NAME
+    from cogvx_jax.models.cogvideo2022.configs import MAX_TEXT
     from cogvx_jax.pipelines.cogvideo2022.load import read_small
-    from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT, longest_text
+    from cogvx_jax.pipelines.cogvideo2022.text import longest_text
 
     check_nothing_given(model, given)
     parts = open_parts(model)
@@ -94,7 +95,7 @@ def fingerprints(model: str) -> dict[str, str]:
 
 
 def licence_of(model: str, parts: "Parts") -> str:
-    """Of a model as `--model` names it. One of other sizes was trained by somebody else than its makers."""
+    """Of a model as `--model` names it. Its makers' has their tokenizers, language and settings."""
     if model in SHIPPED_2022:
         return "Apache-2.0"
     return LICENCE if parts.beside == type(parts.beside)() else "its trainer's: it is not the published model"

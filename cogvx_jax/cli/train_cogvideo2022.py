@@ -19,6 +19,7 @@ def train_cogvideo2022(options: Any) -> None:
     """Trains a temporal channel of such a model, its base as it is; --train full and --parts train other parameters."""
     from cogvx_jax.convert.cogvideo2022_folder import open_parts
     from cogvx_jax.pipelines.cogvideo2022.text import TextTokenizer
+    from cogvx_jax.pipelines.cogvideo2022.weights import check_axes
     from cogvx_jax.sharding import parse_mesh
     from cogvx_jax.storage import check_folder_writable
     from cogvx_jax.train.checkpoint import newest_update
@@ -31,6 +32,7 @@ def train_cogvideo2022(options: Any) -> None:
     check_options(options)
     folder, config = storage_path(options.out), config_of(options)
     devices = None if options.mesh is None else parse_mesh(options.mesh)
+    check_axes(devices)  # before clips are encoded
     check_batch(devices, options.stage.batch_size, options.stage.accumulate)
     parts = open_parts(options.model)
     tokenizer = TextTokenizer.read(

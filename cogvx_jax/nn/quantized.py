@@ -27,7 +27,10 @@ class Kernel(NamedTuple):
 
 
 def quantize_tokens(x: jax.Array) -> Tokens:
-    """Activations (..., in) as int8. A token of zeros has the scale 0; what NaN becomes is for products to show."""
+    """Activations (..., in) as int8. A token of zeros has the scale 0, one of NaNs a scale that is not finite.
+
+    On CPUs XLA's maximum may drop a single NaN of a wide token; norms, which come before most products, spread it.
+    """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
     inverse = jnp.where(largest > 0, 127 / largest, 0)

@@ -18,6 +18,7 @@ from cogvx_jax import sharding
 from cogvx_jax.models.cogvideo2022.abstract import abstract_network, network_of
 from cogvx_jax.models.cogvideo2022.configs import (
     IMAGE_TOKENIZER,
+    MAX_TEXT,
     CogVideo2022Config,
     ImageTokenizerConfig,
     SuperResolutionConfig,
@@ -26,7 +27,6 @@ from cogvx_jax.models.cogvideo2022.transformer import Cache, CogVideo2022, Frame
 from cogvx_jax.pipelines.cogvideo2022.clusters import Clusters, Draw
 from cogvx_jax.pipelines.cogvideo2022.programs import enlarged, first_pass, frame
 from cogvx_jax.pipelines.cogvideo2022.system import INTERPOLATION, SEQUENTIAL, SUPER_RESOLUTION
-from cogvx_jax.pipelines.cogvideo2022.text import MAX_TEXT
 from cogvx_jax.pipelines.cogvideo2022.weights import abstract_stages
 from cogvx_jax.pipelines.program_bytes import moved_bytes
 from cogvx_jax.pipelines.program_cost import compile_fitting, read_cost

@@ -10,7 +10,7 @@ from typing import Literal
 Stage = Literal["sequential", "interpolation", "super_resolution"]
 PAD, START_OF_IMAGE, LINE_BREAK = "<pad>", "<start_of_image>", "<n>"
 TEXT_OFFSET = 20_000  # ids below are codes of pictures
-TEXT_TOKENS = 74  # of a prompt with what is put around it, as many as the reference's caches hold
+MAX_TEXT = 74  # of a prompt with what is put around it, as many as the reference's caches hold
 ADDED = (START_OF_IMAGE, "<start_of_english>", "<start_of_chinese>")  # after the pieces of the tokenizer, in this order
 
 
@@ -43,7 +43,7 @@ class CogVideo2022Config:
         _at_least(
             "base_positions", self.base_positions, last, f"for {frame} after first_position {self.first_position}"
         )
-        _at_least("base_positions", self.base_positions, TEXT_TOKENS, "for the text of a prompt")
+        _at_least("base_positions", self.base_positions, MAX_TEXT, "for the text of a prompt")
         _at_least("base_positions", self.base_positions, self.text_length, f"for text_length {self.text_length}")
         _at_least("start_of_image", self.start_of_image, self.codes, f"after {self.codes} codes")
         _at_least("vocab", self.vocab, self.start_of_image + 1, f"to hold start_of_image {self.start_of_image}")
@@ -111,7 +111,7 @@ class SuperResolutionConfig(CogVideo2022Config):
     def _check_channel(self, frame: str) -> None:
         large = f"for a frame of {self.large_grid} by {self.large_grid}"
         _at_least("extra_positions", self.extra_positions, self.large_grid**2, large)
-        _at_least("text_length", self.text_length, TEXT_TOKENS, "for the text of a prompt")
+        _at_least("text_length", self.text_length, MAX_TEXT, "for the text of a prompt")
 
     @property
     def large_grid(self) -> int:

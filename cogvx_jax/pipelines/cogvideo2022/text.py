@@ -13,20 +13,12 @@ import numpy as np
 from cogvx_jax import git_lfs
 from cogvx_jax.convert.cogvideo2022_sizes import CHINESE
 from cogvx_jax.json_files import POINTER, quoted
-from cogvx_jax.models.cogvideo2022.configs import (
-    ADDED,
-    LINE_BREAK,
-    PAD,
-    START_OF_IMAGE,
-    TEXT_OFFSET,
-    TEXT_TOKENS,
-)
+from cogvx_jax.models.cogvideo2022.configs import ADDED, LINE_BREAK, MAX_TEXT, PAD, START_OF_IMAGE, TEXT_OFFSET
 from cogvx_jax.models.cogvideo2022.transformer import Text
 from cogvx_jax.pipelines.tokenizer import check_sentencepiece
 from cogvx_jax.storage import open_files, parent_and_name
 
 MAX_BYTES = 64 * 2**20  # of the model's file
-MAX_TEXT = TEXT_TOKENS
 HAN = (CHINESE, "Japanese", "Korean")  # languages that are written with Chinese letters, too
 FIRST_SUFFIX, GUIDE = " 高清摄影", "视频"  # "high-definition photograph"; "video"
 
