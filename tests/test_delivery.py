@@ -185,9 +185,10 @@ def test_what_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("size, at_once", [((64, 2304), 12), ((64, 64), 0)])
-def test_frames_of_a_large_av1_do_not_wait_for_later_ones(size, at_once):
-    """SVT-AV1 would hold 2.3 GB of them at 2160x3840."""
-    preset, fps, written = PRESETS["av1"], fractions.Fraction(60), 0
+@pytest.mark.parametrize("codec", ["hevc", "av1"])
+def test_large_frames_do_not_wait_for_later_ones(codec, size, at_once):
+    """x265 and SVT-AV1 would hold more than 2 GB of them at 2160x3840."""
+    preset, fps, written = PRESETS[codec], fractions.Fraction(60), 0
     with av.open(io.BytesIO(), "w", format="matroska") as container:
         stream = encoder_stream(container, preset, fps, size)
         for number in range(12):

@@ -25,7 +25,7 @@ from cogvx_jax.temporaries import hidden_folder, written_place
 BT709 = 1  # of matrix, primaries and transfer in ITU-T H.273; of the range, limited
 SOUND_BITS = {"aac": 192_000, "libopus": 160_000}  # a second; the others lose nothing
 SOUND_FORMATS = {"aac": "fltp", "libopus": "flt", "pcm_s24le": "s32", "flac": "s16"}
-LARGE = 2048  # pixels of a side: SVT-AV1 holds frames of 2.3 GB at 2160x3840, and 0.8 where none waits for later ones
+LARGE = 2048  # pixels of a side: at 2160x3840 x265 and SVT-AV1 hold frames of more than 2 GB that wait for later ones
 NARROW = 64  # pixels of a side: of pictures 34 to 46 wide, x265's cutree writes where it must not
 
 
@@ -310,8 +310,11 @@ def encoder_stream(container: Any, preset: Preset, fps: fractions.Fraction, size
     options = dict(preset.options) | ({} if preset.crf is None else {"crf": str(preset.crf)})
     if preset.encoder == "libx265" and min(size) < NARROW:
         options["x265-params"] += ":no-cutree=1"
-    if preset.encoder == "libsvtav1" and max(size) > LARGE:
-        options["svtav1-params"] = "lp=1:pred-struct=1"  # one thread's buffers; each frame from earlier ones alone
+    if max(size) > LARGE:  # few buffers: one frame at a time, each from earlier ones alone
+        if preset.encoder == "libx265":
+            options["x265-params"] += ":frame-threads=1:rc-lookahead=0:bframes=0:ref=1:no-cutree=1"
+        if preset.encoder == "libsvtav1":
+            options["svtav1-params"] = "lp=1:pred-struct=1"
     stream: Any = container.add_stream(preset.encoder, rate=fps, options=options)
     context = stream.codec_context
     context.height, context.width, context.pix_fmt = *size, preset.pixels
