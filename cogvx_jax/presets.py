@@ -52,7 +52,7 @@ PRESETS = {
     ),
 }
 
-SHIPPED = ("tiny",)  # folders of these names lie in `assets`; they are Apache-2.0
+SHIPPED = ("tiny", "tiny-inp")  # folders of these names lie in `assets`; they are Apache-2.0
 SHIPPED_2022 = ("tiny2022",)  # the same of CogVideo (2022), whose parts are others
 PUBLISHED_2022 = "cogvideo2022"  # CogVideo (2022) where no files are needed, as for `cogvx plan`
 HUB = {preset: f"zai-org/{spec.name}" for preset, spec in PRESETS.items()}

@@ -1,4 +1,6 @@
-"""Draws the pictures of docs/tasks.md: clips of `tiny` longer than it was trained on, a row of frames each.
+"""Draws the pictures of docs/tasks.md: longer clips of `tiny` than it was trained on, and one of `tiny-inp`.
+
+A clip is a row of frames.
 
 python -m cogvx_jax.scripts.draw_tasks --folder docs
 """
@@ -13,6 +15,7 @@ import tyro
 import cogvx_jax as cx
 from cogvx_jax.cli.loop import loop_windows
 from cogvx_jax.tiny.judge import judge
+from cogvx_jax.tiny.shapes import Scene, draw
 
 GAP = 3  # white pixels around frames
 SHOWN = 9  # frames of a row
@@ -25,9 +28,9 @@ def main(folder: Path = Path("docs"), only: str | None = None, seed: int = 0) ->
     Args:
       only: the name of one task.
     """
-    for name, draw in TASKS.items():
+    for name, task in TASKS.items():
         if only in (None, name):
-            clip, file = draw(seed), folder / f"task_{name}.png"
+            clip, file = task(seed), folder / f"task_{name}.png"
             PIL.Image.fromarray(row(clip)).quantize(128).save(file, optimize=True)
             print(f"{file}: {judge(clip)}", flush=True)
 
@@ -60,10 +63,20 @@ def loop(seed: int) -> Clip:
     return np.concatenate([clip, clip])
 
 
+def given(seed: int) -> Clip:
+    """A first and a last frame that were drawn, and between them the clip that was made of them."""
+    scene = Scene("yellow", "triangle", "moves right", "blue")
+    drawn = draw(scene, np.random.default_rng(seed))
+    ends = {"image": drawn[0], "last_image": drawn[-1]}
+    clip = cx.generate(cx.load("tiny-inp"), str(scene), seed=seed, progress=False, **ends).frames[0]
+    return np.concatenate([drawn[:1], clip, drawn[-1:]])
+
+
 TASKS: Mapping[str, Callable[[int], Clip]] = {
     "windows": windows,
     "extend": extend,
     "loop": loop,
+    "given": given,
 }
 
 

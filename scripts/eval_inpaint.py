@@ -1,6 +1,6 @@
 """Scores an inpainting model of `tiny`'s world: held-out scenes, of which first and last frames or a part are given.
 
-    python -m cogvx_jax.scripts.eval_inpaint --model runs/tiny-inp/model
+    python -m cogvx_jax.scripts.eval_inpaint --model tiny-inp
 
 Printed are the PSNR of the frames that were given, or of what the mask keeps, and which part of the clips the judge
 finds right, for each property of the same held-out prompts. `tiny`, which sees the prompt alone, stands beside it.
@@ -43,7 +43,7 @@ def main(model: str, prompts: int = 40, seed: int = 0, sheets: Path | None = Non
     """Prints a table of ways.
 
     Args:
-      model: as `python -m cogvx_jax.scripts.inpaint_tiny` makes it.
+      model: "tiny-inp", or another that `python -m cogvx_jax.scripts.inpaint_tiny` made.
       prompts: how many held-out combinations, drawn without repetition.
       sheets: a folder for pictures of the first clips of each way, a row each.
       out: write the figures as JSON here.

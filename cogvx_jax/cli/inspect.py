@@ -23,7 +23,7 @@ def inspect(
 
     Args:
       file: a file or folder of weights, of a model, a part of one or a LoRA; or what a verb of this program wrote, such
-        as a run. "tiny" and "tiny2022" are the models that ship with this program, "tiny-fast" a LoRA.
+        as a run. "tiny", "tiny-inp" and "tiny2022" are models that ship with this program, "tiny-fast" a LoRA.
       as_json: print JSON.
     """
     if not file:

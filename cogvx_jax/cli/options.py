@@ -84,8 +84,9 @@ class RunFlags:
 
     Args:
       out: an .mp4, .webm, .gif or .webp file, or a name without a suffix, for a folder of PNGs.
-      model: "tiny", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub id, or other
-        makers' files, which docs/files.md lists. These names come before a folder of the same name, which is ./tiny.
+      model: "tiny" or "tiny-inp", one of 2b, 5b, 5b-i2v, 1.5-5b, 1.5-5b-i2v, a folder in the published layout, a hub
+        id, or other makers' files, which docs/files.md lists. These names come before a folder of the same name, which
+        is ./tiny.
       lora: a LoRA to use, a file of any maker, a folder or a run of `cogvx train`, and its weight if not 1; several
         add up. `cogvx lora info` tells what a file is. One of `cogvx distill` brings its steps, sampler and guidance
         scale, where none are given; "tiny-fast" is such a one for tiny.

@@ -41,7 +41,7 @@ KINDS: Mapping[Kind, Takes] = {
     "control": Takes("makes videos from a control video", ("control",), ("control",), needs=("control",)),
 }
 USE = {  # option -> the models that take it
-    **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as CogVideoX-Fun's InP"),
+    **dict.fromkeys(PICTURES, "one of the I2V models, or an inpainting one such as tiny-inp or CogVideoX-Fun's InP"),
     **dict.fromkeys(("video", "mask"), "a text-to-video model, or an inpainting one such as CogVideoX-Fun's InP"),
     "edit": "a text-to-video model",
     "extend": "a text-to-video, image-to-video or inpainting model",

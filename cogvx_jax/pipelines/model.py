@@ -137,7 +137,7 @@ def load(
     """Loads a model.
 
     Args:
-      source: "tiny", which ships with the package; a folder in the published (diffusers) layout, or of
+      source: "tiny" or "tiny-inp", which ship with the package; a folder in the published (diffusers) layout, or of
         `cogvx convert`; the URL of such a folder, such as gs://bucket/model, of which fsspec reads the needed
         byte ranges; a hub id such as "zai-org/CogVideoX-2b"; a preset's name such as "2b"; or files of other
         makers, which docs/files.md lists: what was inferred of them is printed on stderr. A name of a published

@@ -24,6 +24,7 @@ from cogvx_jax.pipelines.latents import decode_frames, encode_moments
 from cogvx_jax.pipelines.model import Model, check_model
 from cogvx_jax.pipelines.on_step import Step
 from cogvx_jax.pipelines.seldom import Seldom
+from cogvx_jax.presets import SHIPPED
 from cogvx_jax.sharding import of_all, params_digest
 from cogvx_jax.storage import read_file, write_whole
 from cogvx_jax.tiny import shapes
@@ -143,11 +144,11 @@ def latent_colours(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def fitting_clips(model: str) -> np.ndarray:
     """Clips that the map of a model is fitted to, (N, 17, 64, 64, 3) uint8: drawn shapes, and clouds of colour beside.
 
-    `tiny` knows shapes alone.
+    The models of the package know shapes alone.
     """
     rng = np.random.default_rng(SEED)
     clips = [shapes.draw(scene, rng) for scene in _scenes(rng)]
-    return np.stack(clips + ([] if model == "tiny" else list(_clouds(rng, len(clips)))))
+    return np.stack(clips + ([] if model in SHIPPED else list(_clouds(rng, len(clips)))))
 
 
 def _scenes(rng: np.random.Generator) -> list[shapes.Scene]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cogvx_jax.configs import ModelSpec
+from cogvx_jax.presets import SHIPPED
 
 
 class Movement(NamedTuple):
@@ -76,7 +77,7 @@ cinematic.*
 - 图生视频只需写明什么在动，其余由图片给出。""",
 }
 
-DRAWN = (  # of `tiny`, which knows such sentences alone
+DRAWN = (  # of the models of the package, which know such sentences alone
     "a red circle moves right on a white background",
     "a blue star grows on a yellow background",
     "a green square moves up on a black background",
@@ -100,4 +101,4 @@ FILMED = (
 
 def examples(spec: ModelSpec) -> tuple[str, ...]:
     """Prompts that a model knows what to do with."""
-    return DRAWN if spec.name == "tiny" else FILMED
+    return DRAWN if spec.name in SHIPPED else FILMED
