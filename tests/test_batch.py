@@ -109,7 +109,7 @@ def test_an_error_on_the_way_is_of_one_line(batch, tmp_path, monkeypatch):
 
 
 def test_what_is_of_all_lines_ends_the_command(batch, tmp_path):
-    assert "known are tiny, 2b" in batch("x", more=["--model", "nothing"], code=2)
+    assert "known are tiny, tiny-inp, 2b" in batch("x", more=["--model", "nothing"], code=2)
     assert "jobs.jsonl holds no prompt" in batch("", code=2)
     (tmp_path / "file").write_text("")
     assert "file is a file; give a folder for the videos" in batch("x", more=["--out", "file"], code=2)

@@ -74,7 +74,7 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path, monkeypatch, cap
     assert "nearest: 96 or 112" in err("x", "--out", out, "--size", "100x64")
     assert "HEIGHTxWIDTH" in err("x", "--out", out, "--size", "64")
     assert "nearest: 9 or 17" in err("x", "--out", out, "--frames", 16)
-    assert "known are tiny, 2b" in err("x", "--out", out, "--model", "nothing")
+    assert "known are tiny, tiny-inp, 2b" in err("x", "--out", out, "--model", "nothing")
     assert "takes no image" in err("x", "--out", out, "--image", _picture(tmp_path))
     assert "either a prompt or --prompts-file" in err("--out", out)
     assert "gif" in err("x", "--out", tmp_path / "out.txt")

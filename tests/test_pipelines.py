@@ -242,7 +242,7 @@ def test_what_is_omitted_is_the_models_own():
 
 
 def test_unknown_models_are_named():
-    with pytest.raises(ValueError, match="unknown model '3b'; known are tiny, 2b, 5b, 5b-i2v, 1.5-5b"):
+    with pytest.raises(ValueError, match="unknown model '3b'; known are tiny, tiny-inp, 2b, 5b, 5b-i2v, 1.5-5b"):
         cx.load("3b")
     with pytest.raises(FileNotFoundError, match="no folder ./nowhere"):
         cx.load("./nowhere")
