@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import os
+import re
 import shutil
 import sys
 import weakref
@@ -19,6 +20,7 @@ from safetensors.numpy import save_file
 import cogvx_jax as cx
 from cogvx_jax import cache
 from cogvx_jax.cli import main as cli
+from cogvx_jax.configs import Compute
 from cogvx_jax.convert import ConversionError
 from cogvx_jax.convert.sources import PublishedFolder, open_source
 from cogvx_jax.models.lora import Difference, LoRA
@@ -29,7 +31,7 @@ from cogvx_jax.nn.stacked import HOST, in_pieces, rows_after_rows, waits_on_host
 from cogvx_jax.pipelines import memory, memory_modes, turns, weights
 from cogvx_jax.pipelines import model as models
 from cogvx_jax.pipelines.generate import encode_texts
-from cogvx_jax.pipelines.memory_modes import MODES, RESIDENT, TURNS, find_mode, modes_of
+from cogvx_jax.pipelines.memory_modes import MODES, RESIDENT, TURNS, check_slices, find_mode, modes_of
 from cogvx_jax.pipelines.request import check_request
 from cogvx_jax.pipelines.text_cache import encoder_digest
 from cogvx_jax.sharding import activate
@@ -372,6 +374,19 @@ def test_unknown_modes_and_devices_that_cannot(small, monkeypatch):
     device = SimpleNamespace(device_kind="a chip", addressable_memories=lambda: [SimpleNamespace(kind="device")])
     with pytest.raises(ValueError, match="a chip has no pinned_host memory, only device; use --memory chunks"):
         weights.check_streams(device)
+
+
+def test_stacks_of_integers_do_not_wait_beside_a_tpu():
+    """Its compiler brings the whole stack for each layer: libtpu 0.0.42.1."""
+    compute = Compute(quantize="int8")
+    for mode in map(find_mode, ("offload", "offload+tiles")):
+        with pytest.raises(
+            ValueError, match=f"{re.escape(mode.name)} is not for int8 on TPUs, .*; use --memory chunks"
+        ):
+            check_slices(mode, compute, "tpu")
+        check_slices(mode, compute, "cpu")
+        check_slices(mode, Compute(), "tpu")
+    check_slices(find_mode("chunks"), compute, "tpu")
 
 
 @pytest.mark.full

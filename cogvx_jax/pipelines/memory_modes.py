@@ -100,6 +100,15 @@ def find_mode(name: str | MemoryMode) -> MemoryMode:
     return BY_NAME[name]
 
 
+def check_slices(mode: MemoryMode, compute: Compute, platform: str) -> None:
+    """Raises: ValueError where a device cannot fetch a layer alone of such kernels from its host's memory."""
+    if platform == "tpu" and compute.quantize is not None and mode.compute.get("streamed"):
+        raise ValueError(
+            f"memory mode {mode.name} is not for {compute.quantize} on TPUs, which would bring all layers of a kernel "
+            "for each one; use --memory chunks, or leave out --quantize"
+        )
+
+
 def strips_note(strips: int) -> str:
     """That the VAE decodes in so many strips and what that costs, for people."""
     return f"It decodes in {strips} strips of rows, which takes longer and gives the same video."

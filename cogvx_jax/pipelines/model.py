@@ -36,7 +36,7 @@ from cogvx_jax.models.transformer import Transformer
 from cogvx_jax.models.vae import VAE
 from cogvx_jax.nn.attention import logit_bound
 from cogvx_jax.pipelines.device_memory import free_bytes
-from cogvx_jax.pipelines.memory_modes import RESIDENT, TURNS, MemoryMode, find_mode
+from cogvx_jax.pipelines.memory_modes import RESIDENT, TURNS, MemoryMode, check_slices, find_mode
 from cogvx_jax.pipelines.origin import Origin, used_loras
 from cogvx_jax.pipelines.stored_programs import StoredPrograms, read_programs
 from cogvx_jax.pipelines.tokenizer import read_tokenizer
@@ -182,6 +182,7 @@ def load(
     mode = asked or _by_weights(spec, compute, components, mesh)
     compute = mode.of(compute)
     if compute.streamed:
+        check_slices(mode, compute, jax.default_backend() if mesh is None else mesh.local_devices[0].platform)
         check_streams(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
     made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
     if programs is not None or mode.turns and "transformer" in made:  # before the weights are there

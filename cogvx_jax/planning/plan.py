@@ -27,7 +27,15 @@ from cogvx_jax.data.regions import MAX_REGIONS
 from cogvx_jax.pipelines.controlnets import open_controlnet
 from cogvx_jax.pipelines.duration import fusers_share, nets_share, sampling_flops
 from cogvx_jax.pipelines.inputs import Task, check_edits
-from cogvx_jax.pipelines.memory_modes import AUTO, MODES, RESIDENT, MemoryMode, find_mode, strips_note
+from cogvx_jax.pipelines.memory_modes import (
+    AUTO,
+    MODES,
+    RESIDENT,
+    MemoryMode,
+    check_slices,
+    find_mode,
+    strips_note,
+)
 from cogvx_jax.pipelines.model import choose_compute, load_quantization, load_spec
 from cogvx_jax.pipelines.options import Sampling, check_alone
 from cogvx_jax.pipelines.regions import OTHERS as WITHOUT_REGIONS
@@ -112,12 +120,13 @@ def plan(
         check_edits(spec)
     made_of = check_sampling(spec, Sampling.of(sampling, options), task)
     beside = _beside(spec, made_of, controlnet, tora, regions)
-    modes = _modes(memory, made_of)
     check_videos(videos)
     target = find_target(topology, mesh, device_gb)
+    compute = dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, quantize))
+    modes = _modes(memory, made_of, compute, target.platform)
     wanted = Question(
         spec=spec,
-        compute=dataclasses.replace(_compute(spec, dtype, target), quantize=load_quantization(source, quantize)),
+        compute=compute,
         target=target,
         shape=(videos, *made_of.shape),
         padding=made_of.padding,
@@ -215,15 +224,19 @@ def _compute(spec: ModelSpec, dtype: str | None, target: Target) -> Compute:
     return dataclasses.replace(choose_compute(spec, dtype, platform=target.platform), logit_bound=LIKELY_BOUND)
 
 
-def _modes(memory: str | MemoryMode | None, settings: Settings) -> tuple[MemoryMode, ...]:
+def _modes(
+    memory: str | MemoryMode | None, settings: Settings, compute: Compute, platform: str
+) -> tuple[MemoryMode, ...]:
     """The mode that is named, or all that can make such a video. Raises: ValueError where the named one cannot."""
     if memory not in (None, AUTO):
         check_in_mode(find_mode(memory), settings)
+        check_slices(find_mode(memory), compute, platform)
         return (find_mode(memory),)
     found = []
     for mode in MODES:
         with contextlib.suppress(ValueError):
             check_in_mode(mode, settings)
+            check_slices(mode, compute, platform)
             found.append(mode)
     return tuple(found)
 
