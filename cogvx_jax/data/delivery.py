@@ -26,6 +26,11 @@ BT709 = 1  # of matrix, primaries and transfer in ITU-T H.273; of the range, lim
 SOUND_BITS = {"aac": 192_000, "libopus": 160_000}  # a second; the others lose nothing
 SOUND_FORMATS = {"aac": "fltp", "libopus": "flt", "pcm_s24le": "s32", "flac": "s16"}
 LARGE = 2048  # pixels of a side: at 2160x3840 frames that wait for later ones take 0.4 (x264) to 2.3 GB (SVT-AV1)
+AT_ONCE = {  # encoder -> an option and what more it says of large pictures: each is made of the one before alone
+    "libx264": ("x264-params", "rc-lookahead=0:bframes=0:ref=1"),
+    "libx265": ("x265-params", "frame-threads=1:rc-lookahead=0:bframes=0:ref=1:no-cutree=1"),
+    "libsvtav1": ("svtav1-params", "lp=1:pred-struct=1"),
+}
 NARROW = 64  # pixels of a side: of pictures 34 to 46 wide, x265's cutree writes where it must not
 
 
@@ -310,13 +315,9 @@ def encoder_stream(container: Any, preset: Preset, fps: fractions.Fraction, size
     options = dict(preset.options) | ({} if preset.crf is None else {"crf": str(preset.crf)})
     if preset.encoder == "libx265" and min(size) < NARROW:
         options["x265-params"] += ":no-cutree=1"
-    if max(size) > LARGE:  # few buffers: each frame from the one before alone
-        if preset.encoder == "libx264":
-            options["x264-params"] += ":rc-lookahead=0:bframes=0:ref=1"
-        if preset.encoder == "libx265":
-            options["x265-params"] += ":frame-threads=1:rc-lookahead=0:bframes=0:ref=1:no-cutree=1"
-        if preset.encoder == "libsvtav1":
-            options["svtav1-params"] = "lp=1:pred-struct=1"
+    if max(size) > LARGE and preset.encoder in AT_ONCE:
+        name, more = AT_ONCE[preset.encoder]
+        options[name] = ":".join(filter(None, (options.get(name), more)))
     stream: Any = container.add_stream(preset.encoder, rate=fps, options=options)
     context = stream.codec_context
     context.height, context.width, context.pix_fmt = *size, preset.pixels

@@ -182,8 +182,9 @@ def load(
     mode = asked or _by_weights(spec, compute, components, mesh)
     compute = mode.of(compute)
     if compute.streamed:
-        check_slices(mode, compute, jax.default_backend() if mesh is None else mesh.local_devices[0].platform)
-        check_streams(jax.local_devices()[0] if mesh is None else mesh.local_devices[0])
+        device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+        check_slices(mode, compute, device.platform)
+        check_streams(device)
     made = _components(files, spec, compute, components, mesh, None if quantize is None else how, lora)
     if programs is not None or mode.turns and "transformer" in made:  # before the weights are there
         added = made["transformer"].added if "transformer" in made else ()
